@@ -1,0 +1,104 @@
+"""The condensed set: uint8 images [classes, ipc, 3, S, S] in lossless shards, one a job, and a manifest."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from .files import read_json, read_tensors, write_json, write_tensors
+
+FORMAT = 1
+
+
+@dataclass(frozen=True)
+class CondensedSet:
+    """Images in class order, and within a class in slot order: the first n slots are the IPC-n set."""
+
+    images: Tensor
+    """uint8 [classes, ipc, 3, S, S] on the host."""
+    classes: tuple[str, ...]
+
+    @property
+    def ipc(self) -> int:
+        return self.images.shape[1]
+
+    def flat(self) -> tuple[Tensor, Tensor]:
+        """Images uint8 [classes * ipc, 3, S, S] and labels int64, class by class."""
+        num_classes, ipc = self.images.shape[:2]
+        return self.images.flatten(0, 1), torch.arange(num_classes).repeat_interleave(ipc)
+
+
+def shard_path(folder: Path, job: int) -> Path:
+    return folder / f"shard-{job:05d}.safetensors"
+
+
+def open_folder(folder: Path, manifest: Mapping[str, Any]) -> dict[str, Any]:
+    """Starts or continues a condensed set. Returns the manifest on disk.
+
+    Raises ValueError if the folder holds images that were made from something else, and names what differs.
+    """
+    path = folder / "manifest.json"
+    if not path.exists():
+        write_json(path, {"format": FORMAT, **manifest})
+        return dict(manifest)
+    stored = read_json(path)
+    wanted = json.loads(json.dumps(manifest))
+    if difference := first_difference({key: stored.get(key) for key in wanted}, wanted):
+        raise ValueError(
+            f"{folder} holds images of another recipe ({difference}); choose another --out, or delete that folder"
+        )
+    return dict(stored)
+
+
+def first_difference(old: Any, new: Any, where: str = "") -> str:
+    """The first place where two JSON trees differ, in words; empty if they are equal."""
+    if isinstance(old, Mapping) and isinstance(new, Mapping):
+        for key in [*new, *(key for key in old if key not in new)]:
+            found = first_difference(old.get(key), new.get(key), f"{where}.{key}" if where else str(key))
+            if found:
+                return found
+        return ""
+    return "" if old == new else f"{where} was {_short(old)}, now {_short(new)}"
+
+
+def _short(value: Any) -> str:
+    text = json.dumps(value)
+    return text if len(text) <= 60 else text[:57] + "..."
+
+
+def write_shard(
+    folder: Path, job: int, images: Tensor, classes: Tensor, slot: int, losses: Tensor, metadata: Mapping[str, str]
+) -> None:
+    """One finished job: images uint8 [n, 3, S, S] of `classes` int64 [n], all of one slot; losses float32 [T, 3]."""
+    tensors = {"images": images, "classes": classes, "slot": torch.tensor(slot), "losses": losses}
+    write_tensors(shard_path(folder, job), tensors, metadata)
+
+
+def read_set(folder: Path, num_jobs_per_slot: int, ipc: int, classes: tuple[str, ...]) -> CondensedSet:
+    """The first `ipc` slots. Raises ValueError if a job of them is missing or damaged."""
+    images: Tensor | None = None
+    filled = torch.zeros(len(classes), ipc, dtype=torch.bool)
+    for job in range(num_jobs_per_slot * ipc):
+        path = shard_path(folder, job)
+        if not path.exists():
+            raise ValueError(f"{folder} is not finished: {path.name} is missing; run recover again")
+        shard, _ = read_tensors(path)
+        if images is None:
+            images = torch.empty(len(classes), ipc, *shard["images"].shape[1:], dtype=torch.uint8)
+        images[shard["classes"], int(shard["slot"])] = shard["images"]
+        filled[shard["classes"], int(shard["slot"])] = True
+    if images is None or not bool(filled.all()):
+        raise ValueError(f"{folder} does not hold {ipc} images of each of {len(classes)} classes")
+    return CondensedSet(images, classes)
+
+
+def read_losses(folder: Path, num_jobs: int) -> Tensor:
+    """Loss curves of the finished jobs, float32 [jobs, T, 3]: total, cross-entropy, matching."""
+    paths = [shard_path(folder, job) for job in range(num_jobs)]
+    return torch.stack([read_tensors(path)[0]["losses"] for path in paths if path.exists()])

@@ -1,0 +1,114 @@
+"""A run: a recipe, a folder that holds all it makes, the real data, a device and a log."""
+
+from __future__ import annotations
+
+import contextlib
+import platform
+import time
+from collections.abc import Iterator
+from dataclasses import dataclass, field
+from functools import cached_property
+from importlib.metadata import PackageNotFoundError, version
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from . import datasets
+from .datasets import RealData
+from .files import write_atomic, write_json
+from .log import Log
+from .real import Normalization, squares
+from .recipe import RECOVER_PARTS, SQUEEZE_PARTS, Recipe
+from .rng import Stream
+
+
+@dataclass
+class Stopwatch:
+    """Seconds of a block."""
+
+    seconds: float = 0.0
+
+
+@dataclass
+class Run:
+    """What every stage needs. Nothing is read or written before `open`."""
+
+    recipe: Recipe
+    out: Path
+    data: Path | None = None
+    device: torch.device = field(default_factory=lambda: torch.device("cpu"))
+    log: Log = field(default_factory=Log)
+
+    def open(self) -> None:
+        """Checks the data, then makes the run's folder and writes recipe.toml and environment.json there."""
+        self.recipe.check()
+        needed = [name for name in self.recipe.evaluate.baselines if name.startswith("random")]
+        if needed:
+            self.real.check_counts(self.recipe.ipc, f"baseline {needed[0]} at ipc {self.recipe.ipc}")
+        self.real.check_counts(max(1, self.recipe.squeeze.gate_images), "the teacher gate (squeeze.gate_images)")
+        self.out.mkdir(parents=True, exist_ok=True)
+        write_atomic(self.out / "recipe.toml", self.recipe.to_toml().encode())
+        write_json(self.out / "environment.json", self.versions() | {"device": str(self.device)})
+        self.log.path = self.out / "log.jsonl"
+        self.log.event("start", recipe=self.recipe.name, sha256=self.recipe.sha256(), versions=self.versions())
+
+    def identity(self, stage: str) -> dict[str, Any]:
+        """The settings that decide what `stage` ("squeeze" or "recover") makes."""
+        return self.recipe.parts(*{"squeeze": SQUEEZE_PARTS, "recover": RECOVER_PARTS}[stage])
+
+    @cached_property
+    def real(self) -> RealData:
+        """The real images."""
+        return datasets.load(self.recipe.dataset, self.data)
+
+    @cached_property
+    def normalize(self) -> Normalization:
+        return Normalization.of(self.recipe.dataset, self.device)
+
+    @cached_property
+    def test_squares(self) -> Tensor:
+        """The test split as the evaluation transform sees it: uint8 [N, 3, S, S] on the host."""
+        return squares(self.real.test, self.recipe.dataset)
+
+    @cached_property
+    def test_labels(self) -> Tensor:
+        """int64 [N] on the host."""
+        return torch.from_numpy(self.real.test.labels)
+
+    def real_images(self, count: int, purpose: str, seed: int) -> tuple[Tensor, Tensor]:
+        """`count` random real training images a class, by class: uint8 [classes * count, 3, S, S], int64 labels."""
+        split = self.real.train
+        order = Stream(seed, purpose).permutation(len(split))
+        chosen = [order[split.labels[order] == label][:count] for label in range(len(self.real.classes))]
+        ids = np.concatenate(chosen)
+        return squares(split.take(ids), self.recipe.dataset), torch.from_numpy(split.labels[ids])
+
+    @contextlib.contextmanager
+    def stopwatch(self) -> Iterator[Stopwatch]:
+        """Measures a block, the device's queue included."""
+        watch, start = Stopwatch(), time.monotonic()
+        yield watch
+        if self.device.type == "cuda":
+            torch.cuda.synchronize(self.device)
+        watch.seconds = time.monotonic() - start
+
+    def report_epoch(self, what: str, entry: dict[str, float], epochs: int) -> None:
+        """One line for an evaluated epoch."""
+        self.log.event("epoch", what=what, **entry)
+        text = f"{what}: epoch {entry['epoch']:.0f} of {epochs}, loss {entry['loss']:.4f}, top-1 {entry['top1']:.1f} %"
+        self.log.console.print(text, markup=False)
+
+    @staticmethod
+    def versions() -> dict[str, str]:
+        """What the numbers were made with."""
+        packages = ("fastcondense", "torch", "torchvision", "timm", "numpy", "triton", "ffcv")
+        found = {"python": platform.python_version()}
+        for package in packages:
+            with contextlib.suppress(PackageNotFoundError):
+                found[package] = version(package)
+        if torch.cuda.is_available():
+            found["gpu"] = torch.cuda.get_device_name()
+        return found

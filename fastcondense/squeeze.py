@@ -1,0 +1,163 @@
+"""Squeeze: real data into teachers. Trains them or takes given weights, checks them at the gate, and keeps them."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+
+import torch
+from torch import Tensor, nn
+from torch.nn import functional as F
+
+from . import zoo
+from .condensed import first_difference
+from .files import read_checkpoint, read_tensors, write_tensors
+from .fit import fit
+from .real import training_batches
+from .rng import Stream
+from .run import Run
+from .score import score
+from .teacher import Teacher, check_gate, load_weights, match_classes, state_dict
+
+
+def squeeze(run: Run) -> list[Teacher]:
+    """The recipe's teachers on the run's device, each past the gate; finished ones are read from the run's folder."""
+    weights = run.recipe.squeeze.weights
+    weights = weights * len(run.recipe.squeeze.teachers) if len(weights) == 1 else weights
+    return [
+        _teacher(run, number, architecture, source)
+        for number, (architecture, source) in enumerate(zip(run.recipe.squeeze.teachers, weights, strict=True))
+    ]
+
+
+def teacher_path(run: Run, architecture: str) -> Path:
+    """Where a teacher's weights are kept."""
+    slug = "".join(letter if letter.isalnum() or letter in "-_." else "-" for letter in architecture)
+    return run.out / "teachers" / slug / "weights.safetensors"
+
+
+def teacher_seconds(run: Run) -> float:
+    """Seconds that the finished teachers took."""
+    paths = [teacher_path(run, architecture) for architecture in run.recipe.squeeze.teachers]
+    return sum(float(read_tensors(path)[1]["seconds"]) for path in paths)
+
+
+def teacher_bytes(run: Run) -> int:
+    """Size of the teachers' weights on disk."""
+    return sum(teacher_path(run, architecture).stat().st_size for architecture in run.recipe.squeeze.teachers)
+
+
+def _teacher(run: Run, number: int, architecture: str, weights: str) -> Teacher:
+    path = teacher_path(run, architecture)
+    classes = run.real.classes
+    identity = run.identity("squeeze") | {"architecture": architecture, "classes": list(classes)}
+    if path.exists():
+        state, kept = read_tensors(path)
+        if difference := first_difference(json.loads(kept["identity"]), identity):
+            raise ValueError(
+                f"{path} is a teacher of another recipe ({difference}); choose another --out, or delete that file"
+            )
+        outputs = json.loads(kept["outputs"])
+        net = zoo.build(architecture, int(kept["num_outputs"]))
+        net.load_state_dict(state)
+        return Teacher.of(net, architecture, classes, outputs, run.recipe.dataset).to(run.device)
+
+    with run.stopwatch() as watch:
+        net, outputs = _obtain(run, number, architecture, weights, path.parent / "checkpoint.pt")
+        teacher = Teacher.of(net, architecture, classes, outputs, run.recipe.dataset).to(run.device)
+        if teacher.note is not None:
+            run.log.say(
+                f"teacher {architecture} cannot be traced ({teacher.note}): its {len(teacher.layers)} BatchNorms are "
+                "replaced one by one, without fusing the ReLUs after them"
+            )
+        gate = _gate(run, teacher)
+        top1 = _accuracy(run, teacher)
+    metadata = {
+        "architecture": architecture,
+        "identity": json.dumps(identity),
+        "classes": json.dumps(classes),
+        "outputs": json.dumps(outputs),
+        "num_outputs": str(teacher.num_outputs),
+        "sha256": teacher.sha256,
+        "top1": f"{top1:.4f}",
+        "seconds": f"{watch.seconds:.3f}",
+    }
+    write_tensors(path, net.state_dict(), metadata)
+    (path.parent / "checkpoint.pt").unlink(missing_ok=True)
+    run.log.event("teacher", architecture=architecture, top1=top1, gate=gate, seconds=watch.seconds)
+    return teacher
+
+
+def _obtain(run: Run, number: int, architecture: str, weights: str, checkpoint: Path) -> tuple[nn.Module, list[int]]:
+    """A network with its weights, and its output of each class."""
+    settings, classes = run.recipe.squeeze, run.real.classes
+    names = None
+    if settings.classes_file:
+        names = Path(settings.classes_file).read_text().split("\n")
+        names = [name.strip() for name in names if name.strip()]
+    if weights == "train":
+        with Stream(run.recipe.seed, "squeeze/init").torch_generator(number):
+            net = zoo.build(architecture, len(classes))
+        return _train(run, net, number, architecture, checkpoint), list(range(len(classes)))
+    if (
+        Path(weights).suffix in (".pt", ".pth", ".tar", ".th", ".ckpt", ".bin", ".safetensors")
+        or Path(weights).exists()
+    ):
+        state = state_dict(read_checkpoint(Path(weights)), Path(weights))
+        # A network ends with its classifier: the last entry's first dimension is the number of outputs.
+        num_outputs = len(names) if names else next(reversed(state.values())).shape[0]
+        net = zoo.build(architecture, num_outputs)
+        load_weights(net, state, Path(weights))
+    else:
+        net = zoo.build(architecture, len(classes), weights)
+        num_outputs = next(reversed(net.state_dict().values())).shape[0]
+    return net, match_classes(num_outputs, names, classes, architecture)
+
+
+def _train(run: Run, net: nn.Module, number: int, architecture: str, checkpoint: Path) -> nn.Module:
+    recipe = run.recipe
+    stream = Stream(recipe.seed, f"squeeze/views/{number}")
+    run.log.say(f"squeeze: training {architecture}, {recipe.squeeze.epochs} epochs")
+
+    def batches(epoch: int):
+        settings = recipe.squeeze
+        return training_batches(
+            run.real.train, recipe.dataset, settings, stream, epoch, settings.batch_size, run.device
+        )
+
+    net, _ = fit(
+        zoo.channels_last(net, run.device),
+        recipe.squeeze,
+        batches,
+        F.cross_entropy,
+        lambda net: score(net, run.test_squares, run.test_labels, run.normalize),
+        Stream(recipe.seed, f"squeeze/dropout/{number}"),
+        checkpoint,
+        lambda entry: run.report_epoch(f"teacher {architecture}", entry, recipe.squeeze.epochs),
+    )
+    return net.cpu()
+
+
+def _gate(run: Run, teacher: Teacher) -> float:
+    count = run.recipe.squeeze.gate_images
+    if count == 0:
+        return float("nan")
+    pixels, labels = run.real_images(count, "squeeze/gate", run.recipe.seed)
+    return check_gate(teacher, pixels, labels, run.recipe.dataset, run.device)
+
+
+def _accuracy(run: Run, teacher: Teacher) -> float:
+    """Says and returns the teacher's top-1 on the test split, in per cent."""
+    right, right_of_all, labels = 0, 0, run.test_labels
+    outputs = teacher.outputs.cpu()
+    for pixels, wanted in zip(run.test_squares.split(128), labels.split(128), strict=True):
+        with torch.no_grad():
+            logits: Tensor = teacher(run.normalize(pixels.to(run.device)))[0].cpu()
+        right += int((logits[:, outputs].argmax(1) == wanted.cpu()).sum())
+        right_of_all += int((logits.argmax(1) == outputs[wanted.cpu()]).sum())
+    top1, top1_of_all = 100 * right / len(labels), 100 * right_of_all / len(labels)
+    more = (
+        f"; {top1_of_all:.1f} % among all {teacher.num_outputs} outputs" if teacher.num_outputs > len(outputs) else ""
+    )
+    run.log.say(f"teacher {teacher.name}: {top1:.1f} % top-1 on {len(labels)} test images{more}")
+    return top1

@@ -1,0 +1,208 @@
+"""Teachers: frozen, fused networks that return logits and BatchNorm moments, and the gate that each has to pass."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import torch
+from scipy.optimize import linear_sum_assignment
+from scipy.stats import binom
+from torch import Tensor, nn
+
+from .files import state_sha256
+from .fuse import FrozenBatchNorm, fuse
+from .matching import Moments, Targets
+from .real import Normalization
+from .recipe import Dataset
+from .vision import timm
+
+_CONTAINERS = ("state_dict", "model", "model_state_dict", "net", "teacher")
+_PREFIXES = ("module.", "_orig_mod.", "model.", "net.", "backbone.", "encoder.")
+
+
+@dataclass
+class Teacher:
+    """A frozen network. ``fused(x)`` gives logits of all outputs and fills its BatchNorms' moments."""
+
+    name: str
+    sha256: str
+    fused: nn.Module
+    layers: list[FrozenBatchNorm]
+    outputs: Tensor
+    """int64 [classes]: the network's output of each class of the data set."""
+    num_outputs: int
+    note: str | None
+    """Why the network could not be traced, if so."""
+
+    @staticmethod
+    def of(net: nn.Module, name: str, class_names: Sequence[str], outputs: Sequence[int], dataset: Dataset) -> Teacher:
+        """Freezes and fuses `net`, and tries it on a black image. Raises ValueError if its output does not fit."""
+        net = net.float()
+        sha256 = state_sha256(net.state_dict())
+        fused, layers, note = fuse(net)
+        size = dataset.image_size
+        try:
+            with torch.no_grad():
+                logits = fused(torch.zeros(1, 3, size, size).contiguous(memory_format=torch.channels_last))
+        except RuntimeError as error:
+            raise ValueError(f"teacher {name} cannot take {size} x {size} images: {error}") from None
+        if not isinstance(logits, Tensor) or logits.dim() != 2 or logits.shape[1] <= max(outputs):
+            shape = tuple(logits.shape) if isinstance(logits, Tensor) else type(logits).__name__
+            raise ValueError(f"teacher {name} gives {shape} for one image, but {len(class_names)} classes are needed")
+        layers = [layer for layer in layers if layer.moments is not None]  # those that the forward really uses
+        return Teacher(name, sha256, fused, layers, torch.tensor(outputs), logits.shape[1], note)
+
+    def to(self, device: torch.device) -> Teacher:
+        """Moves it, in place."""
+        self.fused.to(device)
+        self.outputs = self.outputs.to(device)
+        return self
+
+    def __call__(self, x: Tensor) -> tuple[Tensor, Moments]:
+        """x: normalised [N, 3, H, W] channels_last -> logits [N, num_outputs], (mean, var) of every BatchNorm's input."""
+        logits = self.fused(x)
+        moments = [layer.moments for layer in self.layers if layer.moments is not None]
+        for layer in self.layers:
+            layer.moments = None  # the caller alone decides how long the autograd graph lives
+        return logits, moments
+
+    def logits(self, x: Tensor) -> Tensor:
+        """Logits of the data set's classes alone, in its order: [N, classes]; no gradients."""
+        with torch.no_grad():
+            return self(x)[0][:, self.outputs]
+
+    def running_targets(self) -> Targets:
+        """The running statistics of its BatchNorms. Raises ValueError if it has none."""
+        if not self.layers:
+            raise ValueError(f"teacher {self.name} has no 2-d BatchNorm, so there is nothing to match")
+        return Targets.of([(layer.running_mean, layer.running_var) for layer in self.layers])
+
+
+def load_weights(net: nn.Module, state: Mapping[str, Tensor], path: Path) -> None:
+    """Copies a checkpoint's state dict into `net`, strictly: common prefixes are stripped, all names must match.
+
+    Raises ValueError that names the first missing, unexpected or misshapen entry; `path` is for the message.
+    """
+    wanted = net.state_dict()
+    while not state.keys() & wanted.keys():
+        prefix = next((p for p in _PREFIXES if state and all(key.startswith(p) for key in state)), None)
+        if prefix is None:
+            break
+        state = {key.removeprefix(prefix): value for key, value in state.items()}
+    # Old checkpoints lack the counters that BatchNorm keeps beside its statistics.
+    missing = [key for key in wanted if key not in state and not key.endswith("num_batches_tracked")]
+    unexpected = [key for key in state if key not in wanted]
+    misshapen = [key for key in state if key in wanted and state[key].shape != wanted[key].shape]
+    for problem, keys in (("lacks", missing), ("has the unexpected", unexpected)):
+        if keys:
+            raise ValueError(
+                f"checkpoint {path} {problem} {keys[0]!r} ({len(keys)} such entries): another architecture?"
+            )
+    if misshapen:
+        key = misshapen[0]
+        raise ValueError(
+            f"checkpoint {path}: {key!r} has shape {tuple(state[key].shape)}, the network {tuple(wanted[key].shape)}"
+        )
+    net.load_state_dict({**wanted, **state})
+
+
+def state_dict(loaded: Any, path: Path) -> dict[str, Tensor]:
+    """The state dict in what a checkpoint file holds, bare or in a usual container. Raises ValueError if none is."""
+    for _ in range(3):
+        if not isinstance(loaded, Mapping):
+            break
+        if loaded and all(isinstance(value, Tensor) for value in loaded.values()):
+            return dict(loaded)
+        inner = next((loaded[key] for key in _CONTAINERS if isinstance(loaded.get(key), Mapping)), None)
+        if inner is None:
+            break
+        loaded = inner
+    raise ValueError(f"checkpoint {path} holds no state dict (looked under {', '.join(_CONTAINERS)})")
+
+
+def match_classes(num_outputs: int, output_names: Sequence[str] | None, classes: Sequence[str], name: str) -> list[int]:
+    """The network's output of each class. By the outputs' names if they are known, by ImageNet's wnids for 1000 outputs
+    and a data set whose classes are wnids, and one to one if the numbers agree.
+
+    Raises ValueError if the classes do not line up.
+    """
+    if output_names is None and num_outputs == 1000:
+        wnids = timm.data.ImageNetInfo().label_names()
+        if set(classes) <= set(wnids):
+            output_names = wnids
+    if output_names is not None:
+        if len(output_names) != num_outputs:
+            raise ValueError(f"{len(output_names)} class names were given for the {num_outputs} outputs of {name}")
+        index = {output_name: k for k, output_name in enumerate(output_names)}
+        missing = [c for c in classes if c not in index]
+        if missing:
+            raise ValueError(f"class {missing[0]!r} of the data set is not among the outputs of teacher {name}")
+        return [index[c] for c in classes]
+    if num_outputs != len(classes):
+        raise ValueError(
+            f"teacher {name} has {num_outputs} outputs and the data set {len(classes)} classes; "
+            "name the outputs, one a line, in squeeze.classes_file"
+        )
+    return list(range(num_outputs))
+
+
+# --- the gate --------------------------------------------------------------------------------------------------------
+
+_OTHER_INPUTS = {
+    "pixels in [0, 1] without normalisation": ((0.0, 0.0, 0.0), (1.0, 1.0, 1.0)),
+    "pixels in [0, 255]": ((0.0, 0.0, 0.0), (1 / 255, 1 / 255, 1 / 255)),
+    "pixels in [-1, 1]": ((0.5, 0.5, 0.5), (0.5, 0.5, 0.5)),
+    "ImageNet's mean and deviation": ((0.485, 0.456, 0.406), (0.229, 0.224, 0.225)),
+    "CIFAR's mean and deviation": ((0.4914, 0.4822, 0.4465), (0.2023, 0.1994, 0.2010)),
+}
+
+
+def check_gate(teacher: Teacher, pixels: Tensor, labels: Tensor, dataset: Dataset, device: torch.device) -> float:
+    """Accuracy of the teacher on a few real images; raises ValueError if chance explains it (p > 0.001).
+
+    pixels: uint8 [N, 3, S, S]; labels: int64 [N]. The message names the likeliest cause: with another class order or
+    other pixel statistics than the recipe's the same weights would do better.
+    """
+
+    def predictions(mean: Sequence[float], std: Sequence[float], channels: Sequence[int] = (0, 1, 2)) -> Tensor:
+        gain = 1 / (255 * torch.tensor(std, dtype=torch.float64))
+        offset = -torch.tensor(mean, dtype=torch.float64) / torch.tensor(std, dtype=torch.float64)
+        normalize = Normalization(gain.float().to(device), offset.float().to(device))
+        parts = [
+            teacher.logits(normalize(part[:, list(channels)].to(device))).argmax(1).cpu() for part in pixels.split(64)
+        ]
+        return torch.cat(parts)
+
+    def is_chance(hits: int) -> bool:
+        return bool(binom.sf(hits - 1, len(labels), 1 / num_classes) > 1e-3)
+
+    num_classes = len(teacher.outputs)
+    predicted = predictions(dataset.mean, dataset.std)
+    hits = int((predicted == labels).sum())
+    if not is_chance(hits):
+        return hits / len(labels)
+
+    message = f"teacher {teacher.name} is at chance: {hits} of {len(labels)} real images of {num_classes} classes right"
+    confusion = torch.zeros(num_classes, num_classes, dtype=torch.int64)
+    confusion.index_put_((labels, predicted), torch.ones_like(labels), accumulate=True)
+    rows, columns = linear_sum_assignment(-confusion.numpy())
+    relabelled = int(confusion.numpy()[rows, columns].sum())
+    # A random confusion can be relabelled to some accuracy too; half is far above that.
+    if relabelled > len(labels) / 2:
+        share = 100 * relabelled / len(labels)
+        raise ValueError(
+            f"{message}. Likeliest cause: class order. With its outputs renamed it has {share:.0f} %; it was trained "
+            "with classes in another order (name its outputs in squeeze.classes_file)"
+        )
+    others = {name: predictions(*statistics) for name, statistics in _OTHER_INPUTS.items()}
+    others["blue, green, red channels"] = predictions(dataset.mean, dataset.std, (2, 1, 0))
+    best, best_hits = max(((name, int((p == labels).sum())) for name, p in others.items()), key=lambda pair: pair[1])
+    if not is_chance(best_hits):
+        share = 100 * best_hits / len(labels)
+        raise ValueError(
+            f"{message}. Likeliest cause: preprocessing. With {best} it has {share:.0f} % (dataset.mean, dataset.std)"
+        )
+    raise ValueError(f"{message}. No class order and no usual preprocessing mends it: untrained or wrong weights")

@@ -1,0 +1,70 @@
+"""Windowed crop, resize, flip and roll of a batch, as one small matrix product an axis.
+
+Each output row is a weighted mean of source rows, and each output column of source columns, so a crop is
+Wy @ image @ Wx^T, and its exact adjoint (what autograd applies) is the transposed product: deterministic, no scatter.
+"""
+
+from __future__ import annotations
+
+import torch
+from torch import Tensor
+from torch.nn import functional as F
+
+
+def crop(
+    images: Tensor, windows: Tensor, size: int, *, offset: Tensor | None = None, gain: Tensor | None = None
+) -> Tensor:
+    """Bilinear, antialiased crops: (resized window) * gain + offset, mirrored and rolled.
+
+    images: [N, C, H, W], floating or uint8 (values kept). windows: integer [N, 7], or [1, 7] for one window shared by
+    the batch; columns top, left, height, width, flip, roll_y, roll_x. offset, gain: float32 [C], applied after the
+    crop (normalisation). Returns [N, C, size, size] channels_last, float32 (float64 for float64 images). Equals
+    torchvision's resized_crop(antialias=True) on tensors, then horizontal flip, then roll. A window may hang over the
+    image's edge (zeros are seen there) only if it is not resized.
+    Raises ValueError if the shapes do not match or such a window is resized, the latter only on the CPU (no sync).
+    """
+    num_images, _, height, width = images.shape
+    if windows.dim() != 2 or windows.shape[1] != 7 or windows.shape[0] not in (1, num_images):
+        raise ValueError(f"crop needs windows of shape [{num_images}, 7] or [1, 7], got {tuple(windows.shape)}")
+    dtype = torch.float64 if images.dtype == torch.float64 else torch.float32
+    top, left, rows, columns, flip, roll_y, roll_x = windows.to(images.device).unbind(1)
+    if windows.device.type == "cpu":
+        _check_overhang(top, rows, height, size)
+        _check_overhang(left, columns, width, size)
+    along_y = axis_weights(top, rows, height, size, torch.zeros_like(flip), roll_y).to(dtype)
+    along_x = axis_weights(left, columns, width, size, flip, roll_x).to(dtype)
+    x = images.to(dtype)
+    if windows.shape[0] == 1:
+        x = F.linear(F.linear(x, along_x[0]).transpose(2, 3), along_y[0]).transpose(2, 3)
+    else:
+        x = along_y[:, None] @ x @ along_x[:, None].transpose(2, 3)
+    if gain is not None:
+        x = x * gain[:, None, None]
+    if offset is not None:
+        x = x + offset[:, None, None]
+    return x.contiguous(memory_format=torch.channels_last)
+
+
+def axis_weights(start: Tensor, length: Tensor, extent: int, size: int, flip: Tensor, roll: Tensor) -> Tensor:
+    """Interpolation weights of one axis: float64 [N, size, extent] from integer [N] tables.
+
+    Output o reads the triangle of half-width max(length / size, 1) around its centre, cut at the window's ends and
+    normalised: the filter of Pillow and of torchvision with antialias.
+    """
+    # [N, size]: where each output lies before roll and flip
+    output = (torch.arange(size, device=start.device) - roll[:, None]) % size
+    output = torch.where(flip[:, None] != 0, size - 1 - output, output)
+    step = length.double()[:, None] / size
+    center = (output + 0.5) * step
+    position = torch.arange(extent, device=start.device) - start[:, None]  # [N, extent]: source index in the window
+    distance = (position[:, None, :] + 0.5 - center[:, :, None]).abs() / step.clamp(min=1)[:, :, None]
+    inside = (position >= 0) & (position < length[:, None])
+    weights = (1 - distance).clamp_(min=0) * inside[:, None, :]
+    total = weights.sum(2, keepdim=True)
+    return weights / torch.where(total > 0, total, 1)
+
+
+def _check_overhang(start: Tensor, length: Tensor, extent: int, size: int) -> None:
+    over = (start < 0) | (start + length > extent)
+    if bool((over & (length != size)).any()):
+        raise ValueError(f"crop needs windows inside the image (extent {extent}) unless they are {size} long")

@@ -1,0 +1,37 @@
+"""One Adam step on the images that are being recovered, then the clip to the valid colour range."""
+
+from __future__ import annotations
+
+import torch
+from torch import Tensor
+
+
+@torch.no_grad()
+def pixel_adam(
+    images: Tensor,
+    gradient: Tensor,
+    first: Tensor,
+    second: Tensor,
+    learning_rate: Tensor,
+    step: Tensor,
+    *,
+    betas: tuple[float, float],
+    low: Tensor,
+    high: Tensor,
+    eps: float = 1e-8,
+) -> None:
+    """images <- clip(images - lr * m_hat / (sqrt(v_hat) + eps), low, high), in place; first and second are m and v.
+
+    images, gradient, first, second: float32 [N, C, H, W]. learning_rate: float32 scalar tensor; step: float32 scalar
+    tensor, 1 in the first call: neither is read by the host. low, high: float32 [C]. Kingma and Ba (ICLR'15),
+    Algorithm 1, without weight decay.
+    """
+    beta1, beta2 = betas
+    first.lerp_(gradient, 1 - beta1)
+    second.mul_(beta2).addcmul_(gradient, gradient, value=1 - beta2)
+    # Bias corrections in float64: beta^step loses digits in float32 once it is near 1.
+    correction1 = 1 - beta1 ** step.double()
+    correction2 = 1 - beta2 ** step.double()
+    denominator = (second * (1 / correction2).float()).sqrt_().add_(eps)
+    images.sub_(first * (learning_rate / correction1).float() / denominator)
+    torch.clamp(images, low[:, None, None], high[:, None, None], out=images)

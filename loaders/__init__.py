@@ -1,0 +1,1 @@
+"""Readers of real images. Imported as ``fastcondense.loaders``; imports nothing from above."""
