@@ -62,7 +62,7 @@ class Teacher:
         return self
 
     def __call__(self, x: Tensor) -> tuple[Tensor, Moments]:
-        """x: normalised [N, 3, H, W] channels_last -> logits [N, num_outputs], (mean, var) of every BatchNorm's input."""
+        """x: normalised [N, 3, H, W] channels_last -> logits [N, num_outputs], (mean, var) of all BatchNorm inputs."""
         logits = self.fused(x)
         moments = [layer.moments for layer in self.layers if layer.moments is not None]
         for layer in self.layers:
