@@ -17,7 +17,7 @@ from torch import Tensor
 from torch.nn import functional as F
 
 from .kernels.crop import crop
-from .real import Normalization
+from .real import Normalization, split_batches
 from .recipe import Labels, Train
 from .rng import Stream
 from .teacher import Teacher
@@ -49,12 +49,11 @@ class ReplayedViews:
         self.lambda_stream = Stream(seed, "views/lambda")
 
     def epoch(self, epoch: int, batch_size: int) -> Iterator[ViewBatch]:
-        """All views of an epoch in its order; the last batch may be smaller."""
+        """All views of an epoch in its order, batched by `split_batches`."""
         count = len(self.images)
         order = self.order_stream.permutation(count, epoch)
         partners = self.partner_stream.permutation(count, epoch)
-        for begin in range(0, count, batch_size):
-            positions = np.arange(begin, min(begin + batch_size, count))
+        for positions in split_batches(np.arange(count), batch_size):
             yield self._batch(epoch, positions, order[positions], partners[positions])
 
     def crops(self, epoch: int, ids: np.ndarray) -> Tensor:

@@ -46,6 +46,14 @@ class Normalization:
         return self.offset, 255 * self.gain + self.offset
 
 
+def split_batches(order: np.ndarray, batch_size: int) -> list[np.ndarray]:
+    """Consecutive batches of `order`. A last batch of one sample joins the one before: BatchNorm cannot train on it."""
+    bounds = list(range(0, len(order), batch_size))
+    if len(bounds) > 1 and len(order) - bounds[-1] == 1:
+        bounds.pop()
+    return np.split(order, bounds[1:])
+
+
 def _cut_view(sample: int, image: Image.Image, *, stream: Stream, views: Views, epoch: int, size: int) -> Image.Image:
     window = windows(stream, views, sample, epoch, image.height, image.width)[0]
     return cut_window(image, window, size)
@@ -64,12 +72,11 @@ def training_batches(
     labels = torch.from_numpy(split.labels).to(device)
     if split.images is None:
         cut = partial(_cut_view, stream=stream, views=views, epoch=epoch, size=size)
-        for pixels, file_ids in folder_batches(split.files, order, batch_size, cut, dataset.workers):
+        for pixels, file_ids in folder_batches(split.files, split_batches(order, batch_size), cut, dataset.workers):
             yield normalize(pixels.to(device)), labels[file_ids.to(device)]
         return
     _, height, width, _ = split.images.shape
-    for begin in range(0, len(order), batch_size):
-        ids = order[begin : begin + batch_size]
+    for ids in split_batches(order, batch_size):
         table = torch.from_numpy(windows(stream, views, ids, epoch, height, width))
         pixels = torch.from_numpy(split.images[ids]).to(device).permute(0, 3, 1, 2)
         x = crop(pixels, table, size, gain=normalize.gain, offset=normalize.offset)
@@ -86,6 +93,7 @@ def squares(split: Split, dataset: Dataset) -> Tensor:
         return torch.from_numpy(np.stack([np.asarray(image) for image in made])).permute(0, 3, 1, 2).contiguous()
     cut = partial(_cut_square, resize=dataset.resize, size=size)
     result = torch.empty(len(split), 3, size, size, dtype=torch.uint8)
-    for batch, batch_ids in folder_batches(split.files, np.arange(len(split)), 64, cut, dataset.workers):
+    batches = split_batches(np.arange(len(split)), 64)
+    for batch, batch_ids in folder_batches(split.files, batches, cut, dataset.workers):
         result[batch_ids] = batch
     return result

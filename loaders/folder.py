@@ -84,17 +84,16 @@ def _collate(samples: list[tuple[torch.Tensor | str, int]]) -> tuple[torch.Tenso
 
 
 def folder_batches(
-    files: Sequence[Path], ids: np.ndarray, batch_size: int, cut: Cut, workers: int
+    files: Sequence[Path], batches: Sequence[np.ndarray], cut: Cut, workers: int
 ) -> Iterator[tuple[torch.Tensor, torch.Tensor]]:
-    """uint8 [B, 3, S, S] and sample ids int64 [B], in the order of `ids`; the last batch may be smaller.
+    """uint8 [B, 3, S, S] and sample ids int64 [B] for every array of sample ids in `batches`, in that order.
 
     Raises ValueError that names a file which cannot be read.
     """
     loader = DataLoader(
         _Squares(files, cut),
-        batch_size,
-        sampler=[int(i) for i in ids],
-        num_workers=min(workers, max(1, len(ids) // batch_size)) if workers else 0,
+        batch_sampler=[[int(sample) for sample in batch] for batch in batches],
+        num_workers=min(workers, len(batches)),
         collate_fn=_collate,
     )
     for squares, batch_ids in loader:

@@ -1,0 +1,47 @@
+#!/usr/bin/env bash
+# Makes .venv with fastcondense and what it needs; sourced or called by the other scripts. Safe to repeat: when nothing
+# changed it does nothing. Usage: scripts/setup.sh [EXTRA ...], e.g. scripts/setup.sh dev
+set -euo pipefail
+cd "$(dirname "${BASH_SOURCE[0]}")/.."
+
+as_root() { if [ "$(id -u)" = 0 ]; then "$@"; else sudo "$@"; fi; }
+
+# A Python that we support and that can make virtual environments.
+find_python() {
+    for candidate in python3.11 python3.12 python3.13 python3; do
+        if "$candidate" -c 'import ensurepip, sys; sys.exit(not (3, 11) <= sys.version_info < (3, 14))' 2>/dev/null; then
+            echo "$candidate"
+            return
+        fi
+    done
+    return 1
+}
+
+stamp=.venv/fastcondense-installed
+extras=${*:-}
+wanted="$extras $(cat pyproject.toml constraints.txt | sha256sum)"
+if [ -f "$stamp" ] && grep -qxF "$wanted" "$stamp"; then
+    exit 0
+fi
+
+if ! python=$(find_python); then
+    if ! command -v apt-get >/dev/null; then
+        echo "setup: Python 3.11 to 3.13 with venv is needed; install it and run this again" >&2
+        exit 1
+    fi
+    echo "setup: installing Python from the distribution"
+    as_root apt-get update -qq
+    as_root apt-get install -y -qq --no-install-recommends python3-venv python3-pip ||
+        as_root apt-get install -y -qq --no-install-recommends python3.11-venv
+    if ! python=$(find_python); then
+        as_root apt-get install -y -qq --no-install-recommends python3.11 python3.11-venv
+        python=$(find_python)
+    fi
+fi
+
+[ -x .venv/bin/python ] || "$python" -m venv .venv
+echo "setup: installing fastcondense${extras:+ with $extras} into .venv (minutes the first time)"
+target=.
+[ -z "$extras" ] || target=".[${extras// /,}]"
+.venv/bin/python -m pip install --quiet --disable-pip-version-check -c constraints.txt -e "$target"
+echo "$wanted" >>"$stamp"

@@ -1,0 +1,7 @@
+#!/usr/bin/env bash
+# Installs fastcondense with its development tools and runs linters, type checker and tests.
+# Options are passed on to pytest, e.g.  bash scripts/test.sh -k windows
+set -euo pipefail
+cd "$(dirname "${BASH_SOURCE[0]}")/.."
+bash scripts/setup.sh dev
+exec .venv/bin/python -m pytest "$@"
