@@ -1,0 +1,185 @@
+"""Recover against a float64 transcription of the specification (section 1.2), and its contract on jobs."""
+
+import dataclasses
+import math
+
+import numpy as np
+import pytest
+import torch
+from torch import nn
+from torch.nn import functional as F
+
+from fastcondense import zoo
+from fastcondense.real import Normalization
+from fastcondense.recipe import Dataset, Recipe, Recover
+from fastcondense.recover import RecoverStep, crop_lower_bounds, jobs, learning_rates, recover_job, window_table
+from fastcondense.teacher import Teacher
+
+CPU = torch.device("cpu")
+DATASET = Dataset(name="digits", image_size=12, resize=12, mean=(0.4, 0.5, 0.3), std=(0.2, 0.3, 0.25))
+
+
+def recipe(**recover):
+    settings = Recover(**{"iterations": 6, "lr": 0.1, "match_weight": 0.05, "batch_size": 4, "roll": (-2, 2)} | recover)
+    return Recipe(ipc=2, seed=5, dataset=DATASET, recover=settings)
+
+
+def network(seed=0):
+    torch.manual_seed(seed)
+    net = zoo.build("zoo/wrn16_2", 6).eval().requires_grad_(False)
+    for module in net.modules():
+        if isinstance(module, nn.BatchNorm2d):
+            module.running_mean.normal_(0, 0.3)
+            module.running_var.uniform_(0.5, 2)
+    return net
+
+
+def teacher(seed=0):
+    return Teacher.of(network(seed), f"wrn-{seed}", [str(k) for k in range(6)], range(6), DATASET)
+
+
+def published_step(settings: Recipe, nets, job, iterations):
+    """The published loop in float64: forward hooks, explicit crop by interpolation, Adam, per-channel clip."""
+    size = settings.dataset.image_size
+    images = RecoverStep(settings, job, [teacher()], CPU).images.double().clone().requires_grad_()
+    table = window_table(settings, job)
+    optimizer = torch.optim.Adam([images], lr=settings.recover.lr, betas=settings.recover.betas, eps=1e-8)
+    mean = torch.tensor(DATASET.mean, dtype=torch.float64)[:, None, None]
+    std = torch.tensor(DATASET.std, dtype=torch.float64)[:, None, None]
+    losses = []
+    for t in range(iterations):
+        net = nets[t % len(nets)]
+        optimizer.param_groups[0]["lr"] = (
+            0.5 * settings.recover.lr * (1 + math.cos(math.pi * t / settings.recover.iterations))
+        )
+        top, left, height, width, flip, roll_y, roll_x = table[t, 0].tolist()
+        view = images[:, :, top : top + height, left : left + width]
+        view = F.interpolate(view, (size, size), mode="bilinear", align_corners=False)
+        view = view.flip(3) if flip else view
+        view = torch.roll(view, (roll_y, roll_x), (2, 3))
+        distances = []
+
+        def hook(module, inputs, _, distances=distances):
+            x = inputs[0]
+            distances.append(
+                torch.norm(module.running_var - x.var((0, 2, 3), unbiased=False))
+                + torch.norm(module.running_mean - x.mean((0, 2, 3)))
+            )
+
+        handles = [m.register_forward_hook(hook) for m in net.modules() if isinstance(m, nn.BatchNorm2d)]
+        entropy = F.cross_entropy(net(view), job.classes())
+        for handle in handles:
+            handle.remove()
+        matching = settings.recover.match_weight * (10 * distances[0] + sum(distances[1:]))
+        loss = entropy + matching
+        optimizer.zero_grad()
+        loss.backward()
+        optimizer.step()
+        with torch.no_grad():
+            images.copy_(torch.maximum(torch.minimum(images, (1 - mean) / std), -mean / std))
+        losses.append([loss.item(), entropy.item(), matching.item()])
+    return images.detach(), np.array(losses)
+
+
+@pytest.mark.parametrize("crop_scale", [(0.3, 1.0), (1.0, 1.0)])
+def test_equals_the_published_loop(crop_scale):
+    settings = recipe(crop_scale=crop_scale)
+    job = jobs(settings, 6)[0]
+    expected, losses = published_step(settings, [network().double()], job, 6)
+    step = RecoverStep(settings, job, [teacher()], CPU)
+    for _ in range(6):
+        step(0)
+    np.testing.assert_allclose(step.losses.numpy(), losses, rtol=2e-5)
+    # Adam divides by the gradient's own size, so a pixel without gradient amplifies rounding: compare as a whole.
+    assert float((step.images.double() - expected).norm() / expected.norm()) < 1e-4
+
+
+def test_one_image_gradient_equals_float64():
+    settings = recipe()
+    job = jobs(settings, 6)[0]
+    step = RecoverStep(settings, job, [teacher()], CPU)
+    images = step.images.clone().requires_grad_()
+    (ours,) = torch.autograd.grad(step.loss(images, 0, step.windows[0])[0], images)
+    double = Teacher.of(network(), "wrn", [str(k) for k in range(6)], range(6), DATASET)
+    double.fused.double()
+    exact = RecoverStep(settings, job, [double], CPU)
+    exact.targets = [dataclasses.replace(t, mean=t.mean.double(), var=t.var.double()) for t in exact.targets]
+    images64 = step.images.double().requires_grad_()
+    (truth,) = torch.autograd.grad(exact.loss(images64, 0, step.windows[0])[0], images64)
+    assert float((ours.double() - truth).norm() / truth.norm()) < 1e-5
+
+
+def test_teachers_take_turns():
+    settings = recipe()
+    job = jobs(settings, 6)[0]
+    expected, losses = published_step(settings, [network(0).double(), network(1).double()], job, 6)
+    images, ours = recover_job(settings, job, [teacher(0), teacher(1)], CPU)
+    np.testing.assert_allclose(ours.numpy(), losses, rtol=2e-5)
+    pixels = Normalization.of(DATASET, CPU).pixels(expected.float())
+    assert (images.int() - pixels.int()).abs().max() <= 1 and images.dtype == torch.uint8
+
+
+def test_schedules():
+    rates = learning_rates(Recover(iterations=4, lr=0.25))
+    torch.testing.assert_close(
+        rates, torch.tensor([0.25, 0.125 * (1 + math.sqrt(0.5)), 0.125, 0.125 * (1 - math.sqrt(0.5))])
+    )
+    linear = crop_lower_bounds(Recover(iterations=10, curriculum="linear", milestone=0.5))
+    np.testing.assert_allclose(linear[:5], [0.08 + 0.92 * (1 - t / 5) for t in range(5)])
+    np.testing.assert_array_equal(linear[5:], 0.08)
+    cosine = crop_lower_bounds(Recover(iterations=10, curriculum="cosine"))
+    np.testing.assert_allclose(cosine, [0.08 + 0.46 * (1 + math.cos(math.pi * t / 10)) for t in range(10)])
+    step = crop_lower_bounds(Recover(iterations=10, curriculum="step", milestone=0.3))
+    np.testing.assert_array_equal(step, [1.0] * 3 + [0.08] * 7)
+    np.testing.assert_array_equal(crop_lower_bounds(Recover(iterations=3)), 0.08)
+
+
+def test_jobs_cover_every_image_once_slot_by_slot():
+    settings = dataclasses.replace(recipe(), ipc=3)
+    everything = jobs(settings, 6)
+    assert [job.index for job in everything] == list(range(6))
+    seen = [(int(c), job.slot) for job in everything for c in job.classes()]
+    assert sorted(seen) == [(c, k) for c in range(6) for k in range(3)]
+    assert [job.num_classes for job in everything[:2]] == [4, 2]
+
+
+def test_a_small_set_is_the_beginning_of_a_large_one():
+    small, large = recipe(), dataclasses.replace(recipe(), ipc=5)
+    for one, other in zip(jobs(small, 6), jobs(large, 6), strict=False):
+        assert one == other
+        first, second = (recover_job(settings, one, [teacher()], CPU) for settings in (small, large))
+        assert torch.equal(first[0], second[0]) and torch.equal(first[1], second[1])
+
+
+def test_images_depend_on_seed_slot_and_class():
+    settings = recipe()
+    images = {
+        RecoverStep(dataclasses.replace(settings, seed=seed), job, [teacher()], CPU).images.numpy().tobytes()
+        for seed in (0, 1)
+        for job in jobs(settings, 6)
+    }
+    assert len(images) == 8
+    shared = window_table(settings, jobs(settings, 6)[0])
+    assert shared.shape == (6, 1, 7) and not torch.equal(shared, window_table(settings, jobs(settings, 6)[1]))
+    each = window_table(recipe(per_image_windows=True), jobs(settings, 6)[0])
+    assert each.shape == (6, 4, 7) and len({tuple(row) for row in each[0].tolist()}) == 4
+
+
+def test_pixels_round_and_stay_in_range():
+    normalize = Normalization.of(DATASET, CPU)
+    pixels = torch.arange(256, dtype=torch.uint8).repeat(3, 1)[None, :, :, None]
+    assert torch.equal(normalize.pixels(normalize(pixels)), pixels)
+    low, high = normalize.range()
+    torch.testing.assert_close(low, -torch.tensor(DATASET.mean) / torch.tensor(DATASET.std))
+    torch.testing.assert_close(high, (1 - torch.tensor(DATASET.mean)) / torch.tensor(DATASET.std))
+
+
+def test_divergence_is_reported():
+    with pytest.raises(ValueError, match="diverged"):
+        recover_job(recipe(match_weight=float("nan")), jobs(recipe(), 6)[0], [teacher()], CPU)
+
+
+def test_a_teacher_without_batch_norm_is_refused():
+    plain = Teacher.of(nn.Sequential(nn.Flatten(), nn.Linear(432, 6)), "plain", range(6), range(6), DATASET)
+    with pytest.raises(ValueError, match="no 2-d BatchNorm"):
+        RecoverStep(recipe(), jobs(recipe(), 6)[0], [plain], CPU)
