@@ -1,0 +1,42 @@
+"""A run small enough for tests: the digits, a narrow network, a few iterations."""
+
+from pathlib import Path
+
+import numpy as np
+from PIL import Image
+
+from fastcondense.cli import main
+
+FLAGS = (
+    "--recipe sre2l/digits-ipc2 --squeeze.teachers zoo/convnet3_w32 --squeeze.epochs 4 --recover.iterations 20 "
+    "--recover.batch-size 5 --train.student zoo/convnet1 --train.epochs 4 --train.batch-size 8 --train.seeds 2 "
+    "--train.evaluate-every 2 --device cpu"
+).split()
+
+
+def fastcondense(command: str, out: Path, *more: str) -> int:
+    """Runs a command of the small recipe in this process; returns its exit status."""
+    return main([command, *FLAGS, "--out", str(out), *more])
+
+
+def shards(out: Path) -> dict[str, bytes]:
+    """The tensors' bytes of every finished job (its metadata holds a time)."""
+    from safetensors.numpy import load_file
+
+    return {
+        path.name: b"".join(load_file(path)[key].tobytes() for key in ("images", "classes", "slot", "losses"))
+        for path in sorted((out / "condensed").glob("shard-*.safetensors"))
+    }
+
+
+def image_folder(root: Path, classes: int = 3, train: int = 12, test: int = 4, size: int = 20) -> Path:
+    """root/{train,val}/<class>/<k>.png: classes that differ in their mean colour."""
+    generator = np.random.default_rng(0)
+    for split, count in (("train", train), ("val", test)):
+        for label in range(classes):
+            folder = root / split / f"class{label}"
+            folder.mkdir(parents=True)
+            for k in range(count):
+                pixels = generator.integers(0, 120, (size, size + 4, 3)) + 130 * (np.arange(3) == label % 3)
+                Image.fromarray(pixels.astype(np.uint8)).save(folder / f"{k}.png")
+    return root
