@@ -135,6 +135,7 @@ def test_a_checkpoint_with_code_runs_nothing_and_is_refused(tmp_path, legacy):
     assert not (tmp_path / "ran").exists() and "\n" not in str(caught.value)
 
 
+@pytest.mark.filterwarnings("ignore:Detected pickle protocol")
 def test_a_plain_pickle_with_code_runs_nothing(tmp_path):
     (tmp_path / "x.pth").write_bytes(pickle.dumps(_Bomb(tmp_path / "ran")))
     with pytest.raises(ValueError, match=r"x\.pth cannot be read as weights"):
