@@ -1,0 +1,302 @@
+"""Fused networks against the unfused ones: image gradients in float64 from forward hooks, logits, what is fused."""
+
+import copy
+from statistics import median
+
+import pytest
+import torch
+from torch import nn
+from torch.nn import functional as F
+
+from fastcondense.fuse import FrozenBatchNorm, fuse
+from fastcondense.vision import timm, torchvision
+
+torch.set_num_threads(1)  # small tensors: on a busy machine threads only wait for each other
+
+
+def randomize(net):
+    """No statistic keeps the value that would hide a mistake."""
+    torch.manual_seed(0)
+    for module in net.modules():
+        if isinstance(module, nn.Conv2d):
+            module.reset_parameters()
+        if isinstance(module, nn.BatchNorm2d):
+            if module.affine:
+                nn.init.uniform_(module.weight, 0.5, 1.5)
+                nn.init.normal_(module.bias, 0, 0.2)
+            nn.init.normal_(module.running_mean, 0, 0.3)
+            nn.init.uniform_(module.running_var, 0.5, 2)
+    return net.eval()
+
+
+def objective(logits, moments, targets):
+    labels = torch.arange(len(logits)) % logits.shape[1]
+    distances = [
+        (var - running_var).norm() + (mean - running_mean).norm()
+        for (mean, var), (running_mean, running_var) in zip(moments, targets, strict=True)
+    ]
+    return F.cross_entropy(logits, labels) + 0.05 * (10 * distances[0] + sum(distances[1:]))
+
+
+def hooked_gradient(net, x):
+    """Image gradient of the unfused network in its dtype, moments from forward hooks; logits and moments."""
+    x = x.to(next(net.parameters()).dtype).requires_grad_()
+    inputs, hooks = [], []
+    for module in net.modules():
+        if isinstance(module, nn.BatchNorm2d):
+            hook = module.register_forward_hook(lambda module, args, _: inputs.append((module, args[0].clone())))
+            hooks.append(hook)
+    logits = net(x)
+    for hook in hooks:
+        hook.remove()
+    order = [module for module in net.modules() if isinstance(module, nn.BatchNorm2d)]
+    inputs.sort(key=lambda pair: order.index(pair[0]))
+    moments = [(y.mean((0, 2, 3)), y.var((0, 2, 3), correction=0)) for _, y in inputs]
+    targets = [(module.running_mean, module.running_var) for module, _ in inputs]
+    (gradient,) = torch.autograd.grad(objective(logits, moments, targets), x)
+    return gradient.double(), logits.detach(), moments
+
+
+def fused_gradient(fused, layers, x):
+    x = x.clone(memory_format=torch.channels_last).requires_grad_()
+    logits = fused(x)
+    moments = [layer.moments for layer in layers]
+    targets = [(layer.running_mean, layer.running_var) for layer in layers]
+    (gradient,) = torch.autograd.grad(objective(logits, moments, targets), x)
+    return gradient.double(), logits.detach(), moments
+
+
+def relative(made, wanted):
+    return float((made.detach() - wanted.detach()).norm() / wanted.detach().norm())
+
+
+def images(seed, size=32, count=2):
+    return torch.randn(count, 3, size, size, generator=torch.Generator().manual_seed(seed))
+
+
+# One ReLU whose input rounds across zero moves a gradient by 1e-3 in either implementation: medians over seeds.
+@pytest.mark.parametrize(
+    ("name", "bound"),
+    [
+        ("resnet18", 1e-6),
+        ("resnet50", 1e-5),
+        ("mobilenet_v2", 1e-5),
+        ("shufflenet_v2_x1_0", 1e-5),
+        ("densenet121", 1e-5),
+        ("efficientnet_b0", 1e-5),
+    ],
+)
+def test_image_gradients_are_those_of_float64_hooks(name, bound):
+    net = randomize(torchvision.models.get_model(name, weights=None, num_classes=10))
+    fused, layers, reason = fuse(net)
+    assert reason is None
+    net.requires_grad_(False)
+    exact = copy.deepcopy(net).double()
+    errors, plain_errors = [], []
+    for seed in range(5):
+        x = images(seed)
+        wanted, logits, moments = hooked_gradient(exact, x)
+        made, made_logits, made_moments = fused_gradient(fused, layers, x)
+        errors.append(relative(made, wanted))
+        plain_errors.append(relative(hooked_gradient(net, x)[0], wanted))
+        assert relative(made_logits.double(), logits) < 1e-5
+        assert len(made_moments) == len(moments)
+        for (mean, var), (wanted_mean, wanted_var) in zip(made_moments, moments, strict=True):
+            # A map of one pixel has nearly no variance: its error is measured against the second moment.
+            second = (wanted_var + wanted_mean**2).norm()
+            assert relative(mean, wanted_mean) < 1e-5 and (var - wanted_var).norm() / second < 1e-5
+    assert median(errors) <= bound
+    assert median(errors) <= 2 * median(plain_errors)
+
+
+def residual_calls(fused):
+    """Calls of FrozenBatchNorms with a residual."""
+    modules = dict(fused.named_modules())
+    return sum(
+        node.op == "call_module" and isinstance(modules[node.target], FrozenBatchNorm) and len(node.args) == 2
+        for node in fused.graph.nodes
+    )
+
+
+@pytest.mark.parametrize(
+    ("name", "with_relu", "with_residual", "without_relu"),
+    [("resnet18", 17, 8, 3), ("resnet50", 49, 16, 4)],  # without: the downsampling shortcuts'
+)
+def test_every_relu_of_a_resnet_is_fused(name, with_relu, with_residual, without_relu):
+    fused, layers, _ = fuse(torchvision.models.get_model(name, weights=None))
+    assert sum(layer.relu for layer in layers) == with_relu
+    assert sum(not layer.relu for layer in layers) == without_relu
+    assert residual_calls(fused) == with_residual
+    targets = [str(node.target) for node in fused.graph.nodes]
+    assert not any("relu" in target for target in targets)
+
+
+def test_layers_come_in_the_order_of_modules_with_their_names_and_statistics():
+    net = randomize(torchvision.models.resnet18(weights=None))
+    _, layers, _ = fuse(net)
+    norms = [(name, module) for name, module in net.named_modules() if isinstance(module, nn.BatchNorm2d)]
+    assert [layer.name for layer in layers] == [name for name, _ in norms]
+    for layer, (_, norm) in zip(layers, norms, strict=True):
+        assert torch.equal(layer.running_mean, norm.running_mean) and torch.equal(layer.running_var, norm.running_var)
+
+
+def test_the_original_is_left_alone():
+    net = torchvision.models.resnet18(weights=None, num_classes=10).train()
+    before = {key: value.clone() for key, value in net.state_dict().items()}
+    fused, _, _ = fuse(net)
+    fused(images(0))
+    assert net.training and all(parameter.requires_grad for parameter in net.parameters())
+    assert not any(parameter.requires_grad for parameter in fused.parameters())
+    assert isinstance(net.bn1, nn.BatchNorm2d)
+    assert all(torch.equal(value, before[key]) for key, value in net.state_dict().items())
+
+
+# --- other forwards --------------------------------------------------------------------------------------------------
+
+
+class Net(nn.Module):
+    """Convolution, BatchNorm and whatever `tail` does with it; a float64 network, so that every digit counts."""
+
+    def __init__(self, tail, affine=True):
+        super().__init__()
+        self.conv1, self.conv2 = nn.Conv2d(3, 4, 3, padding=1), nn.Conv2d(4, 4, 3, padding=1)
+        self.bn1, self.bn2 = nn.BatchNorm2d(4, affine=affine), nn.BatchNorm2d(4, affine=affine)
+        self.relu, self.relu_in_place, self.relu6 = nn.ReLU(), nn.ReLU(inplace=True), nn.ReLU6()
+        self.tail = [tail]
+        self.head = nn.Linear(4, 5)
+
+    def forward(self, x):
+        return self.head(self.tail[0](self, self.conv1(x)).mean((2, 3)))
+
+
+def iadd(y, x):
+    y += x
+    return y
+
+
+def twice_used(net, x):
+    y = net.bn1(x)
+    return F.relu(y) + y
+
+
+def relu_of_half(net, x):
+    y = net.bn2(net.conv2(x))
+    return F.relu(y + x) + y
+
+
+TAILS = {
+    "relu module": (lambda net, x: net.relu(net.bn1(x)), 1),
+    "relu module in place": (lambda net, x: net.relu_in_place(net.bn1(x)), 1),
+    "F.relu": (lambda net, x: F.relu(net.bn1(x)), 1),
+    "F.relu in place": (lambda net, x: F.relu(net.bn1(x), inplace=True), 1),
+    "torch.relu": (lambda net, x: torch.relu(net.bn1(x)), 1),
+    "torch.relu_": (lambda net, x: torch.relu_(net.bn1(x)), 1),
+    "method": (lambda net, x: net.bn1(x).relu(), 1),
+    "method in place": (lambda net, x: net.bn1(x).relu_(), 1),
+    "bn + x": (lambda net, x: F.relu(net.bn2(net.conv2(x)) + x), 1),
+    "x + bn": (lambda net, x: F.relu(x + net.bn2(net.conv2(x))), 1),
+    "torch.add": (lambda net, x: net.relu(torch.add(x, net.bn2(net.conv2(x)))), 1),
+    "bn += x": (lambda net, x: net.relu_in_place(iadd(net.bn2(net.conv2(x)), x)), 1),
+    "bn + bn": (lambda net, x: F.relu(net.bn2(net.conv2(x)) + net.bn1(x)), 1),
+    "smaller residual": (lambda net, x: F.relu(net.bn1(x) + x.mean((2, 3), keepdim=True)), 1),
+    # what must not be fused
+    "no relu": (lambda net, x: net.bn2(net.conv2(net.bn1(x))), 0),
+    "relu6": (lambda net, x: net.relu6(net.bn1(x)), 0),
+    "add, no relu": (lambda net, x: net.bn1(x) + x, 0),
+    "add a number": (lambda net, x: F.relu(net.bn1(x) + 0.3), 0),
+    "add with alpha": (lambda net, x: F.relu(torch.add(net.bn1(x), x, alpha=-2)), 0),
+    "minus": (lambda net, x: F.relu(x - net.bn1(x)), 0),
+    "bn added to itself": (lambda net, x: net.relu(_double(net.bn1(x))), 0),
+    "bn used twice": (twice_used, 0),
+    "sum used twice": (lambda net, x: (lambda s: F.relu(s) + s)(net.bn1(x) + x), 0),
+    "bn beside its sum": (relu_of_half, 0),
+    "one bn called twice": (lambda net, x: F.relu(net.bn1(net.conv2(F.relu(net.bn1(x))))), 0),
+}
+
+
+def _double(y):
+    return y + y
+
+
+@pytest.mark.parametrize("affine", [True, False])
+@pytest.mark.parametrize("tail", TAILS)
+def test_logits_gradients_and_the_number_of_fused_relus(tail, affine):
+    function, num_fused = TAILS[tail]
+    net = randomize(Net(function, affine)).double()
+    fused, layers, reason = fuse(net)
+    assert reason is None
+    assert sum(layer.relu for layer in layers) == num_fused
+    x, y = (images(1, 9, 3).double().requires_grad_() for _ in range(2))
+    wanted, made = net(x), fused(y)
+    torch.testing.assert_close(made, wanted, rtol=1e-12, atol=1e-12)
+    for logits in (wanted, made):
+        F.cross_entropy(logits, torch.arange(3)).backward()
+    torch.testing.assert_close(y.grad, x.grad, rtol=1e-11, atol=1e-13)
+
+
+@pytest.mark.xfail(strict=True, raises=RuntimeError, reason="the residual is expanded to the map, never the map")
+def test_a_residual_larger_than_the_normalised_map_keeps_the_networks_numbers():
+    net = randomize(Net(lambda net, x: F.relu(net.bn1(x.mean((2, 3), keepdim=True)) + x))).double()
+    x = images(1, 9, 3).double()
+    torch.testing.assert_close(fuse(net)[0](x), net(x))
+
+
+def changed_between(net, x):
+    y = net.bn1(x)
+    x.mul_(2)
+    return F.relu(y + x)
+
+
+@pytest.mark.xfail(strict=True, raises=AssertionError, reason="the norm moves behind the change")
+def test_an_input_changed_in_place_between_norm_and_relu_keeps_the_networks_numbers():
+    net = randomize(Net(changed_between)).double()
+    x = images(1, 9, 3).double()
+    with torch.no_grad():
+        torch.testing.assert_close(fuse(net)[0](x), net(x))
+
+
+def branching(net, x):
+    y = F.relu(net.bn1(x))
+    return net.bn2(net.conv2(y)) if y.mean() > 0 else y
+
+
+def test_an_untraceable_network_falls_back_with_a_reason_and_the_same_numbers():
+    net = randomize(Net(branching))
+    fused, layers, reason = fuse(net)
+    assert reason is not None and "control flow" in reason and "\n" not in reason
+    assert len(layers) == 2 and not any(layer.relu for layer in layers)
+    wanted, logits, moments = hooked_gradient(copy.deepcopy(net).double(), images(2, 9))
+    made, made_logits, made_moments = fused_gradient(fused, layers, images(2, 9))
+    assert relative(made, wanted) < 1e-5 and relative(made_logits.double(), logits) < 1e-6
+    for (mean, var), (wanted_mean, wanted_var) in zip(made_moments, moments, strict=True):
+        assert relative(mean, wanted_mean) < 1e-5 and relative(var, wanted_var) < 1e-5
+
+
+def test_a_batch_norm_without_running_statistics_is_refused_by_name():
+    net = nn.Sequential(nn.Conv2d(3, 4, 1), nn.BatchNorm2d(4, track_running_stats=False))
+    with pytest.raises(ValueError, match="BatchNorm 1 has no running statistics"):
+        fuse(net)
+
+
+def test_sync_batch_norms_count_too():
+    net = nn.Sequential(nn.Conv2d(3, 4, 1), nn.SyncBatchNorm(4), nn.ReLU())
+    _, layers, _ = fuse(net)
+    assert len(layers) == 1 and layers[0].relu
+
+
+@pytest.mark.parametrize("name", ["efficientnet_b0", "resnet10t", "densenet121", "mobilenetv3_small_050"])
+def test_timms_batch_norms_with_an_activation_keep_the_networks_numbers(name):
+    net = randomize(timm.create_model(name, num_classes=10))
+    fused, layers, _ = fuse(net)
+    assert len(layers) == sum(isinstance(module, nn.BatchNorm2d) for module in net.modules())
+    x = images(3, 64)
+    with torch.no_grad():
+        wanted = copy.deepcopy(net).double()(x.double())
+        assert relative(fused(x).double(), wanted) < 1e-5
+
+
+@pytest.mark.parametrize("name", ["efficientnet_b0"])
+@pytest.mark.xfail(strict=True, raises=AssertionError, reason="FrozenBatchNorm is no leaf of the tracer")
+def test_timms_networks_are_traced(name):
+    _, _, reason = fuse(timm.create_model(name, num_classes=10))
+    assert reason is None

@@ -1,0 +1,184 @@
+"""Architectures by name: sizes known from the literature, output shapes, and names that do not exist."""
+
+import sys
+
+import pytest
+import torch
+from torch import nn
+
+from fastcondense.vision import timm, torchvision
+from fastcondense.zoo import ZOO, build, channels_last
+
+torch.set_num_threads(1)  # small tensors: on a busy machine threads only wait for each other
+
+
+def count(net):
+    return sum(parameter.numel() for parameter in net.parameters())
+
+
+@pytest.mark.parametrize(
+    ("name", "parameters"),
+    [
+        ("resnet18", 11_173_962),
+        ("resnet34", 21_282_122),
+        ("resnet50", 23_520_842),
+        ("resnet101", 42_512_970),
+        ("resnet20", 269_722),
+        ("resnet56", 853_018),
+        ("wrn16_2", 691_674),
+    ],
+)
+def test_parameter_counts_are_the_published_ones(name, parameters):
+    assert count(build(f"zoo/{name}", 10)) == parameters
+
+
+@pytest.mark.parametrize(
+    ("name", "millions"), [("mobilenet_v2", 0.70), ("shufflenet_v2_x0_5", 0.35), ("resnet20", 0.27)]
+)
+def test_parameter_counts_in_millions(name, millions):
+    assert round(count(build(f"zoo/{name}", 10)) / 1e6, 2) == millions
+
+
+@pytest.mark.parametrize(("depth", "width"), [(1, 128), (3, 128), (6, 128), ("3_w32", 32), ("3_w64", 64)])
+def test_convnet_has_the_convolutions_norms_and_head_of_its_name(depth, width):
+    blocks = int(str(depth)[0])
+    convolutions = 27 * width + (blocks - 1) * 9 * width * width
+    assert count(build(f"zoo/convnet{depth}", 7)) == convolutions + blocks * 2 * width + 7 * width + 7
+
+
+@pytest.mark.parametrize("name", ZOO)
+def test_the_zoo_takes_8_32_and_33_pixels(name):
+    net = build(f"zoo/{name}", 7).eval()
+    with torch.no_grad():
+        for size in (8, 32, 33):
+            assert net(torch.zeros(2, 3, size, size)).shape == (2, 7)
+
+
+def test_the_cifar_stem_keeps_the_resolution():
+    sizes = []
+    net = build("zoo/resnet18", 10)
+    net.layer1.register_forward_hook(lambda _module, x, y: sizes.append((x[0].shape, y.shape)))
+    net(torch.zeros(2, 3, 32, 32))
+    assert sizes == [((2, 64, 32, 32), (2, 64, 32, 32))]
+
+
+def test_option_a_shortcuts_have_no_parameters_and_take_every_second_pixel():
+    block = build("zoo/resnet20", 10).layer2[0].eval()
+    nn.init.zeros_(block.bn2.weight)
+    x = torch.rand(2, 16, 9, 9)
+    y = block(x)
+    assert y.shape == (2, 32, 5, 5)
+    torch.testing.assert_close(y[:, 8:24], x[:, :, ::2, ::2])
+    assert not y[:, :8].any() and not y[:, 24:].any()
+
+
+@pytest.mark.parametrize(
+    ("name", "near"),
+    [
+        ("zoo/resnet19", "resnet1[08]"),
+        ("zoo/convnet3w32", "convnet3_w32"),
+        ("torchvision/resnet_18", "resnet18"),
+        ("torchvision/mobilenetv2", "mobilenet_v2"),
+        ("timm/efficientnetb0", "efficientnet_b0"),
+    ],
+)
+def test_an_unknown_name_gives_the_nearest(name, near):
+    with pytest.raises(ValueError, match=f"has no .*{name.split('/')[1]}'; the nearest is '{near}'"):
+        build(name, 10)
+
+
+@pytest.mark.parametrize("name", ["resnet18", "hub/resnet18", ""])
+def test_a_name_without_a_known_source_lists_the_sources(name):
+    with pytest.raises(ValueError, match=f"'{name}' must be zoo/NAME, torchvision/NAME, timm/NAME or module:function"):
+        build(name, 10)
+
+
+def test_weights_that_do_not_exist_are_refused():
+    with pytest.raises(ValueError, match="zoo/resnet18 has no pretrained weights"):
+        build("zoo/resnet18", 10, "default")
+    with pytest.raises(ValueError, match=r"no 'IMAGENET1K_V9'; the nearest is 'IMAGENET1K_V[12]'"):
+        build("torchvision/resnet50", 1000, "IMAGENET1K_V9")
+
+
+def test_torchvision_and_timm_names_give_their_networks():
+    net = build("torchvision/shufflenet_v2_x0_5", 12)
+    assert isinstance(net, torchvision.models.ShuffleNetV2) and net.fc.out_features == 12
+    net = build("timm/resnet10t", 12)
+    assert isinstance(net, timm.models.ResNet) and net.fc.out_features == 12
+
+
+def test_channels_last_is_set_in_place():
+    net = build("zoo/convnet3_w32", 10)
+    assert channels_last(net) is net
+    assert net.convs[1].weight.is_contiguous(memory_format=torch.channels_last)
+
+
+# --- the user's own --------------------------------------------------------------------------------------------------
+
+SOURCE = """
+from torch import nn
+width = {width}
+def make(num_classes):
+    return nn.Linear(width, num_classes)
+"""
+
+
+@pytest.fixture
+def folder(tmp_path, monkeypatch):
+    """An empty current folder; what is imported from it is forgotten afterwards."""
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.setattr(sys, "path", list(sys.path))
+    before = set(sys.modules)
+    yield tmp_path
+    for name in set(sys.modules) - before:
+        del sys.modules[name]
+
+
+def is_linear(net, inputs, outputs):
+    return isinstance(net, nn.Linear) and (net.in_features, net.out_features) == (inputs, outputs)
+
+
+def test_module_and_function_of_the_current_folder(folder):
+    (folder / "my_nets_a.py").write_text(SOURCE.format(width=3))
+    (folder / "my_package").mkdir()
+    (folder / "my_package" / "__init__.py").touch()
+    (folder / "my_package" / "nets.py").write_text(SOURCE.format(width=5))
+    assert is_linear(build("my_nets_a:make", 4), 3, 4)
+    assert is_linear(build("my_package.nets:make", 4), 5, 4)
+
+
+def test_file_and_function_absolute_or_relative(folder):
+    (folder / "sub").mkdir()
+    (folder / "sub" / "my_nets_b.py").write_text(SOURCE.format(width=3))
+    (folder / "my_nets_c.py").write_text(SOURCE.format(width=4))
+    assert is_linear(build(f"{folder / 'sub' / 'my_nets_b.py'}:make", 2), 3, 2)
+    assert is_linear(build("my_nets_c.py:make", 2), 4, 2)
+    assert is_linear(build("sub/my_nets_b.py:make", 2), 3, 2)
+
+
+@pytest.mark.xfail(strict=True, raises=AssertionError, reason="the first stays in sys.modules")
+def test_two_files_of_one_name_are_two_modules(folder):
+    for width, part in ((3, "a"), (4, "b")):
+        (folder / part).mkdir()
+        (folder / part / "my_nets_d.py").write_text(SOURCE.format(width=width))
+    assert is_linear(build("a/my_nets_d.py:make", 2), 3, 2)
+    assert is_linear(build("b/my_nets_d.py:make", 2), 4, 2)
+
+
+@pytest.mark.xfail(strict=True, raises=ValueError, reason="the known module is in sys.modules")
+def test_a_file_named_as_a_known_module_is_the_file(folder):
+    (folder / "calendar.py").write_text(SOURCE.format(width=3))
+    import calendar  # noqa: F401
+
+    assert is_linear(build("calendar.py:make", 2), 3, 2)
+
+
+def test_a_missing_file_module_or_function_is_named(folder):
+    (folder / "my_nets_e.py").write_text(SOURCE.format(width=3))
+    with pytest.raises(ValueError, match=f"no file {folder / 'none.py'} for architecture 'none.py:make'"):
+        build("none.py:make", 2)
+    with pytest.raises(ValueError, match=r"'no_such_module:make' cannot be imported: .*no_such_module"):
+        build("no_such_module:make", 2)
+    for function in ("missing", "width", ""):
+        with pytest.raises(ValueError, match=f"my_nets_e has no function '{function}'"):
+            build(f"my_nets_e:{function}", 2)
