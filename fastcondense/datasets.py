@@ -9,6 +9,7 @@ import pickle
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
+from zipfile import BadZipFile
 
 import numpy as np
 
@@ -75,6 +76,8 @@ def load(dataset: Dataset, data: Path | None) -> RealData:
 
 
 def _only(real: RealData, classes: tuple[str, ...]) -> RealData:
+    if len(set(classes)) < len(classes):
+        raise ValueError(f"dataset.classes names a class twice: {', '.join(classes)}")
     missing = [name for name in classes if name not in real.classes]
     if missing:
         raise ValueError(f"dataset.classes names {missing[0]!r}, which {real.name} does not have")
@@ -122,7 +125,7 @@ def _unpickle(path: Path) -> dict[str, Any]:
     try:
         with path.open("rb") as file:
             return dict(_ArrayUnpickler(file, encoding="latin1").load())
-    except (ValueError, pickle.UnpicklingError, EOFError, KeyError, IndexError, TypeError, AttributeError) as error:
+    except Exception as error:  # a damaged pickle raises whatever its bytes happen to ask for
         raise ValueError(f"{path} is not a CIFAR batch: {error}") from None
 
 
@@ -131,11 +134,11 @@ def _cifar(data: Path, name: str) -> RealData:
     looked_for = {
         "train.npz and test.npz": (lambda folder: (folder / "train.npz").is_file(), _cifar_npz),
         f"cifar-{digits}-batches-py or cifar-{digits}-python": (
-            lambda folder: (folder / "batches.meta").is_file() or (folder / "meta").is_file(),
+            lambda folder: (folder / ("batches.meta" if digits == "10" else "meta")).is_file(),
             _cifar_python,
         ),
         f"cifar-{digits}-batches-bin or cifar-{digits}-binary": (
-            lambda folder: any(folder.glob("*batch*.bin")) or (folder / "train.bin").is_file(),
+            lambda folder: (folder / ("data_batch_1.bin" if digits == "10" else "train.bin")).is_file(),
             _cifar_binary,
         ),
     }
@@ -169,6 +172,9 @@ def _cifar_python(folder: Path, name: str) -> tuple[tuple[str, ...], Split, Spli
 
     def read(paths: list[str]) -> Split:
         batches = [_unpickle(_required(folder / path)) for path in paths]
+        for path, batch in zip(paths, batches, strict=True):
+            if missing := {label_key, "data"} - batch.keys():
+                raise ValueError(f"{folder / path} has no {sorted(missing)[0]}; is it really {name}?")
         labels = np.concatenate([np.asarray(batch[label_key], dtype=np.int64) for batch in batches])
         return Split(labels, _rows(np.concatenate([batch["data"] for batch in batches])))
 
@@ -184,10 +190,11 @@ def _cifar_binary(folder: Path, name: str) -> tuple[tuple[str, ...], Split, Spli
     classes = tuple(line for line in _required(folder / meta).read_text().split("\n") if line)
 
     def read(paths: list[str]) -> Split:
-        flat = np.concatenate([np.fromfile(_required(folder / path), dtype=np.uint8) for path in paths])
-        if len(flat) % (3072 + label_bytes):
-            raise ValueError(f"{folder} holds a truncated binary batch: {len(flat)} bytes in {', '.join(paths)}")
-        records = flat.reshape(-1, 3072 + label_bytes)
+        parts = [np.fromfile(_required(folder / path), dtype=np.uint8) for path in paths]
+        for path, part in zip(paths, parts, strict=True):
+            if len(part) % (3072 + label_bytes):
+                raise ValueError(f"{folder / path} is truncated: {len(part)} bytes, not full records")
+        records = np.concatenate(parts).reshape(-1, 3072 + label_bytes)
         return Split(records[:, label_bytes - 1].astype(np.int64), _rows(records[:, label_bytes:]))
 
     return classes, read(train_names), read([test_name])
@@ -199,7 +206,7 @@ def _cifar_npz(folder: Path, name: str) -> tuple[tuple[str, ...], Split, Split]:
             with np.load(_required(path)) as pack:
                 images, labels = pack["images"], pack["labels"].astype(np.int64)
                 classes = tuple(str(c) for c in pack["classes"]) if "classes" in pack else ()
-        except (ValueError, KeyError, OSError) as error:
+        except (ValueError, KeyError, OSError, BadZipFile) as error:
             raise ValueError(f"{path} must hold arrays images and labels: {error}") from None
         if images.dtype != np.uint8 or images.ndim != 4 or images.shape[3] != 3 or len(images) != len(labels):
             raise ValueError(
@@ -234,7 +241,8 @@ def _tiny_imagenet(data: Path, name: str) -> RealData:
     test_files: list[Path] = []
     test_labels: list[int] = []
     for line in _required(root / "val" / "val_annotations.txt").read_text().splitlines():
-        file, wnid = line.split("\t")[:2]
+        file, _, rest = line.partition("\t")
+        wnid = rest.split("\t")[0]
         if wnid not in index:
             raise ValueError(f"val_annotations.txt names class {wnid!r}, which train/ does not have")
         test_files.append(root / "val" / "images" / file)

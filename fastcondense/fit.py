@@ -92,11 +92,11 @@ def fit(
                 count += len(views)
         is_last = epoch + 1 == optimization.epochs
         is_evaluated = is_last or (epoch + 1) % optimization.evaluate_every == 0
-        mean_loss = float(total) / count if is_evaluated else 0.0
+        mean_loss = float(total) / count
         seconds += time.monotonic() - started_at
+        if not math.isfinite(mean_loss):
+            raise ValueError(f"training diverged in epoch {epoch}: loss {mean_loss}; try a smaller learning rate")
         if is_evaluated:
-            if not math.isfinite(mean_loss):
-                raise ValueError(f"training diverged in epoch {epoch}: loss {mean_loss}; try a smaller learning rate")
             entry = {"epoch": epoch + 1, "loss": mean_loss, "lr": optimization.lr * factor, "seconds": seconds}
             entry |= evaluate(average if average is not None else net)
             history.append(entry)

@@ -43,13 +43,20 @@ class FrozenBatchNorm(nn.Module):
 
     def forward(self, x: Tensor, residual: Tensor | None = None) -> Tensor:
         x = x.contiguous(memory_format=torch.channels_last)
-        if residual is not None:
-            residual = residual.expand_as(x)
-        y, mean, var = frozen_batch_norm(
-            x, self.scale, self.shift, self.running_mean, residual=residual, relu=self.relu
-        )
+        if residual is not None and residual.shape != x.shape:  # the addition broadcasts: leave it to torch
+            y, mean, var = frozen_batch_norm(x, self.scale, self.shift, self.running_mean)
+            y = torch.relu(y + residual)
+        else:
+            y, mean, var = frozen_batch_norm(
+                x, self.scale, self.shift, self.running_mean, residual=residual, relu=self.relu
+            )
         self.moments = (mean, var)
         return y
+
+
+class _Tracer(fx.Tracer):
+    def is_leaf_module(self, module: nn.Module, name: str) -> bool:
+        return isinstance(module, FrozenBatchNorm) or super().is_leaf_module(module, name)
 
 
 def fuse(net: nn.Module) -> tuple[nn.Module, list[FrozenBatchNorm], str | None]:
@@ -60,39 +67,28 @@ def fuse(net: nn.Module) -> tuple[nn.Module, list[FrozenBatchNorm], str | None]:
     without running statistics.
     """
     net = channels_last(copy.deepcopy(net).eval().requires_grad_(False))
-    layers = {
-        name: FrozenBatchNorm(module, name) for name, module in net.named_modules() if isinstance(module, _BATCH_NORMS)
-    }
-    plain = {name for name in layers if type(net.get_submodule(name)) in _BATCH_NORMS}
-    for name in layers.keys() - plain:
-        # timm's BatchNorm with an activation of its own: the activation follows as a module
-        norm = net.get_submodule(name)
-        rest = [part for part in (getattr(norm, "drop", None), getattr(norm, "act", None)) if part is not None]
-        net.set_submodule(name, nn.Sequential(layers[name], *rest))
+    layers: dict[nn.Module, FrozenBatchNorm] = {}
+    for name, module in list(net.named_modules(remove_duplicate=False)):
+        if isinstance(module, _BATCH_NORMS):
+            layer = layers.setdefault(module, FrozenBatchNorm(module, name))
+            # timm's BatchNorm has an activation of its own: that follows as a module
+            rest = [part for part in (getattr(module, "drop", None), getattr(module, "act", None)) if part is not None]
+            net.set_submodule(name, nn.Sequential(layer, *rest) if rest else layer)
     try:
-        graph_module, reason = fx.symbolic_trace(net), None
+        graph = _Tracer().trace(net)
     except Exception as error:  # fx raises whatever the traced code raises on a proxy
-        graph_module, reason = None, f"{type(error).__name__}: {str(error).splitlines()[0] if str(error) else ''}"
-    if graph_module is None:
-        for name in plain:
-            net.set_submodule(name, layers[name])
+        reason = f"{type(error).__name__}: {str(error).splitlines()[0] if str(error) else ''}"
         return net, list(layers.values()), reason
-    _fuse_graph(graph_module, {name: layers[name] for name in plain})
-    return graph_module, list(layers.values()), None
-
-
-def _fuse_graph(module: fx.GraphModule, layers: dict[str, FrozenBatchNorm]) -> None:
-    modules = dict(module.named_modules())
-    calls: dict[str, list[fx.Node]] = {name: [] for name in layers}
-    for node in module.graph.nodes:
-        if node.op == "call_module" and node.target in layers:
-            calls[node.target].append(node)
-    for name, nodes in calls.items():
-        module.set_submodule(name, layers[name])
+    modules = dict(net.named_modules(remove_duplicate=False))
+    calls: dict[FrozenBatchNorm, list[fx.Node]] = {layer: [] for layer in layers.values()}
+    for node in graph.nodes:
+        if node.op == "call_module" and isinstance(modules[str(node.target)], FrozenBatchNorm):
+            calls[modules[str(node.target)]].append(node)
+    for layer, nodes in calls.items():
         if len(nodes) == 1:  # a BatchNorm that is called twice has two inputs, but one fused form
-            _absorb(module.graph, nodes[0], layers[name], modules)
-    module.graph.lint()
-    module.recompile()
+            _absorb(graph, nodes[0], layer, modules)
+    graph.lint()
+    return fx.GraphModule(net, graph), list(layers.values()), None
 
 
 def _absorb(graph: fx.Graph, node: fx.Node, layer: FrozenBatchNorm, modules: dict[str, nn.Module]) -> None:
@@ -118,13 +114,15 @@ def _absorb(graph: fx.Graph, node: fx.Node, layer: FrozenBatchNorm, modules: dic
         return
     if user is None or user.op != "call_function" or user.target not in _ADDS or len(user.args) != 2 or user.kwargs:
         return
-    relu = only_user(user)
+    relu, x = only_user(user), node.args[0]
     others = [arg for arg in user.args if arg is not node]
     if relu is None or not is_relu(relu) or len(others) != 1 or not isinstance(others[0], fx.Node):
         return
+    if not isinstance(x, fx.Node) or len(x.users) > 1:
+        return  # the BatchNorm moves to the addition; until then somebody else could change its input in place
     layer.relu = True
-    with graph.inserting_before(relu):
-        fused = graph.call_module(str(node.target), (node.args[0], others[0]))
+    with graph.inserting_before(user):
+        fused = graph.call_module(str(node.target), (x, others[0]))
     relu.replace_all_uses_with(fused)
     for dead in (relu, user, node):
         graph.erase_node(dead)

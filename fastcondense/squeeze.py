@@ -17,7 +17,7 @@ from .real import training_batches
 from .rng import Stream
 from .run import Run
 from .score import score
-from .teacher import Teacher, check_gate, load_weights, match_classes, state_dict
+from .teacher import Teacher, check_gate, head_size, load_weights, match_classes, state_dict
 
 
 def squeeze(run: Run) -> list[Teacher]:
@@ -104,13 +104,14 @@ def _obtain(run: Run, number: int, architecture: str, weights: str, checkpoint: 
         or Path(weights).exists()
     ):
         state = state_dict(read_checkpoint(Path(weights)), Path(weights))
-        # A network ends with its classifier: the last entry's first dimension is the number of outputs.
-        num_outputs = len(names) if names else next(reversed(state.values())).shape[0]
-        net = zoo.build(architecture, num_outputs)
+        small, large = (zoo.build(architecture, count).state_dict() for count in (len(classes), len(classes) + 1))
+        net = zoo.build(architecture, len(names) if names else head_size(state, small, large) or len(classes))
         load_weights(net, state, Path(weights))
     else:
         net = zoo.build(architecture, len(classes), weights)
-        num_outputs = next(reversed(net.state_dict().values())).shape[0]
+    size = run.recipe.dataset.image_size
+    with torch.no_grad():
+        num_outputs = net.eval()(torch.zeros(1, 3, size, size)).shape[1]
     return net, match_classes(num_outputs, names, classes, architecture)
 
 

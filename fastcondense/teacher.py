@@ -87,11 +87,7 @@ def load_weights(net: nn.Module, state: Mapping[str, Tensor], path: Path) -> Non
     Raises ValueError that names the first missing, unexpected or misshapen entry; `path` is for the message.
     """
     wanted = net.state_dict()
-    while not state.keys() & wanted.keys():
-        prefix = next((p for p in _PREFIXES if state and all(key.startswith(p) for key in state)), None)
-        if prefix is None:
-            break
-        state = {key.removeprefix(prefix): value for key, value in state.items()}
+    state = _strip_prefixes(state, wanted)
     # Old checkpoints lack the counters that BatchNorm keeps beside its statistics.
     missing = [key for key in wanted if key not in state and not key.endswith("num_batches_tracked")]
     unexpected = [key for key in state if key not in wanted]
@@ -107,6 +103,29 @@ def load_weights(net: nn.Module, state: Mapping[str, Tensor], path: Path) -> Non
             f"checkpoint {path}: {key!r} has shape {tuple(state[key].shape)}, the network {tuple(wanted[key].shape)}"
         )
     net.load_state_dict({**wanted, **state})
+
+
+def head_size(state: Mapping[str, Tensor], small: Mapping[str, Tensor], large: Mapping[str, Tensor]) -> int | None:
+    """Outputs of the network in a checkpoint, or None if it lacks a head.
+
+    small, large: state dicts of the same architecture with n and n + 1 outputs; where they differ is the head.
+    """
+    state = _strip_prefixes(state, small)
+    for key, value in small.items():
+        for axis, (n, more) in enumerate(zip(value.shape, large[key].shape, strict=True)):
+            if more == n + 1 and key in state and state[key].dim() == value.dim():
+                return state[key].shape[axis]
+    return None
+
+
+def _strip_prefixes(state: Mapping[str, Tensor], wanted: Mapping[str, Tensor]) -> Mapping[str, Tensor]:
+    """Without prefixes that all its entries share, until some of its names are wanted."""
+    while not state.keys() & wanted.keys():
+        prefix = next((p for p in _PREFIXES if state and all(key.startswith(p) for key in state)), None)
+        if prefix is None:
+            break
+        state = {key.removeprefix(prefix): value for key, value in state.items()}
+    return state
 
 
 def state_dict(loaded: Any, path: Path) -> dict[str, Tensor]:

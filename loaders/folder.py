@@ -7,7 +7,7 @@ from pathlib import Path
 
 import numpy as np
 import torch
-from PIL import Image, UnidentifiedImageError
+from PIL import Image, ImageChops, UnidentifiedImageError
 from torch.utils.data import DataLoader, Dataset
 
 EXTENSIONS = frozenset((".jpg", ".jpeg", ".png", ".bmp", ".webp", ".ppm", ".tif", ".tiff", ".gif"))
@@ -42,15 +42,16 @@ def decode(path: Path) -> Image.Image:
             return image.convert("RGB")
     except UnidentifiedImageError:
         raise ValueError(f"{path} is not an image") from None
-    except (OSError, SyntaxError) as error:  # Pillow raises SyntaxError for some broken PNG files
+    except (OSError, SyntaxError, Image.DecompressionBombError) as error:  # SyntaxError: some broken PNG files
         raise ValueError(f"{path} cannot be read: {error}") from None
 
 
 def cut_window(image: Image.Image, window: Sequence[int], size: int) -> Image.Image:
-    """Crop to the window (top, left, height, width, flip, ...), resize to size x size, mirror; rolls are ignored."""
-    top, left, height, width, flip = (int(value) for value in window[:5])
+    """Crop to the window (top, left, height, width, flip, roll_y, roll_x), resize to size x size, mirror, roll."""
+    top, left, height, width, flip, roll_y, roll_x = (int(value) for value in window)
     square = image.crop((left, top, left + width, top + height)).resize((size, size), Image.Resampling.BILINEAR)
-    return square.transpose(Image.Transpose.FLIP_LEFT_RIGHT) if flip else square
+    square = square.transpose(Image.Transpose.FLIP_LEFT_RIGHT) if flip else square
+    return ImageChops.offset(square, roll_x, roll_y)  # circular
 
 
 def cut_center(image: Image.Image, resize: int, size: int) -> Image.Image:
@@ -61,7 +62,8 @@ def cut_center(image: Image.Image, resize: int, size: int) -> Image.Image:
     width, height = (resize, other) if width <= height else (other, resize)
     if image.size != (width, height):
         image = image.resize((width, height), Image.Resampling.BILINEAR)
-    top, left = round((height - size) / 2), round((width - size) / 2)
+    # torchvision rounds a cut to even, and pads the smaller half first where the image is too small
+    top, left = (round((have - size) / 2) if have >= size else -((size - have) // 2) for have in (height, width))
     return image.crop((left, top, left + size, top + size))
 
 

@@ -5,7 +5,6 @@ import os
 import pickle
 import struct
 import tarfile
-import zipfile
 
 import numpy as np
 import pytest
@@ -214,7 +213,6 @@ def test_a_missing_batch_is_named(tmp_path):
         load(Dataset(name="cifar10"), tmp_path)
 
 
-@pytest.mark.xfail(strict=True, raises=KeyError, reason="a KeyError leaves _cifar_python")
 def test_a_batch_without_labels_is_named(tmp_path):
     folder = write_python(tmp_path, "cifar100", make_arrays("cifar100"))
     (folder / "train").write_bytes(python2_pickle({"coarse_labels": [1], "data": np.zeros((1, 3072), np.uint8)}))
@@ -222,10 +220,7 @@ def test_a_batch_without_labels_is_named(tmp_path):
         load(Dataset(name="cifar100"), tmp_path)
 
 
-_BOTH = pytest.mark.xfail(strict=True, raises=ValueError, reason="the folder of CIFAR-10 is taken for CIFAR-100's")
-
-
-@pytest.mark.parametrize("name", ["cifar10", pytest.param("cifar100", marks=_BOTH)])
+@pytest.mark.parametrize("name", ["cifar10", "cifar100"])
 @pytest.mark.parametrize("form", ["python2", "binary"])
 def test_cifar10_and_cifar100_can_lie_side_by_side(tmp_path, form, name):
     arrays = {other: make_arrays(other) for other in NAMES}
@@ -238,20 +233,18 @@ def test_cifar10_and_cifar100_can_lie_side_by_side(tmp_path, form, name):
 def test_a_truncated_binary_batch_is_named(tmp_path, name, file):
     folder = write_binary(tmp_path, name, make_arrays(name))
     (folder / file).write_bytes((folder / file).read_bytes()[:-100])
-    with pytest.raises(ValueError, match=f"truncated binary batch.*{file}"):
+    with pytest.raises(ValueError, match=f"{file} is truncated"):
         load(Dataset(name=name), tmp_path)
 
 
-@pytest.mark.xfail(strict=True, raises=AssertionError, reason="only the batches' total length is checked")
 def test_two_truncated_binary_batches_do_not_make_a_whole_one(tmp_path):
     folder = write_binary(tmp_path, "cifar10", make_arrays("cifar10"))
     for file, lost in (("data_batch_1.bin", 1000), ("data_batch_2.bin", 2073)):
         (folder / file).write_bytes((folder / file).read_bytes()[:-lost])
-    with pytest.raises(ValueError, match="truncated binary batch"):
+    with pytest.raises(ValueError, match=r"data_batch_1\.bin is truncated"):
         load(Dataset(name="cifar10"), tmp_path)
 
 
-@pytest.mark.xfail(strict=True, raises=zipfile.BadZipFile, reason="BadZipFile is not caught")
 def test_a_truncated_npz_is_named(tmp_path):
     write_npz(tmp_path, "cifar10", make_arrays("cifar10"))
     (tmp_path / "test.npz").write_bytes((tmp_path / "test.npz").read_bytes()[:5000])
@@ -336,7 +329,6 @@ def test_tiny_imagenet_refuses_an_unknown_wnid_and_missing_annotations(tmp_path)
         load(Dataset(name="tiny-imagenet"), tmp_path)
 
 
-@pytest.mark.xfail(strict=True, raises=AssertionError, reason="the message names no file")
 def test_a_damaged_line_of_the_annotations_is_refused_by_file(tmp_path):
     write_tiny_imagenet(tmp_path)
     (tmp_path / "val" / "val_annotations.txt").write_text("val_0.JPEG n01 0 0 1 1\n")
@@ -457,9 +449,8 @@ def test_an_unknown_class_of_the_recipe_is_named():
         load(Dataset(name="digits", classes=("1", "ten")), None)
 
 
-@pytest.mark.xfail(strict=True, raises=pytest.fail.Exception, reason="not checked")
 def test_a_class_named_twice_is_refused():
-    with pytest.raises(ValueError, match="'1'"):
+    with pytest.raises(ValueError, match="twice: 1, 2, 1"):
         load(Dataset(name="digits", classes=("1", "2", "1")), None)
 
 

@@ -156,7 +156,6 @@ def test_file_and_function_absolute_or_relative(folder):
     assert is_linear(build("sub/my_nets_b.py:make", 2), 3, 2)
 
 
-@pytest.mark.xfail(strict=True, raises=AssertionError, reason="the first stays in sys.modules")
 def test_two_files_of_one_name_are_two_modules(folder):
     for width, part in ((3, "a"), (4, "b")):
         (folder / part).mkdir()
@@ -165,7 +164,6 @@ def test_two_files_of_one_name_are_two_modules(folder):
     assert is_linear(build("b/my_nets_d.py:make", 2), 4, 2)
 
 
-@pytest.mark.xfail(strict=True, raises=ValueError, reason="the known module is in sys.modules")
 def test_a_file_named_as_a_known_module_is_the_file(folder):
     (folder / "calendar.py").write_text(SOURCE.format(width=3))
     import calendar  # noqa: F401
@@ -175,7 +173,7 @@ def test_a_file_named_as_a_known_module_is_the_file(folder):
 
 def test_a_missing_file_module_or_function_is_named(folder):
     (folder / "my_nets_e.py").write_text(SOURCE.format(width=3))
-    with pytest.raises(ValueError, match=f"no file {folder / 'none.py'} for architecture 'none.py:make'"):
+    with pytest.raises(ValueError, match=r"there is no file none\.py"):
         build("none.py:make", 2)
     with pytest.raises(ValueError, match=r"'no_such_module:make' cannot be imported: .*no_such_module"):
         build("no_such_module:make", 2)
