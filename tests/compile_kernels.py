@@ -1,0 +1,128 @@
+"""Compiles every Triton kernel ahead of time, as it would be launched; writes one JSON line a case. Needs no GPU.
+
+Run by test_kernel_compile.py in a process of its own: Triton's interpreter and its compiler exclude each other.
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import re
+import subprocess
+import tempfile
+from collections.abc import Iterator
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import triton
+from triton.backends.compiler import GPUTarget
+from triton.compiler import ASTSource
+
+from fastcondense.kernels import frozen_batch_norm_triton as frozen
+from fastcondense.kernels.launch import OPTIONS, row_tiles
+
+CUOBJDUMP = Path(triton.__file__).parent / "backends" / "nvidia" / "bin" / "cuobjdump"
+
+
+@dataclass(frozen=True)
+class Case:
+    """One specialisation: types of the run-time arguments, values of the constexprs, integers divisible by 16."""
+
+    name: str
+    kernel: Any
+    types: dict[str, str]
+    constants: dict[str, Any]
+    num_warps: int
+    divisible: frozenset[str] = frozenset()
+    wide: bool = False
+    """Whether the tensors must be read and written 128 bits at a time."""
+
+
+# dtype, channels, side of the image, relu, residual
+_FORMS = [(False, False), (True, False), (True, True)]
+_FROZEN = [
+    *((dtype, 64, 112, *form) for form in _FORMS for dtype in ("fp32", "bf16")),
+    ("fp16", 512, 7, True, True),
+    ("bf16", 116, 28, True, True),
+    ("fp32", 3, 9, True, True),
+]
+
+
+def frozen_batch_norm_cases() -> Iterator[Case]:
+    vectors = dict.fromkeys(("scale_ptr", "shift_ptr", "center_ptr", "mean_ptr", "dmean_ptr", "dvar_ptr"), "*fp32")
+    for dtype, channels, size, relu, residual in _FROZEN:
+        num_rows = 100 * size * size
+        tiles = row_tiles(num_rows, channels)
+        types = {
+            **dict.fromkeys(("x_ptr", "residual_ptr", "y_ptr", "dy_ptr", "dx_ptr", "dresidual_ptr"), f"*{dtype}"),
+            "sign_ptr": "*u8" if residual else f"*{dtype}",
+            "partial_ptr": "*fp32",
+            "num_rows": "i32",
+            "chunk": "i32",
+            **vectors,
+        }
+        tile = {"C": channels, "BLOCK_R": tiles.block_r, "BLOCK_C": tiles.block_c, "RELU": relu}
+        divisible = frozenset({"chunk", "num_rows"} if num_rows % 16 == 0 else {"chunk"})
+        label = f"{dtype}-{channels}{'-relu' if relu else ''}{'-residual' if residual else ''}"
+        forward = tile | {"HAS_RESIDUAL": residual, "SAVE_SIGN": residual}
+        backward = tile | {"HAS_DY": True, "HAS_SIGN": residual}
+        wide = channels == 64
+        yield Case(f"forward-{label}", frozen.forward_kernel, types, forward, 8, divisible, wide)
+        yield Case(f"backward-{label}", frozen.backward_kernel, types, backward, 8, divisible, wide)
+    for channels in (64, 3):
+        types = dict.fromkeys(("partial_ptr", "center_ptr", "mean_ptr", "var_ptr"), "*fp32")
+        tile = {"C": channels, "BLOCK_P": frozen.COMBINE_P, "BLOCK_C": frozen.COMBINE_C}
+        yield Case(
+            f"combine-{channels}", frozen.combine_kernel, types | {"num_chunks": "i32", "num_rows": "i32"}, tile, 4
+        )
+
+
+def build(case: Case, arch: int) -> dict[str, Any]:
+    """Resources of the compiled kernel and its global accesses in bits, each with its count."""
+    names = [parameter.name for parameter in case.kernel.params]
+    signature = {name: "constexpr" if name in case.constants else case.types[name] for name in names}
+    aligned = [i for i, name in enumerate(names) if signature[name].startswith("*") or name in case.divisible]
+    source = ASTSource(
+        fn=case.kernel,
+        signature=signature,
+        constexprs=case.constants,
+        attrs={(i,): [["tt.divisibility", 16]] for i in aligned},
+    )
+    options = {"num_warps": case.num_warps, **OPTIONS}
+    compiled = triton.compile(source, target=GPUTarget("cuda", arch, 32), options=options)
+    with tempfile.NamedTemporaryFile(suffix=".cubin") as cubin:
+        cubin.write(compiled.asm["cubin"])
+        cubin.flush()
+        usage = subprocess.run([CUOBJDUMP, "-res-usage", cubin.name], capture_output=True, text=True, check=True)
+    found = re.search(r"REG:(\d+) STACK:(\d+) SHARED:(\d+) LOCAL:(\d+)", usage.stdout + usage.stderr)
+    if found is None:
+        raise RuntimeError(f"cuobjdump printed no resource usage: {usage.stdout}")
+    resources = dict(zip(("registers", "stack", "shared", "local"), map(int, found.groups()), strict=True))
+    accesses = dict.fromkeys(("ld128", "st128", "ld", "st"), 0)
+    for kind, vector, bits in re.findall(r"\b(ld|st)\.global\S*?(?:\.v(\d))?\.b(\d+)", compiled.asm["ptx"]):
+        accesses[f"{kind}128" if int(vector or 1) * int(bits) == 128 else kind] += 1
+    report = {"name": case.name, "arch": arch, "num_warps": case.num_warps, "wide": case.wide}
+    return (
+        report
+        | {"shared": compiled.metadata.shared}
+        | {
+            **accesses,
+            **{key: value for key, value in resources.items() if key != "shared"},
+        }
+    )
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser()
+    parser.add_argument("--out", type=Path, required=True)
+    parser.add_argument("--arch", type=int, nargs="+", default=[80, 90, 100])
+    arguments = parser.parse_args()
+    with arguments.out.open("w") as lines:
+        for case in frozen_batch_norm_cases():
+            for arch in arguments.arch:
+                lines.write(json.dumps(build(case, arch)) + "\n")
+
+
+if __name__ == "__main__":
+    main()

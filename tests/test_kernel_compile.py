@@ -1,0 +1,64 @@
+"""Every Triton kernel compiles for three GPU generations: no stack, no spills, wide accesses. Needs no GPU."""
+
+from __future__ import annotations
+
+import json
+import os
+import subprocess
+import sys
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+ROOT = Path(__file__).resolve().parents[1]
+ARCHITECTURES = (80, 90, 100)
+
+
+@pytest.fixture(scope="module")
+def reports(tmp_path_factory: pytest.TempPathFactory) -> list[dict[str, Any]]:
+    """What compile_kernels.py found, from a process in which Triton compiles."""
+    folder = tmp_path_factory.mktemp("compile")
+    environment = {key: value for key, value in os.environ.items() if key != "TRITON_INTERPRET"}
+    environment |= {"TRITON_CACHE_DIR": str(folder / "cache"), "PYTHONPATH": str(ROOT)}
+    command = [sys.executable, str(ROOT / "tests" / "compile_kernels.py"), "--out", str(folder / "reports.jsonl")]
+    command += ["--arch", *map(str, ARCHITECTURES)]
+    done = subprocess.run(command, env=environment, capture_output=True, text=True)
+    assert done.returncode == 0, done.stderr
+    return [json.loads(line) for line in (folder / "reports.jsonl").read_text().splitlines()]
+
+
+def test_every_kernel_compiles_for_every_architecture(reports: list[dict[str, Any]]) -> None:
+    kernels = {report["name"].split("-")[0] for report in reports}
+    assert kernels == {"forward", "backward", "combine"}
+    for architecture in ARCHITECTURES:
+        names = [report["name"] for report in reports if report["arch"] == architecture]
+        assert len(names) == len(set(names)) == len(reports) // len(ARCHITECTURES)
+
+
+def test_no_stack_and_no_spills(reports: list[dict[str, Any]]) -> None:
+    assert [report for report in reports if report["stack"] or report["local"]] == []
+
+
+def test_shared_memory_and_registers_leave_room_for_two_programs(reports: list[dict[str, Any]]) -> None:
+    assert [report for report in reports if report["shared"] > 16384] == []
+    wide = [report for report in reports if report["wide"]]
+    assert [report for report in wide if report["registers"] * 32 * report["num_warps"] > 65536 // 2] == []
+
+
+def test_big_tensors_move_128_bits_at_a_time(reports: list[dict[str, Any]]) -> None:
+    wide = [report for report in reports if report["wide"]]
+    assert len(wide) >= 4 * len(ARCHITECTURES)
+    for report in wide:
+        # What stays narrow: one load of packed signs, one store of them, and the two partial sums.
+        assert report["ld128"] >= 4 and report["st128"] >= 2, report
+        assert report["ld"] <= 1 and report["st"] <= 3, report
+
+
+def test_importing_the_package_does_not_import_triton() -> None:
+    modules = [f"fastcondense.kernels.{name}" for name in ("frozen_batch_norm", "crop", "pixel_adam", "launch")]
+    # torch itself may look for triton; an empty entry makes any import of it fail
+    code = "import sys; sys.modules['triton'] = None; import fastcondense, importlib; "
+    code += f"[importlib.import_module(name) for name in {modules}]"
+    done = subprocess.run([sys.executable, "-c", code], cwd=ROOT, capture_output=True, text=True)
+    assert done.returncode == 0, done.stderr
