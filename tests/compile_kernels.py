@@ -19,6 +19,7 @@ import triton
 from triton.backends.compiler import GPUTarget
 from triton.compiler import ASTSource
 
+from fastcondense.kernels import crop_triton as windowed
 from fastcondense.kernels import frozen_batch_norm_triton as frozen
 from fastcondense.kernels.launch import OPTIONS, row_tiles
 
@@ -39,20 +40,20 @@ class Case:
     """Whether the tensors must be read and written 128 bits at a time."""
 
 
-# dtype, channels, side of the image, relu, residual
+# dtype, channels, side of the feature (0: one row), relu, residual
 _FORMS = [(False, False), (True, False), (True, True)]
 _FROZEN = [
     *((dtype, 64, 112, *form) for form in _FORMS for dtype in ("fp32", "bf16")),
     ("fp16", 512, 7, True, True),
     ("bf16", 116, 28, True, True),
-    ("fp32", 3, 9, True, True),
+    ("fp32", 3, 0, True, True),
 ]
 
 
 def frozen_batch_norm_cases() -> Iterator[Case]:
     vectors = dict.fromkeys(("scale_ptr", "shift_ptr", "center_ptr", "mean_ptr", "dmean_ptr", "dvar_ptr"), "*fp32")
     for dtype, channels, size, relu, residual in _FROZEN:
-        num_rows = 100 * size * size
+        num_rows = max(1, 100 * size * size)
         tiles = row_tiles(num_rows, channels)
         types = {
             **dict.fromkeys(("x_ptr", "residual_ptr", "y_ptr", "dy_ptr", "dx_ptr", "dresidual_ptr"), f"*{dtype}"),
@@ -63,19 +64,47 @@ def frozen_batch_norm_cases() -> Iterator[Case]:
             **vectors,
         }
         tile = {"C": channels, "BLOCK_R": tiles.block_r, "BLOCK_C": tiles.block_c, "RELU": relu}
+        if num_rows == 1:
+            tile["num_rows"] = 1
         divisible = frozenset({"chunk", "num_rows"} if num_rows % 16 == 0 else {"chunk"})
         label = f"{dtype}-{channels}{'-relu' if relu else ''}{'-residual' if residual else ''}"
         forward = tile | {"HAS_RESIDUAL": residual, "SAVE_SIGN": residual}
         backward = tile | {"HAS_DY": True, "HAS_SIGN": residual}
         wide = channels == 64
-        yield Case(f"forward-{label}", frozen.forward_kernel, types, forward, 8, divisible, wide)
-        yield Case(f"backward-{label}", frozen.backward_kernel, types, backward, 8, divisible, wide)
-    for channels in (64, 3):
+        yield Case(f"bn-forward-{label}", frozen.forward_kernel, types, forward, 8, divisible, wide)
+        yield Case(f"bn-backward-{label}", frozen.backward_kernel, types, backward, 8, divisible, wide)
+    for channels, ones in ((64, ()), (3, ("num_chunks", "num_rows"))):
         types = dict.fromkeys(("partial_ptr", "center_ptr", "mean_ptr", "var_ptr"), "*fp32")
+        types |= {"num_chunks": "i32", "num_rows": "i32"}
         tile = {"C": channels, "BLOCK_P": frozen.COMBINE_P, "BLOCK_C": frozen.COMBINE_C}
+        yield Case(f"bn-combine-{channels}", frozen.combine_kernel, types, tile | dict.fromkeys(ones, 1), 4)
+
+
+def crop_cases() -> Iterator[Case]:
+    strides = ("stride_n", "stride_c", "stride_h", "stride_w")
+    for source, output, size, shared in (
+        ("fp32", "fp32", 224, True),
+        ("u8", "bf16", 224, False),
+        ("fp32", "bf16", 32, True),
+    ):
+        types = {
+            **dict.fromkeys(("images_ptr", "dimages_ptr"), f"*{source}"),
+            **dict.fromkeys(("output_ptr", "dout_ptr"), f"*{output}"),
+            **dict.fromkeys(("gain_ptr", "offset_ptr", "share_ptr"), "*fp32"),
+            "windows_ptr": "*i32",
+            **dict.fromkeys(("height", "width", *strides), "i32"),
+        }
+        # Triton makes a constant of an integer argument that is 1
+        unit = {"stride_c": 1} if source == "u8" else {"stride_w": 1}
+        common = {"C": 3, "SIZE": size, "SHARED": shared, "CHANNELS": windowed.CHANNELS, "BLOCK": windowed.BLOCK} | unit
+        gains = {"HAS_GAIN": not shared, "HAS_OFFSET": not shared}
         yield Case(
-            f"combine-{channels}", frozen.combine_kernel, types | {"num_chunks": "i32", "num_rows": "i32"}, tile, 4
+            f"crop-forward-{source}-{output}-{size}", windowed.forward_kernel, types, common | gains, windowed.WARPS
         )
+        if source != "u8":
+            constants = common | {"HAS_GAIN": False}
+            yield Case(f"crop-backward-{output}-{size}", windowed.backward_kernel, types, constants, windowed.WARPS)
+    yield Case("crop-share", windowed.share_kernel, types, {"SIZE": 224, "BLOCK": windowed.BLOCK}, windowed.WARPS)
 
 
 def build(case: Case, arch: int) -> dict[str, Any]:
@@ -119,7 +148,7 @@ def main() -> None:
     parser.add_argument("--arch", type=int, nargs="+", default=[80, 90, 100])
     arguments = parser.parse_args()
     with arguments.out.open("w") as lines:
-        for case in frozen_batch_norm_cases():
+        for case in (*frozen_batch_norm_cases(), *crop_cases()):
             for arch in arguments.arch:
                 lines.write(json.dumps(build(case, arch)) + "\n")
 
