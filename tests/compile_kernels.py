@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import argparse
 import json
+import math
 import re
 import subprocess
 import tempfile
@@ -21,6 +22,7 @@ from triton.compiler import ASTSource
 
 from fastcondense.kernels import crop_triton as windowed
 from fastcondense.kernels import frozen_batch_norm_triton as frozen
+from fastcondense.kernels import pixel_adam_triton as adam
 from fastcondense.kernels.launch import OPTIONS, row_tiles
 
 CUOBJDUMP = Path(triton.__file__).parent / "backends" / "nvidia" / "bin" / "cuobjdump"
@@ -41,10 +43,10 @@ class Case:
 
 
 # dtype, channels, side of the feature (0: one row), relu, residual
-_FORMS = [(False, False), (True, False), (True, True)]
+_FORMS = [(True, False), (True, True)]
 _FROZEN = [
     *((dtype, 64, 112, *form) for form in _FORMS for dtype in ("fp32", "bf16")),
-    ("fp16", 512, 7, True, True),
+    ("fp16", 512, 7, False, False),
     ("bf16", 116, 28, True, True),
     ("fp32", 3, 0, True, True),
 ]
@@ -107,11 +109,22 @@ def crop_cases() -> Iterator[Case]:
     yield Case("crop-share", windowed.share_kernel, types, {"SIZE": 224, "BLOCK": windowed.BLOCK}, windowed.WARPS)
 
 
+def pixel_adam_cases() -> Iterator[Case]:
+    names = ("images", "gradient", "first", "second", "rate", "step", "low", "high")
+    types = {**{f"{name}_ptr": "*fp32" for name in names}, "size": "i32", "stride_c": "i32"}
+    betas = {"BETA1": 0.5, "BETA2": 0.9, "LOG_BETA1": math.log(0.5), "LOG_BETA2": math.log(0.9), "EPS": 1e-8}
+    constants = {"C": 3, **betas, "BLOCK": adam.BLOCK}
+    both = frozenset({"size", "stride_c"})
+    yield Case("adam-planar", adam.step_kernel, types, constants, adam.WARPS, both, True)
+    yield Case("adam-channels_last", adam.step_kernel, types, constants | {"stride_c": 1}, adam.WARPS, both, True)
+
+
 def build(case: Case, arch: int) -> dict[str, Any]:
     """Resources of the compiled kernel and its global accesses in bits, each with its count."""
     names = [parameter.name for parameter in case.kernel.params]
     signature = {name: "constexpr" if name in case.constants else case.types[name] for name in names}
-    aligned = [i for i, name in enumerate(names) if signature[name].startswith("*") or name in case.divisible]
+    divisible = case.divisible - case.constants.keys()
+    aligned = [i for i, name in enumerate(names) if signature[name].startswith("*") or name in divisible]
     source = ASTSource(
         fn=case.kernel,
         signature=signature,
@@ -148,7 +161,7 @@ def main() -> None:
     parser.add_argument("--arch", type=int, nargs="+", default=[80, 90, 100])
     arguments = parser.parse_args()
     with arguments.out.open("w") as lines:
-        for case in (*frozen_batch_norm_cases(), *crop_cases()):
+        for case in (*frozen_batch_norm_cases(), *crop_cases(), *pixel_adam_cases()):
             for arch in arguments.arch:
                 lines.write(json.dumps(build(case, arch)) + "\n")
 

@@ -17,20 +17,40 @@ ARCHITECTURES = (80, 90, 100)
 
 @pytest.fixture(scope="module")
 def reports(tmp_path_factory: pytest.TempPathFactory) -> list[dict[str, Any]]:
-    """What compile_kernels.py found, from a process in which Triton compiles."""
+    """What compile_kernels.py found, from processes in which Triton compiles, one an architecture."""
     folder = tmp_path_factory.mktemp("compile")
     environment = {key: value for key, value in os.environ.items() if key != "TRITON_INTERPRET"}
     environment |= {"TRITON_CACHE_DIR": str(folder / "cache"), "PYTHONPATH": str(ROOT)}
-    command = [sys.executable, str(ROOT / "tests" / "compile_kernels.py"), "--out", str(folder / "reports.jsonl")]
-    command += ["--arch", *map(str, ARCHITECTURES)]
-    done = subprocess.run(command, env=environment, capture_output=True, text=True)
-    assert done.returncode == 0, done.stderr
-    return [json.loads(line) for line in (folder / "reports.jsonl").read_text().splitlines()]
+    command = [sys.executable, str(ROOT / "tests" / "compile_kernels.py")]
+    running = {
+        folder / f"sm_{architecture}.jsonl": subprocess.Popen(
+            [*command, "--arch", str(architecture), "--out", str(folder / f"sm_{architecture}.jsonl")],
+            env=environment,
+            stderr=subprocess.PIPE,
+            text=True,
+        )
+        for architecture in ARCHITECTURES
+    }
+    found = []
+    for path, process in running.items():
+        _, errors = process.communicate()
+        assert process.returncode == 0, errors
+        found += [json.loads(line) for line in path.read_text().splitlines()]
+    return found
 
 
 def test_every_kernel_compiles_for_every_architecture(reports: list[dict[str, Any]]) -> None:
     kernels = {"-".join(report["name"].split("-")[:2]) for report in reports}
-    assert kernels >= {"bn-forward", "bn-backward", "bn-combine", "crop-forward", "crop-backward", "crop-share"}
+    assert kernels >= {
+        "adam-planar",
+        "adam-channels_last",
+        "bn-forward",
+        "bn-backward",
+        "bn-combine",
+        "crop-forward",
+        "crop-backward",
+        "crop-share",
+    }
     for architecture in ARCHITECTURES:
         names = [report["name"] for report in reports if report["arch"] == architecture]
         assert len(names) == len(set(names)) == len(reports) // len(ARCHITECTURES)
@@ -50,9 +70,10 @@ def test_big_tensors_move_128_bits_at_a_time(reports: list[dict[str, Any]]) -> N
     wide = [report for report in reports if report["wide"]]
     assert len(wide) >= 4 * len(ARCHITECTURES)
     for report in wide:
-        # What stays narrow: one load of packed signs, one store of them, and the two partial sums.
         assert report["ld128"] >= 4 and report["st128"] >= 2, report
-        assert report["ld"] <= 1 and report["st"] <= 3, report
+        # What stays narrow: a load of packed signs, a store of them, and two partial sums; Adam's bounds and scalars.
+        is_adam = report["name"].startswith("adam")
+        assert report["ld"] <= (18 if is_adam else 1) and report["st"] <= (0 if is_adam else 3), report
 
 
 def test_importing_the_package_does_not_import_triton() -> None:

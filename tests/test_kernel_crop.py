@@ -15,7 +15,7 @@ from fastcondense.kernels.crop_triton import Crop
 CASES = {
     "smaller": ((17, 19), 13, [(0, 0, 17, 19, 0, 0, 0), (3, 5, 6, 7, 1, 2, -3), (9, 12, 8, 7, 0, 20, 5)]),
     "same": ((13, 13), 13, [(0, 0, 13, 13, 1, 0, 0), (2, 1, 11, 12, 0, -1, 4), (0, 6, 5, 7, 1, 12, 12)]),
-    "larger": ((29, 40), 7, [(0, 0, 29, 40, 0, 1, 0), (5, 9, 8, 31, 1, 0, 6), (1, 2, 7, 3, 0, 0, 0)]),
+    "larger": ((19, 26), 7, [(0, 0, 19, 26, 0, 1, 0), (5, 4, 8, 21, 1, 0, 6), (1, 2, 7, 6, 0, 0, 0)]),
     "point": ((4, 5), 5, [(2, 3, 1, 1, 1, 0, 4)]),
     "one": ((5, 7), 1, [(0, 0, 5, 7, 1, 0, 0)]),
     "shared": ((11, 11), 16, [(1, 2, 8, 9, 1, 3, 15)]),
@@ -115,8 +115,8 @@ def test_identity_and_overhang_copy_values_exactly() -> None:
 
 
 def test_two_runs_agree_bit_for_bit() -> None:
-    extent, size, rows = CASES["larger"]
-    leaf = source(len(rows), 3, extent).to(DEVICE).requires_grad_()
+    extent, size, rows = CASES["shared"]
+    leaf = source(2, 3, extent).to(DEVICE).requires_grad_()
     runs = []
     for _ in range(2):
         output = Crop.apply(leaf, table(rows), size, None, None, torch.float32)
@@ -131,10 +131,10 @@ def test_shared_window_equals_the_same_window_for_each() -> None:
     assert torch.equal(shared, Crop.apply(images, table(rows * 3), size, None, None, torch.float32))
 
 
-@pytest.mark.parametrize("size", [1, 5, 12, 32])
-def test_weights_of_every_length(size: int) -> None:
-    """One image row a length: the kernel's closed-form totals against the weight matrix, resized windows included."""
-    lengths = torch.arange(1, 34, 4 if size in (1, 32) else 1)
+@pytest.mark.parametrize("size", [1, 5, 12])
+def test_weights_of_many_lengths(size: int) -> None:
+    """One image row a length: the kernel's closed-form totals against the weight matrix."""
+    lengths = torch.tensor([1, 2, 5, 6, 11, 12, 13, 24, 33])
     count = len(lengths)
     images = source(count, 1, (1, 40)).to(DEVICE)
     zero, one = torch.zeros_like(lengths), torch.ones_like(lengths)
