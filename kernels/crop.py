@@ -30,9 +30,12 @@ def crop(
     (zeros are seen there) only if it is not resized.
     Raises ValueError if the shapes do not match or such a window is resized, the latter only on the CPU (no sync).
     """
-    num_images, _, height, width = images.shape
+    num_images, channels, height, width = images.shape
     if windows.dim() != 2 or windows.shape[1] != 7 or windows.shape[0] not in (1, num_images):
         raise ValueError(f"crop needs windows of shape [{num_images}, 7] or [1, 7], got {tuple(windows.shape)}")
+    for name, vector in (("gain", gain), ("offset", offset)):
+        if vector is not None and vector.shape != (channels,):
+            raise ValueError(f"crop needs {name} of shape [{channels}], got {tuple(vector.shape)}")
     compute = torch.float64 if images.dtype == torch.float64 else torch.float32
     if windows.device.type == "cpu":
         _check_overhang(windows[:, 0], windows[:, 2], height, size)

@@ -207,7 +207,7 @@ def backward_kernel(
 
 
 class Crop(torch.autograd.Function):
-    """`crop` of checked arguments; windows: int32, contiguous; gain, offset: float32; all on the images' device."""
+    """`crop` of checked arguments, all on the images' device; windows: int32 and contiguous."""
 
     @staticmethod
     def forward(ctx, images, windows, size, gain, offset, dtype):
@@ -216,6 +216,7 @@ class Crop(torch.autograd.Function):
             (num_images, channels, size, size), dtype=dtype, device=images.device, memory_format=torch.channels_last
         )
         shared = windows.shape[0] == 1
+        gain, offset = (None if vector is None else vector.float().contiguous() for vector in (gain, offset))
         if output.numel():
             with device_of(images):
                 forward_kernel[(num_images * cdiv(size * size, BLOCK), cdiv(channels, CHANNELS))](

@@ -51,4 +51,4 @@ def row_tiles(num_rows: int, channels: int) -> RowTiles:
 
 def device_of(x: Tensor) -> AbstractContextManager[object]:
     """Makes x's GPU the current one, where Triton launches; nothing for the interpreter's CPU tensors."""
-    return torch.cuda.device(x.device) if x.is_cuda else nullcontext()
+    return torch.cuda.device(x.device) if x.device.type == "cuda" else nullcontext()

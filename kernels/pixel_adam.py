@@ -30,6 +30,9 @@ def pixel_adam(
     for name, moment in (("gradient", gradient), ("first", first), ("second", second)):
         if moment.shape != images.shape:
             raise ValueError(f"pixel_adam needs {name} of shape {tuple(images.shape)}, got {tuple(moment.shape)}")
+    for name, bound in (("low", low), ("high", high)):
+        if bound.shape != images.shape[1:2]:
+            raise ValueError(f"pixel_adam needs {name} of shape {tuple(images.shape[1:2])}, got {tuple(bound.shape)}")
     for name, state in (("images", images), ("first", first), ("second", second)):
         if not any(
             images.is_contiguous(memory_format=layout) and state.is_contiguous(memory_format=layout)

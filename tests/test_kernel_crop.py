@@ -145,9 +145,11 @@ def test_weights_of_many_lengths(size: int) -> None:
     assert relative_rms(output[:, 0, 0], wanted) <= 1e-6
 
 
-def test_refuses_wrong_windows() -> None:
+def test_refuses_wrong_arguments() -> None:
     images = source(2, 3, (9, 9))
     with pytest.raises(ValueError, match="windows of shape"):
         crop(images, torch.zeros(3, 7, dtype=torch.int32), 9)
+    with pytest.raises(ValueError, match="gain of shape"):
+        crop(images, torch.zeros(2, 7, dtype=torch.int32), 9, gain=torch.ones(1))
     with pytest.raises(ValueError, match="inside the image"):
         crop(images, torch.tensor([(-1, 0, 5, 5, 0, 0, 0)]), 9)

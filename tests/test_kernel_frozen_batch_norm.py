@@ -7,6 +7,7 @@ import torch
 from kernel_checks import DEVICE, TOLERANCE, poisoned, relative_rms
 from torch import Tensor
 
+from fastcondense.kernels import frozen_batch_norm_triton, launch
 from fastcondense.kernels.frozen_batch_norm import frozen_batch_norm, frozen_batch_norm_reference
 from fastcondense.kernels.frozen_batch_norm_triton import FrozenBatchNorm
 from fastcondense.kernels.launch import row_tiles
@@ -63,6 +64,21 @@ def test_equals_the_definition(shape: tuple[int, ...], relu: bool, residual: boo
         assert relative_rms(a, b, floor=0.5 if name == "var" else 0.0) <= limit, name
     assert [t.dtype for t in got[:3]] == [dtype, FLOAT32, FLOAT32]
     assert all(t.is_contiguous(memory_format=torch.channels_last) for t in (got[0], *got[3:]))
+
+
+def test_chunks_of_several_tiles(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Big tensors make programs loop; two programs a tensor make small ones do, with a last chunk that is cut short."""
+    x, other, scale, shift, center = inputs((5, 116, 9, 13), FLOAT32, True)
+    monkeypatch.setattr(launch, "_PROGRAMS", 8)
+    monkeypatch.setattr(frozen_batch_norm_triton, "COMBINE_P", 2)
+    tiles = row_tiles(5 * 9 * 13, 116)
+    assert tiles.num_chunks > 2 and tiles.chunk > 2 * tiles.block_r and 5 * 9 * 13 % tiles.chunk
+    got = run(x, other, scale, shift, center, True)
+    assert other is not None
+    leaves = [t.detach().double().requires_grad_() for t in (x, other)]
+    outputs = frozen_batch_norm_reference(leaves[0], scale.double(), shift.double(), residual=leaves[1], relu=True)
+    wanted = [*outputs, *torch.autograd.grad(outputs, leaves, [w.double() for w in weights(tuple(got[:3]))])]
+    assert all(relative_rms(a, b) <= 1e-6 for a, b in zip(got, wanted, strict=True))
 
 
 def test_float16() -> None:
