@@ -12,28 +12,43 @@ from torch.nn import functional as F
 
 
 def crop(
-    images: Tensor, windows: Tensor, size: int, *, offset: Tensor | None = None, gain: Tensor | None = None
+    images: Tensor,
+    windows: Tensor,
+    size: int,
+    *,
+    offset: Tensor | None = None,
+    gain: Tensor | None = None,
+    dtype: torch.dtype | None = None,
 ) -> Tensor:
     """Bilinear, antialiased crops: (resized window) * gain + offset, mirrored and rolled.
 
     images: [N, C, H, W], floating or uint8 (values kept). windows: integer [N, 7], or [1, 7] for one window shared by
     the batch; columns top, left, height, width, flip, roll_y, roll_x. offset, gain: float32 [C], applied after the
-    crop (normalisation). Returns [N, C, size, size] channels_last, float32 (float64 for float64 images). Equals
-    torchvision's resized_crop(antialias=True) on tensors, then horizontal flip, then roll. A window may hang over the
-    image's edge (zeros are seen there) only if it is not resized.
+    crop (normalisation). Returns [N, C, size, size] channels_last, of `dtype`: float32 if None (float64 for float64
+    images); arithmetic is in float32 or float64 in any case. Differentiable in the images. Equals torchvision's
+    resized_crop(antialias=True) on tensors, then horizontal flip, then roll. A window may hang over the image's edge
+    (zeros are seen there) only if it is not resized.
     Raises ValueError if the shapes do not match or such a window is resized, the latter only on the CPU (no sync).
     """
-    num_images, _, height, width = images.shape
+    num_images, channels, height, width = images.shape
     if windows.dim() != 2 or windows.shape[1] != 7 or windows.shape[0] not in (1, num_images):
         raise ValueError(f"crop needs windows of shape [{num_images}, 7] or [1, 7], got {tuple(windows.shape)}")
-    dtype = torch.float64 if images.dtype == torch.float64 else torch.float32
-    top, left, rows, columns, flip, roll_y, roll_x = windows.to(images.device).unbind(1)
+    for name, vector in (("gain", gain), ("offset", offset)):
+        if vector is not None and vector.shape != (channels,):
+            raise ValueError(f"crop needs {name} of shape [{channels}], got {tuple(vector.shape)}")
+    compute = torch.float64 if images.dtype == torch.float64 else torch.float32
     if windows.device.type == "cpu":
-        _check_overhang(top, rows, height, size)
-        _check_overhang(left, columns, width, size)
-    along_y = axis_weights(top, rows, height, size, torch.zeros_like(flip), roll_y).to(dtype)
-    along_x = axis_weights(left, columns, width, size, flip, roll_x).to(dtype)
-    x = images.to(dtype)
+        _check_overhang(windows[:, 0], windows[:, 2], height, size)
+        _check_overhang(windows[:, 1], windows[:, 3], width, size)
+    windows = windows.to(images.device)
+    if images.is_cuda and compute == torch.float32:
+        from .crop_triton import Crop
+
+        return Crop.apply(images, windows.int().contiguous(), size, gain, offset, dtype or compute)
+    top, left, rows, columns, flip, roll_y, roll_x = windows.unbind(1)
+    along_y = axis_weights(top, rows, height, size, torch.zeros_like(flip), roll_y).to(compute)
+    along_x = axis_weights(left, columns, width, size, flip, roll_x).to(compute)
+    x = images.to(compute)
     if windows.shape[0] == 1:
         x = F.linear(F.linear(x, along_x[0]).transpose(2, 3), along_y[0]).transpose(2, 3)
     else:
@@ -42,7 +57,7 @@ def crop(
         x = x * gain[:, None, None]
     if offset is not None:
         x = x + offset[:, None, None]
-    return x.contiguous(memory_format=torch.channels_last)
+    return x.to(dtype or compute).contiguous(memory_format=torch.channels_last)
 
 
 def axis_weights(start: Tensor, length: Tensor, extent: int, size: int, flip: Tensor, roll: Tensor) -> Tensor:

@@ -33,6 +33,10 @@ def frozen_batch_norm(
                 f"frozen_batch_norm needs a residual of shape {tuple(x.shape)}, got {tuple(residual.shape)}"
             )
         residual = residual.contiguous(memory_format=torch.channels_last)
+    if x.is_cuda and x.dtype != torch.float64:
+        from .frozen_batch_norm_triton import FrozenBatchNorm
+
+        return FrozenBatchNorm.apply(x, residual, scale, shift, center, relu)
     return _FrozenBatchNorm.apply(x, residual, scale, shift, center, relu)
 
 

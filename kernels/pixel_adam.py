@@ -22,10 +22,33 @@ def pixel_adam(
 ) -> None:
     """images <- clip(images - lr * m_hat / (sqrt(v_hat) + eps), low, high), in place; first and second are m and v.
 
-    images, gradient, first, second: float32 [N, C, H, W]. learning_rate: float32 scalar tensor; step: float32 scalar
+    images, gradient, first, second: float32 [N, C, H, W]; images, first and second contiguous or channels_last, all of
+    them in the same way. learning_rate: float32 scalar tensor; step: float32 scalar
     tensor, 1 in the first call: neither is read by the host. low, high: float32 [C]. Kingma and Ba (ICLR'15),
-    Algorithm 1, without weight decay.
+    Algorithm 1, without weight decay. Raises ValueError for other layouts, shapes or, on the GPU, dtypes.
     """
+    for name, moment in (("gradient", gradient), ("first", first), ("second", second)):
+        if moment.shape != images.shape:
+            raise ValueError(f"pixel_adam needs {name} of shape {tuple(images.shape)}, got {tuple(moment.shape)}")
+    for name, bound in (("low", low), ("high", high)):
+        if bound.shape != images.shape[1:2]:
+            raise ValueError(f"pixel_adam needs {name} of shape {tuple(images.shape[1:2])}, got {tuple(bound.shape)}")
+    for name, state in (("images", images), ("first", first), ("second", second)):
+        if not any(
+            images.is_contiguous(memory_format=layout) and state.is_contiguous(memory_format=layout)
+            for layout in (torch.contiguous_format, torch.channels_last)
+        ):
+            raise ValueError(
+                f"pixel_adam needs {name} contiguous or channels_last like the images, of strides {images.stride()}, "
+                f"got strides {state.stride()}"
+            )
+    if images.is_cuda:
+        from .pixel_adam_triton import pixel_adam_triton
+
+        pixel_adam_triton(
+            images, gradient, first, second, learning_rate, step, betas=betas, low=low, high=high, eps=eps
+        )
+        return
     beta1, beta2 = betas
     first.lerp_(gradient, 1 - beta1)
     second.mul_(beta2).addcmul_(gradient, gradient, value=1 - beta2)

@@ -12,9 +12,6 @@ from fastcondense.fit import fit, learning_rate_factor, make_optimizer
 from fastcondense.recipe import Optimization
 from fastcondense.rng import Stream
 
-torch.set_num_threads(1)  # small tensors: on a busy machine threads only wait for each other
-
-
 # --- learning rate and optimizer -------------------------------------------------------------------------------------
 
 

@@ -11,8 +11,6 @@ from torch.nn import functional as F
 from fastcondense.fuse import FrozenBatchNorm, fuse
 from fastcondense.vision import timm, torchvision
 
-torch.set_num_threads(1)  # small tensors: on a busy machine threads only wait for each other
-
 
 def randomize(net):
     """No statistic keeps the value that would hide a mistake."""

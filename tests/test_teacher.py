@@ -16,7 +16,6 @@ from fastcondense.files import read_checkpoint
 from fastcondense.recipe import Dataset
 from fastcondense.teacher import Teacher, check_gate, load_weights, match_classes, state_dict
 
-torch.set_num_threads(1)  # small tensors: on a busy machine threads only wait for each other
 CPU = torch.device("cpu")
 
 

@@ -9,8 +9,6 @@ from torch import nn
 from fastcondense.vision import timm, torchvision
 from fastcondense.zoo import ZOO, build, channels_last
 
-torch.set_num_threads(1)  # small tensors: on a busy machine threads only wait for each other
-
 
 def count(net):
     return sum(parameter.numel() for parameter in net.parameters())

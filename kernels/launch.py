@@ -1,0 +1,54 @@
+"""Launch shapes of the Triton kernels: pure functions of the tensor's shape, never of the device or of a timing.
+
+The order of summation follows from the launch shape, so the bits of a result do not depend on which GPU computed it.
+"""
+
+from __future__ import annotations
+
+from contextlib import AbstractContextManager, nullcontext
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor
+
+OPTIONS = {"enable_fp_fusion": True}  # Triton's default is going to flip, and it decides bits
+
+_TILE = 4096  # elements; 16 a thread at 8 warps
+_PROGRAMS = 1024
+
+
+@dataclass(frozen=True)
+class RowTiles:
+    """Tiles [block_r, block_c] of a matrix [num_rows, channels]; a program of a reduction takes `chunk` rows."""
+
+    block_r: int
+    block_c: int
+    chunk: int
+    num_chunks: int
+    num_tiles: int
+    num_columns: int
+
+
+def cdiv(numerator: int, denominator: int) -> int:
+    """Quotient, rounded up."""
+    return -(-numerator // denominator)
+
+
+def power_of_two(value: int) -> int:
+    """The smallest power of two that is at least value >= 1."""
+    return 1 << (value - 1).bit_length()
+
+
+def row_tiles(num_rows: int, channels: int) -> RowTiles:
+    """Tiles of 4096 elements, 8 to 64 channels wide, and chunks such that about 1024 programs reduce a big tensor."""
+    block_c = min(max(power_of_two(channels), 8), 64)
+    block_r = _TILE // block_c
+    num_columns = cdiv(channels, block_c)
+    num_tiles = cdiv(num_rows, block_r)
+    chunk = block_r * cdiv(num_tiles, max(1, _PROGRAMS // num_columns))
+    return RowTiles(block_r, block_c, chunk, cdiv(num_rows, chunk), num_tiles, num_columns)
+
+
+def device_of(x: Tensor) -> AbstractContextManager[object]:
+    """Makes x's GPU the current one, where Triton launches; nothing for the interpreter's CPU tensors."""
+    return torch.cuda.device(x.device) if x.device.type == "cuda" else nullcontext()

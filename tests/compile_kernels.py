@@ -1,0 +1,170 @@
+"""Compiles every Triton kernel ahead of time, as it would be launched; writes one JSON line a case. Needs no GPU.
+
+Run by test_kernel_compile.py in a process of its own: Triton's interpreter and its compiler exclude each other.
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import math
+import re
+import subprocess
+import tempfile
+from collections.abc import Iterator
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import triton
+from triton.backends.compiler import GPUTarget
+from triton.compiler import ASTSource
+
+from fastcondense.kernels import crop_triton as windowed
+from fastcondense.kernels import frozen_batch_norm_triton as frozen
+from fastcondense.kernels import pixel_adam_triton as adam
+from fastcondense.kernels.launch import OPTIONS, row_tiles
+
+CUOBJDUMP = Path(triton.__file__).parent / "backends" / "nvidia" / "bin" / "cuobjdump"
+
+
+@dataclass(frozen=True)
+class Case:
+    """One specialisation: types of the run-time arguments, values of the constexprs, integers divisible by 16."""
+
+    name: str
+    kernel: Any
+    types: dict[str, str]
+    constants: dict[str, Any]
+    num_warps: int
+    divisible: frozenset[str] = frozenset()
+    wide: bool = False
+    """Whether the tensors must be read and written 128 bits at a time."""
+
+
+# dtype, channels, side of the feature (0: one row), relu, residual
+_FORMS = [(True, False), (True, True)]
+_FROZEN = [
+    *((dtype, 64, 112, *form) for form in _FORMS for dtype in ("fp32", "bf16")),
+    ("fp16", 512, 7, False, False),
+    ("bf16", 116, 28, True, True),
+    ("fp32", 3, 0, True, True),
+]
+
+
+def frozen_batch_norm_cases() -> Iterator[Case]:
+    vectors = dict.fromkeys(("scale_ptr", "shift_ptr", "center_ptr", "mean_ptr", "dmean_ptr", "dvar_ptr"), "*fp32")
+    for dtype, channels, size, relu, residual in _FROZEN:
+        num_rows = max(1, 100 * size * size)
+        tiles = row_tiles(num_rows, channels)
+        types = {
+            **dict.fromkeys(("x_ptr", "residual_ptr", "y_ptr", "dy_ptr", "dx_ptr", "dresidual_ptr"), f"*{dtype}"),
+            "sign_ptr": "*u8" if residual else f"*{dtype}",
+            "partial_ptr": "*fp32",
+            "num_rows": "i32",
+            "chunk": "i32",
+            **vectors,
+        }
+        tile = {"C": channels, "BLOCK_R": tiles.block_r, "BLOCK_C": tiles.block_c, "RELU": relu}
+        if num_rows == 1:
+            tile["num_rows"] = 1
+        divisible = frozenset({"chunk", "num_rows"} if num_rows % 16 == 0 else {"chunk"})
+        label = f"{dtype}-{channels}{'-relu' if relu else ''}{'-residual' if residual else ''}"
+        forward = tile | {"HAS_RESIDUAL": residual, "SAVE_SIGN": residual}
+        backward = tile | {"HAS_DY": True, "HAS_SIGN": residual}
+        wide = channels == 64
+        yield Case(f"bn-forward-{label}", frozen.forward_kernel, types, forward, 8, divisible, wide)
+        yield Case(f"bn-backward-{label}", frozen.backward_kernel, types, backward, 8, divisible, wide)
+    for channels, ones in ((64, ()), (3, ("num_chunks", "num_rows"))):
+        types = dict.fromkeys(("partial_ptr", "center_ptr", "mean_ptr", "var_ptr"), "*fp32")
+        types |= {"num_chunks": "i32", "num_rows": "i32"}
+        tile = {"C": channels, "BLOCK_P": frozen.COMBINE_P, "BLOCK_C": frozen.COMBINE_C}
+        yield Case(f"bn-combine-{channels}", frozen.combine_kernel, types, tile | dict.fromkeys(ones, 1), 4)
+
+
+def crop_cases() -> Iterator[Case]:
+    strides = ("stride_n", "stride_c", "stride_h", "stride_w")
+    for source, output, size, shared in (
+        ("fp32", "fp32", 224, True),
+        ("u8", "bf16", 224, False),
+        ("fp32", "bf16", 32, True),
+    ):
+        types = {
+            **dict.fromkeys(("images_ptr", "dimages_ptr"), f"*{source}"),
+            **dict.fromkeys(("output_ptr", "dout_ptr"), f"*{output}"),
+            **dict.fromkeys(("gain_ptr", "offset_ptr", "share_ptr"), "*fp32"),
+            "windows_ptr": "*i32",
+            **dict.fromkeys(("height", "width", *strides), "i32"),
+        }
+        # Triton makes a constant of an integer argument that is 1
+        unit = {"stride_c": 1} if source == "u8" else {"stride_w": 1}
+        common = {"C": 3, "SIZE": size, "SHARED": shared, "CHANNELS": windowed.CHANNELS, "BLOCK": windowed.BLOCK} | unit
+        gains = {"HAS_GAIN": not shared, "HAS_OFFSET": not shared}
+        yield Case(
+            f"crop-forward-{source}-{output}-{size}", windowed.forward_kernel, types, common | gains, windowed.WARPS
+        )
+        if source != "u8":
+            constants = common | {"HAS_GAIN": False}
+            yield Case(f"crop-backward-{output}-{size}", windowed.backward_kernel, types, constants, windowed.WARPS)
+    yield Case("crop-share", windowed.share_kernel, types, {"SIZE": 224, "BLOCK": windowed.BLOCK}, windowed.WARPS)
+
+
+def pixel_adam_cases() -> Iterator[Case]:
+    names = ("images", "gradient", "first", "second", "rate", "step", "low", "high")
+    types = {**{f"{name}_ptr": "*fp32" for name in names}, "size": "i32", "stride_c": "i32"}
+    betas = {"BETA1": 0.5, "BETA2": 0.9, "LOG_BETA1": math.log(0.5), "LOG_BETA2": math.log(0.9), "EPS": 1e-8}
+    constants = {"C": 3, **betas, "BLOCK": adam.BLOCK}
+    both = frozenset({"size", "stride_c"})
+    yield Case("adam-planar", adam.step_kernel, types, constants, adam.WARPS, both, True)
+    yield Case("adam-channels_last", adam.step_kernel, types, constants | {"stride_c": 1}, adam.WARPS, both, True)
+
+
+def build(case: Case, arch: int) -> dict[str, Any]:
+    """Resources of the compiled kernel and its global accesses in bits, each with its count."""
+    names = [parameter.name for parameter in case.kernel.params]
+    signature = {name: "constexpr" if name in case.constants else case.types[name] for name in names}
+    divisible = case.divisible - case.constants.keys()
+    aligned = [i for i, name in enumerate(names) if signature[name].startswith("*") or name in divisible]
+    source = ASTSource(
+        fn=case.kernel,
+        signature=signature,
+        constexprs=case.constants,
+        attrs={(i,): [["tt.divisibility", 16]] for i in aligned},
+    )
+    options = {"num_warps": case.num_warps, **OPTIONS}
+    compiled = triton.compile(source, target=GPUTarget("cuda", arch, 32), options=options)
+    with tempfile.NamedTemporaryFile(suffix=".cubin") as cubin:
+        cubin.write(compiled.asm["cubin"])
+        cubin.flush()
+        usage = subprocess.run([CUOBJDUMP, "-res-usage", cubin.name], capture_output=True, text=True, check=True)
+    found = re.search(r"REG:(\d+) STACK:(\d+) SHARED:(\d+) LOCAL:(\d+)", usage.stdout + usage.stderr)
+    if found is None:
+        raise RuntimeError(f"cuobjdump printed no resource usage: {usage.stdout}")
+    resources = dict(zip(("registers", "stack", "shared", "local"), map(int, found.groups()), strict=True))
+    accesses = dict.fromkeys(("ld128", "st128", "ld", "st"), 0)
+    for kind, vector, bits in re.findall(r"\b(ld|st)\.global\S*?(?:\.v(\d))?\.b(\d+)", compiled.asm["ptx"]):
+        accesses[f"{kind}128" if int(vector or 1) * int(bits) == 128 else kind] += 1
+    report = {"name": case.name, "arch": arch, "num_warps": case.num_warps, "wide": case.wide}
+    return (
+        report
+        | {"shared": compiled.metadata.shared}
+        | {
+            **accesses,
+            **{key: value for key, value in resources.items() if key != "shared"},
+        }
+    )
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser()
+    parser.add_argument("--out", type=Path, required=True)
+    parser.add_argument("--arch", type=int, nargs="+", default=[80, 90, 100])
+    arguments = parser.parse_args()
+    with arguments.out.open("w") as lines:
+        for case in (*frozen_batch_norm_cases(), *crop_cases(), *pixel_adam_cases()):
+            for arch in arguments.arch:
+                lines.write(json.dumps(build(case, arch)) + "\n")
+
+
+if __name__ == "__main__":
+    main()

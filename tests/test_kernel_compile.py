@@ -1,0 +1,85 @@
+"""Every Triton kernel compiles for three GPU generations: no stack, no spills, wide accesses. Needs no GPU."""
+
+from __future__ import annotations
+
+import json
+import os
+import subprocess
+import sys
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+ROOT = Path(__file__).resolve().parents[1]
+ARCHITECTURES = (80, 90, 100)
+
+
+@pytest.fixture(scope="module")
+def reports(tmp_path_factory: pytest.TempPathFactory) -> list[dict[str, Any]]:
+    """What compile_kernels.py found, from processes in which Triton compiles, one an architecture."""
+    folder = tmp_path_factory.mktemp("compile")
+    environment = {key: value for key, value in os.environ.items() if key != "TRITON_INTERPRET"}
+    environment |= {"TRITON_CACHE_DIR": str(folder / "cache"), "PYTHONPATH": str(ROOT)}
+    command = [sys.executable, str(ROOT / "tests" / "compile_kernels.py")]
+    running = {
+        folder / f"sm_{architecture}.jsonl": subprocess.Popen(
+            [*command, "--arch", str(architecture), "--out", str(folder / f"sm_{architecture}.jsonl")],
+            env=environment,
+            stderr=subprocess.PIPE,
+            text=True,
+        )
+        for architecture in ARCHITECTURES
+    }
+    found = []
+    for path, process in running.items():
+        _, errors = process.communicate()
+        assert process.returncode == 0, errors
+        found += [json.loads(line) for line in path.read_text().splitlines()]
+    return found
+
+
+def test_every_kernel_compiles_for_every_architecture(reports: list[dict[str, Any]]) -> None:
+    kernels = {"-".join(report["name"].split("-")[:2]) for report in reports}
+    assert kernels >= {
+        "adam-planar",
+        "adam-channels_last",
+        "bn-forward",
+        "bn-backward",
+        "bn-combine",
+        "crop-forward",
+        "crop-backward",
+        "crop-share",
+    }
+    for architecture in ARCHITECTURES:
+        names = [report["name"] for report in reports if report["arch"] == architecture]
+        assert len(names) == len(set(names)) == len(reports) // len(ARCHITECTURES)
+
+
+def test_no_stack_and_no_spills(reports: list[dict[str, Any]]) -> None:
+    assert [report for report in reports if report["stack"] or report["local"]] == []
+
+
+def test_shared_memory_and_registers_leave_room_for_two_programs(reports: list[dict[str, Any]]) -> None:
+    assert [report for report in reports if report["shared"] > 16384] == []
+    wide = [report for report in reports if report["wide"]]
+    assert [report for report in wide if report["registers"] * 32 * report["num_warps"] > 65536 // 2] == []
+
+
+def test_big_tensors_move_128_bits_at_a_time(reports: list[dict[str, Any]]) -> None:
+    wide = [report for report in reports if report["wide"]]
+    assert len(wide) >= 4 * len(ARCHITECTURES)
+    for report in wide:
+        assert report["ld128"] >= 4 and report["st128"] >= 2, report
+        # What stays narrow: a load of packed signs, a store of them, and two partial sums; Adam's bounds and scalars.
+        is_adam = report["name"].startswith("adam")
+        assert report["ld"] <= (18 if is_adam else 1) and report["st"] <= (0 if is_adam else 3), report
+
+
+def test_importing_the_package_does_not_import_triton() -> None:
+    modules = [f"fastcondense.kernels.{name}" for name in ("frozen_batch_norm", "crop", "pixel_adam", "launch")]
+    # torch itself may look for triton; an empty entry makes any import of it fail
+    code = "import sys; sys.modules['triton'] = None; import fastcondense, importlib; "
+    code += f"[importlib.import_module(name) for name in {modules}]"
+    done = subprocess.run([sys.executable, "-c", code], cwd=ROOT, capture_output=True, text=True)
+    assert done.returncode == 0, done.stderr
