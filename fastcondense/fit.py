@@ -6,7 +6,7 @@ import copy
 import io
 import math
 import time
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterable, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -53,13 +53,15 @@ def fit(
     stream: Stream,
     checkpoint: Path,
     report: Callable[[dict[str, float]], None],
+    track: Callable[[Sequence[int]], Iterable[int]] = iter,
 ) -> tuple[nn.Module, list[dict[str, float]]]:
     """Trains `net` in place; returns what is evaluated (its moving average, if the recipe has one) and the history.
 
     Each history entry has epoch, loss, lr, seconds (of training, so far) and what `evaluate` gives; there is one every
     `evaluate_every` epochs and for the last.
     The state is written to `checkpoint` every few seconds, at an epoch's end; if the file exists, training goes on from
-    there, to the same bits. `stream` seeds dropout. Raises ValueError if the loss is not finite.
+    there, to the same bits. `stream` seeds dropout; `track` may show progress over the epochs. Raises ValueError if
+    the loss is not finite.
     """
     optimizer = make_optimizer(net, optimization)
     average = copy.deepcopy(net) if optimization.ema else None
@@ -73,7 +75,7 @@ def fit(
             average.load_state_dict(state["average"])
         first, history, seconds = state["epoch"], state["history"], state["seconds"]
     saved_at = time.monotonic()
-    for epoch in range(first, optimization.epochs):
+    for epoch in track(range(first, optimization.epochs)):
         started_at = time.monotonic()
         factor = learning_rate_factor(optimization, epoch)
         for group in optimizer.param_groups:

@@ -230,7 +230,8 @@ def load(name_or_file: str) -> Recipe:
     if path.suffix == ".toml":
         if not path.is_file():
             raise ValueError(f"there is no recipe file {path}")
-        return from_toml(path.read_text(), str(path))
+        recipe = from_toml(path.read_text(), str(path))
+        return recipe if recipe.name != Recipe.name else dataclasses.replace(recipe, name=path.stem)
     stem, ipc = name_or_file, None
     if match := re.fullmatch(r"(.+)-ipc(\d+)", name_or_file):
         stem, ipc = match[1], int(match[2])

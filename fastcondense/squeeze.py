@@ -135,6 +135,7 @@ def _train(run: Run, net: nn.Module, number: int, architecture: str, checkpoint:
         Stream(recipe.seed, f"squeeze/dropout/{number}"),
         checkpoint,
         lambda entry: run.report_epoch(f"teacher {architecture}", entry, recipe.squeeze.epochs),
+        lambda epochs: run.log.track(epochs, f"teacher {architecture}"),
     )
     return net.cpu()
 

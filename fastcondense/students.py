@@ -102,6 +102,7 @@ def _student(run: Run, arm: str, number: int, condensed: CondensedSet, teachers:
         Stream(seed, "students/dropout"),
         folder / "checkpoint.pt",
         lambda entry: run.report_epoch(what, entry, optimization.epochs),
+        lambda epochs: run.log.track(epochs, what),
     )
     metadata = {"architecture": recipe.train.student, "classes": json.dumps(run.real.classes), "arm": arm}
     write_tensors(folder / "weights.safetensors", net.state_dict(), metadata)

@@ -74,7 +74,7 @@ def test_ipc_suffix_and_per_ipc_table(tmp_path):
     assert load("sre2l/imagenet1k-ipc200").ipc == 200
     file = tmp_path / "mine.toml"
     file.write_text("ipc = 10\n[train]\nbatch_size = 7\n[by_ipc.50.train]\nbatch_size = 100\n")
-    assert load(str(file)).train.batch_size == 7
+    assert load(str(file)).train.batch_size == 7 and load(str(file)).name == "mine"
     assert from_toml(file.read_text(), "mine", 50).train.batch_size == 100
 
 
