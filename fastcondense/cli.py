@@ -86,6 +86,7 @@ def _main(arguments: list[str]) -> int:
     )
     run.open()
     stage(run)
+    run.record()
     return 0
 
 

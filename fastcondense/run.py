@@ -23,6 +23,7 @@ from .log import Log
 from .real import Normalization, squares
 from .recipe import RECOVER_PARTS, SQUEEZE_PARTS, Recipe
 from .rng import Stream
+from .teacher import Teacher
 
 
 @dataclass
@@ -41,19 +42,26 @@ class Run:
     data: Path | None = None
     device: torch.device = field(default_factory=lambda: torch.device("cpu"))
     log: Log = field(default_factory=Log)
+    teachers: list[Teacher] = field(default_factory=list)
+    """Those that `squeeze` has made or read in this process."""
 
     def open(self) -> None:
-        """Checks the data, then makes the run's folder and writes recipe.toml and environment.json there."""
+        """Checks the data, then makes the run's folder with its recipe, environment and log."""
         self.recipe.check()
         needed = [name for name in self.recipe.evaluate.baselines if name.startswith("random")]
         if needed:
             self.real.check_counts(self.recipe.ipc, f"baseline {needed[0]} at ipc {self.recipe.ipc}")
         self.real.check_counts(max(1, self.recipe.squeeze.gate_images), "the teacher gate (squeeze.gate_images)")
         self.out.mkdir(parents=True, exist_ok=True)
-        write_atomic(self.out / "recipe.toml", self.recipe.to_toml().encode())
-        write_json(self.out / "environment.json", self.versions() | {"device": str(self.device)})
+        if not (self.out / "recipe.toml").exists():
+            self.record()
         self.log.path = self.out / "log.jsonl"
         self.log.event("start", recipe=self.recipe.name, sha256=self.recipe.sha256(), versions=self.versions())
+
+    def record(self) -> None:
+        """Writes recipe.toml and environment.json; a recipe that a stage refuses must not replace what is there."""
+        write_atomic(self.out / "recipe.toml", self.recipe.to_toml().encode())
+        write_json(self.out / "environment.json", self.versions() | {"device": str(self.device)})
 
     def identity(self, stage: str) -> dict[str, Any]:
         """The settings that decide what `stage` ("squeeze" or "recover") makes."""

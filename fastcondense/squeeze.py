@@ -24,10 +24,12 @@ def squeeze(run: Run) -> list[Teacher]:
     """The recipe's teachers on the run's device, each past the gate; finished ones are read from the run's folder."""
     weights = run.recipe.squeeze.weights
     weights = weights * len(run.recipe.squeeze.teachers) if len(weights) == 1 else weights
-    return [
-        _teacher(run, number, architecture, source)
-        for number, (architecture, source) in enumerate(zip(run.recipe.squeeze.teachers, weights, strict=True))
-    ]
+    if not run.teachers:
+        run.teachers = [
+            _teacher(run, number, architecture, source)
+            for number, (architecture, source) in enumerate(zip(run.recipe.squeeze.teachers, weights, strict=True))
+        ]
+    return run.teachers
 
 
 def teacher_path(run: Run, architecture: str) -> Path:
@@ -60,6 +62,7 @@ def _teacher(run: Run, number: int, architecture: str, weights: str) -> Teacher:
         outputs = json.loads(kept["outputs"])
         net = zoo.build(architecture, int(kept["num_outputs"]))
         net.load_state_dict(state)
+        run.log.say(f"teacher {architecture}: finished already, {float(kept['top1']):.1f} % top-1 on the test images")
         return Teacher.of(net, architecture, classes, outputs, run.recipe.dataset).to(run.device)
 
     with run.stopwatch() as watch:

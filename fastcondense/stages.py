@@ -19,7 +19,7 @@ from .students import CONDENSED, arms, last_score, read_student, train_arm
 PROBES = 256
 
 
-def recover(run: Run) -> CondensedSet:
+def recover(run: Run) -> None:
     """Makes the condensed images; finished jobs are kept, unreadable ones are made again."""
     teachers = squeeze(run)
     folder = run.out / "condensed"
@@ -48,7 +48,6 @@ def recover(run: Run) -> CondensedSet:
             cross_entropy=entropy,
             matching=matching,
         )
-    return condensed_set(run)
 
 
 def _is_finished(run: Run, job: Job) -> bool:

@@ -144,10 +144,10 @@ def test_a_larger_ipc_goes_on_from_the_finished_images(finished, tmp_path):
     ],
 )
 def test_another_recipe_is_refused(finished, capsys, more, words):
-    before = shards(finished)
+    before, recipe = shards(finished), (finished / "recipe.toml").read_bytes()
     assert fastcondense("recover", finished, *more) == 1
     assert words in said(capsys)
-    assert shards(finished) == before
+    assert shards(finished) == before and (finished / "recipe.toml").read_bytes() == recipe
 
 
 def test_train_before_recover_and_evaluate_before_train(tmp_path, capsys):
