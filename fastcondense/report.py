@@ -34,7 +34,8 @@ def honest_table(result: dict[str, Any]) -> Table:
     rows = {"condensed, soft labels": result} | {_ARMS[arm]: scores for arm, scores in result["baselines"].items()}
     for name, scores in rows.items():
         cells = (scores[key] for key in ("top1_last", "top1_best", "top5_last"))
-        table.add_row(name, *(f"{cell['mean']:.1f} ± {cell['std']:.1f}" for cell in cells))
+        has_spread = result["seeds"] > 1
+        table.add_row(name, *(f"{c['mean']:.1f}" + f" ± {c['std']:.1f}" * has_spread for c in cells))
     return table
 
 
