@@ -14,10 +14,11 @@ from .condensed import first_difference
 from .files import read_checkpoint, read_tensors, write_tensors
 from .fit import fit
 from .real import training_batches
+from .recipe import SQUEEZE_PARTS
 from .rng import Stream
 from .run import Run
 from .score import score
-from .teacher import Teacher, check_gate, head_size, load_weights, match_classes, state_dict
+from .teacher import Teacher, check_gate, count_outputs, head_size, load_weights, match_classes, state_dict
 
 
 def squeeze(run: Run) -> list[Teacher]:
@@ -65,8 +66,10 @@ def _teacher(run: Run, number: int, architecture: str, weights: str) -> Teacher:
         run.log.say(f"teacher {architecture}: finished already, {float(kept['top1']):.1f} % top-1 on the test images")
         return Teacher.of(net, architecture, classes, outputs, run.recipe.dataset).to(run.device)
 
+    # Named after its settings, so that an interrupted training never goes on with others.
+    checkpoint = path.parent / f"checkpoint-{run.recipe.sha256(*SQUEEZE_PARTS)[:8]}.pt"
     with run.stopwatch() as watch:
-        net, outputs = _obtain(run, number, architecture, weights, path.parent / "checkpoint.pt")
+        net, outputs = _obtain(run, number, architecture, weights, checkpoint)
         teacher = Teacher.of(net, architecture, classes, outputs, run.recipe.dataset).to(run.device)
         if teacher.note is not None:
             run.log.say(
@@ -86,7 +89,7 @@ def _teacher(run: Run, number: int, architecture: str, weights: str) -> Teacher:
         "seconds": f"{watch.seconds:.3f}",
     }
     write_tensors(path, net.state_dict(), metadata)
-    (path.parent / "checkpoint.pt").unlink(missing_ok=True)
+    checkpoint.unlink(missing_ok=True)
     run.log.event("teacher", architecture=architecture, top1=top1, gate=gate, seconds=watch.seconds)
     return teacher
 
@@ -112,9 +115,7 @@ def _obtain(run: Run, number: int, architecture: str, weights: str, checkpoint: 
         load_weights(net, state, Path(weights))
     else:
         net = zoo.build(architecture, len(classes), weights)
-    size = run.recipe.dataset.image_size
-    with torch.no_grad():
-        num_outputs = net.eval()(torch.zeros(1, 3, size, size)).shape[1]
+    num_outputs = count_outputs(net, run.recipe.dataset.image_size, architecture)
     return net, match_classes(num_outputs, names, classes, architecture)
 
 

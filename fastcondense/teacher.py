@@ -43,17 +43,11 @@ class Teacher:
         net = net.float()
         sha256 = state_sha256(net.state_dict())
         fused, layers, note = fuse(net)
-        size = dataset.image_size
-        try:
-            with torch.no_grad():
-                logits = fused(torch.zeros(1, 3, size, size).contiguous(memory_format=torch.channels_last))
-        except RuntimeError as error:
-            raise ValueError(f"teacher {name} cannot take {size} x {size} images: {error}") from None
-        if not isinstance(logits, Tensor) or logits.dim() != 2 or logits.shape[1] <= max(outputs):
-            shape = tuple(logits.shape) if isinstance(logits, Tensor) else type(logits).__name__
-            raise ValueError(f"teacher {name} gives {shape} for one image, but {len(class_names)} classes are needed")
+        num_outputs = count_outputs(fused, dataset.image_size, name)
+        if num_outputs <= max(outputs):
+            raise ValueError(f"teacher {name} has {num_outputs} outputs, but {len(class_names)} classes are needed")
         layers = [layer for layer in layers if layer.moments is not None]  # those that the forward really uses
-        return Teacher(name, sha256, fused, layers, torch.tensor(outputs), logits.shape[1], note)
+        return Teacher(name, sha256, fused, layers, torch.tensor(outputs), num_outputs, note)
 
     def to(self, device: torch.device) -> Teacher:
         """Moves it, in place."""
@@ -79,6 +73,19 @@ class Teacher:
         if not self.layers:
             raise ValueError(f"teacher {self.name} has no 2-d BatchNorm, so there is nothing to match")
         return Targets.of([(layer.running_mean, layer.running_var) for layer in self.layers])
+
+
+def count_outputs(net: nn.Module, size: int, name: str) -> int:
+    """Outputs of `net`, tried on a black image. Raises ValueError if it cannot take one or gives no logits."""
+    try:
+        with torch.no_grad():
+            logits = net.eval()(torch.zeros(1, 3, size, size).contiguous(memory_format=torch.channels_last))
+    except (RuntimeError, TypeError) as error:
+        raise ValueError(f"teacher {name} cannot take {size} x {size} images: {error}") from None
+    if not isinstance(logits, Tensor) or logits.dim() != 2:
+        shape = tuple(logits.shape) if isinstance(logits, Tensor) else type(logits).__name__
+        raise ValueError(f"teacher {name} gives {shape} for one image; logits [1, classes] are needed")
+    return logits.shape[1]
 
 
 def load_weights(net: nn.Module, state: Mapping[str, Tensor], path: Path) -> None:

@@ -27,7 +27,10 @@ def build(architecture: str, num_classes: int, weights: str | None = None) -> nn
     Raises ValueError for an unknown name, with the nearest one, and for weights that do not exist.
     """
     if ":" in architecture:
-        return _user(architecture)(num_classes=num_classes)
+        try:
+            return _user(architecture)(num_classes=num_classes)
+        except TypeError as error:
+            raise ValueError(f"architecture {architecture!r} must take num_classes=...: {error}") from None
     source, _, name = architecture.partition("/")
     if source == "zoo":
         if weights is not None:

@@ -51,7 +51,7 @@ def test_run_leaves_all_files_and_an_honest_result(finished):
     assert set(result["seconds"]) == {"squeeze", "recover", "train", "evaluate"} and min(result["seconds"].values()) > 0
     assert len(result["recipe_sha256"]) == 64 and result["versions"]["torch"] == torch.__version__
     assert all(json.loads(line) for line in (finished / "log.jsonl").read_text().splitlines())
-    assert not list(finished.rglob("*.tmp")) and not list(finished.rglob("checkpoint.pt"))
+    assert not list(finished.rglob("*.tmp")) and not list(finished.rglob("checkpoint*"))
 
 
 def test_the_table_holds_the_stored_students_accuracy(finished):
@@ -113,7 +113,7 @@ def test_killed_at_any_moment_the_images_are_bit_identical(finished, tmp_path):
         "from fastcondense.cli import main; sys.exit(main(sys.argv[1:]))"
     )
     command[1:3] = ["-c", checkpoint_each_epoch]
-    for wanted in ("teachers/*/checkpoint.pt", "condensed/shard-00000*", "condensed/shard-00001*"):
+    for wanted in ("teachers/*/checkpoint-*.pt", "condensed/shard-00000*", "condensed/shard-00001*"):
         process = subprocess.Popen(command, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL)
         deadline = time.monotonic() + 120
         while not list(out.glob(wanted)) and time.monotonic() < deadline and process.poll() is None:
@@ -125,6 +125,24 @@ def test_killed_at_any_moment_the_images_are_bit_identical(finished, tmp_path):
     (out / "condensed" / "shard-00002.safetensors").write_bytes(b"damaged")
     assert fastcondense("recover", out) == 0
     assert shards(out) == shards(finished)
+
+
+def test_an_interrupted_training_does_not_go_on_with_other_settings(tmp_path):
+    """The teacher is stopped after two epochs; with other settings it must train as if from nothing."""
+
+    def interrupt(*_):
+        raise KeyboardInterrupt
+
+    more = ["--squeeze.evaluate-every", "1", "--squeeze.lr", "0.01"]
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr("fastcondense.fit._SECONDS_BETWEEN_CHECKPOINTS", 0)
+        assert fastcondense("squeeze", tmp_path / "clean", *more) == 0
+        patch.setattr("fastcondense.run.Run.report_epoch", interrupt)
+        assert fastcondense("squeeze", tmp_path / "mixed", "--squeeze.evaluate-every", "3") == 130
+    assert list((tmp_path / "mixed").glob("teachers/*/checkpoint-*.pt"))
+    assert fastcondense("squeeze", tmp_path / "mixed", *more) == 0
+    weights = [read_tensors(next((tmp_path / run).glob("teachers/*/weights*")))[0] for run in ("clean", "mixed")]
+    assert all(torch.equal(weights[0][key], weights[1][key]) for key in weights[0])
 
 
 def test_a_larger_ipc_goes_on_from_the_finished_images(finished, tmp_path):
