@@ -48,7 +48,7 @@ class Log:
         for done, item in enumerate(items):
             yield item
             now = time.monotonic()
-            if now - said_at > _SECONDS_BETWEEN_LINES:
+            if now - said_at > _SECONDS_BETWEEN_LINES and done + 1 < len(items):
                 left = (now - started_at) / (done + 1) * (len(items) - done - 1)
                 self.console.print(f"{what}: {done + 1} of {len(items)}, about {left:.0f} s left", markup=False)
                 said_at = now

@@ -1,0 +1,31 @@
+"""What the run says: sizes in the table, and lines where there is no terminal."""
+
+import io
+
+import pytest
+from rich.console import Console
+
+from fastcondense import log, report
+
+
+@pytest.mark.parametrize(
+    ("count", "text"),
+    [
+        (0, "0 B"),
+        (999, "999 B"),
+        (1000, "1.0 kB"),
+        (71_400, "71.4 kB"),
+        (3_010_000, "3.0 MB"),
+        (113_300_000_000, "113.3 GB"),
+    ],
+)
+def test_sizes_are_decimal(count, text):
+    assert report._bytes(count) == text
+
+
+def test_plain_lines_without_a_terminal(monkeypatch):
+    monkeypatch.setattr(log, "_SECONDS_BETWEEN_LINES", -1.0)
+    written = io.StringIO()
+    assert list(log.Log(Console(file=written)).track([5, 6, 7], "job")) == [5, 6, 7]
+    lines = written.getvalue().splitlines()
+    assert [line.split(",")[0] for line in lines] == ["job: 1 of 3", "job: 2 of 3"]
