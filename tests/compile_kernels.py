@@ -21,6 +21,7 @@ from triton.backends.compiler import GPUTarget
 from triton.compiler import ASTSource
 
 from fastcondense.kernels import crop_triton as windowed
+from fastcondense.kernels import frozen_batch_norm_pool_triton as stem
 from fastcondense.kernels import frozen_batch_norm_triton as frozen
 from fastcondense.kernels import pixel_adam_triton as adam
 from fastcondense.kernels.launch import OPTIONS, row_tiles
@@ -80,6 +81,32 @@ def frozen_batch_norm_cases() -> Iterator[Case]:
         types |= {"num_chunks": "i32", "num_rows": "i32"}
         tile = {"C": channels, "BLOCK_P": frozen.COMBINE_P, "BLOCK_C": frozen.COMBINE_C}
         yield Case(f"bn-combine-{channels}", frozen.combine_kernel, types, tile | dict.fromkeys(ones, 1), 4)
+
+
+def frozen_batch_norm_pool_cases() -> Iterator[Case]:
+    vectors = ("scale", "shift", "center", "output_center", "mean", "dmean", "dvar", "y_mean", "dy_mean", "dy_var")
+    integers = ("num_positions", "num_images", "height", "width", "chunk")
+    for dtype, channels, size, output in (
+        ("fp32", 64, 112, False),
+        ("bf16", 64, 112, False),
+        ("bf16", 64, 112, True),
+        ("fp16", 24, 9, True),
+        ("fp32", 3, 7, False),
+    ):
+        tiles = stem.pool_tiles(100, channels, *[(size + 1) // 2] * 2)
+        types = {
+            **dict.fromkeys(("x_ptr", "y_ptr", "dy_ptr", "dx_ptr"), f"*{dtype}"),
+            "argmax_ptr": "*u8",
+            **dict.fromkeys(("partial_ptr", "output_partial_ptr", *(f"{name}_ptr" for name in vectors)), "*fp32"),
+            **dict.fromkeys(integers, "i32"),
+        }
+        divisible = frozenset({"num_positions", "height", "width"} if size % 16 == 0 else ())
+        tile = {"C": channels, "BLOCK_P": tiles.block_p, "BLOCK_C": tiles.block_c, "HAS_OUTPUT": output}
+        backward = tile | {"HAS_INPUT": True}
+        label = f"{dtype}-{channels}{'-output' if output else ''}"
+        wide = channels == 64
+        yield Case(f"pool-forward-{label}", stem.forward_kernel, types, tile, stem.WARPS, divisible, wide)
+        yield Case(f"pool-backward-{label}", stem.backward_kernel, types, backward, stem.WARPS, divisible, wide)
 
 
 def crop_cases() -> Iterator[Case]:
@@ -161,7 +188,7 @@ def main() -> None:
     parser.add_argument("--arch", type=int, nargs="+", default=[80, 90, 100])
     arguments = parser.parse_args()
     with arguments.out.open("w") as lines:
-        for case in (*frozen_batch_norm_cases(), *crop_cases(), *pixel_adam_cases()):
+        for case in (*frozen_batch_norm_cases(), *frozen_batch_norm_pool_cases(), *crop_cases(), *pixel_adam_cases()):
             for arch in arguments.arch:
                 lines.write(json.dumps(build(case, arch)) + "\n")
 
