@@ -21,9 +21,10 @@ from triton.backends.compiler import GPUTarget
 from triton.compiler import ASTSource
 
 from fastcondense.kernels import crop_triton as windowed
+from fastcondense.kernels import feature_maps_triton as maps
 from fastcondense.kernels import frozen_batch_norm_triton as frozen
 from fastcondense.kernels import pixel_adam_triton as adam
-from fastcondense.kernels.launch import OPTIONS, row_tiles
+from fastcondense.kernels.launch import OPTIONS, pixel_tiles, power_of_two, row_tiles
 
 CUOBJDUMP = Path(triton.__file__).parent / "backends" / "nvidia" / "bin" / "cuobjdump"
 
@@ -119,6 +120,53 @@ def pixel_adam_cases() -> Iterator[Case]:
     yield Case("adam-channels_last", adam.step_kernel, types, constants | {"stride_c": 1}, adam.WARPS, both, True)
 
 
+# dtype, channels, side of the feature, neighbours, channel moments
+_MAPS = [
+    *((dtype, 64, 112, has_neighbours, False) for has_neighbours in (False, True) for dtype in ("fp32", "bf16")),
+    ("bf16", 64, 56, True, True),
+    ("fp32", 64, 56, True, True),
+    ("fp16", 512, 7, True, False),
+    ("bf16", 116, 28, True, False),
+    ("fp32", 3, 224, False, True),
+    ("bf16", 960, 1, True, True),
+]
+
+
+def feature_maps_cases() -> Iterator[Case]:
+    fp32 = ("center_ptr", "map_center_ptr", "channel_ptr", "map_ptr", "mean_ptr", "dmean_ptr", "dvar_ptr", "dmap_ptr")
+    for dtype, channels, side, has_neighbours, has_channels in _MAPS:
+        tiles = pixel_tiles(100, channels, side * side)
+        types = {
+            **dict.fromkeys(("x_ptr", "dy_ptr", "dx_ptr"), f"*{dtype}"),
+            **dict.fromkeys(fp32, "*fp32"),
+            **dict.fromkeys(("num_images", "chunk", "height", "width"), "i32"),
+            "scale": "fp32",
+        }
+        constants = {
+            **(dict.fromkeys(("height", "width"), 1) if side == 1 else {}),
+            "C": channels,
+            "BLOCK_P": tiles.block_p,
+            "BLOCK_C": tiles.block_c,
+            "HAS_NEIGHBOURS": has_neighbours,
+            "HAS_CHANNELS": has_channels,
+        }
+        label = f"{dtype}-{channels}-{side}{'-neighbours' * has_neighbours}{'-channels' * has_channels}"
+        divisible = frozenset({"height", "width"} if side % 16 == 0 else ())
+        wide = channels == 64
+        lanes = min(tiles.block_c, 4 if dtype == "fp32" else 8)
+        forward = constants | {"LANES": lanes} | ({"chunk": 1} if tiles.chunk == 1 else {})
+        backward = constants | {"HAS_DY": True}
+        yield Case(f"maps-forward-{label}", maps.forward_kernel, types, forward, maps.WARPS, divisible, wide)
+        yield Case(f"maps-backward-{label}", maps.backward_kernel, types, backward, maps.WARPS, divisible, wide)
+    types = {"partial_ptr": "*fp32", "map_ptr": "*fp32", "num_partials": "i32", "size": "i32"}
+    for num_partials in (1, 7, 400):
+        block_p = min(power_of_two(num_partials), maps.COMBINE_P)
+        constants = {"BLOCK_P": block_p, "BLOCK_M": maps.COMBINE // block_p}
+        if num_partials == 1:
+            constants["num_partials"] = 1
+        yield Case(f"maps-combine-{num_partials}", maps.combine_maps_kernel, types, constants, 4)
+
+
 def build(case: Case, arch: int) -> dict[str, Any]:
     """Resources of the compiled kernel and its global accesses in bits, each with its count."""
     names = [parameter.name for parameter in case.kernel.params]
@@ -161,7 +209,7 @@ def main() -> None:
     parser.add_argument("--arch", type=int, nargs="+", default=[80, 90, 100])
     arguments = parser.parse_args()
     with arguments.out.open("w") as lines:
-        for case in (*frozen_batch_norm_cases(), *crop_cases(), *pixel_adam_cases()):
+        for case in (*frozen_batch_norm_cases(), *crop_cases(), *pixel_adam_cases(), *feature_maps_cases()):
             for arch in arguments.arch:
                 lines.write(json.dumps(build(case, arch)) + "\n")
 
