@@ -14,6 +14,7 @@ import torch
 from torch import Tensor, nn
 
 from .files import read_checkpoint, write_atomic
+from .precision import arithmetic, mixed
 from .recipe import Optimization
 from .rng import Stream
 
@@ -82,9 +83,11 @@ def fit(
             group["lr"] = optimization.lr * factor
         net.train()
         total, count = torch.zeros((), device=next(net.parameters()).device), 0
-        with stream.torch_generator(epoch):
+        with stream.torch_generator(epoch), arithmetic(optimization.precision):
             for views, wanted in batches(epoch):
-                value = loss(net(views), wanted)
+                with mixed(optimization.precision, views.device):
+                    logits = net(views)
+                value = loss(logits.float(), wanted)
                 optimizer.zero_grad(set_to_none=True)
                 value.backward()
                 optimizer.step()

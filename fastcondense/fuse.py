@@ -1,15 +1,21 @@
-"""Rewrites a frozen network so that every BatchNorm returns its moments: BN, BN + ReLU, and BN + add + ReLU fused."""
+"""Rewrites a frozen network so that its BatchNorms, and convolutions if asked, keep the moments of their inputs.
+
+BatchNorms are fused with the activation, or the addition and the activation, or the stem's max-pooling behind them; a
+convolution's moments are those that such a BatchNorm takes of what it writes, wherever that is what it reads.
+"""
 
 from __future__ import annotations
 
+import collections
 import copy
 import operator
+from collections.abc import Collection, Mapping, Sequence
 
 import torch
-from torch import Tensor, fx, nn
+from torch import fx, nn
 from torch.nn import functional as F
 
-from .kernels.frozen_batch_norm import frozen_batch_norm
+from .moments import ConvolutionTap, FrozenBatchNorm, Keeper, Kept, Layer
 from .zoo import channels_last
 
 _BATCH_NORMS = (nn.BatchNorm2d, nn.SyncBatchNorm)
@@ -17,78 +23,110 @@ _ADDS = (operator.add, operator.iadd, torch.add)
 _RELUS = (F.relu, torch.relu, F.relu_, torch.relu_)
 
 
-class FrozenBatchNorm(nn.Module):
-    """A BatchNorm in evaluation mode, with an optional residual and ReLU; keeps its input's last moments."""
-
-    scale: Tensor
-    shift: Tensor
-    running_mean: Tensor
-    running_var: Tensor
-
-    def __init__(self, norm: nn.BatchNorm2d | nn.SyncBatchNorm, name: str):
-        super().__init__()
-        if norm.running_mean is None or norm.running_var is None:
-            raise ValueError(f"BatchNorm {name} has no running statistics to match")
-        var = norm.running_var.double()
-        weight = torch.ones_like(var) if norm.weight is None else norm.weight.detach().double()
-        bias = torch.zeros_like(var) if norm.bias is None else norm.bias.detach().double()
-        scale = weight / torch.sqrt(var + norm.eps)
-        dtype = norm.running_mean.dtype
-        self.register_buffer("scale", scale.to(dtype))
-        self.register_buffer("shift", (bias - norm.running_mean.double() * scale).to(dtype))
-        self.register_buffer("running_mean", norm.running_mean.detach().clone())
-        self.register_buffer("running_var", norm.running_var.detach().clone())
-        self.name, self.relu = name, False
-        self.moments: tuple[Tensor, Tensor] | None = None
-
-    def forward(self, x: Tensor, residual: Tensor | None = None) -> Tensor:
-        x = x.contiguous(memory_format=torch.channels_last)
-        if residual is not None and residual.shape != x.shape:  # the addition broadcasts: leave it to torch
-            y, mean, var = frozen_batch_norm(x, self.scale, self.shift, self.running_mean)
-            y = torch.relu(y + residual)
-        else:
-            y, mean, var = frozen_batch_norm(
-                x, self.scale, self.shift, self.running_mean, residual=residual, relu=self.relu
-            )
-        self.moments = (mean, var)
-        return y
-
-
 class _Tracer(fx.Tracer):
     def is_leaf_module(self, module: nn.Module, name: str) -> bool:
-        return isinstance(module, FrozenBatchNorm) or super().is_leaf_module(module, name)
+        return isinstance(module, Keeper) or super().is_leaf_module(module, name)
 
 
-def fuse(net: nn.Module) -> tuple[nn.Module, list[FrozenBatchNorm], str | None]:
-    """A frozen, fused copy of `net`, its BatchNorms in the order of net.modules(), and why tracing failed, if it did.
+def fuse(
+    net: nn.Module, statistics: Collection[str] = ("bn",), patch_size: int = 16
+) -> tuple[nn.Module, list[Layer], str | None]:
+    """A frozen, fused copy of `net`, its layers that keep moments in the order of net.modules(), and why tracing
+    failed, if it did.
 
-    A network that torch.fx cannot trace keeps its own forward; its BatchNorms are replaced one by one, and ReLUs stay.
-    Parameters are frozen, evaluation mode is set, and weights are channels_last. Raises ValueError for a BatchNorm
-    without running statistics.
+    statistics: any of "bn" (inputs of BatchNorms), "conv" (channels of convolutions' inputs) and "patch" (patches of
+    patch_size x patch_size pixels of the latter). A network that torch.fx cannot trace keeps its own forward; its
+    BatchNorms are replaced one by one, and activations stay. Parameters are frozen, evaluation mode is set, and weights
+    are channels_last. Raises ValueError for a BatchNorm without running statistics.
     """
     net = channels_last(copy.deepcopy(net).eval().requires_grad_(False))
-    layers: dict[nn.Module, FrozenBatchNorm] = {}
-    for name, module in list(net.named_modules(remove_duplicate=False)):
-        if isinstance(module, _BATCH_NORMS):
-            layer = layers.setdefault(module, FrozenBatchNorm(module, name))
-            # timm's BatchNorm has an activation of its own: that follows as a module
-            rest = [part for part in (getattr(module, "drop", None), getattr(module, "act", None)) if part is not None]
-            net.set_submodule(name, nn.Sequential(layer, *rest) if rest else layer)
+    layers = _replace(net, statistics, patch_size)
     try:
         graph = _Tracer().trace(net)
     except Exception as error:  # fx raises whatever the traced code raises on a proxy
         reason = f"{type(error).__name__}: {str(error).splitlines()[0] if str(error) else ''}"
-        return net, list(layers.values()), reason
+        return net, layers, reason
     modules = dict(net.named_modules(remove_duplicate=False))
-    calls: dict[FrozenBatchNorm, list[fx.Node]] = {layer: [] for layer in layers.values()}
+    calls: dict[nn.Module, list[fx.Node]] = {}
     for node in graph.nodes:
-        if node.op == "call_module" and isinstance(modules[str(node.target)], FrozenBatchNorm):
-            calls[modules[str(node.target)]].append(node)
-    for layer, nodes in calls.items():
-        if len(nodes) == 1:  # a BatchNorm that is called twice has two inputs, but one fused form
-            _absorb(graph, nodes[0], layer, modules)
+        if node.op == "call_module":
+            calls.setdefault(modules[str(node.target)], []).append(node)
+    once = {nodes[0]: module for module, nodes in calls.items() if len(nodes) == 1}
+    for node, module in once.items():
+        if isinstance(module, FrozenBatchNorm):  # one that is called twice has two inputs, but one fused form
+            _absorb(graph, node, module, modules)
+    _share(graph, modules, layers)
     graph.lint()
-    return fx.GraphModule(net, graph), list(layers.values()), None
+    return fx.GraphModule(net, graph), layers, None
+
+
+def _replace(net: nn.Module, statistics: Collection[str], patch_size: int) -> list[Layer]:
+    """Puts frozen BatchNorms in the place of BatchNorms, and taps in front of convolutions; in place."""
+    layers: dict[nn.Module, Layer] = {}
+    made: dict[nn.Module, nn.Module] = {}
+    has_channels, has_patches = "conv" in statistics, "patch" in statistics
+    for name, module in list(net.named_modules(remove_duplicate=False)):
+        if isinstance(module, _BATCH_NORMS):
+            if module not in made:
+                norm = FrozenBatchNorm(module, name)
+                if "bn" in statistics:
+                    layers[module] = Layer(name, [(norm, "input")])
+                # timm's BatchNorm has an activation of its own: that follows as a module
+                rest = [
+                    part for part in (getattr(module, "drop", None), getattr(module, "act", None)) if part is not None
+                ]
+                made[module] = nn.Sequential(norm, *rest) if rest else norm
+            net.set_submodule(name, made[module])
+        elif isinstance(module, nn.Conv2d) and (has_channels or has_patches):
+            if module not in made:
+                tap = ConvolutionTap(module, name, has_channels, patch_size if has_patches else None)
+                parts: list[tuple[Keeper, Kept]] = [(tap, "input")] if has_channels else []
+                layers[module] = Layer(name, parts + ([(tap, "patches")] if has_patches else []))
+                made[module] = nn.Sequential(tap, module)
+            net.set_submodule(name, made[module])
+    return list(layers.values())
+
+
+def _is_stem_pool(node: fx.Node, modules: Mapping[str, nn.Module]) -> bool:
+    pool = modules.get(str(node.target)) if node.op == "call_module" else None
+    return type(pool) is nn.MaxPool2d and (
+        pool.kernel_size in (3, (3, 3))
+        and pool.stride in (2, (2, 2))
+        and pool.padding in (1, (1, 1))
+        and pool.dilation in (1, (1, 1))
+        and not pool.ceil_mode
+        and not pool.return_indices
+    )
+
+
+def _share(graph: fx.Graph, modules: Mapping[str, nn.Module], layers: Sequence[Layer]) -> None:
+    """Takes no moments twice: convolutions that read the same map share a tap, and a tap behind a frozen BatchNorm
+    leaves the channels' moments to it."""
+    calls = collections.Counter(str(node.target) for node in graph.nodes if node.op == "call_module")
+    first: dict[fx.Node, fx.Node] = {}
+    for node in list(graph.nodes):
+        tap = modules.get(str(node.target)) if node.op == "call_module" else None
+        if not isinstance(tap, ConvolutionTap) or calls[str(node.target)] > 1:
+            continue
+        source = node.args[0]
+        if source in first:
+            _rename(layers, (tap, "input"), (modules[str(first[source].target)], "input"))
+            _rename(layers, (tap, "patches"), (modules[str(first[source].target)], "patches"))
+            node.replace_all_uses_with(first[source])
+            graph.erase_node(node)
+        else:
+            first[source] = node
+    for source, node in first.items():
+        norm = modules.get(str(source.target)) if source.op == "call_module" else None
+        tap = modules[str(node.target)]
+        if isinstance(norm, FrozenBatchNorm) and calls[str(source.target)] == 1 and tap.has_channels:
+            norm.keeps_output, tap.has_channels = True, False
+            _rename(layers, (tap, "input"), (norm, "output"))
+
+
+def _rename(layers: Sequence[Layer], old: tuple[Keeper, Kept], new: tuple[Keeper, Kept]) -> None:
+    for layer in layers:
+        layer.parts = [new if part == old else part for part in layer.parts]
 
 
 def _absorb(graph: fx.Graph, node: fx.Node, layer: FrozenBatchNorm, modules: dict[str, nn.Module]) -> None:
@@ -108,9 +146,14 @@ def _absorb(graph: fx.Graph, node: fx.Node, layer: FrozenBatchNorm, modules: dic
 
     user = only_user(node)
     if user is not None and is_relu(user):
-        layer.relu = True
+        layer.activation = "relu"
         user.replace_all_uses_with(node)
         graph.erase_node(user)
+        pool = only_user(node)
+        if pool is not None and _is_stem_pool(pool, modules):
+            layer.has_pool = True
+            pool.replace_all_uses_with(node)
+            graph.erase_node(pool)
         return
     if user is None or user.op != "call_function" or user.target not in _ADDS or len(user.args) != 2 or user.kwargs:
         return
@@ -120,7 +163,7 @@ def _absorb(graph: fx.Graph, node: fx.Node, layer: FrozenBatchNorm, modules: dic
         return
     if not isinstance(x, fx.Node) or len(x.users) > 1:
         return  # the BatchNorm moves to the addition; until then somebody else could change its input in place
-    layer.relu = True
+    layer.activation = "relu"
     with graph.inserting_before(user):
         fused = graph.call_module(str(node.target), (x, others[0]))
     relu.replace_all_uses_with(fused)

@@ -19,6 +19,7 @@ from typing import Any, Literal
 
 import tomli_w
 
+from .precision import Precision
 from .windows import Views
 
 RECIPES = Path(__file__).parent / "recipes"
@@ -67,6 +68,8 @@ class Optimization:
     """Decay a step of the exponential moving average of the weights that is evaluated; 0 evaluates the weights."""
     evaluate_every: int = 10
     """Epochs between evaluations; the last is always evaluated."""
+    precision: Precision = "fp32"
+    """Arithmetic of the network; bf16 is autocast, with float32 weights."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -95,7 +98,18 @@ class Recover(Views):
     match_weight: float = 0.01
     """Weight of the BatchNorm matching loss (r_bn)."""
     first_layer_weight: float = 10.0
-    """Weight of the first BatchNorm among the layers."""
+    """Weight of the first layer among those that are matched."""
+    statistics: tuple[Literal["bn", "conv", "patch"], ...] = ("bn",)
+    """What is matched: mean and variance of the inputs of BatchNorms (with the running ones), of convolutions (with the
+    data set's), and with patch the mean and variance of every patch of the convolutions' inputs too (G-VBSM)."""
+    patch_size: int = 16
+    """Side of a patch: 16 for 224-pixel images, 4 for 32 and 64."""
+    statistics_ema: float = 0.0
+    """Decay an iteration of the running mean that is compared instead of the batch's statistics (G-VBSM's alpha)."""
+    ema_start: Literal["first", "zero"] = "first"
+    """The running mean's first value: the first batch's, or 0 as in the published code."""
+    precision: Precision = "fp32"
+    """Arithmetic of the teachers; images and statistics are float32 in any case."""
     tv_weight: float = 0.0
     l2_weight: float = 0.0
     curriculum: Literal["none", "step", "linear", "cosine"] = "none"

@@ -7,7 +7,7 @@ the seed and the job alone; jobs are numbered slot by slot, so an IPC-n set is t
 from __future__ import annotations
 
 import math
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 
 import numpy as np
@@ -15,9 +15,11 @@ import torch
 from torch import Tensor
 from torch.nn import functional as F
 
+from .graph import Graphs
 from .kernels.crop import crop
 from .kernels.pixel_adam import pixel_adam
-from .matching import layer_distances, layer_weights, mean_norm, total_variation
+from .matching import Matching, layer_weights, mean_norm, total_variation
+from .precision import arithmetic, network_dtype
 from .real import Normalization
 from .recipe import Recipe, Recover
 from .rng import Stream
@@ -92,35 +94,52 @@ def window_table(recipe: Recipe, job: Job) -> Tensor:
 
 
 class RecoverStep:
-    """One iteration on static buffers; nothing in it is read by the host."""
+    """One iteration on static buffers, so that it can be captured; nothing in it is read by the host."""
 
     def __init__(self, recipe: Recipe, job: Job, teachers: Sequence[Teacher], device: torch.device):
-        self.recover, self.size, self.teachers = recipe.recover, recipe.dataset.image_size, teachers
-        classes = job.classes()
-        noise = Stream(recipe.seed, "recover/noise").normal(
-            [(int(c), job.slot) for c in classes], 3 * self.size * self.size, device
-        )
-        self.images = noise.view(-1, 3, self.size, self.size)
-        self.first, self.second = torch.zeros_like(self.images), torch.zeros_like(self.images)
-        self.wanted = [teacher.outputs[classes.to(device)] for teacher in teachers]
-        self.targets = [teacher.running_targets() for teacher in teachers]
-        self.weights = [
-            layer_weights(len(teacher.layers), self.recover.first_layer_weight, device) for teacher in teachers
+        recover, size = recipe.recover, recipe.dataset.image_size
+        self.recipe, self.recover, self.size, self.teachers = recipe, recover, size, teachers
+        self.images = torch.empty(job.num_classes, 3, size, size, device=device)
+        self.first, self.second = torch.empty_like(self.images), torch.empty_like(self.images)
+        self.wanted = [teacher.outputs[job.classes().to(device)] for teacher in teachers]
+        self.matching = [
+            Matching(
+                [(1.0, teacher.matched_targets())],
+                layer_weights(len(teacher.layers), recover.first_layer_weight, device),
+                recover.statistics_ema,
+                recover.ema_start,
+            )
+            for teacher in teachers
         ]
         self.low, self.high = Normalization.of(recipe.dataset, device).range()
-        self.windows = window_table(recipe, job).to(device)
-        self.rates = learning_rates(self.recover).to(device)
-        self.losses = torch.zeros(self.recover.iterations, 3, device=device)
+        self.windows = torch.empty_like(window_table(recipe, job), device=device)
+        self.rates = learning_rates(recover).to(device)
+        self.losses = torch.zeros(recover.iterations, 3, device=device)
         self.step = torch.zeros(1, dtype=torch.int64, device=device)
+        self.load(job)
+
+    def load(self, job: Job) -> None:
+        """Resets all buffers, in place, to the beginning of a job of the same number of images."""
+        classes = job.classes()
+        noise = Stream(self.recipe.seed, "recover/noise").normal(
+            [(int(c), job.slot) for c in classes], 3 * self.size * self.size, self.images.device
+        )
+        self.images.copy_(noise.view_as(self.images))
+        for zeroed in (self.first, self.second, self.losses, self.step):
+            zeroed.zero_()
+        for wanted, teacher in zip(self.wanted, self.teachers, strict=True):
+            wanted.copy_(teacher.outputs[classes.to(teacher.outputs.device)])
+        for matching in self.matching:
+            matching.reset()
+        self.windows.copy_(window_table(self.recipe, job))
 
     def loss(self, images: Tensor, which: int, windows_now: Tensor) -> Tensor:
         """images [N, 3, S, S] normalised -> total, cross-entropy and weighted matching loss of teacher `which`: [3]."""
-        recover = self.recover
-        views = crop(images, windows_now, self.size)
-        logits, moments = self.teachers[which](views)
+        recover, teacher = self.recover, self.teachers[which]
+        views = crop(images, windows_now, self.size, dtype=teacher.dtype)
+        logits, moments = teacher(views)
         entropy = F.cross_entropy(logits, self.wanted[which])
-        distances = layer_distances(moments, self.targets[which])
-        matching = recover.match_weight * (self.weights[which] * distances).sum()
+        matching = recover.match_weight * self.matching[which](moments)
         total = entropy + matching
         if recover.tv_weight:
             total = total + recover.tv_weight * total_variation(views)
@@ -130,10 +149,9 @@ class RecoverStep:
 
     def __call__(self, which: int) -> None:
         """Advances images, optimiser state, loss log and step counter by one iteration through teacher `which`."""
-        images = self.images.requires_grad_()
+        images = self.images.detach().requires_grad_()
         losses = self.loss(images, which, self.windows.index_select(0, self.step)[0])
         (gradient,) = torch.autograd.grad(losses[0], images)
-        self.images = images.detach()
         pixel_adam(
             self.images,
             gradient,
@@ -149,15 +167,40 @@ class RecoverStep:
         self.step += 1
 
 
-def recover_job(recipe: Recipe, job: Job, teachers: Sequence[Teacher], device: torch.device) -> tuple[Tensor, Tensor]:
-    """Images uint8 [num_classes, 3, S, S] and losses float32 [T, 3], on the host; the teachers take turns.
+class Recoverer:
+    """Recovers jobs one after another. Buffers and CUDA graphs are made once for each number of images."""
 
-    The last iterate is kept, as in SRe2L's code. Raises ValueError if it is not finite.
-    """
-    step = RecoverStep(recipe, job, teachers, device)
-    for iteration in range(recipe.recover.iterations):
-        step(iteration % len(teachers))
-    losses = step.losses.cpu()
-    if not bool(torch.isfinite(step.images).all()):
-        raise ValueError(f"recover diverged in job {job.index}: images are not finite; try a smaller recover.lr")
-    return Normalization.of(recipe.dataset, device).pixels(step.images).cpu(), losses
+    def __init__(self, recipe: Recipe, teachers: Sequence[Teacher], device: torch.device):
+        self.recipe, self.device = recipe, device
+        self.teachers = [teacher.cast(network_dtype(recipe.recover.precision)) for teacher in teachers]
+        self.graphs = Graphs(device)
+        self.steps: dict[int, tuple[RecoverStep, list[Callable[[], None]]]] = {}
+
+    def __call__(self, job: Job) -> tuple[Tensor, Tensor]:
+        """Images uint8 [num_classes, 3, S, S] and losses float32 [T, 3], on the host; the teachers take turns.
+
+        The last iterate is kept, as in SRe2L's code. Raises ValueError if it is not finite.
+        """
+        with arithmetic(self.recipe.recover.precision):
+            if job.num_classes not in self.steps:
+                self.steps[job.num_classes] = self._prepare(job)
+            step, turns = self.steps[job.num_classes]
+            step.load(job)
+            for iteration in range(self.recipe.recover.iterations):
+                turns[iteration % len(turns)]()
+        losses = step.losses.cpu()
+        if not bool(torch.isfinite(step.images).all()):
+            raise ValueError(f"recover diverged in job {job.index}: images are not finite; try a smaller recover.lr")
+        return Normalization.of(self.recipe.dataset, self.device).pixels(step.images).cpu(), losses
+
+    def _prepare(self, job: Job) -> tuple[RecoverStep, list[Callable[[], None]]]:
+        step = RecoverStep(self.recipe, job, self.teachers, self.device)
+
+        def turn(which: int) -> Callable[[], None]:
+            def advance() -> None:
+                step(which)
+
+            return advance
+
+        turns = [self.graphs.capture(turn(which), step.step.zero_) for which in range(len(self.teachers))]
+        return step, turns

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+from collections.abc import Sequence
 from pathlib import Path
 
 import torch
@@ -64,13 +65,13 @@ def _teacher(run: Run, number: int, architecture: str, weights: str) -> Teacher:
         net = zoo.build(architecture, int(kept["num_outputs"]))
         net.load_state_dict(state)
         run.log.say(f"teacher {architecture}: finished already, {float(kept['top1']):.1f} % top-1 on the test images")
-        return Teacher.of(net, architecture, classes, outputs, run.recipe.dataset).to(run.device)
+        return _frozen(run, net, architecture, outputs)
 
     # Named after its settings, so that an interrupted training never goes on with others.
     checkpoint = path.parent / f"checkpoint-{run.recipe.sha256(*SQUEEZE_PARTS)[:8]}.pt"
     with run.stopwatch() as watch:
         net, outputs = _obtain(run, number, architecture, weights, checkpoint)
-        teacher = Teacher.of(net, architecture, classes, outputs, run.recipe.dataset).to(run.device)
+        teacher = _frozen(run, net, architecture, outputs)
         if teacher.note is not None:
             run.log.say(
                 f"teacher {architecture} cannot be traced ({teacher.note}): its {len(teacher.layers)} BatchNorms are "
@@ -92,6 +93,13 @@ def _teacher(run: Run, number: int, architecture: str, weights: str) -> Teacher:
     checkpoint.unlink(missing_ok=True)
     run.log.event("teacher", architecture=architecture, top1=top1, gate=gate, seconds=watch.seconds)
     return teacher
+
+
+def _frozen(run: Run, net: nn.Module, architecture: str, outputs: Sequence[int]) -> Teacher:
+    """The network as a teacher with the statistics that recover is going to match, on the run's device."""
+    recipe, classes = run.recipe, run.real.classes
+    matched = recipe.recover.statistics, recipe.recover.patch_size
+    return Teacher.of(net, architecture, classes, outputs, recipe.dataset, *matched).to(run.device)
 
 
 def _obtain(run: Run, number: int, architecture: str, weights: str, checkpoint: Path) -> tuple[nn.Module, list[int]]:

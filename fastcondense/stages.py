@@ -7,13 +7,13 @@ from typing import Any
 
 import torch
 
-from . import report
+from . import report, targets
 from .condensed import CondensedSet, open_folder, read_losses, read_set, shard_path, write_shard
 from .files import read_json, read_tensors, write_json
 from .labels import ReplayedViews
-from .recover import Job, blocks, jobs, recover_job
+from .recover import Job, Recoverer, blocks, jobs
 from .run import Run
-from .squeeze import squeeze, teacher_bytes, teacher_seconds
+from .squeeze import squeeze, teacher_bytes, teacher_path, teacher_seconds
 from .students import CONDENSED, arms, last_score, read_student, train_arm
 
 PROBES = 256
@@ -22,6 +22,8 @@ PROBES = 256
 def recover(run: Run) -> None:
     """Makes the condensed images; finished jobs are kept, unreadable ones are made again."""
     teachers = squeeze(run)
+    for teacher in teachers:
+        targets.complete(run, teacher, teacher_path(run, teacher.name).parent)
     folder = run.out / "condensed"
     manifest = {
         "classes": list(run.real.classes),
@@ -33,9 +35,10 @@ def recover(run: Run) -> None:
     todo = [job for job in everything if not _is_finished(run, job)]
     if len(todo) < len(everything):
         run.log.say(f"recover: {len(everything) - len(todo)} of {len(everything)} jobs are finished already")
+    recover_job = Recoverer(run.recipe, teachers, run.device)
     for job in run.log.track(todo, "recover"):
         with run.stopwatch() as watch:
-            images, losses = recover_job(run.recipe, job, teachers, run.device)
+            images, losses = recover_job(job)
         metadata = {"seconds": f"{watch.seconds:.3f}", "images": "uint8 NCHW, RGB"}
         write_shard(folder, job.index, images, job.classes(), job.slot, losses, metadata)
         total, entropy, matching = losses[-1].tolist()

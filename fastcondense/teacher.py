@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+import copy
+from collections.abc import Collection, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -13,8 +14,9 @@ from scipy.stats import binom
 from torch import Tensor, nn
 
 from .files import state_sha256
-from .fuse import FrozenBatchNorm, fuse
-from .matching import Moments, Targets
+from .fuse import fuse
+from .moments import FrozenBatchNorm, Keeper, Layer, Moments
+from .precision import cast
 from .real import Normalization
 from .recipe import Dataset
 from .vision import timm
@@ -25,54 +27,85 @@ _PREFIXES = ("module.", "_orig_mod.", "model.", "net.", "backbone.", "encoder.")
 
 @dataclass
 class Teacher:
-    """A frozen network. ``fused(x)`` gives logits of all outputs and fills its BatchNorms' moments."""
+    """A frozen network. ``fused(x)`` gives logits of all outputs, and its layers then hold their moments."""
 
     name: str
     sha256: str
     fused: nn.Module
-    layers: list[FrozenBatchNorm]
+    layers: list[Layer]
+    targets: dict[str, tuple[Tensor, ...]]
+    """What the moments of each layer should be, by the layer's name: so far, BatchNorms' running statistics."""
     outputs: Tensor
     """int64 [classes]: the network's output of each class of the data set."""
     num_outputs: int
     note: str | None
     """Why the network could not be traced, if so."""
+    dtype: torch.dtype | None = None
+    """Of its weights and feature maps, where that is not the images' own."""
 
     @staticmethod
-    def of(net: nn.Module, name: str, class_names: Sequence[str], outputs: Sequence[int], dataset: Dataset) -> Teacher:
+    def of(
+        net: nn.Module,
+        name: str,
+        class_names: Sequence[str],
+        outputs: Sequence[int],
+        dataset: Dataset,
+        statistics: Collection[str] = ("bn",),
+        patch_size: int = 16,
+    ) -> Teacher:
         """Freezes and fuses `net`, and tries it on a black image. Raises ValueError if its output does not fit."""
         net = net.float()
         sha256 = state_sha256(net.state_dict())
-        fused, layers, note = fuse(net)
+        fused, layers, note = fuse(net, statistics, patch_size)
         num_outputs = count_outputs(fused, dataset.image_size, name)
         if num_outputs <= max(outputs):
             raise ValueError(f"teacher {name} has {num_outputs} outputs, but {len(class_names)} classes are needed")
         layers = [layer for layer in layers if layer.moments is not None]  # those that the forward really uses
-        return Teacher(name, sha256, fused, layers, torch.tensor(outputs), num_outputs, note)
+        targets = {
+            layer.name: (keeper.running_mean, keeper.running_var)
+            for layer in layers
+            for keeper, what in layer.parts
+            if isinstance(keeper, FrozenBatchNorm) and what == "input"
+        }
+        return Teacher(name, sha256, fused, layers, targets, torch.tensor(outputs), num_outputs, note)
 
     def to(self, device: torch.device) -> Teacher:
         """Moves it, in place."""
         self.fused.to(device)
         self.outputs = self.outputs.to(device)
+        self.targets = {name: tuple(vector.to(device) for vector in kept) for name, kept in self.targets.items()}
         return self
 
+    def cast(self, dtype: torch.dtype) -> Teacher:
+        """Itself, or a copy whose weights and feature maps are of another type; moments stay float32."""
+        if dtype == torch.float32:
+            return self
+        copied = copy.deepcopy(self)
+        copied.dtype = dtype
+        cast(copied.fused, dtype, kept=(Keeper,))
+        return copied
+
     def __call__(self, x: Tensor) -> tuple[Tensor, Moments]:
-        """x: normalised [N, 3, H, W] channels_last -> logits [N, num_outputs], (mean, var) of all BatchNorm inputs."""
+        """x: normalised [N, 3, H, W] channels_last -> float32 logits [N, num_outputs], the moments of its layers."""
         logits = self.fused(x)
-        moments = [layer.moments for layer in self.layers if layer.moments is not None]
+        moments = [layer.moments or () for layer in self.layers]
         for layer in self.layers:
-            layer.moments = None  # the caller alone decides how long the autograd graph lives
-        return logits, moments
+            layer.forget()  # the caller alone decides how long the autograd graph lives
+        return logits.float() if self.dtype is not None else logits, moments
 
     def logits(self, x: Tensor) -> Tensor:
         """Logits of the data set's classes alone, in its order: [N, classes]; no gradients."""
         with torch.no_grad():
             return self(x)[0][:, self.outputs]
 
-    def running_targets(self) -> Targets:
-        """The running statistics of its BatchNorms. Raises ValueError if it has none."""
+    def matched_targets(self) -> Moments:
+        """What its layers' moments should be. Raises ValueError if there are no layers, or a target is missing."""
         if not self.layers:
-            raise ValueError(f"teacher {self.name} has no 2-d BatchNorm, so there is nothing to match")
-        return Targets.of([(layer.running_mean, layer.running_var) for layer in self.layers])
+            raise ValueError(f"teacher {self.name} has no layer to match (recover.statistics)")
+        for layer in self.layers:
+            if layer.name not in self.targets:
+                raise ValueError(f"teacher {self.name} has no target for the statistics of its layer {layer.name}")
+        return [self.targets[layer.name] for layer in self.layers]
 
 
 def count_outputs(net: nn.Module, size: int, name: str) -> int:

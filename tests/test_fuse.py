@@ -8,7 +8,8 @@ import torch
 from torch import nn
 from torch.nn import functional as F
 
-from fastcondense.fuse import FrozenBatchNorm, fuse
+from fastcondense.fuse import fuse
+from fastcondense.moments import FrozenBatchNorm
 from fastcondense.vision import timm, torchvision
 
 
@@ -59,9 +60,14 @@ def fused_gradient(fused, layers, x):
     x = x.clone(memory_format=torch.channels_last).requires_grad_()
     logits = fused(x)
     moments = [layer.moments for layer in layers]
-    targets = [(layer.running_mean, layer.running_var) for layer in layers]
+    targets = [(norm.running_mean, norm.running_var) for norm in norms(layers)]
     (gradient,) = torch.autograd.grad(objective(logits, moments, targets), x)
     return gradient.double(), logits.detach(), moments
+
+
+def norms(layers):
+    """The frozen BatchNorms of layers that are BatchNorms alone."""
+    return [keeper for layer in layers for keeper, _ in layer.parts]
 
 
 def relative(made, wanted):
@@ -122,8 +128,8 @@ def residual_calls(fused):
 )
 def test_every_relu_of_a_resnet_is_fused(name, with_relu, with_residual, without_relu):
     fused, layers, _ = fuse(torchvision.models.get_model(name, weights=None))
-    assert sum(layer.relu for layer in layers) == with_relu
-    assert sum(not layer.relu for layer in layers) == without_relu
+    assert sum(norm.activation == "relu" for norm in norms(layers)) == with_relu
+    assert sum(norm.activation == "none" for norm in norms(layers)) == without_relu
     assert residual_calls(fused) == with_residual
     targets = [str(node.target) for node in fused.graph.nodes]
     assert not any("relu" in target for target in targets)
@@ -132,10 +138,11 @@ def test_every_relu_of_a_resnet_is_fused(name, with_relu, with_residual, without
 def test_layers_come_in_the_order_of_modules_with_their_names_and_statistics():
     net = randomize(torchvision.models.resnet18(weights=None))
     _, layers, _ = fuse(net)
-    norms = [(name, module) for name, module in net.named_modules() if isinstance(module, nn.BatchNorm2d)]
-    assert [layer.name for layer in layers] == [name for name, _ in norms]
-    for layer, (_, norm) in zip(layers, norms, strict=True):
-        assert torch.equal(layer.running_mean, norm.running_mean) and torch.equal(layer.running_var, norm.running_var)
+    originals = [(name, module) for name, module in net.named_modules() if isinstance(module, nn.BatchNorm2d)]
+    assert [layer.name for layer in layers] == [name for name, _ in originals]
+    for norm, (_, original) in zip(norms(layers), originals, strict=True):
+        assert torch.equal(norm.running_mean, original.running_mean)
+        assert torch.equal(norm.running_var, original.running_var)
 
 
 def test_the_original_is_left_alone():
@@ -224,7 +231,7 @@ def test_logits_gradients_and_the_number_of_fused_relus(tail, affine):
     net = randomize(Net(function, affine)).double()
     fused, layers, reason = fuse(net)
     assert reason is None
-    assert sum(layer.relu for layer in layers) == num_fused
+    assert sum(norm.activation == "relu" for norm in norms(layers)) == num_fused
     x, y = (images(1, 9, 3).double().requires_grad_() for _ in range(2))
     wanted, made = net(x), fused(y)
     torch.testing.assert_close(made, wanted, rtol=1e-12, atol=1e-12)
@@ -261,7 +268,7 @@ def test_an_untraceable_network_falls_back_with_a_reason_and_the_same_numbers():
     net = randomize(Net(branching))
     fused, layers, reason = fuse(net)
     assert reason is not None and "control flow" in reason and "\n" not in reason
-    assert len(layers) == 2 and not any(layer.relu for layer in layers)
+    assert len(layers) == 2 and all(norm.activation == "none" for norm in norms(layers))
     wanted, logits, moments = hooked_gradient(copy.deepcopy(net).double(), images(2, 9))
     made, made_logits, made_moments = fused_gradient(fused, layers, images(2, 9))
     assert relative(made, wanted) < 1e-5 and relative(made_logits.double(), logits) < 1e-6
@@ -278,7 +285,7 @@ def test_a_batch_norm_without_running_statistics_is_refused_by_name():
 def test_sync_batch_norms_count_too():
     net = nn.Sequential(nn.Conv2d(3, 4, 1), nn.SyncBatchNorm(4), nn.ReLU())
     _, layers, _ = fuse(net)
-    assert len(layers) == 1 and layers[0].relu
+    assert [norm.activation for norm in norms(layers)] == ["relu"]
 
 
 @pytest.mark.parametrize("name", ["efficientnet_b0", "resnet10t", "densenet121", "mobilenetv3_small_050"])
