@@ -16,8 +16,9 @@ from torch import Tensor
 from torch.nn import functional as F
 
 from .kernels.crop import crop
+from .kernels.image_prior import image_prior
 from .kernels.pixel_adam import pixel_adam
-from .matching import layer_distances, layer_weights, mean_norm, total_variation
+from .matching import layer_distances, layer_weights
 from .real import Normalization
 from .recipe import Recipe, Recover
 from .rng import Stream
@@ -122,10 +123,12 @@ class RecoverStep:
         distances = layer_distances(moments, self.targets[which])
         matching = recover.match_weight * (self.weights[which] * distances).sum()
         total = entropy + matching
-        if recover.tv_weight:
-            total = total + recover.tv_weight * total_variation(views)
-        if recover.l2_weight:
-            total = total + recover.l2_weight * mean_norm(views)
+        if recover.tv_weight or recover.l2_weight:
+            variation, norm = image_prior(views)
+            if recover.tv_weight:
+                total = total + recover.tv_weight * variation
+            if recover.l2_weight:
+                total = total + recover.l2_weight * norm
         return torch.stack((total, entropy, matching))
 
     def __call__(self, which: int) -> None:

@@ -22,6 +22,7 @@ from triton.compiler import ASTSource
 
 from fastcondense.kernels import crop_triton as windowed
 from fastcondense.kernels import frozen_batch_norm_triton as frozen
+from fastcondense.kernels import image_prior_triton as prior
 from fastcondense.kernels import pixel_adam_triton as adam
 from fastcondense.kernels.launch import OPTIONS, row_tiles
 
@@ -119,6 +120,24 @@ def pixel_adam_cases() -> Iterator[Case]:
     yield Case("adam-channels_last", adam.step_kernel, types, constants | {"stride_c": 1}, adam.WARPS, both, True)
 
 
+def image_prior_cases() -> Iterator[Case]:
+    scalars = ("partial", "share", "variation", "norm", "dvariation", "dnorm")
+    for dtype, length, shift in (("fp32", 672, 3), ("bf16", 672, 3), ("fp16", 64, 1)):
+        types = {
+            **{f"{name}_ptr": f"*{dtype}" for name in ("x", "dx")},
+            **{f"{name}_ptr": "*fp32" for name in scalars},
+            **dict.fromkeys(("size", "chunk", "num_chunks", "num_blocks", "num_images"), "i32"),
+        }
+        image = {"H": 224 if shift == 3 else 64, "L": length, "SHIFT": shift, "BLOCK": prior.BLOCK}
+        backward = image | {"HAS_VARIATION": True, "HAS_NORM": True}
+        divisible = frozenset({"size", "chunk"})
+        name = f"{dtype}-{length}"
+        yield Case(f"prior-forward-{name}", prior.forward_kernel, types, image, prior.WARPS, divisible)
+        yield Case(f"prior-backward-{name}", prior.backward_kernel, types, backward, prior.WARPS, divisible)
+    blocks = {"BLOCK_N": prior.COMBINE_N, "BLOCK_P": prior.COMBINE_P}
+    yield Case("prior-combine", prior.combine_kernel, types, blocks, prior.COMBINE_WARPS)
+
+
 def build(case: Case, arch: int) -> dict[str, Any]:
     """Resources of the compiled kernel and its global accesses in bits, each with its count."""
     names = [parameter.name for parameter in case.kernel.params]
@@ -161,7 +180,7 @@ def main() -> None:
     parser.add_argument("--arch", type=int, nargs="+", default=[80, 90, 100])
     arguments = parser.parse_args()
     with arguments.out.open("w") as lines:
-        for case in (*frozen_batch_norm_cases(), *crop_cases(), *pixel_adam_cases()):
+        for case in (*frozen_batch_norm_cases(), *crop_cases(), *pixel_adam_cases(), *image_prior_cases()):
             for arch in arguments.arch:
                 lines.write(json.dumps(build(case, arch)) + "\n")
 

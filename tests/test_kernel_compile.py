@@ -50,6 +50,9 @@ def test_every_kernel_compiles_for_every_architecture(reports: list[dict[str, An
         "crop-forward",
         "crop-backward",
         "crop-share",
+        "prior-forward",
+        "prior-backward",
+        "prior-combine",
     }
     for architecture in ARCHITECTURES:
         names = [report["name"] for report in reports if report["arch"] == architecture]
@@ -76,8 +79,16 @@ def test_big_tensors_move_128_bits_at_a_time(reports: list[dict[str, Any]]) -> N
         assert report["ld"] <= (18 if is_adam else 1) and report["st"] <= (0 if is_adam else 3), report
 
 
+def test_rows_of_a_stencil_move_128_bits_at_a_time(reports: list[dict[str, Any]]) -> None:
+    for report in reports:
+        if report["name"].startswith(("prior-forward", "prior-backward")):  # the row and those above and below it
+            assert report["ld128"] >= 2 and (report["st128"] >= 1 or "forward" in report["name"]), report
+
+
 def test_importing_the_package_does_not_import_triton() -> None:
-    modules = [f"fastcondense.kernels.{name}" for name in ("frozen_batch_norm", "crop", "pixel_adam", "launch")]
+    modules = [
+        f"fastcondense.kernels.{name}" for name in ("frozen_batch_norm", "crop", "image_prior", "pixel_adam", "launch")
+    ]
     # torch itself may look for triton; an empty entry makes any import of it fail
     code = "import sys; sys.modules['triton'] = None; import fastcondense, importlib; "
     code += f"[importlib.import_module(name) for name in {modules}]"

@@ -1,4 +1,4 @@
-"""The public functions take the Triton path for a GPU's tensors, and the closed form otherwise."""
+"""The public functions take the Triton path for a GPU's tensors, and never on the CPU."""
 
 from __future__ import annotations
 
@@ -9,9 +9,10 @@ import torch
 from kernel_checks import DEVICE, relative_rms
 from torch import Tensor
 
-from fastcondense.kernels import crop_triton, frozen_batch_norm_triton, pixel_adam_triton
+from fastcondense.kernels import crop_triton, frozen_batch_norm_triton, image_prior_triton, pixel_adam_triton
 from fastcondense.kernels.crop import crop
 from fastcondense.kernels.frozen_batch_norm import frozen_batch_norm
+from fastcondense.kernels.image_prior import image_prior
 from fastcondense.kernels.pixel_adam import pixel_adam
 
 
@@ -37,9 +38,14 @@ def stepped(x: Tensor) -> list[Tensor]:
     return [images, first, second]
 
 
+def priors(x: Tensor) -> list[Tensor]:
+    return list(image_prior(x.contiguous(memory_format=torch.channels_last)))
+
+
 CASES = {
     "frozen_batch_norm": (normalized, frozen_batch_norm_triton.FrozenBatchNorm, "apply"),
     "crop": (cropped, crop_triton.Crop, "apply"),
+    "image_prior": (priors, image_prior_triton.ImagePrior, "apply"),
     "pixel_adam": (stepped, pixel_adam_triton, "pixel_adam_triton"),
 }
 

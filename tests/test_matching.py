@@ -1,9 +1,9 @@
-"""Layer distances and image priors against float64 transcriptions of the specification."""
+"""Layer distances against float64 transcriptions of the specification."""
 
 import pytest
 import torch
 
-from fastcondense.matching import Targets, layer_distances, layer_weights, mean_norm, total_variation
+from fastcondense.matching import Targets, layer_distances, layer_weights
 
 
 def moments(lengths, dtype=torch.float64):
@@ -42,17 +42,3 @@ def test_zero_distance_has_zero_gradient():
 
 def test_only_the_first_layer_is_weighted():
     assert layer_weights(4, 10.0).tolist() == [10, 1, 1, 1]
-
-
-def test_image_priors():
-    torch.manual_seed(0)
-    x = torch.randn(2, 3, 5, 4, dtype=torch.float64)
-    norm = torch.linalg.vector_norm
-    expected = (
-        norm(x[..., :, 1:] - x[..., :, :-1])
-        + norm(x[..., 1:, :] - x[..., :-1, :])
-        + norm(x[..., 1:, 1:] - x[..., :-1, :-1])
-        + norm(x[..., 1:, :-1] - x[..., :-1, 1:])
-    )
-    torch.testing.assert_close(total_variation(x), expected)
-    torch.testing.assert_close(mean_norm(x), (norm(x[0]) + norm(x[1])) / 2)
