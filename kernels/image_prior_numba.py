@@ -3,9 +3,8 @@
 import numba
 import numpy as np
 import torch
-from torch import Tensor
 
-from .threads import NUM_CHUNKS, inline, kernel, launch
+from .threads import NUM_CHUNKS, inline, kernel, launch, planes
 
 RIGHT, BELOW, FALLING, RISING, SELF = range(5)  # the four differences, and the image itself
 
@@ -84,14 +83,6 @@ def backward_kernel(x, shift, length, num_images, shares, has_differences, dx):
                     add_differences(out, row, above, shares[BELOW])
                     add_differences(out[shift:], row[shift:], above[:reach], shares[FALLING])
                     add_differences(out[:reach], row[:reach], above[shift:], shares[RISING])
-
-
-def planes(x: Tensor) -> tuple[Tensor, int]:
-    """Rows as they lie in memory, [planes, H, W or W * C], and the distance between neighbours in a row."""
-    num_images, channels, height, width = x.shape
-    if x.is_contiguous():
-        return x.view(num_images * channels, height, width), 1
-    return x.permute(0, 2, 3, 1).view(num_images, height, width * channels), channels
 
 
 def band_length(num_planes: int, height: int) -> int:
