@@ -81,19 +81,3 @@ def layer_weights(num_layers: int, first: float, device: torch.device | str = "c
     weights = torch.ones(num_layers, device=device)
     weights[:1] = first
     return weights
-
-
-def total_variation(images: Tensor) -> Tensor:
-    """Sum of the Frobenius norms, over the whole batch, of the four neighbour differences (right, down, diagonals)."""
-    differences = (
-        images[:, :, :, :-1] - images[:, :, :, 1:],
-        images[:, :, :-1, :] - images[:, :, 1:, :],
-        images[:, :, 1:, :-1] - images[:, :, :-1, 1:],
-        images[:, :, :-1, :-1] - images[:, :, 1:, 1:],
-    )
-    return torch.stack([torch.linalg.vector_norm(difference) for difference in differences]).sum()
-
-
-def mean_norm(images: Tensor) -> Tensor:
-    """Mean over the batch of the images' Euclidean norms."""
-    return torch.linalg.vector_norm(images.flatten(1), dim=1).mean()

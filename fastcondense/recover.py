@@ -17,8 +17,9 @@ from torch.nn import functional as F
 
 from .graph import Graphs
 from .kernels.crop import crop
+from .kernels.image_prior import image_prior
 from .kernels.pixel_adam import pixel_adam
-from .matching import Matching, layer_weights, mean_norm, total_variation
+from .matching import Matching, layer_weights
 from .precision import arithmetic, network_dtype
 from .real import Normalization
 from .recipe import Recipe, Recover
@@ -141,10 +142,12 @@ class RecoverStep:
         entropy = F.cross_entropy(logits, self.wanted[which])
         matching = recover.match_weight * self.matching[which](moments)
         total = entropy + matching
-        if recover.tv_weight:
-            total = total + recover.tv_weight * total_variation(views)
-        if recover.l2_weight:
-            total = total + recover.l2_weight * mean_norm(views)
+        if recover.tv_weight or recover.l2_weight:
+            variation, norm = image_prior(views)
+            if recover.tv_weight:
+                total = total + recover.tv_weight * variation
+            if recover.l2_weight:
+                total = total + recover.l2_weight * norm
         return torch.stack((total, entropy, matching))
 
     def __call__(self, which: int) -> None:

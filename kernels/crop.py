@@ -1,14 +1,12 @@
-"""Windowed crop, resize, flip and roll of a batch, as one small matrix product an axis.
+"""Windowed crop, resize, flip and roll of a batch; forward and exact adjoint are gathers: deterministic, no scatter.
 
-Each output row is a weighted mean of source rows, and each output column of source columns, so a crop is
-Wy @ image @ Wx^T, and its exact adjoint (what autograd applies) is the transposed product: deterministic, no scatter.
+Each output row is a weighted mean of source rows, and each output column of source columns.
 """
 
 from __future__ import annotations
 
 import torch
 from torch import Tensor
-from torch.nn import functional as F
 
 
 def crop(
@@ -25,7 +23,7 @@ def crop(
     images: [N, C, H, W], floating or uint8 (values kept). windows: integer [N, 7], or [1, 7] for one window shared by
     the batch; columns top, left, height, width, flip, roll_y, roll_x. offset, gain: float32 [C], applied after the
     crop (normalisation). Returns [N, C, size, size] channels_last, of `dtype`: float32 if None (float64 for float64
-    images); arithmetic is in float32 or float64 in any case. Differentiable in the images. Equals torchvision's
+    images); arithmetic is in float32 or float64. Differentiable in the images. Equals torchvision's
     resized_crop(antialias=True) on tensors, then horizontal flip, then roll. A window may hang over the image's edge
     (zeros are seen there) only if it is not resized.
     Raises ValueError if the shapes do not match or such a window is resized, the latter only on the CPU (no sync).
@@ -36,28 +34,36 @@ def crop(
     for name, vector in (("gain", gain), ("offset", offset)):
         if vector is not None and vector.shape != (channels,):
             raise ValueError(f"crop needs {name} of shape [{channels}], got {tuple(vector.shape)}")
-    compute = torch.float64 if images.dtype == torch.float64 else torch.float32
     if windows.device.type == "cpu":
         _check_overhang(windows[:, 0], windows[:, 2], height, size)
         _check_overhang(windows[:, 1], windows[:, 3], width, size)
     windows = windows.to(images.device)
-    if images.is_cuda and compute == torch.float32:
+    if images.dtype == torch.float64:
+        return _dense_crop(images, windows, size, gain, offset).to(dtype or torch.float64)
+    windows = windows.int().contiguous()
+    if images.is_cuda:
         from .crop_triton import Crop
 
-        return Crop.apply(images, windows.int().contiguous(), size, gain, offset, dtype or compute)
+        return Crop.apply(images, windows, size, gain, offset, dtype or torch.float32)
+    from . import crop_numba
+
+    images = images if images.dtype == torch.uint8 else images.float()
+    if not images.is_contiguous():
+        images = images.contiguous(memory_format=torch.channels_last)
+    gain = images.new_ones(channels, dtype=torch.float32) if gain is None else gain.float().contiguous()
+    offset = torch.zeros_like(gain) if offset is None else offset.float().contiguous()
+    return crop_numba.Crop.apply(images, windows, size, gain, offset).to(dtype or torch.float32)
+
+
+def _dense_crop(images: Tensor, windows: Tensor, size: int, gain: Tensor | None, offset: Tensor | None) -> Tensor:
+    """The same as two small matrix products, Wy @ image @ Wx^T, in float64; autograd applies the transposed ones."""
     top, left, rows, columns, flip, roll_y, roll_x = windows.unbind(1)
-    along_y = axis_weights(top, rows, height, size, torch.zeros_like(flip), roll_y).to(compute)
-    along_x = axis_weights(left, columns, width, size, flip, roll_x).to(compute)
-    x = images.to(compute)
-    if windows.shape[0] == 1:
-        x = F.linear(F.linear(x, along_x[0]).transpose(2, 3), along_y[0]).transpose(2, 3)
-    else:
-        x = along_y[:, None] @ x @ along_x[:, None].transpose(2, 3)
-    if gain is not None:
-        x = x * gain[:, None, None]
-    if offset is not None:
-        x = x + offset[:, None, None]
-    return x.to(dtype or compute).contiguous(memory_format=torch.channels_last)
+    along_y = axis_weights(top, rows, images.shape[2], size, torch.zeros_like(flip), roll_y)
+    along_x = axis_weights(left, columns, images.shape[3], size, flip, roll_x)
+    x = along_y[:, None] @ images @ along_x[:, None].transpose(2, 3)
+    x = x if gain is None else x * gain[:, None, None]
+    x = x if offset is None else x + offset[:, None, None]
+    return x.contiguous(memory_format=torch.channels_last)
 
 
 def axis_weights(start: Tensor, length: Tensor, extent: int, size: int, flip: Tensor, roll: Tensor) -> Tensor:

@@ -24,9 +24,12 @@ def pixel_adam(
 
     images, gradient, first, second: float32 [N, C, H, W]; images, first and second contiguous or channels_last, all of
     them in the same way. learning_rate: float32 scalar tensor; step: float32 scalar
-    tensor, 1 in the first call: neither is read by the host. low, high: float32 [C]. Kingma and Ba (ICLR'15),
-    Algorithm 1, without weight decay. Raises ValueError for other layouts, shapes or, on the GPU, dtypes.
+    tensor, 1 in the first call: neither is read by the host of a GPU. low, high: float32 [C]. Kingma and Ba (ICLR'15),
+    Algorithm 1, without weight decay. Raises ValueError for other layouts, shapes or dtypes.
     """
+    for name, tensor in (("images", images), ("gradient", gradient), ("first", first), ("second", second)):
+        if tensor.dtype != torch.float32:
+            raise ValueError(f"pixel_adam needs float32 {name}, got {tensor.dtype}")
     for name, moment in (("gradient", gradient), ("first", first), ("second", second)):
         if moment.shape != images.shape:
             raise ValueError(f"pixel_adam needs {name} of shape {tuple(images.shape)}, got {tuple(moment.shape)}")
@@ -43,18 +46,7 @@ def pixel_adam(
                 f"got strides {state.stride()}"
             )
     if images.is_cuda:
-        from .pixel_adam_triton import pixel_adam_triton
-
-        pixel_adam_triton(
-            images, gradient, first, second, learning_rate, step, betas=betas, low=low, high=high, eps=eps
-        )
-        return
-    beta1, beta2 = betas
-    first.lerp_(gradient, 1 - beta1)
-    second.mul_(beta2).addcmul_(gradient, gradient, value=1 - beta2)
-    # Bias corrections in float64: beta^step loses digits in float32 once it is near 1.
-    correction1 = 1 - beta1 ** step.double()
-    correction2 = 1 - beta2 ** step.double()
-    denominator = (second * (1 / correction2).float()).sqrt_().add_(eps)
-    images.sub_(first * (learning_rate / correction1).float() / denominator)
-    torch.clamp(images, low[:, None, None], high[:, None, None], out=images)
+        from .pixel_adam_triton import pixel_adam_triton as advance
+    else:
+        from .pixel_adam_numba import pixel_adam_numba as advance
+    advance(images, gradient, first, second, learning_rate, step, betas=betas, low=low, high=high, eps=eps)

@@ -74,9 +74,6 @@ def pixel_adam_triton(
     eps: float,
 ) -> None:
     """`pixel_adam` of checked arguments, all on one device; the gradient may have any layout."""
-    for name, tensor in (("images", images), ("gradient", gradient), ("first", first), ("second", second)):
-        if tensor.dtype != torch.float32:
-            raise ValueError(f"pixel_adam needs float32 {name}, got {tensor.dtype}")
     planar = images.is_contiguous()
     gradient = gradient.contiguous(memory_format=torch.contiguous_format if planar else torch.channels_last)
     _, channels, height, width = images.shape

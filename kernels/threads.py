@@ -40,3 +40,14 @@ def array(x: Tensor) -> np.ndarray:
 def chunk_length(length: int) -> int:
     """Rows a chunk, so that NUM_CHUNKS chunks or fewer cover `length` rows."""
     return max(1, -(-length // NUM_CHUNKS))
+
+
+def planes(x: Tensor) -> tuple[Tensor, int]:
+    """Rows as they lie in memory, and the distance between neighbouring pixels in a row.
+
+    x: [N, C, H, W]; [N * C, H, W] and 1 if it is contiguous, [N, H, W * C] and C if it is channels_last.
+    """
+    num_images, channels, height, width = x.shape
+    if x.is_contiguous():
+        return x.view(num_images * channels, height, width), 1
+    return x.permute(0, 2, 3, 1).view(num_images, height, width * channels), channels

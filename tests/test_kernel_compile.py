@@ -55,6 +55,9 @@ def test_every_kernel_compiles_for_every_architecture(reports: list[dict[str, An
         "maps-forward",
         "maps-backward",
         "maps-combine",
+        "prior-forward",
+        "prior-backward",
+        "prior-combine",
     }
     for architecture in ARCHITECTURES:
         names = [report["name"] for report in reports if report["arch"] == architecture]
@@ -78,6 +81,12 @@ def test_big_tensors_move_128_bits_at_a_time(reports: list[dict[str, Any]]) -> N
         expected = report["expected"]
         assert report["ld128"] >= expected["wide_loads"] and report["st128"] >= expected["wide_stores"], report
         assert report["ld"] <= expected["narrow_loads"] and report["st"] <= expected["narrow_stores"], report
+
+
+def test_rows_of_a_stencil_move_128_bits_at_a_time(reports: list[dict[str, Any]]) -> None:
+    for report in reports:
+        if report["name"].startswith(("prior-forward", "prior-backward")):  # the row and those above and below it
+            assert report["ld128"] >= 2 and (report["st128"] >= 1 or "forward" in report["name"]), report
 
 
 def test_importing_the_package_does_not_import_triton() -> None:

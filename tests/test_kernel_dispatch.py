@@ -1,4 +1,4 @@
-"""The public functions take the Triton path for a GPU's tensors, and the closed form otherwise."""
+"""The public functions take the Triton path for a GPU's tensors, and never on the CPU."""
 
 from __future__ import annotations
 
@@ -14,12 +14,14 @@ from fastcondense.kernels import (
     feature_maps_triton,
     frozen_batch_norm_pool_triton,
     frozen_batch_norm_triton,
+    image_prior_triton,
     pixel_adam_triton,
 )
 from fastcondense.kernels.crop import crop
 from fastcondense.kernels.feature_maps import feature_maps
 from fastcondense.kernels.frozen_batch_norm import frozen_batch_norm
 from fastcondense.kernels.frozen_batch_norm_pool import frozen_batch_norm_pool
+from fastcondense.kernels.image_prior import image_prior
 from fastcondense.kernels.pixel_adam import pixel_adam
 
 
@@ -57,11 +59,16 @@ def mapped(x: Tensor) -> list[Tensor]:
     return [t for t in feature_maps(x, center, has_neighbours=True) if t is not None]
 
 
+def priors(x: Tensor) -> list[Tensor]:
+    return list(image_prior(x.contiguous(memory_format=torch.channels_last)))
+
+
 CASES = {
     "frozen_batch_norm": (normalized, frozen_batch_norm_triton.FrozenBatchNorm, "apply"),
     "frozen_batch_norm_pool": (pooled, frozen_batch_norm_pool_triton.FrozenBatchNormPool, "apply"),
     "crop": (cropped, crop_triton.Crop, "apply"),
     "feature_maps": (mapped, feature_maps_triton.FeatureMaps, "apply"),
+    "image_prior": (priors, image_prior_triton.ImagePrior, "apply"),
     "pixel_adam": (stepped, pixel_adam_triton, "pixel_adam_triton"),
 }
 
