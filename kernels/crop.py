@@ -38,8 +38,7 @@ def crop(
             raise ValueError(f"crop needs {name} of shape [{channels}], got {tuple(vector.shape)}")
     compute = torch.float64 if images.dtype == torch.float64 else torch.float32
     if windows.device.type == "cpu":
-        _check_overhang(windows[:, 0], windows[:, 2], height, size)
-        _check_overhang(windows[:, 1], windows[:, 3], width, size)
+        check_overhang(windows, height, width, size)
     windows = windows.to(images.device)
     if images.is_cuda and compute == torch.float32:
         from .crop_triton import Crop
@@ -79,7 +78,10 @@ def axis_weights(start: Tensor, length: Tensor, extent: int, size: int, flip: Te
     return weights / torch.where(total > 0, total, 1)
 
 
-def _check_overhang(start: Tensor, length: Tensor, extent: int, size: int) -> None:
-    over = (start < 0) | (start + length > extent)
-    if bool((over & (length != size)).any()):
-        raise ValueError(f"crop needs windows inside the image (extent {extent}) unless they are {size} long")
+def check_overhang(windows: Tensor, height: int, width: int, size: int) -> None:
+    """Raises ValueError if a window [N, 7] that is resized hangs over the edge of its image."""
+    for axis, extent in enumerate((height, width)):
+        start, length = windows[:, axis], windows[:, axis + 2]
+        over = (start < 0) | (start + length > extent)
+        if bool((over & (length != size)).any()):
+            raise ValueError(f"crop needs windows inside the image (extent {extent}) unless they are {size} long")

@@ -23,6 +23,7 @@ from triton.compiler import ASTSource
 from fastcondense.kernels import crop_triton as windowed
 from fastcondense.kernels import frozen_batch_norm_triton as frozen
 from fastcondense.kernels import pixel_adam_triton as adam
+from fastcondense.kernels import replay_crop_triton as replay
 from fastcondense.kernels.launch import OPTIONS, row_tiles
 
 CUOBJDUMP = Path(triton.__file__).parent / "backends" / "nvidia" / "bin" / "cuobjdump"
@@ -109,6 +110,17 @@ def crop_cases() -> Iterator[Case]:
     yield Case("crop-share", windowed.share_kernel, types, {"SIZE": 224, "BLOCK": windowed.BLOCK}, windowed.WARPS)
 
 
+def replay_crop_cases() -> Iterator[Case]:
+    tables = dict.fromkeys(("ids_ptr", "partners_ptr"), "*i64")
+    tables |= dict.fromkeys(("windows_ptr", "partner_windows_ptr", "boxes_ptr"), "*i32")
+    tables |= dict.fromkeys(("share_ptr", "gain_ptr", "offset_ptr"), "*fp32")
+    for output, size, mix in (("fp32", 32, "none"), ("bf16", 224, "box"), ("fp32", 28, "box"), ("fp16", 64, "share")):
+        types = tables | {"images_ptr": "*u8", "output_ptr": f"*{output}", "height": "i32", "width": "i32"}
+        constants = {"C": 3, "SIZE": size, "HAS_BOX": mix == "box", "HAS_SHARE": mix == "share"}
+        constants |= {"CHANNELS": windowed.CHANNELS, "BLOCK": windowed.BLOCK}
+        yield Case(f"replay-crop-{mix}-{output}-{size}", replay.replay_kernel, types, constants, windowed.WARPS)
+
+
 def pixel_adam_cases() -> Iterator[Case]:
     names = ("images", "gradient", "first", "second", "rate", "step", "low", "high")
     types = {**{f"{name}_ptr": "*fp32" for name in names}, "size": "i32", "stride_c": "i32"}
@@ -161,7 +173,7 @@ def main() -> None:
     parser.add_argument("--arch", type=int, nargs="+", default=[80, 90, 100])
     arguments = parser.parse_args()
     with arguments.out.open("w") as lines:
-        for case in (*frozen_batch_norm_cases(), *crop_cases(), *pixel_adam_cases()):
+        for case in (*frozen_batch_norm_cases(), *crop_cases(), *replay_crop_cases(), *pixel_adam_cases()):
             for arch in arguments.arch:
                 lines.write(json.dumps(build(case, arch)) + "\n")
 

@@ -9,10 +9,11 @@ import torch
 from kernel_checks import DEVICE, relative_rms
 from torch import Tensor
 
-from fastcondense.kernels import crop_triton, frozen_batch_norm_triton, pixel_adam_triton
+from fastcondense.kernels import crop_triton, frozen_batch_norm_triton, pixel_adam_triton, replay_crop_triton
 from fastcondense.kernels.crop import crop
 from fastcondense.kernels.frozen_batch_norm import frozen_batch_norm
 from fastcondense.kernels.pixel_adam import pixel_adam
+from fastcondense.kernels.replay_crop import replay_crop
 
 
 def normalized(x: Tensor) -> list[Tensor]:
@@ -37,9 +38,18 @@ def stepped(x: Tensor) -> list[Tensor]:
     return [images, first, second]
 
 
+def replayed(x: Tensor) -> list[Tensor]:
+    images = (x.abs() * 100).byte()
+    ids, table = torch.tensor([1, 0]), torch.tensor([(1, 0, 4, 5, 1, 2, 3)] * 2)  # on the host: they are moved
+    gain = torch.full((x.shape[1],), 2.0, device=x.device)
+    mix = {"partners": ids.flip(0), "partner_windows": table, "boxes": torch.tensor([(0, 2, 1, 3)] * 2)}
+    return [replay_crop(images, ids, table, 6, gain=gain, offset=gain, **mix)]
+
+
 CASES = {
     "frozen_batch_norm": (normalized, frozen_batch_norm_triton.FrozenBatchNorm, "apply"),
     "crop": (cropped, crop_triton.Crop, "apply"),
+    "replay_crop": (replayed, replay_crop_triton, "replay_crop_triton"),
     "pixel_adam": (stepped, pixel_adam_triton, "pixel_adam_triton"),
 }
 
