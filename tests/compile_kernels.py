@@ -24,7 +24,8 @@ from fastcondense.kernels import crop_triton as windowed
 from fastcondense.kernels import frozen_batch_norm_triton as frozen
 from fastcondense.kernels import pixel_adam_triton as adam
 from fastcondense.kernels import replay_crop_triton as replay
-from fastcondense.kernels.launch import OPTIONS, row_tiles
+from fastcondense.kernels import soft_label_triton as soft
+from fastcondense.kernels.launch import OPTIONS, power_of_two, row_tiles
 
 CUOBJDUMP = Path(triton.__file__).parent / "backends" / "nvidia" / "bin" / "cuobjdump"
 
@@ -121,6 +122,29 @@ def replay_crop_cases() -> Iterator[Case]:
         yield Case(f"replay-crop-{mix}-{output}-{size}", replay.replay_kernel, types, constants, windowed.WARPS)
 
 
+def soft_label_cases() -> Iterator[Case]:
+    types = {
+        "teachers_ptr": "*fp32",
+        **dict.fromkeys(("labels_ptr", "partners_ptr"), "*i64"),
+        **dict.fromkeys(("share_ptr", "loss_ptr", "result_ptr", "dloss_ptr"), "*fp32"),
+        **dict.fromkeys(("num_rows", "plane", "size"), "i32"),
+        **dict.fromkeys(("factor", "ce_weight", "scale"), "fp32"),
+    }
+    aligned = frozenset({"num_rows", "plane", "size"})
+    for dtype, classes, teachers in (("fp32", 1000, 1), ("bf16", 1000, 4), ("fp16", 10, 1), ("fp32", 21841, 2)):
+        logits = types | dict.fromkeys(("student_ptr", "direction_ptr", "dstudent_ptr"), f"*{dtype}")
+        block_k = min(power_of_two(classes), soft.WIDEST)
+        tile = {"K": classes, "BLOCK_R": max(1, soft.TILE // block_k), "BLOCK_K": block_k, "HAS_GRADIENT": True}
+        label = f"{dtype}-{classes}"
+        wide = label == "fp32-1000"
+        soften = tile | {"E": teachers}
+        yield Case(f"soft-divergence-{label}", soft.divergence_kernel, logits, soften, soft.WARPS, aligned, wide)
+        yield Case(f"soft-hard-{label}", soft.hard_kernel, logits, tile | {"E": teachers % 4}, soft.WARPS, aligned)
+        block = {"BLOCK": soft.SCALE_BLOCK}
+        yield Case(f"soft-scale-{label}", soft.scale_kernel, logits, block, soft.WARPS, aligned)
+    yield Case("soft-sum", soft.sum_kernel, types, {"BLOCK": soft.SUM_BLOCK}, soft.WARPS)
+
+
 def pixel_adam_cases() -> Iterator[Case]:
     names = ("images", "gradient", "first", "second", "rate", "step", "low", "high")
     types = {**{f"{name}_ptr": "*fp32" for name in names}, "size": "i32", "stride_c": "i32"}
@@ -173,7 +197,13 @@ def main() -> None:
     parser.add_argument("--arch", type=int, nargs="+", default=[80, 90, 100])
     arguments = parser.parse_args()
     with arguments.out.open("w") as lines:
-        for case in (*frozen_batch_norm_cases(), *crop_cases(), *replay_crop_cases(), *pixel_adam_cases()):
+        for case in (
+            *frozen_batch_norm_cases(),
+            *crop_cases(),
+            *replay_crop_cases(),
+            *soft_label_cases(),
+            *pixel_adam_cases(),
+        ):
             for arch in arguments.arch:
                 lines.write(json.dumps(build(case, arch)) + "\n")
 

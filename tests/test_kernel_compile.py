@@ -51,6 +51,10 @@ def test_every_kernel_compiles_for_every_architecture(reports: list[dict[str, An
         "crop-backward",
         "crop-share",
         "replay-crop",
+        "soft-divergence",
+        "soft-hard",
+        "soft-scale",
+        "soft-sum",
     }
     for architecture in ARCHITECTURES:
         names = [report["name"] for report in reports if report["arch"] == architecture]
@@ -79,7 +83,8 @@ def test_big_tensors_move_128_bits_at_a_time(reports: list[dict[str, Any]]) -> N
 
 def test_importing_the_package_does_not_import_triton() -> None:
     modules = [
-        f"fastcondense.kernels.{name}" for name in ("frozen_batch_norm", "crop", "replay_crop", "pixel_adam", "launch")
+        f"fastcondense.kernels.{name}"
+        for name in ("frozen_batch_norm", "crop", "replay_crop", "soft_label", "pixel_adam", "launch")
     ]
     # torch itself may look for triton; an empty entry makes any import of it fail
     code = "import sys; sys.modules['triton'] = None; import fastcondense, importlib; "

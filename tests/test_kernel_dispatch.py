@@ -9,11 +9,18 @@ import torch
 from kernel_checks import DEVICE, relative_rms
 from torch import Tensor
 
-from fastcondense.kernels import crop_triton, frozen_batch_norm_triton, pixel_adam_triton, replay_crop_triton
+from fastcondense.kernels import (
+    crop_triton,
+    frozen_batch_norm_triton,
+    pixel_adam_triton,
+    replay_crop_triton,
+    soft_label_triton,
+)
 from fastcondense.kernels.crop import crop
 from fastcondense.kernels.frozen_batch_norm import frozen_batch_norm
 from fastcondense.kernels.pixel_adam import pixel_adam
 from fastcondense.kernels.replay_crop import replay_crop
+from fastcondense.kernels.soft_label import soft_label_loss
 
 
 def normalized(x: Tensor) -> list[Tensor]:
@@ -46,10 +53,23 @@ def replayed(x: Tensor) -> list[Tensor]:
     return [replay_crop(images, ids, table, 6, gain=gain, offset=gain, **mix)]
 
 
+def compared(x: Tensor) -> list[Tensor]:
+    teachers = x.flatten(2)
+    labels = torch.arange(3, device=x.device)
+    share = torch.full((3,), 0.25, device=x.device)
+    student = teachers[0].cos().requires_grad_()
+    losses = [
+        soft_label_loss(student, teachers, labels, labels.flip(0), share, kind="kl_t2", temperature=2.0),
+        soft_label_loss(student, None, labels, labels.flip(0), share, kind="ce"),
+    ]
+    return [*losses, *torch.autograd.grad(sum(losses), student)]
+
+
 CASES = {
     "frozen_batch_norm": (normalized, frozen_batch_norm_triton.FrozenBatchNorm, "apply"),
     "crop": (cropped, crop_triton.Crop, "apply"),
     "replay_crop": (replayed, replay_crop_triton, "replay_crop_triton"),
+    "soft_label": (compared, soft_label_triton.SoftLabelLoss, "apply"),
     "pixel_adam": (stepped, pixel_adam_triton, "pixel_adam_triton"),
 }
 
