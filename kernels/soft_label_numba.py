@@ -9,7 +9,7 @@ from numba import prange
 from .soft_label import scales
 from .threads import chunk_length, inline, kernel, launch, part
 
-_LANES = 16  # a sum has so many partial sums, each in index order: the compiler may not reorder, but it can vectorise
+_LANES = 16  # partial sums of a row, each in index order: so they are vectorised, and no thread count moves a bit
 
 
 @inline
@@ -33,19 +33,33 @@ def _sum(row):
         for j in range(_LANES):
             lanes[j] += block[j]
     total = 0.0
-    for j in range(_LANES):
-        total += lanes[j]
+    for lane in lanes:
+        total += lane
     for value in row[whole:]:
         total += value
     return total
 
 
 @part
+def _maximum(row):
+    lanes = np.full(_LANES, row[0])
+    whole = len(row) // _LANES * _LANES
+    for begin in range(0, whole, _LANES):
+        block = row[begin : begin + _LANES]
+        for j in range(_LANES):
+            lanes[j] = block[j] if block[j] > lanes[j] else lanes[j]
+    top = lanes[0]
+    for lane in lanes:
+        top = lane if lane > top else top
+    for value in row[whole:]:
+        top = value if value > top else top
+    return top
+
+
+@part
 def _soften(row, factor, out):
     """out = exp(factor * (row - top)); returns top, the maximum of the row, and the sum of out."""
-    top = row[0]
-    for value in row:
-        top = value if value > top else top
+    top = _maximum(row)
     for k in range(len(row)):
         out[k] = _exp((row[k] - top) * factor)
     return top, _sum(out)
@@ -85,6 +99,26 @@ def _cross_entropy(z, label, partner, share, weight, q, direction):
     return weight * (np.log(total) - share * (z[label] - top) - other * (z[partner] - top))
 
 
+@part
+def _square(z, t, squares, direction):
+    """Mean squared difference of z and t; adds its gradient to the direction."""
+    factor = np.float32(1 / len(z))
+    for k in range(len(z)):
+        difference = z[k] - t[k]
+        direction[k] += 2 * factor * difference
+        squares[k] = difference * difference
+    return factor * _sum(squares)
+
+
+@part
+def _average(rows, out):
+    out[:] = 0
+    factor = np.float32(1 / len(rows))
+    for row in rows:
+        for k in range(len(out)):
+            out[k] += factor * row[k]
+
+
 @kernel
 def loss_kernel(
     student,
@@ -105,23 +139,16 @@ def loss_kernel(
     num_rows, num_classes = student.shape
     factor, ce_weight = np.float32(factor), np.float32(ce_weight)
     for index in prange(-(-num_rows // chunk)):
-        t, p, q = np.zeros((3, num_classes), np.float32)
+        t, p, q = np.empty((3, num_classes), np.float32)
         for b in range(index * chunk, min((index + 1) * chunk, num_rows)):
             z, out = student[b], direction[b]
-            t[:] = 0
-            for e in range(len(teachers)):
-                for k in range(num_classes):
-                    t[k] += teachers[e, b, k] * np.float32(1 / len(teachers))
+            _average(teachers[:, b], t)
             if is_divergence:
                 losses[b] = _diverge(z, t, factor, p, q, out)
             else:
                 losses[b] = _cross_entropy(z, labels[b], partners[b], share[b], ce_weight, q, out)
                 if len(teachers):
-                    for k in range(num_classes):
-                        p[k] = z[k] - t[k]
-                        out[k] += p[k] * np.float32(2 / num_classes)
-                        p[k] *= p[k] * np.float32(1 / num_classes)
-                    losses[b] += _sum(p)
+                    losses[b] += _square(z, t, p, out)
     total = 0.0
     for b in range(num_rows):
         total += losses[b]
