@@ -7,16 +7,16 @@ code draws one lambda and box a batch; ours are per position, which is what make
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
-from typing import Protocol
+from typing import Any, Protocol
 
 import numpy as np
 import torch
 from torch import Tensor
-from torch.nn import functional as F
 
-from .kernels.crop import crop
+from .kernels.replay_crop import replay_crop
+from .kernels.soft_label import soft_label_loss
 from .real import Normalization, split_batches
 from .recipe import Labels, Train
 from .rng import Stream
@@ -34,6 +34,34 @@ class ViewBatch:
     share: Tensor
 
 
+@dataclass(frozen=True)
+class ViewTable:
+    """What N views show: image ids and partners, int64 [N]; windows, int32 [N, 7]; the rest as `replay_crop` takes it.
+
+    share: float32 [N], the part of each view's area (or of its pixels' values) that is the image's own.
+    """
+
+    ids: Tensor
+    partners: Tensor
+    windows: Tensor
+    partner_windows: Tensor
+    share: Tensor
+    boxes: Tensor | None
+
+    def to(self, device: torch.device) -> ViewTable:
+        """A copy there; the GPU's queue goes on meanwhile."""
+        is_cuda = device.type == "cuda"
+        return self._map(lambda x: (x.pin_memory() if is_cuda else x).to(device, non_blocking=True))
+
+    def rows(self, begin: int, end: int) -> ViewTable:
+        """Views begin to end - 1, in the same memory."""
+        return self._map(lambda x: x[begin:end])
+
+    def _map(self, change: Callable[[Tensor], Tensor]) -> ViewTable:
+        columns: dict[str, Any] = {name: None if x is None else change(x) for name, x in vars(self).items()}
+        return ViewTable(**columns)
+
+
 class ReplayedViews:
     """The views of a set of images in every epoch, recomputed from a seed.
 
@@ -41,7 +69,8 @@ class ReplayedViews:
     """
 
     def __init__(self, images: Tensor, labels: Tensor, settings: Labels, normalize: Normalization, seed: int):
-        self.images, self.labels, self.settings, self.normalize = images, labels, settings, normalize
+        self.images, self.labels = images.contiguous(), labels
+        self.settings, self.normalize = settings, normalize
         self.order_stream = Stream(seed, "views/order")
         self.partner_stream = Stream(seed, "views/partners")
         self.window_stream = Stream(seed, "views/windows")
@@ -50,38 +79,53 @@ class ReplayedViews:
 
     def epoch(self, epoch: int, batch_size: int) -> Iterator[ViewBatch]:
         """All views of an epoch in its order, batched by `split_batches`."""
-        count = len(self.images)
+        table = self.table(epoch).to(self.images.device)
+        for positions in split_batches(np.arange(len(self.images)), batch_size):
+            yield self._batch(table.rows(int(positions[0]), int(positions[-1]) + 1))
+
+    def table(self, epoch: int) -> ViewTable:
+        """What is seen in an epoch, in its order, on the host."""
+        count, size, mix = len(self.images), self.images.shape[-1], self.settings.mix
+        every = np.arange(count)
         order = self.order_stream.permutation(count, epoch)
-        partners = self.partner_stream.permutation(count, epoch)
-        for positions in split_batches(np.arange(count), batch_size):
-            yield self._batch(epoch, positions, order[positions], partners[positions])
+        partners = self.partner_stream.permutation(count, epoch) if mix != "none" else order
+        seen = windows(self.window_stream, self.settings, every, epoch, size, size)
+        lam, boxes = np.ones(count), None
+        if mix != "none":
+            u_apply, u_row, u_column, _ = self.mix_stream.uniform(every, epoch)
+            lam = np.where(
+                u_apply < self.settings.mix_probability,
+                self.lambda_stream.beta(self.settings.mix_alpha, every, epoch),
+                1.0,
+            )
+            if mix == "cutmix":
+                corners = cutmix_boxes(lam, u_row, u_column, size)
+                lam = 1 - (corners[:, 1] - corners[:, 0]) * (corners[:, 3] - corners[:, 2]) / size**2
+                boxes = torch.from_numpy(corners).int()
+        return ViewTable(
+            ids=torch.from_numpy(order),
+            partners=torch.from_numpy(partners),
+            windows=torch.from_numpy(seen[order]),
+            partner_windows=torch.from_numpy(seen[partners]),
+            share=torch.from_numpy(lam).float(),
+            boxes=boxes,
+        )
 
     def crops(self, epoch: int, ids: np.ndarray) -> Tensor:
         """Normalised, unmixed crops of the samples `ids` in `epoch`: float32 [len(ids), 3, S, S]."""
         size = self.images.shape[-1]
-        table = torch.from_numpy(windows(self.window_stream, self.settings, ids, epoch, size, size))
-        chosen = self.images[torch.from_numpy(ids).to(self.images.device)]
-        return crop(chosen, table, size, gain=self.normalize.gain, offset=self.normalize.offset)
+        seen = windows(self.window_stream, self.settings, ids, epoch, size, size)
+        return self._crop(torch.from_numpy(ids), torch.from_numpy(seen))
 
-    def _batch(self, epoch: int, positions: np.ndarray, ids: np.ndarray, partner_ids: np.ndarray) -> ViewBatch:
-        device = self.images.device
-        labels = self.labels[torch.from_numpy(ids).to(device)]
-        views = self.crops(epoch, ids)
-        if self.settings.mix == "none":
-            return ViewBatch(views, labels, labels, torch.ones(len(ids), device=device))
-        partners = self.labels[torch.from_numpy(partner_ids).to(device)]
-        others = self.crops(epoch, partner_ids)
-        lam = self.lambda_stream.beta(self.settings.mix_alpha, positions, epoch)
-        u_apply, u_row, u_column, _ = self.mix_stream.uniform(positions, epoch)
-        lam = np.where(u_apply < self.settings.mix_probability, lam, 1.0)
-        if self.settings.mix == "mixup":
-            share = torch.from_numpy(lam).float().to(device)
-            weight = share[:, None, None, None]
-            return ViewBatch(weight * views + (1 - weight) * others, labels, partners, share)
-        boxes = torch.from_numpy(cutmix_boxes(lam, u_row, u_column, views.shape[-1])).to(device)
-        mask = inside_boxes(boxes, views.shape[-1])
-        share = 1 - mask.float().mean((1, 2))
-        return ViewBatch(torch.where(mask[:, None], others, views), labels, partners, share)
+    def _batch(self, table: ViewTable) -> ViewBatch:
+        mixed = {"partners": table.partners, "partner_windows": table.partner_windows}
+        mixed |= {"share": table.share} if table.boxes is None else {"boxes": table.boxes}
+        images = self._crop(table.ids, table.windows, **({} if self.settings.mix == "none" else mixed))
+        return ViewBatch(images, self.labels[table.ids], self.labels[table.partners], table.share)
+
+    def _crop(self, ids: Tensor, seen: Tensor, **mixed: Any) -> Tensor:
+        gain, offset = self.normalize.gain, self.normalize.offset
+        return replay_crop(self.images, ids, seen, self.images.shape[-1], gain=gain, offset=offset, **mixed)
 
 
 def cutmix_boxes(lam: np.ndarray, u_row: np.ndarray, u_column: np.ndarray, size: int) -> np.ndarray:
@@ -94,22 +138,20 @@ def cutmix_boxes(lam: np.ndarray, u_row: np.ndarray, u_column: np.ndarray, size:
     return np.stack(corners, 1)
 
 
-def inside_boxes(boxes: Tensor, size: int) -> Tensor:
-    """Boolean [N, size, size]: whether each pixel lies in its image's box."""
-    top, bottom, left, right = boxes[:, :, None].unbind(1)
-    at = torch.arange(size, device=boxes.device)
-    return ((at >= top) & (at < bottom))[:, :, None] & ((at >= left) & (at < right))[:, None, :]
-
-
 # --- labels ----------------------------------------------------------------------------------------------------------
 
 
 @dataclass(frozen=True)
 class Wanted:
-    """What a student should answer, [B, classes] each: teacher logits, or None; and the hard labels, mixed by share."""
+    """What a student should answer: the teachers' logits [E, B, classes], or None for the classes alone.
+
+    labels, partners: int64 [B] and share: float32 [B], the classes of a view and the part of it that is `labels`.
+    """
 
     logits: Tensor | None
-    hard: Tensor
+    labels: Tensor
+    partners: Tensor
+    share: Tensor
 
 
 class LabelSource(Protocol):
@@ -118,45 +160,31 @@ class LabelSource(Protocol):
     def __call__(self, batch: ViewBatch) -> Wanted: ...
 
 
-def mixed_labels(batch: ViewBatch, num_classes: int) -> Tensor:
-    """share * onehot(label) + (1 - share) * onehot(partner), float32 [B, classes]."""
-    share = batch.share[:, None]
-    return share * F.one_hot(batch.labels, num_classes) + (1 - share) * F.one_hot(batch.partners, num_classes)
-
-
 class TeacherLabels:
-    """Mean of the teachers' logits, in evaluation mode."""
+    """The teachers' logits, in evaluation mode."""
 
     def __init__(self, teachers: Sequence[Teacher]):
         self.teachers = teachers
 
     def __call__(self, batch: ViewBatch) -> Wanted:
-        logits = torch.stack([teacher.logits(batch.images) for teacher in self.teachers]).mean(0)
-        return Wanted(logits, mixed_labels(batch, logits.shape[1]))
+        logits = torch.stack([teacher.logits(batch.images) for teacher in self.teachers])
+        return Wanted(logits, batch.labels, batch.partners, batch.share)
 
 
-class HardLabels:
+def hard_labels(batch: ViewBatch) -> Wanted:
     """The classes themselves."""
-
-    def __init__(self, num_classes: int):
-        self.num_classes = num_classes
-
-    def __call__(self, batch: ViewBatch) -> Wanted:
-        return Wanted(None, mixed_labels(batch, self.num_classes))
+    return Wanted(None, batch.labels, batch.partners, batch.share)
 
 
 def student_loss(logits: Tensor, wanted: Wanted, train: Train) -> Tensor:
-    """The recipe's loss; cross-entropy where there are hard labels only.
-
-    kl: KL(softmax(teacher / tau) || softmax(student / tau)), mean over the batch, as SRe2L without tau^2; kl_t2: with
-    it; mse_ce: mean squared difference of logits + ce_weight * cross-entropy with the hard labels (G-VBSM, EDC).
-    """
-    if wanted.logits is None:
-        return F.cross_entropy(logits, wanted.hard)
-    if train.loss == "mse_ce":
-        return F.mse_loss(logits, wanted.logits) + train.ce_weight * F.cross_entropy(logits, wanted.hard)
-    tau = train.temperature
-    divergence = F.kl_div(
-        F.log_softmax(logits / tau, 1), F.log_softmax(wanted.logits / tau, 1), reduction="batchmean", log_target=True
+    """The recipe's loss, as `soft_label_loss` defines it; cross-entropy where there are hard labels only."""
+    return soft_label_loss(
+        logits,
+        wanted.logits,
+        wanted.labels,
+        wanted.partners,
+        wanted.share,
+        kind="ce" if wanted.logits is None else train.loss,
+        temperature=train.temperature,
+        ce_weight=train.ce_weight,
     )
-    return divergence * tau * tau if train.loss == "kl_t2" else divergence

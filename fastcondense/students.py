@@ -14,7 +14,7 @@ from . import zoo
 from .condensed import CondensedSet
 from .files import read_json, read_tensors, write_atomic, write_json, write_tensors
 from .fit import fit
-from .labels import HardLabels, LabelSource, ReplayedViews, TeacherLabels, student_loss
+from .labels import LabelSource, ReplayedViews, TeacherLabels, hard_labels, student_loss
 from .real import training_batches
 from .recipe import TRAIN_PARTS, Optimization
 from .rng import Stream
@@ -115,7 +115,7 @@ def _student(run: Run, arm: str, number: int, condensed: CondensedSet, teachers:
 
 def _task(run: Run, arm: str, seed: int, condensed: CondensedSet, teachers: Sequence[Teacher]):
     """How an arm is optimised, its batches of an epoch, and its loss."""
-    recipe, num_classes = run.recipe, len(run.real.classes)
+    recipe = run.recipe
     if arm == "full":
         stream = Stream(seed, "students/full")
         # Trained as the teacher is: the condensed set's epochs would be hundreds of passes over all images.
@@ -132,7 +132,7 @@ def _task(run: Run, arm: str, seed: int, condensed: CondensedSet, teachers: Sequ
 
     pixels, labels = condensed.flat() if arm == CONDENSED else run.real_images(recipe.ipc, "baselines/random", seed)
     views = ReplayedViews(pixels.to(run.device), labels.to(run.device), recipe.labels, run.normalize, seed)
-    source: LabelSource = HardLabels(num_classes) if arm == "random_hard" else TeacherLabels(teachers)
+    source: LabelSource = hard_labels if arm == "random_hard" else TeacherLabels(teachers)
 
     def batches(epoch: int):
         return ((batch.images, source(batch)) for batch in views.epoch(epoch, recipe.train.batch_size))

@@ -35,8 +35,7 @@ def crop(
         if vector is not None and vector.shape != (channels,):
             raise ValueError(f"crop needs {name} of shape [{channels}], got {tuple(vector.shape)}")
     if windows.device.type == "cpu":
-        _check_overhang(windows[:, 0], windows[:, 2], height, size)
-        _check_overhang(windows[:, 1], windows[:, 3], width, size)
+        check_overhang(windows, height, width, size)
     windows = windows.to(images.device)
     if images.dtype == torch.float64:
         return _dense_crop(images, windows, size, gain, offset).to(dtype or torch.float64)
@@ -85,7 +84,10 @@ def axis_weights(start: Tensor, length: Tensor, extent: int, size: int, flip: Te
     return weights / torch.where(total > 0, total, 1)
 
 
-def _check_overhang(start: Tensor, length: Tensor, extent: int, size: int) -> None:
-    over = (start < 0) | (start + length > extent)
-    if bool((over & (length != size)).any()):
-        raise ValueError(f"crop needs windows inside the image (extent {extent}) unless they are {size} long")
+def check_overhang(windows: Tensor, height: int, width: int, size: int) -> None:
+    """Raises ValueError if a window [N, 7] that is resized hangs over the edge of its image."""
+    for axis, extent in enumerate((height, width)):
+        start, length = windows[:, axis], windows[:, axis + 2]
+        over = (start < 0) | (start + length > extent)
+        if bool((over & (length != size)).any()):
+            raise ValueError(f"crop needs windows inside the image (extent {extent}) unless they are {size} long")

@@ -19,6 +19,7 @@ numba.config.THREADING_LAYER_PRIORITY = ["omp", "tbb", "workqueue"]
 # contract: a * b + c may become one instruction, as on the GPU; sums keep the order in which they are written.
 kernel: Callable[..., Any] = numba.njit(parallel=True, cache=True, nogil=True, fastmath={"contract"})
 inline: Callable[..., Any] = numba.njit(cache=True, nogil=True, fastmath={"contract"}, inline="always")
+part: Callable[..., Any] = numba.njit(cache=True, nogil=True, fastmath={"contract"}, error_model="numpy")
 
 NUM_CHUNKS = 64
 

@@ -26,6 +26,8 @@ from fastcondense.kernels import frozen_batch_norm_pool_triton as stem
 from fastcondense.kernels import frozen_batch_norm_triton as frozen
 from fastcondense.kernels import image_prior_triton as prior
 from fastcondense.kernels import pixel_adam_triton as adam
+from fastcondense.kernels import replay_crop_triton as replay
+from fastcondense.kernels import soft_label_triton as soft
 from fastcondense.kernels.launch import OPTIONS, pixel_tiles, power_of_two, row_tiles
 
 CUOBJDUMP = Path(triton.__file__).parent / "backends" / "nvidia" / "bin" / "cuobjdump"
@@ -57,6 +59,7 @@ class Case:
 BN = Accesses(4, 2, 1, 3)  # narrow: packed signs, two partial sums
 ADAM = Accesses(4, 2, 18, 0)  # narrow: bounds and scalars
 POOL = Accesses(4, 1, 4, 5)  # narrow: the argmax of four windows, a store of it, four partial sums
+SOFT = Accesses(4, 2, 1, 3)
 MAPS_FORWARD = Accesses(1, 0, 21, 8)  # narrow: centre and weights, six map and two channel sums
 MAPS_BACKWARD = Accesses(1, 1, 21, 8)
 
@@ -151,6 +154,40 @@ def crop_cases() -> Iterator[Case]:
             constants = common | {"HAS_GAIN": False}
             yield Case(f"crop-backward-{output}-{size}", windowed.backward_kernel, types, constants, windowed.WARPS)
     yield Case("crop-share", windowed.share_kernel, types, {"SIZE": 224, "BLOCK": windowed.BLOCK}, windowed.WARPS)
+
+
+def replay_crop_cases() -> Iterator[Case]:
+    tables = dict.fromkeys(("ids_ptr", "partners_ptr"), "*i64")
+    tables |= dict.fromkeys(("windows_ptr", "partner_windows_ptr", "boxes_ptr"), "*i32")
+    tables |= dict.fromkeys(("share_ptr", "gain_ptr", "offset_ptr"), "*fp32")
+    for output, size, mix in (("fp32", 32, "none"), ("bf16", 224, "box"), ("fp32", 28, "box"), ("fp16", 64, "share")):
+        types = tables | {"images_ptr": "*u8", "output_ptr": f"*{output}", "height": "i32", "width": "i32"}
+        constants = {"C": 3, "SIZE": size, "HAS_BOX": mix == "box", "HAS_SHARE": mix == "share"}
+        constants |= {"CHANNELS": windowed.CHANNELS, "BLOCK": windowed.BLOCK}
+        yield Case(f"replay-crop-{mix}-{output}-{size}", replay.replay_kernel, types, constants, windowed.WARPS)
+
+
+def soft_label_cases() -> Iterator[Case]:
+    types = {
+        "teachers_ptr": "*fp32",
+        **dict.fromkeys(("labels_ptr", "partners_ptr"), "*i64"),
+        **dict.fromkeys(("share_ptr", "loss_ptr", "result_ptr", "dloss_ptr"), "*fp32"),
+        **dict.fromkeys(("num_rows", "plane", "size"), "i32"),
+        **dict.fromkeys(("factor", "ce_weight", "scale"), "fp32"),
+    }
+    aligned = frozenset({"num_rows", "plane", "size"})
+    for dtype, classes, teachers in (("fp32", 1000, 1), ("bf16", 1000, 4), ("fp16", 10, 1), ("fp32", 21841, 2)):
+        logits = types | dict.fromkeys(("student_ptr", "direction_ptr", "dstudent_ptr"), f"*{dtype}")
+        block_k = min(power_of_two(classes), soft.WIDEST)
+        tile = {"K": classes, "BLOCK_R": max(1, soft.TILE // block_k), "BLOCK_K": block_k, "HAS_GRADIENT": True}
+        label = f"{dtype}-{classes}"
+        wide = SOFT if label == "fp32-1000" else None
+        soften = tile | {"E": teachers}
+        yield Case(f"soft-divergence-{label}", soft.divergence_kernel, logits, soften, soft.WARPS, aligned, wide)
+        yield Case(f"soft-hard-{label}", soft.hard_kernel, logits, tile | {"E": teachers % 4}, soft.WARPS, aligned)
+        block = {"BLOCK": soft.SCALE_BLOCK}
+        yield Case(f"soft-scale-{label}", soft.scale_kernel, logits, block, soft.WARPS, aligned)
+    yield Case("soft-sum", soft.sum_kernel, types, {"BLOCK": soft.SUM_BLOCK}, soft.WARPS)
 
 
 def pixel_adam_cases() -> Iterator[Case]:
@@ -297,6 +334,8 @@ def main() -> None:
             *feature_maps_cases(),
             *crop_cases(),
             *image_prior_cases(),
+            *replay_crop_cases(),
+            *soft_label_cases(),
             *pixel_adam_cases(),
         ):
             for arch in arguments.arch:

@@ -58,6 +58,11 @@ def test_every_kernel_compiles_for_every_architecture(reports: list[dict[str, An
         "prior-forward",
         "prior-backward",
         "prior-combine",
+        "replay-crop",
+        "soft-divergence",
+        "soft-hard",
+        "soft-scale",
+        "soft-sum",
     }
     for architecture in ARCHITECTURES:
         names = [report["name"] for report in reports if report["arch"] == architecture]

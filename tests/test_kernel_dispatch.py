@@ -16,6 +16,8 @@ from fastcondense.kernels import (
     frozen_batch_norm_triton,
     image_prior_triton,
     pixel_adam_triton,
+    replay_crop_triton,
+    soft_label_triton,
 )
 from fastcondense.kernels.crop import crop
 from fastcondense.kernels.feature_maps import feature_maps
@@ -23,6 +25,8 @@ from fastcondense.kernels.frozen_batch_norm import frozen_batch_norm
 from fastcondense.kernels.frozen_batch_norm_pool import frozen_batch_norm_pool
 from fastcondense.kernels.image_prior import image_prior
 from fastcondense.kernels.pixel_adam import pixel_adam
+from fastcondense.kernels.replay_crop import replay_crop
+from fastcondense.kernels.soft_label import soft_label_loss
 
 
 def normalized(x: Tensor) -> list[Tensor]:
@@ -63,12 +67,34 @@ def priors(x: Tensor) -> list[Tensor]:
     return list(image_prior(x.contiguous(memory_format=torch.channels_last)))
 
 
+def replayed(x: Tensor) -> list[Tensor]:
+    images = (x.abs() * 100).byte()
+    ids, table = torch.tensor([1, 0]), torch.tensor([(1, 0, 4, 5, 1, 2, 3)] * 2)  # on the host: they are moved
+    gain = torch.full((x.shape[1],), 2.0, device=x.device)
+    mix = {"partners": ids.flip(0), "partner_windows": table, "boxes": torch.tensor([(0, 2, 1, 3)] * 2)}
+    return [replay_crop(images, ids, table, 6, gain=gain, offset=gain, **mix)]
+
+
+def compared(x: Tensor) -> list[Tensor]:
+    teachers = x.flatten(2)
+    labels = torch.arange(3, device=x.device)
+    share = torch.full((3,), 0.25, device=x.device)
+    student = teachers[0].cos().requires_grad_()
+    losses = [
+        soft_label_loss(student, teachers, labels, labels.flip(0), share, kind="kl_t2", temperature=2.0),
+        soft_label_loss(student, None, labels, labels.flip(0), share, kind="ce"),
+    ]
+    return [*losses, *torch.autograd.grad(sum(losses), student)]
+
+
 CASES = {
     "frozen_batch_norm": (normalized, frozen_batch_norm_triton.FrozenBatchNorm, "apply"),
     "frozen_batch_norm_pool": (pooled, frozen_batch_norm_pool_triton.FrozenBatchNormPool, "apply"),
     "crop": (cropped, crop_triton.Crop, "apply"),
     "feature_maps": (mapped, feature_maps_triton.FeatureMaps, "apply"),
     "image_prior": (priors, image_prior_triton.ImagePrior, "apply"),
+    "replay_crop": (replayed, replay_crop_triton, "replay_crop_triton"),
+    "soft_label": (compared, soft_label_triton.SoftLabelLoss, "apply"),
     "pixel_adam": (stepped, pixel_adam_triton, "pixel_adam_triton"),
 }
 

@@ -6,19 +6,19 @@ import torch
 from torch.nn import functional as F
 
 from fastcondense import zoo
+from fastcondense.kernels.crop import crop
 from fastcondense.labels import (
-    HardLabels,
     ReplayedViews,
     TeacherLabels,
     Wanted,
     cutmix_boxes,
-    inside_boxes,
-    mixed_labels,
+    hard_labels,
     student_loss,
 )
 from fastcondense.real import Normalization, split_batches
 from fastcondense.recipe import Dataset, Labels, Train
 from fastcondense.teacher import Teacher
+from fastcondense.windows import windows
 
 DATASET = Dataset(name="digits", image_size=8, resize=8)
 NORMALIZE = Normalization.of(DATASET, torch.device("cpu"))
@@ -56,12 +56,42 @@ def test_the_crop_of_a_sample_is_its_own():
     torch.testing.assert_close(source.crops(1, np.array([17])), together[17:18], rtol=0, atol=1e-5)
 
 
+@pytest.mark.parametrize("mix", ["none", "cutmix", "mixup"])
+def test_views_are_those_of_the_contract(mix):
+    """Windows by (epoch, sample), mixing by (epoch, position), from the streams themselves."""
+    source, epoch = views(mix, mix_probability=0.7), 4
+    every, ones = np.arange(23), np.ones(23)
+    order, partners = (s.permutation(23, epoch) for s in (source.order_stream, source.partner_stream))
+
+    def crops(ids):
+        table = torch.from_numpy(windows(source.window_stream, source.settings, ids, epoch, 8, 8))
+        return crop(source.images[torch.from_numpy(ids)], table, 8, gain=NORMALIZE.gain, offset=NORMALIZE.offset)
+
+    own, other = crops(order), crops(partners)
+    u_apply, u_row, u_column, _ = source.mix_stream.uniform(every, epoch)
+    lam = np.where(u_apply < 0.7, source.lambda_stream.beta(1.0, every, epoch), ones)
+    expected, share = own, torch.from_numpy(ones if mix == "none" else lam).float()
+    if mix == "mixup":
+        weight = share[:, None, None, None]
+        expected = weight * own + (1 - weight) * other
+    if mix == "cutmix":
+        expected = own.clone()
+        for k, (top, bottom, left, right) in enumerate(cutmix_boxes(lam, u_row, u_column, 8)):
+            expected[k, :, top:bottom, left:right] = other[k, :, top:bottom, left:right]
+            share[k] = 1 - (bottom - top) * (right - left) / 64
+    images, labels, partner_labels, got_share = whole_epoch(source, epoch, 5)
+    assert float((images - expected).norm() / expected.norm()) < 1e-6
+    torch.testing.assert_close(got_share, share, rtol=0, atol=1e-7)
+    assert torch.equal(labels, source.labels[torch.from_numpy(order)])
+    assert torch.equal(partner_labels, source.labels[torch.from_numpy(order if mix == "none" else partners)])
+
+
 def test_cutmix_pastes_the_partner():
     source = views(crop_scale=(1.0, 1.0), crop_ratio=(1.0, 1.0), flip=0.0)
     order, partners = (s.permutation(23, 6) for s in (source.order_stream, source.partner_stream))
     own, other = (NORMALIZE(source.images[torch.from_numpy(ids)]) for ids in (order, partners))
     images, labels, partner_labels, share = whole_epoch(source, 6, 5)
-    is_own, is_other = torch.isclose(images, own).all(1), torch.isclose(images, other).all(1)
+    is_own, is_other = (torch.isclose(images, x, atol=1e-6).all(1) for x in (own, other))
     assert bool((is_own | is_other).all())
     pasted = (~is_own).float().mean((1, 2))
     differ = torch.from_numpy(order != partners)
@@ -99,10 +129,6 @@ def test_cutmix_boxes_follow_the_published_arithmetic():
                 min(cx + side // 2, size),
             ]
             assert box.tolist() == expected
-    mask = inside_boxes(torch.tensor([[1, 3, 0, 2]]), 4)[0]
-    expected = torch.zeros(4, 4, dtype=torch.bool)
-    expected[1:3, 0:2] = True
-    assert torch.equal(mask, expected)
 
 
 def test_labels_come_from_the_teachers_mean_logits_and_the_right_outputs():
@@ -112,33 +138,29 @@ def test_labels_come_from_the_teachers_mean_logits_and_the_right_outputs():
     batch = next(views().epoch(0, 6))
     wanted = TeacherLabels(teachers)(batch)
     with torch.no_grad():
-        expected = torch.stack([net.eval()(batch.images)[:, outputs] for net in nets]).mean(0)
+        expected = torch.stack([net.eval()(batch.images)[:, outputs] for net in nets])
+    assert wanted.logits is not None
     torch.testing.assert_close(wanted.logits, expected, rtol=1e-4, atol=1e-5)
-    assert HardLabels(5)(batch).logits is None
-    hard = mixed_labels(batch, 5)
-    torch.testing.assert_close(hard.sum(1), torch.ones(6))
-    row = torch.zeros(5)
-    row[batch.labels[0]] += batch.share[0]
-    row[batch.partners[0]] += 1 - batch.share[0]
-    torch.testing.assert_close(hard[0], row)
+    for target in (wanted, hard_labels(batch)):
+        assert target.labels is batch.labels and target.partners is batch.partners and target.share is batch.share
+    assert hard_labels(batch).logits is None
 
 
-def test_student_losses():
+def test_the_recipe_names_the_loss():
     torch.manual_seed(0)
-    z, t = torch.randn(6, 5, dtype=torch.float64), torch.randn(6, 5, dtype=torch.float64)
-    hard = torch.softmax(torch.randn(6, 5, dtype=torch.float64), 1)
-    p, q = torch.softmax(t / 4, 1), torch.softmax(z / 4, 1)
-    divergence = (p * (p / q).log()).sum() / 6
-    entropy = -(hard * torch.log_softmax(z, 1)).sum(1).mean()
+    z, t = torch.randn(6, 5), torch.randn(3, 6, 5)
+    labels, partners, share = torch.arange(6) % 5, torch.arange(6) % 3, torch.rand(6)
+    hard = share[:, None] * F.one_hot(labels, 5) + (1 - share[:, None]) * F.one_hot(partners, 5)
+    p, q = torch.softmax(t.mean(0) / 4, 1), torch.softmax(z / 4, 1)
+    divergence, entropy = (p * (p / q).log()).sum() / 6, F.cross_entropy(z, hard)
     for loss, expected in {
         "kl": divergence,
         "kl_t2": 16 * divergence,
-        "mse_ce": ((z - t) ** 2).mean() + 0.3 * entropy,
+        "mse_ce": F.mse_loss(z, t.mean(0)) + 0.3 * entropy,
     }.items():
         train = Train(loss=loss, temperature=4.0, ce_weight=0.3)
-        torch.testing.assert_close(student_loss(z, Wanted(t, hard), train), expected)
-        torch.testing.assert_close(student_loss(z, Wanted(None, hard), train), entropy)
-    assert float(F.cross_entropy(z, hard) - entropy) == pytest.approx(0, abs=1e-12)
+        torch.testing.assert_close(student_loss(z, Wanted(t, labels, partners, share), train), expected)
+        torch.testing.assert_close(student_loss(z, Wanted(None, labels, partners, share), train), entropy)
 
 
 def test_a_last_batch_of_one_joins_the_one_before():

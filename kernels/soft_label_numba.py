@@ -1,0 +1,193 @@
+"""soft_label_loss on the CPU, in float32: row by row, so that a row's logits stay in the innermost cache."""
+
+from __future__ import annotations
+
+import numpy as np
+import torch
+from numba import prange
+
+from .soft_label import scales
+from .threads import chunk_length, inline, kernel, launch, part
+
+_LANES = 16  # partial sums of a row, each in index order: so they are vectorised, and no thread count moves a bit
+
+
+@inline
+def _exp(x):
+    """e^x for x <= 0, to the last bit or two: 2^n e^r with |r| <= log(2) / 2; e^-87 for less."""
+    x = np.float32(-87) if x < np.float32(-87) else x
+    n = np.int32(x * np.float32(1.4426950408889634) - np.float32(0.5))
+    r = x - np.float32(n) * np.float32(0.693359375) + np.float32(n) * np.float32(2.1219444e-4)
+    y = np.float32(1 / 720) + r * np.float32(1 / 5040)
+    y = np.float32(1 / 6) + r * (np.float32(1 / 24) + r * (np.float32(1 / 120) + r * y))
+    y = np.float32(1) + r * (np.float32(1) + r * (np.float32(1 / 2) + r * y))
+    return y * np.int32((n + 127) << 23).view(np.float32)
+
+
+@part
+def _sum(row):
+    lanes = np.zeros(_LANES)
+    whole = len(row) // _LANES * _LANES
+    for begin in range(0, whole, _LANES):
+        block = row[begin : begin + _LANES]
+        for j in range(_LANES):
+            lanes[j] += block[j]
+    total = 0.0
+    for lane in lanes:
+        total += lane
+    for value in row[whole:]:
+        total += value
+    return total
+
+
+@part
+def _maximum(row):
+    lanes = np.full(_LANES, row[0])
+    whole = len(row) // _LANES * _LANES
+    for begin in range(0, whole, _LANES):
+        block = row[begin : begin + _LANES]
+        for j in range(_LANES):
+            lanes[j] = block[j] if block[j] > lanes[j] else lanes[j]
+    top = lanes[0]
+    for lane in lanes:
+        top = lane if lane > top else top
+    for value in row[whole:]:
+        top = value if value > top else top
+    return top
+
+
+@part
+def _soften(row, factor, out):
+    """out = exp(factor * (row - top)); returns top, the maximum of the row, and the sum of out."""
+    top = _maximum(row)
+    for k in range(len(row)):
+        out[k] = _exp((row[k] - top) * factor)
+    return top, _sum(out)
+
+
+@part
+def _diverge(z, t, factor, p, q, direction):
+    """KL(p || q) of a row, p and q the softmax of factor * t and factor * z; direction = q - p. p and q are scratch."""
+    top_t, total_t = _soften(t, factor, p)
+    top_z, total_z = _soften(z, factor, q)
+    shift = np.float32(np.log(total_t / total_z))
+    share_p, share_q, top = np.float32(1 / total_t), np.float32(1 / total_z), top_z - top_t
+    for k in range(len(z)):
+        pk, qk = p[k] * share_p, q[k] * share_q
+        # y = log(q / p). The row's terms p (exp(y) - 1 - y) sum up to the divergence, none of them is negative, and
+        # near 0 their series keeps the digits that q - p loses.
+        y = (z[k] - t[k] - top) * factor + shift
+        series = np.float32(1 / 5040) + y * (np.float32(1 / 40320) + y * np.float32(1 / 362880))
+        series = np.float32(1 / 24) + y * (np.float32(1 / 120) + y * (np.float32(1 / 720) + y * series))
+        excess = pk * (y * y) * (np.float32(1 / 2) + y * (np.float32(1 / 6) + y * series))
+        is_near = abs(y) < np.float32(0.5)
+        direction[k] = excess + pk * y if is_near else qk - pk
+        p[k] = excess if is_near else qk - pk - pk * y
+    return _sum(p)
+
+
+@part
+def _cross_entropy(z, label, partner, share, weight, q, direction):
+    """weight times a row's cross-entropy with the mixed label; direction = weight * (q - label). q is scratch."""
+    other = np.float32(1) - share
+    top, total = _soften(z, np.float32(1), q)
+    factor = np.float32(weight / total)
+    for k in range(len(z)):
+        direction[k] = q[k] * factor
+    direction[label] -= weight * share
+    direction[partner] -= weight * other
+    return weight * (np.log(total) - share * (z[label] - top) - other * (z[partner] - top))
+
+
+@part
+def _square(z, t, squares, direction):
+    """Mean squared difference of z and t; adds its gradient to the direction."""
+    factor = np.float32(1 / len(z))
+    for k in range(len(z)):
+        difference = z[k] - t[k]
+        direction[k] += 2 * factor * difference
+        squares[k] = difference * difference
+    return factor * _sum(squares)
+
+
+@part
+def _average(rows, out):
+    out[:] = 0
+    factor = np.float32(1 / len(rows))
+    for row in rows:
+        for k in range(len(out)):
+            out[k] += factor * row[k]
+
+
+@kernel
+def loss_kernel(
+    student,
+    teachers,
+    labels,
+    partners,
+    share,
+    is_divergence,
+    factor,
+    ce_weight,
+    scale,
+    chunk,
+    losses,
+    direction,
+    result,
+):
+    # student, direction: float32 [B, K]; teachers: float32 [E, B, K]; losses: float32 [B]; result: float32 [1]
+    num_rows, num_classes = student.shape
+    factor, ce_weight = np.float32(factor), np.float32(ce_weight)
+    for index in prange(-(-num_rows // chunk)):
+        t, p, q = np.empty((3, num_classes), np.float32)
+        for b in range(index * chunk, min((index + 1) * chunk, num_rows)):
+            z, out = student[b], direction[b]
+            _average(teachers[:, b], t)
+            if is_divergence:
+                losses[b] = _diverge(z, t, factor, p, q, out)
+            else:
+                losses[b] = _cross_entropy(z, labels[b], partners[b], share[b], ce_weight, q, out)
+                if len(teachers):
+                    losses[b] += _square(z, t, p, out)
+    total = 0.0
+    for b in range(num_rows):
+        total += losses[b]
+    result[0] = total * scale
+
+
+class SoftLabelLoss(torch.autograd.Function):
+    """`soft_label_loss` of checked arguments, the student float32."""
+
+    @staticmethod
+    def forward(ctx, student, teachers, labels, partners, share, kind, temperature, ce_weight):
+        student = student.contiguous()
+        num_rows, num_classes = student.shape
+        loss_scale, ctx.scale = scales(kind, num_rows, temperature)
+        losses, direction, result = torch.empty(num_rows), torch.empty_like(student), torch.empty(1)
+        launch(
+            loss_kernel,
+            student,
+            student.new_empty(0, num_rows, num_classes) if teachers is None else teachers.float().contiguous(),
+            labels.contiguous(),
+            partners.contiguous(),
+            share.float().contiguous(),
+            kind in ("kl", "kl_t2"),
+            1 / temperature,
+            1.0 if kind == "ce" else float(ce_weight),
+            loss_scale,
+            chunk_length(num_rows),
+            losses,
+            direction,
+            result,
+        )
+        ctx.save_for_backward(direction)
+        ctx.set_materialize_grads(False)
+        return result[0]
+
+    @staticmethod
+    @torch.autograd.function.once_differentiable
+    def backward(ctx, dloss):
+        (direction,) = ctx.saved_tensors
+        if dloss is None:
+            return (None,) * 8
+        return (direction * (dloss * ctx.scale), *(None,) * 7)
