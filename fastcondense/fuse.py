@@ -15,17 +15,36 @@ import torch
 from torch import fx, nn
 from torch.nn import functional as F
 
+from .kernels.frozen_batch_norm import Activation
 from .moments import ConvolutionTap, FrozenBatchNorm, Keeper, Kept, Layer
+from .vision import torchvision
 from .zoo import channels_last
 
 _BATCH_NORMS = (nn.BatchNorm2d, nn.SyncBatchNorm)
 _ADDS = (operator.add, operator.iadd, torch.add)
-_RELUS = (F.relu, torch.relu, F.relu_, torch.relu_)
+_ACTIVATION_MODULES: dict[type[nn.Module], Activation] = {
+    nn.ReLU: "relu",
+    nn.ReLU6: "relu6",
+    nn.SiLU: "silu",
+    nn.Hardswish: "hardswish",
+}
+_ACTIVATION_FUNCTIONS: dict[object, Activation] = {
+    F.relu: "relu",
+    F.relu_: "relu",
+    torch.relu: "relu",
+    torch.relu_: "relu",
+    "relu": "relu",  # x.relu()
+    "relu_": "relu",
+    F.relu6: "relu6",
+    F.silu: "silu",
+    F.hardswish: "hardswish",
+}
+_IDENTITIES = (nn.Identity, nn.Dropout, nn.Dropout2d, torchvision.ops.StochasticDepth)  # in evaluation mode
 
 
 class _Tracer(fx.Tracer):
     def is_leaf_module(self, module: nn.Module, name: str) -> bool:
-        return isinstance(module, Keeper) or super().is_leaf_module(module, name)
+        return isinstance(module, (Keeper, *_IDENTITIES)) or super().is_leaf_module(module, name)
 
 
 def fuse(
@@ -47,14 +66,17 @@ def fuse(
         reason = f"{type(error).__name__}: {str(error).splitlines()[0] if str(error) else ''}"
         return net, layers, reason
     modules = dict(net.named_modules(remove_duplicate=False))
-    calls: dict[nn.Module, list[fx.Node]] = {}
+    calls: dict[FrozenBatchNorm, list[fx.Node]] = {}
     for node in graph.nodes:
-        if node.op == "call_module":
-            calls.setdefault(modules[str(node.target)], []).append(node)
-    once = {nodes[0]: module for module, nodes in calls.items() if len(nodes) == 1}
-    for node, module in once.items():
-        if isinstance(module, FrozenBatchNorm):  # one that is called twice has two inputs, but one fused form
-            _absorb(graph, node, module, modules)
+        module = modules[str(node.target)] if node.op == "call_module" else None
+        if isinstance(module, FrozenBatchNorm):
+            calls.setdefault(module, []).append(node)
+        elif type(module) in _IDENTITIES and len(node.args) == 1 and not node.kwargs:
+            node.replace_all_uses_with(node.args[0])
+            graph.erase_node(node)
+    for norm, nodes in calls.items():
+        if len(nodes) == 1:  # a BatchNorm that is called twice has two inputs, but one fused form
+            _absorb(graph, nodes[0], norm, modules)
     _share(graph, modules, layers)
     graph.lint()
     return fx.GraphModule(net, graph), layers, None
@@ -71,10 +93,11 @@ def _replace(net: nn.Module, statistics: Collection[str], patch_size: int) -> li
                 norm = FrozenBatchNorm(module, name)
                 if "bn" in statistics:
                     layers[module] = Layer(name, [(norm, "input")])
-                # timm's BatchNorm has an activation of its own: that follows as a module
-                rest = [
-                    part for part in (getattr(module, "drop", None), getattr(module, "act", None)) if part is not None
-                ]
+                # timm's BatchNorm has an activation of its own: what is not absorbed follows as a module
+                rest = [getattr(module, attribute, None) for attribute in ("drop", "act")]
+                rest = [part for part in rest if part is not None and type(part) not in _IDENTITIES]
+                if len(rest) == 1 and (activation := _activation_of(rest[0])) is not None:
+                    norm.activation, rest = activation, []
                 made[module] = nn.Sequential(norm, *rest) if rest else norm
             net.set_submodule(name, made[module])
         elif isinstance(module, nn.Conv2d) and (has_channels or has_patches):
@@ -129,43 +152,51 @@ def _rename(layers: Sequence[Layer], old: tuple[Keeper, Kept], new: tuple[Keeper
         layer.parts = [new if part == old else part for part in layer.parts]
 
 
+def _activation_of(module: nn.Module | None) -> Activation | None:
+    """The activation that the module is, if the kernels have it: of exactly that type, with its usual settings."""
+    if isinstance(module, nn.ReLU6) and (module.min_val, module.max_val) != (0, 6):
+        return None
+    return None if module is None else _ACTIVATION_MODULES.get(type(module))
+
+
 def _absorb(graph: fx.Graph, node: fx.Node, layer: FrozenBatchNorm, modules: dict[str, nn.Module]) -> None:
-    """Draws the ReLU, or the add and the ReLU, that are the only users of `node` into `layer`."""
+    """Draws an addition, an activation or the stem's pool into `layer`, where they are the only users of `node`."""
 
-    def only_user(of: fx.Node) -> fx.Node | None:
-        return next(iter(of.users)) if len(of.users) == 1 else None
+    def only_user(node: fx.Node) -> fx.Node | None:
+        return next(iter(node.users)) if len(node.users) == 1 else None
 
-    def is_relu(user: fx.Node | None) -> bool:
-        if user is None:
-            return False
+    def absorb_activation(node: fx.Node) -> None:
+        user = only_user(node)
+        if user is None or user.all_input_nodes != [node]:
+            return
         if user.op == "call_module":
-            return type(modules.get(str(user.target))) is nn.ReLU
-        return (user.op == "call_function" and user.target in _RELUS) or (
-            user.op == "call_method" and user.target in ("relu", "relu_")
-        )
+            activation = _activation_of(modules[str(user.target)])
+        else:
+            activation = _ACTIVATION_FUNCTIONS.get(user.target)
+        if activation is not None:
+            layer.activation = activation
+            user.replace_all_uses_with(node)
+            graph.erase_node(user)
 
+    if layer.activation == "none":  # timm's has one already
+        absorb_activation(node)
     user = only_user(node)
-    if user is not None and is_relu(user):
-        layer.activation = "relu"
+    if layer.activation == "relu" and user is not None and _is_stem_pool(user, modules):
+        layer.has_pool = True
         user.replace_all_uses_with(node)
         graph.erase_node(user)
-        pool = only_user(node)
-        if pool is not None and _is_stem_pool(pool, modules):
-            layer.has_pool = True
-            pool.replace_all_uses_with(node)
-            graph.erase_node(pool)
+    if layer.activation != "none" or user is None or user.op != "call_function" or user.target not in _ADDS:
         return
-    if user is None or user.op != "call_function" or user.target not in _ADDS or len(user.args) != 2 or user.kwargs:
+    if len(user.args) != 2 or user.kwargs:
         return
-    relu, x = only_user(user), node.args[0]
-    others = [arg for arg in user.args if arg is not node]
-    if relu is None or not is_relu(relu) or len(others) != 1 or not isinstance(others[0], fx.Node):
+    x, others = node.args[0], [arg for arg in user.args if arg is not node]
+    if len(others) != 1 or not isinstance(others[0], fx.Node):
         return
     if not isinstance(x, fx.Node) or len(x.users) > 1:
         return  # the BatchNorm moves to the addition; until then somebody else could change its input in place
-    layer.activation = "relu"
     with graph.inserting_before(user):
         fused = graph.call_module(str(node.target), (x, others[0]))
-    relu.replace_all_uses_with(fused)
-    for dead in (relu, user, node):
-        graph.erase_node(dead)
+    user.replace_all_uses_with(fused)
+    graph.erase_node(user)
+    graph.erase_node(node)
+    absorb_activation(fused)

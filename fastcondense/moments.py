@@ -8,6 +8,7 @@ from typing import Literal
 
 import torch
 from torch import Tensor, nn
+from torch.nn import functional as F
 
 from .kernels.feature_maps import feature_maps
 from .kernels.frozen_batch_norm import Activation, frozen_batch_norm
@@ -87,7 +88,8 @@ class FrozenBatchNorm(Keeper):
         elif residual is not None and residual.shape != x.shape:  # the addition broadcasts: leave it to torch
             y, mean, var = frozen_batch_norm(x, *vectors)
             y, output = y + residual, []
-            y = torch.relu(y) if self.activation == "relu" else y
+            if self.activation != "none":
+                y = getattr(F, self.activation)(y)
             if self.keeps_output:
                 output = [*torch.var_mean(y.to(mean.dtype), (0, 2, 3), correction=0)][::-1]
         else:
