@@ -70,10 +70,11 @@ def test_big_tensors_move_128_bits_at_a_time(reports: list[dict[str, Any]]) -> N
     wide = [report for report in reports if report["wide"]]
     assert len(wide) >= 4 * len(ARCHITECTURES)
     for report in wide:
-        assert report["ld128"] >= 4 and report["st128"] >= 2, report
-        # What stays narrow: a load of packed signs, a store of them, and two partial sums; Adam's bounds and scalars.
+        assert report["ld128"] >= 4 and report["st128"] >= 1, report
+        # What stays narrow: a load of packed signs, a store of them, and two or four partial sums; Adam's bounds and
+        # scalars.
         is_adam = report["name"].startswith("adam")
-        assert report["ld"] <= (18 if is_adam else 1) and report["st"] <= (0 if is_adam else 3), report
+        assert report["ld"] <= (18 if is_adam else 1) and report["st"] <= (0 if is_adam else 4), report
 
 
 def test_importing_the_package_does_not_import_triton() -> None:
