@@ -8,11 +8,10 @@ import torch
 import triton
 import triton.language as tl
 
-from .frozen_batch_norm_triton import COMBINE_C, COMBINE_P
-from .frozen_batch_norm_triton import combine_kernel as combine_channels_kernel
+from .channel_moments_triton import combine
 from .launch import OPTIONS, cdiv, device_of, pixel_tiles, power_of_two
 
-COMBINE = 2048  # partial sums in a tile
+COMBINE, COMBINE_P = 2048, 256  # partial sums in a tile, and at most of one map's pixel
 WARPS = 8
 
 
@@ -201,7 +200,6 @@ class FeatureMaps(torch.autograd.Function):
         mean = var = sums = None
         if has_channels:
             center = center.contiguous()
-            mean, var = torch.empty_like(center), torch.empty_like(center)
             sums = torch.empty(tiles.num_chunks * tiles.num_tiles, 2, channels, dtype=torch.float32, device=x.device)
         with device_of(x):
             forward_kernel[(tiles.num_tiles, tiles.num_columns, tiles.num_chunks)](
@@ -235,19 +233,7 @@ class FeatureMaps(torch.autograd.Function):
                 **OPTIONS,
             )
             if has_channels:
-                combine_channels_kernel[(cdiv(channels, COMBINE_C),)](
-                    sums,
-                    center,
-                    mean,
-                    var,
-                    sums.shape[0],
-                    num_images * height * width,
-                    C=channels,
-                    BLOCK_P=COMBINE_P,
-                    BLOCK_C=COMBINE_C,
-                    num_warps=4,
-                    **OPTIONS,
-                )
+                mean, var = combine([sums], [center], [num_images * height * width], 2)
         ctx.save_for_backward(x, map_center, mean)
         ctx.set_materialize_grads(False)
         return x, maps, mean, var

@@ -12,8 +12,8 @@ import torch
 import triton
 import triton.language as tl
 
+from .channel_moments_triton import combine
 from .frozen_batch_norm_pool import output_size
-from .frozen_batch_norm_triton import COMBINE_C, COMBINE_P, combine_kernel
 from .launch import OPTIONS, cdiv, device_of, power_of_two
 
 WARPS = 4
@@ -264,7 +264,6 @@ class FrozenBatchNormPool(torch.autograd.Function):
         centers = [center] if output_center is None else [center, output_center]
         num_partials = tiles.num_strips * tiles.num_chunks
         partials = [torch.empty(num_partials, 2, channels, dtype=torch.float32, device=x.device) for _ in centers]
-        moments = [torch.empty_like(center) for _ in range(2 * len(centers))]
         with device_of(x):
             forward_kernel[(tiles.num_strips, tiles.num_chunks, tiles.num_columns)](
                 x,
@@ -287,20 +286,8 @@ class FrozenBatchNormPool(torch.autograd.Function):
                 num_warps=WARPS,
                 **OPTIONS,
             )
-            for k, (partial, size) in enumerate(zip(partials, (x.numel(), y.numel()), strict=False)):
-                combine_kernel[(cdiv(channels, COMBINE_C),)](
-                    partial,
-                    centers[k],
-                    moments[2 * k],
-                    moments[2 * k + 1],
-                    num_partials,
-                    size // channels,
-                    C=channels,
-                    BLOCK_P=COMBINE_P,
-                    BLOCK_C=COMBINE_C,
-                    num_warps=4,
-                    **OPTIONS,
-                )
+            rows = [x.numel() // channels, y.numel() // channels]
+            moments = combine(partials, centers, rows[: len(centers)], 2)
         ctx.save_for_backward(x, argmax, scale, shift, *moments[::2])
         ctx.set_materialize_grads(False)
         return y, *moments

@@ -13,7 +13,7 @@ from torch import Tensor
 
 OPTIONS = {"enable_fp_fusion": True}  # Triton's default is going to flip, and it decides bits
 
-_TILE = 4096  # elements; 16 a thread at 8 warps
+TILE = 4096  # elements; 16 a thread at 8 warps
 _PROGRAMS = 1024
 
 
@@ -39,10 +39,10 @@ def power_of_two(value: int) -> int:
     return 1 << (value - 1).bit_length()
 
 
-def row_tiles(num_rows: int, channels: int) -> RowTiles:
-    """Tiles of 4096 elements, 8 to 64 channels wide, and chunks such that about 1024 programs reduce a big tensor."""
+def row_tiles(num_rows: int, channels: int, tile: int = TILE) -> RowTiles:
+    """Tiles of `tile` elements, 8 to 64 channels wide, and chunks such that about 1024 programs reduce a big tensor."""
     block_c = min(max(power_of_two(channels), 8), 64)
-    block_r = _TILE // block_c
+    block_r = tile // block_c
     num_columns = cdiv(channels, block_c)
     num_tiles = cdiv(num_rows, block_r)
     chunk = block_r * cdiv(num_tiles, max(1, _PROGRAMS // num_columns))
@@ -71,7 +71,7 @@ def pixel_tiles(num_images: int, channels: int, num_pixels: int) -> PixelTiles:
 
     Chunks are such that about 1024 programs reduce a big tensor.
     """
-    tile = _TILE // 2
+    tile = TILE // 2
     block_p = min(power_of_two(num_pixels), tile // min(power_of_two(channels), 64))
     block_c = min(power_of_two(channels), tile // block_p)
     num_tiles, num_columns = cdiv(num_pixels, block_p), cdiv(channels, block_c)

@@ -20,6 +20,7 @@ import triton
 from triton.backends.compiler import GPUTarget
 from triton.compiler import ASTSource
 
+from fastcondense.kernels import channel_moments_triton as moments
 from fastcondense.kernels import crop_triton as windowed
 from fastcondense.kernels import feature_maps_triton as maps
 from fastcondense.kernels import frozen_batch_norm_pool_triton as stem
@@ -56,51 +57,74 @@ class Case:
     """What a kernel on big tensors must keep to."""
 
 
-BN = Accesses(4, 2, 1, 3)  # narrow: packed signs, two partial sums
+BN = Accesses(4, 1, 1, 4)  # narrow: packed signs, two or four partial sums
 ADAM = Accesses(4, 2, 18, 0)  # narrow: bounds and scalars
 POOL = Accesses(4, 1, 4, 5)  # narrow: the argmax of four windows, a store of it, four partial sums
 SOFT = Accesses(4, 2, 1, 3)
 MAPS_FORWARD = Accesses(1, 0, 21, 8)  # narrow: centre and weights, six map and two channel sums
 MAPS_BACKWARD = Accesses(1, 1, 21, 8)
 
-# dtype, channels, side of the feature (0: one row), relu, residual
-_FORMS = [(True, False), (True, True)]
+# activation, residual, moments of the output
+_FORMS = [("relu", False, False), ("relu", True, False)]
+_MORE_FORMS = [
+    ("none", True, False),
+    ("none", True, True),
+    ("relu", False, True),
+    ("relu", True, True),
+    ("relu6", False, False),
+    ("silu", False, True),
+    ("silu", True, True),
+    ("hardswish", False, False),
+    ("hardswish", True, True),
+]
+# dtype, channels, side of the feature (0: one row), form
 _FROZEN = [
     *((dtype, 64, 112, *form) for form in _FORMS for dtype in ("fp32", "bf16")),
-    ("fp16", 512, 7, False, False),
-    ("bf16", 116, 28, True, True),
-    ("fp32", 3, 0, True, True),
+    *(("bf16", 64, 112, *form) for form in _MORE_FORMS),
+    ("fp32", 64, 112, "relu", True, True),
+    ("fp32", 64, 112, "silu", True, True),
+    ("fp16", 512, 7, "none", False, False),
+    ("bf16", 116, 28, "relu", True, False),
+    ("bf16", 24, 56, "relu6", True, True),
+    ("fp32", 3, 0, "relu", True, False),
 ]
 
 
 def frozen_batch_norm_cases() -> Iterator[Case]:
-    vectors = dict.fromkeys(("scale_ptr", "shift_ptr", "center_ptr", "mean_ptr", "dmean_ptr", "dvar_ptr"), "*fp32")
-    for dtype, channels, size, relu, residual in _FROZEN:
+    names = ("scale", "shift", "center", "output_center", "mean", "dmean", "dvar", "y_mean", "dy_mean", "dy_var")
+    vectors = {f"{name}_ptr": "*fp32" for name in names}
+    for dtype, channels, size, activation, residual, output in _FROZEN:
         num_rows = max(1, 100 * size * size)
-        tiles = row_tiles(num_rows, channels)
+        kept = frozen.kept(activation, residual, output)
         types = {
             **dict.fromkeys(("x_ptr", "residual_ptr", "y_ptr", "dy_ptr", "dx_ptr", "dresidual_ptr"), f"*{dtype}"),
-            "sign_ptr": "*u8" if residual else f"*{dtype}",
+            **dict.fromkeys(("sign_ptr", "kept_ptr"), "*u8" if kept == "sign" else f"*{dtype}"),
             "partial_ptr": "*fp32",
             "num_rows": "i32",
             "chunk": "i32",
             **vectors,
         }
-        tile = {"C": channels, "BLOCK_R": tiles.block_r, "BLOCK_C": tiles.block_c, "RELU": relu}
+        common = {"C": channels, "ACTIVATION": activation, "HAS_OUTPUT": output}
         if num_rows == 1:
-            tile["num_rows"] = 1
+            common["num_rows"] = 1
         divisible = frozenset({"chunk", "num_rows"} if num_rows % 16 == 0 else {"chunk"})
-        label = f"{dtype}-{channels}{'-relu' if relu else ''}{'-residual' if residual else ''}"
-        forward = tile | {"HAS_RESIDUAL": residual, "SAVE_SIGN": residual}
-        backward = tile | {"HAS_DY": True, "HAS_SIGN": residual}
+        label = f"{dtype}-{channels}-{activation}{'-residual' if residual else ''}{'-output' if output else ''}"
+        tiles = frozen.forward_tiles(num_rows, channels, output)
+        forward = common | {"BLOCK_R": tiles.block_r, "BLOCK_C": tiles.block_c}
+        forward |= {"HAS_RESIDUAL": residual, "SAVE_SIGN": kept == "sign"}
+        tiles = row_tiles(num_rows, channels)
+        backward = common | {"BLOCK_R": tiles.block_r, "BLOCK_C": tiles.block_c}
+        backward |= {"HAS_DY": True, "KEPT": kept, "HAS_DRESIDUAL": residual and (output or activation != "none")}
         wide = BN if channels == 64 else None
         yield Case(f"bn-forward-{label}", frozen.forward_kernel, types, forward, 8, divisible, wide)
         yield Case(f"bn-backward-{label}", frozen.backward_kernel, types, backward, 8, divisible, wide)
-    for channels, ones in ((64, ()), (3, ("num_chunks", "num_rows"))):
-        types = dict.fromkeys(("partial_ptr", "center_ptr", "mean_ptr", "var_ptr"), "*fp32")
-        types |= {"num_chunks": "i32", "num_rows": "i32"}
-        tile = {"C": channels, "BLOCK_P": frozen.COMBINE_P, "BLOCK_C": frozen.COMBINE_C}
-        yield Case(f"bn-combine-{channels}", frozen.combine_kernel, types, tile | dict.fromkeys(ones, 1), 4)
+    for channels, num_sums, ones in ((64, 2, ()), (64, 4, ()), (3, 2, ("num_chunks", "num_rows", "y_num_rows"))):
+        names = ("partial", "center", "mean", "var")
+        types = {f"{of}{name}_ptr": "*fp32" for of in ("", "y_") for name in names}
+        types |= dict.fromkeys(("num_rows", "y_num_rows", "num_chunks"), "i32")
+        tile = {"C": channels, "SUMS": num_sums, "BLOCK_P": moments.BLOCK_P, "BLOCK_C": moments.BLOCK_C}
+        constants = tile | dict.fromkeys(ones, 1)
+        yield Case(f"bn-combine-{channels}-{num_sums}", moments.combine_kernel, types, constants, moments.WARPS)
 
 
 def frozen_batch_norm_pool_cases() -> Iterator[Case]:

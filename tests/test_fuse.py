@@ -1,6 +1,7 @@
 """Fused networks against the unfused ones: image gradients in float64 from forward hooks, logits, what is fused."""
 
 import copy
+from collections import Counter
 from statistics import median
 
 import pytest
@@ -135,6 +136,28 @@ def test_every_relu_of_a_resnet_is_fused(name, with_relu, with_residual, without
     assert not any("relu" in target for target in targets)
 
 
+# MobileNets and EfficientNets add after a BatchNorm without activation; squeeze-and-excitation has no BatchNorm
+@pytest.mark.parametrize(
+    ("name", "activations", "num_residuals"),
+    [
+        ("mobilenet_v2", {"relu6": 35, "none": 17}, 10),
+        ("mobilenet_v3_small", {"hardswish": 18, "relu": 5, "none": 11}, 6),
+        ("efficientnet_b0", {"silu": 33, "none": 16}, 9),
+    ],
+)
+def test_mobile_networks_are_fused_and_keep_every_digit(name, activations, num_residuals):
+    net = randomize(torchvision.models.get_model(name, weights=None, num_classes=10)).double()
+    fused, layers, reason = fuse(net)
+    assert reason is None
+    assert Counter(norm.activation for norm in norms(layers)) == activations
+    assert residual_calls(fused) == num_residuals
+    wanted, logits, moments = hooked_gradient(net, images(4))
+    made, made_logits, made_moments = fused_gradient(fused, layers, images(4).double())
+    assert relative(made_logits, logits) < 1e-10 and relative(made, wanted) < 1e-10
+    for (mean, var), (wanted_mean, wanted_var) in zip(made_moments, moments, strict=True):
+        assert relative(mean, wanted_mean) < 1e-10 and (var - wanted_var).norm() < 1e-10 * (1 + wanted_var.norm())
+
+
 def test_layers_come_in_the_order_of_modules_with_their_names_and_statistics():
     net = randomize(torchvision.models.resnet18(weights=None))
     _, layers, _ = fuse(net)
@@ -167,6 +190,9 @@ class Net(nn.Module):
         self.conv1, self.conv2 = nn.Conv2d(3, 4, 3, padding=1), nn.Conv2d(4, 4, 3, padding=1)
         self.bn1, self.bn2 = nn.BatchNorm2d(4, affine=affine), nn.BatchNorm2d(4, affine=affine)
         self.relu, self.relu_in_place, self.relu6 = nn.ReLU(), nn.ReLU(inplace=True), nn.ReLU6()
+        self.relu5, self.other_relu = nn.ReLU6(), OtherReLU()
+        self.relu5.max_val = 5.0
+        self.silu, self.hardswish, self.dropout = nn.SiLU(inplace=True), nn.Hardswish(), nn.Dropout()
         self.tail = [tail]
         self.head = nn.Linear(4, 5)
 
@@ -184,39 +210,60 @@ def twice_used(net, x):
     return F.relu(y) + y
 
 
+class OtherReLU(nn.ReLU):
+    def forward(self, x):
+        return F.relu(x - 1)
+
+
 def relu_of_half(net, x):
     y = net.bn2(net.conv2(x))
     return F.relu(y + x) + y
 
 
+# the activation and the number of residuals that are absorbed
 TAILS = {
-    "relu module": (lambda net, x: net.relu(net.bn1(x)), 1),
-    "relu module in place": (lambda net, x: net.relu_in_place(net.bn1(x)), 1),
-    "F.relu": (lambda net, x: F.relu(net.bn1(x)), 1),
-    "F.relu in place": (lambda net, x: F.relu(net.bn1(x), inplace=True), 1),
-    "torch.relu": (lambda net, x: torch.relu(net.bn1(x)), 1),
-    "torch.relu_": (lambda net, x: torch.relu_(net.bn1(x)), 1),
-    "method": (lambda net, x: net.bn1(x).relu(), 1),
-    "method in place": (lambda net, x: net.bn1(x).relu_(), 1),
-    "bn + x": (lambda net, x: F.relu(net.bn2(net.conv2(x)) + x), 1),
-    "x + bn": (lambda net, x: F.relu(x + net.bn2(net.conv2(x))), 1),
-    "torch.add": (lambda net, x: net.relu(torch.add(x, net.bn2(net.conv2(x)))), 1),
-    "bn += x": (lambda net, x: net.relu_in_place(iadd(net.bn2(net.conv2(x)), x)), 1),
-    "bn + bn": (lambda net, x: F.relu(net.bn2(net.conv2(x)) + net.bn1(x)), 1),
-    "smaller residual": (lambda net, x: F.relu(net.bn2(net.conv2(x)) + x.mean((2, 3), keepdim=True)), 1),
+    "relu module": (lambda net, x: net.relu(net.bn1(x)), "relu", 0),
+    "relu module in place": (lambda net, x: net.relu_in_place(net.bn1(x)), "relu", 0),
+    "F.relu": (lambda net, x: F.relu(net.bn1(x)), "relu", 0),
+    "F.relu in place": (lambda net, x: F.relu(net.bn1(x), inplace=True), "relu", 0),
+    "torch.relu": (lambda net, x: torch.relu(net.bn1(x)), "relu", 0),
+    "torch.relu_": (lambda net, x: torch.relu_(net.bn1(x)), "relu", 0),
+    "method": (lambda net, x: net.bn1(x).relu(), "relu", 0),
+    "method in place": (lambda net, x: net.bn1(x).relu_(), "relu", 0),
+    "relu6 module": (lambda net, x: net.relu6(net.bn1(x)), "relu6", 0),
+    "F.relu6": (lambda net, x: F.relu6(net.bn1(x)), "relu6", 0),
+    "silu module in place": (lambda net, x: net.silu(net.bn1(x)), "silu", 0),
+    "F.silu": (lambda net, x: F.silu(net.bn1(x)), "silu", 0),
+    "hardswish module": (lambda net, x: net.hardswish(net.bn1(x)), "hardswish", 0),
+    "F.hardswish in place": (lambda net, x: F.hardswish(net.bn1(x), inplace=True), "hardswish", 0),
+    "dropout between": (lambda net, x: net.relu(net.dropout(net.bn1(x))), "relu", 0),
+    "bn + x": (lambda net, x: F.relu(net.bn2(net.conv2(x)) + x), "relu", 1),
+    "x + bn": (lambda net, x: F.relu(x + net.bn2(net.conv2(x))), "relu", 1),
+    "torch.add": (lambda net, x: net.relu(torch.add(x, net.bn2(net.conv2(x)))), "relu", 1),
+    "bn += x": (lambda net, x: net.relu_in_place(iadd(net.bn2(net.conv2(x)), x)), "relu", 1),
+    "bn + bn": (lambda net, x: F.relu(net.bn2(net.conv2(x)) + net.bn1(x)), "relu", 1),
+    "bn + x, silu": (lambda net, x: net.silu(net.bn2(net.conv2(x)) + x), "silu", 1),
+    "bn + x, relu6": (lambda net, x: net.relu6(net.bn2(net.conv2(x)) + x), "relu6", 1),
+    "bn + x, hardswish": (lambda net, x: net.hardswish(net.bn2(net.conv2(x)) + x), "hardswish", 1),
+    "bn + x, no activation": (lambda net, x: net.bn2(net.conv2(x)) + x, "none", 1),
+    "x + bn, conv": (lambda net, x: net.conv2(x + net.dropout(net.bn2(net.conv2(x)))), "none", 1),
+    "sum used twice": (lambda net, x: (lambda s: F.relu(s) + s)(net.bn2(net.conv2(x)) + x), "none", 1),
+    "smaller residual": (lambda net, x: F.relu(net.bn2(net.conv2(x)) + x.mean((2, 3), keepdim=True)), "relu", 1),
+    "activation before the add": (lambda net, x: net.silu(net.bn2(net.conv2(x))) + x, "silu", 0),
     # what must not be fused
-    "input used elsewhere": (lambda net, x: F.relu(net.bn1(x) + x.mean((2, 3), keepdim=True)), 0),
-    "no relu": (lambda net, x: net.bn2(net.conv2(net.bn1(x))), 0),
-    "relu6": (lambda net, x: net.relu6(net.bn1(x)), 0),
-    "add, no relu": (lambda net, x: net.bn1(x) + x, 0),
-    "add a number": (lambda net, x: F.relu(net.bn1(x) + 0.3), 0),
-    "add with alpha": (lambda net, x: F.relu(torch.add(net.bn1(x), x, alpha=-2)), 0),
-    "minus": (lambda net, x: F.relu(x - net.bn1(x)), 0),
-    "bn added to itself": (lambda net, x: net.relu(_double(net.bn1(x))), 0),
-    "bn used twice": (twice_used, 0),
-    "sum used twice": (lambda net, x: (lambda s: F.relu(s) + s)(net.bn1(x) + x), 0),
-    "bn beside its sum": (relu_of_half, 0),
-    "one bn called twice": (lambda net, x: F.relu(net.bn1(net.conv2(F.relu(net.bn1(x))))), 0),
+    "input used elsewhere": (lambda net, x: F.relu(net.bn1(x) + x.mean((2, 3), keepdim=True)), "none", 0),
+    "no activation": (lambda net, x: net.bn2(net.conv2(net.bn1(x))), "none", 0),
+    "another clip": (lambda net, x: net.relu5(net.bn1(x)), "none", 0),
+    "another activation": (lambda net, x: F.gelu(net.bn1(x)), "none", 0),
+    "subclass of an activation": (lambda net, x: net.other_relu(net.bn1(x)), "none", 0),
+    "input added": (lambda net, x: net.bn1(x) + x, "none", 0),
+    "add a number": (lambda net, x: F.relu(net.bn1(x) + 0.3), "none", 0),
+    "add with alpha": (lambda net, x: F.relu(torch.add(net.bn1(x), x, alpha=-2)), "none", 0),
+    "minus": (lambda net, x: F.relu(x - net.bn1(x)), "none", 0),
+    "bn added to itself": (lambda net, x: net.relu(_double(net.bn1(x))), "none", 0),
+    "bn used twice": (twice_used, "none", 0),
+    "bn beside its sum": (relu_of_half, "none", 0),
+    "one bn called twice": (lambda net, x: F.relu(net.bn1(net.conv2(F.relu(net.bn1(x))))), "none", 0),
 }
 
 
@@ -226,12 +273,14 @@ def _double(y):
 
 @pytest.mark.parametrize("affine", [True, False])
 @pytest.mark.parametrize("tail", TAILS)
-def test_logits_gradients_and_the_number_of_fused_relus(tail, affine):
-    function, num_fused = TAILS[tail]
+def test_logits_gradients_and_what_is_fused(tail, affine):
+    function, activation, num_residuals = TAILS[tail]
     net = randomize(Net(function, affine)).double()
     fused, layers, reason = fuse(net)
     assert reason is None
-    assert sum(norm.activation == "relu" for norm in norms(layers)) == num_fused
+    absorbed = [norm.activation for norm in norms(layers) if norm.activation != "none"]
+    assert absorbed == ([] if activation == "none" else [activation])
+    assert residual_calls(fused) == num_residuals
     x, y = (images(1, 9, 3).double().requires_grad_() for _ in range(2))
     wanted, made = net(x), fused(y)
     torch.testing.assert_close(made, wanted, rtol=1e-12, atol=1e-12)
@@ -285,7 +334,7 @@ def test_a_batch_norm_without_running_statistics_is_refused_by_name():
 def test_sync_batch_norms_count_too():
     net = nn.Sequential(nn.Conv2d(3, 4, 1), nn.SyncBatchNorm(4), nn.ReLU())
     _, layers, _ = fuse(net)
-    assert [norm.activation for norm in norms(layers)] == ["relu"]
+    assert len(layers) == 1 and norms(layers)[0].activation == "relu"
 
 
 @pytest.mark.parametrize("name", ["efficientnet_b0", "resnet10t", "densenet121", "mobilenetv3_small_050"])

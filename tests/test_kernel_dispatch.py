@@ -1,4 +1,4 @@
-"""The public functions take the Triton path for a GPU's tensors, and never on the CPU."""
+"""The public functions take the Triton path for a GPU's tensors; numba or the closed form otherwise."""
 
 from __future__ import annotations
 
@@ -12,6 +12,7 @@ from torch import Tensor
 from fastcondense.kernels import (
     crop_triton,
     feature_maps_triton,
+    frozen_batch_norm_numba,
     frozen_batch_norm_pool_triton,
     frozen_batch_norm_triton,
     image_prior_triton,
@@ -33,7 +34,10 @@ def normalized(x: Tensor) -> list[Tensor]:
     channels = x.shape[1]
     scale, shift, center = (torch.full((channels,), value, device=x.device) for value in (0.5, 0.25, 1.0))
     x = x.contiguous(memory_format=torch.channels_last)
-    return list(frozen_batch_norm(x, scale, shift, center, residual=x.flip(0), relu=True))
+    return [
+        *frozen_batch_norm(x, scale, shift, center, residual=x.flip(0), activation="relu"),
+        *frozen_batch_norm(x, scale, shift, center, activation="silu", output_center=shift),
+    ]
 
 
 def pooled(x: Tensor) -> list[Tensor]:
@@ -111,3 +115,15 @@ def test_device_decides(name: str, monkeypatch: pytest.MonkeyPatch) -> None:
         ours = function(x.to(DEVICE))
         assert kernel.called
     assert all(relative_rms(a, b) <= 1e-6 for a, b in zip(ours, closed, strict=True))
+
+
+@pytest.mark.parametrize(
+    ("dtype", "is_numba"), [(torch.float32, True), (torch.bfloat16, False), (torch.float64, False)]
+)
+def test_numba_takes_the_cpus_float32(dtype: torch.dtype, is_numba: bool) -> None:
+    x = torch.ones(2, 3, 5, 7, dtype=dtype).contiguous(memory_format=torch.channels_last)
+    vector = torch.ones(3, dtype=torch.promote_types(dtype, torch.float32))
+    kernel = frozen_batch_norm_numba.FrozenBatchNorm
+    with mock.patch.object(kernel, "apply", wraps=kernel.apply) as apply:
+        frozen_batch_norm(x, vector, vector, vector)
+    assert apply.called == is_numba

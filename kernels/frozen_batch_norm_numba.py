@@ -1,0 +1,381 @@
+"""frozen_batch_norm on the CPU: one read of x forward, one pass backward, deterministic sums of chunks.
+
+A tensor is taken in periods: as many whole rows as make some hundred elements, over which the vectors are repeated, so
+that the inner loops are long and contiguous whatever C is. A period stays in the first-level cache while one short loop
+after the other works on it; a loop that touches more arrays would not vectorise, as they might overlap.
+"""
+
+import math
+
+import numpy as np
+import torch
+from numba import prange
+
+from .frozen_batch_norm import ACTIVATIONS
+from .launch import cdiv
+from .threads import chunk_length, inline, kernel, launch, part
+
+NONE, RELU, RELU6, SILU, HARDSWISH = (
+    ACTIVATIONS.index(name) for name in ("none", "relu", "relu6", "silu", "hardswish")
+)
+PERIOD = 512  # elements
+CHUNK = 8192  # elements that are worth a task of their own
+LANES = 16
+
+ZERO, ONE, THREE, SIX, SIXTH = (np.float32(value) for value in (0, 1, 3, 6, 1 / 6))
+HALF, THIRD, LARGEST, LOG2E = (np.float32(value) for value in (0.5, 1 / 3, 87, math.log2(math.e)))
+LOG2_HIGH, LOG2_LOW = np.float32(0.693359375), np.float32(math.log(2) - 0.693359375)
+E2, E3, E4, E5, E6, E7 = (np.float32(1 / math.factorial(k)) for k in range(2, 8))
+
+
+@inline
+def _sigmoid(z):
+    """1 / (1 + exp(-z)); exp(t) = 2^n exp(r) with |r| <= log(2) / 2 (Cody and Waite), in operations that vectorise."""
+    t = min(max(-z, -LARGEST), LARGEST)
+    n = np.floor(t * LOG2E + HALF)
+    r = t - n * LOG2_HIGH - n * LOG2_LOW
+    series = ((((((E7 * r + E6) * r + E5) * r + E4) * r + E3) * r + E2) * r + ONE) * r + ONE
+    power = np.int32((np.int32(n) + np.int32(127)) << np.int32(23)).view(np.float32)
+    return ONE / (ONE + series * power)
+
+
+@inline
+def _activate(z, activation):
+    y = z
+    if activation == RELU:
+        y = ZERO if z < ZERO else z  # comparisons, not max: NaN stays NaN
+    elif activation == RELU6:
+        y = ZERO if z < ZERO else (SIX if z > SIX else z)
+    elif activation == SILU:
+        y = z * _sigmoid(z)
+    elif activation == HARDSWISH:
+        t = z + THREE
+        y = z * (ZERO if t < ZERO else (SIX if t > SIX else t)) * SIXTH
+    return y
+
+
+@inline
+def _gradient(dy, z, activation):
+    """dy times the activation's derivative at z; at its kinks torch's."""
+    dz = dy
+    if activation == RELU:
+        dz = dy if z > ZERO else ZERO
+    elif activation == RELU6:
+        dz = dy if (z > ZERO) & (z < SIX) else ZERO
+    elif activation == SILU:
+        sigmoid = _sigmoid(z)
+        dz = dy * (sigmoid * (ONE + z * (ONE - sigmoid)))
+    elif activation == HARDSWISH:
+        dz = dy * (ZERO if z <= -THREE else (z * THIRD + HALF if z < THREE else ONE))
+    return dz
+
+
+@inline
+def _repeat(vector, factor, length):
+    """float32 [length]: vector * factor, again and again."""
+    repeated = np.empty(length, np.float32)
+    for i in range(0, length, vector.size):
+        for c in range(vector.size):
+            repeated[i + c] = vector[c] * factor
+    return repeated
+
+
+@inline
+def _sum(x, center, sum1, sum2):
+    for i in range(x.size):
+        deviation = x[i] - center[i]
+        sum1[i] += deviation
+        sum2[i] += deviation * deviation
+
+
+@inline
+def _store_moments(sum1, sum2, num_rows, center, mean, var):
+    for c in range(center.size):
+        shifted = sum1[c] / num_rows
+        mean[c] = center[c] + shifted
+        square = sum2[c] / num_rows - shifted * shifted
+        var[c] = 0 if square < 0 else square
+
+
+@part
+def _forward_chunk(x, residual, y, scale, shift, center, output_center, sums, activation, has_residual, has_output):
+    # scale, shift, center, output_center: float32 [period]; sums: float32 [2 or 4, period]
+    period = scale.size
+    for begin in range(0, x.size, period):
+        row, out = x[begin : begin + period], y[begin : begin + period]
+        if has_residual:
+            other = residual[begin : begin + period]
+            for i in range(row.size):
+                out[i] = row[i] * scale[i] + shift[i]
+            for i in range(row.size):
+                out[i] = _activate(out[i] + other[i], activation)
+        else:
+            for i in range(row.size):
+                out[i] = _activate(row[i] * scale[i] + shift[i], activation)
+        _sum(row, center, sums[0], sums[1])
+        if has_output:
+            _sum(out, output_center, sums[2], sums[3])
+
+
+@kernel
+def forward(
+    x,
+    residual,
+    y,
+    scale,
+    shift,
+    center,
+    output_center,
+    mean,
+    var,
+    y_mean,
+    y_var,
+    period,
+    chunk,
+    activation,
+    has_residual,
+    has_output,
+):
+    # x, residual, y: float32 [num_rows * C]; the vectors: float32 [C]; period, chunk: in elements
+    channels = scale.size
+    num_chunks = (x.size + chunk - 1) // chunk
+    num_sums = 4 if has_output else 2
+    partial = np.zeros((num_chunks, num_sums, channels), np.float64)
+    scales, shifts = _repeat(scale, ONE, period), _repeat(shift, ONE, period)
+    centers, output_centers = _repeat(center, ONE, period), _repeat(output_center, ONE, period)
+    for k in prange(num_chunks):
+        here = slice(k * chunk, (k + 1) * chunk)
+        sums = np.zeros((num_sums, period), np.float32)
+        _forward_chunk(
+            x[here],
+            residual[here],
+            y[here],
+            scales,
+            shifts,
+            centers,
+            output_centers,
+            sums,
+            activation,
+            has_residual,
+            has_output,
+        )
+        for j in range(num_sums):
+            for i in range(0, period, channels):
+                for c in range(channels):
+                    partial[k, j, c] += sums[j, i + c]
+    total = np.zeros((num_sums, channels), np.float64)
+    for k in range(num_chunks):
+        for j in range(num_sums):
+            for c in range(channels):
+                total[j, c] += partial[k, j, c]
+    num_rows = x.size // channels
+    _store_moments(total[0], total[1], num_rows, center, mean, var)
+    if has_output:
+        _store_moments(total[2], total[3], num_rows, output_center, y_mean, y_var)
+
+
+@part
+def _backward_chunk(
+    dy,
+    x,
+    kept,
+    dx,
+    dresidual,
+    scale,
+    shift,
+    mean,
+    offset,
+    slope,
+    y_mean,
+    y_offset,
+    y_slope,
+    activation,
+    has_dy,
+    keeps_y,
+    keeps_residual,
+    has_output,
+    has_dresidual,
+):
+    # scale and what follows it: float32 [period]
+    period = scale.size
+    z, dz, y = np.empty(period, np.float32), np.zeros(period, np.float32), np.empty(period, np.float32)
+    zero = np.zeros(period, np.float32)
+    for begin in range(0, x.size, period):
+        end = min(begin + period, x.size)
+        row, out, upstream = x[begin:end], dx[begin:end], zero[: end - begin]
+        if has_dy:
+            upstream = dy[begin:end]
+        if keeps_y:
+            for i in range(row.size):
+                z[i] = kept[begin + i]
+        elif has_output or activation != NONE:
+            for i in range(row.size):
+                z[i] = row[i] * scale[i] + shift[i]
+            if keeps_residual:
+                for i in range(row.size):
+                    z[i] += kept[begin + i]
+        if has_output:
+            for i in range(row.size):
+                y[i] = z[i]
+            if not keeps_y:
+                for i in range(row.size):
+                    y[i] = _activate(z[i], activation)
+            for i in range(row.size):
+                dz[i] = upstream[i] + ((y[i] - y_mean[i]) * y_slope[i] + y_offset[i])
+            upstream = dz[: end - begin]
+        if activation != NONE:
+            for i in range(row.size):
+                dz[i] = _gradient(upstream[i], z[i], activation)
+            upstream = dz[: end - begin]
+        if has_dresidual:
+            dresidual[begin:end] = upstream
+        for i in range(row.size):
+            # not x * slope - mean * slope: that cancels when the mean is large
+            out[i] = upstream[i] * scale[i] + ((row[i] - mean[i]) * slope[i] + offset[i])
+
+
+@kernel
+def backward(
+    dy,
+    x,
+    kept,
+    dx,
+    dresidual,
+    scale,
+    shift,
+    mean,
+    dmean,
+    dvar,
+    y_mean,
+    dy_mean,
+    dy_var,
+    period,
+    chunk,
+    activation,
+    has_dy,
+    keeps_y,
+    keeps_residual,
+    has_output,
+    has_dresidual,
+):
+    # dy, x, kept, dx, dresidual: float32 [num_rows * C]; the vectors: float32 [C]; period, chunk: in elements
+    share = np.float32(1 / (x.size // scale.size))
+    scales, shifts, means = _repeat(scale, ONE, period), _repeat(shift, ONE, period), _repeat(mean, ONE, period)
+    offsets, slopes = _repeat(dmean, share, period), _repeat(dvar, share + share, period)
+    y_means = _repeat(y_mean, ONE, period)
+    y_offsets, y_slopes = _repeat(dy_mean, share, period), _repeat(dy_var, share + share, period)
+    for k in prange((x.size + chunk - 1) // chunk):
+        here = slice(k * chunk, (k + 1) * chunk)
+        _backward_chunk(
+            dy[here],
+            x[here],
+            kept[here],
+            dx[here],
+            dresidual[here],
+            scales,
+            shifts,
+            means,
+            offsets,
+            slopes,
+            y_means,
+            y_offsets,
+            y_slopes,
+            activation,
+            has_dy,
+            keeps_y,
+            keeps_residual,
+            has_output,
+            has_dresidual,
+        )
+
+
+def _flat(x: torch.Tensor) -> torch.Tensor:
+    """A dense tensor in the order of its memory."""
+    return x.as_strided((x.numel(),), (1,))
+
+
+def _lengths(channels: int, size: int) -> tuple[int, int]:
+    """Elements of a period and of a chunk: functions of the shape alone."""
+    step = channels * (LANES // math.gcd(channels, LANES))
+    period = channels if channels >= PERIOD else step * cdiv(PERIOD, step)
+    return period, period * max(chunk_length(cdiv(size, period)), cdiv(CHUNK, period))
+
+
+class FrozenBatchNorm(torch.autograd.Function):
+    """`frozen_batch_norm` of checked float32 arguments."""
+
+    @staticmethod
+    def forward(ctx, x, residual, scale, shift, center, output_center, activation):
+        has_residual, has_output = residual is not None, output_center is not None
+        y, mean, var = torch.empty_like(x), torch.empty_like(center), torch.empty_like(center)
+        y_mean, y_var = (torch.empty_like(center), torch.empty_like(center)) if has_output else (mean, var)
+        flat = _flat(x)
+        launch(
+            forward,
+            flat,
+            _flat(residual) if has_residual else flat,
+            _flat(y),
+            scale,
+            shift,
+            center,
+            output_center if has_output else center,
+            mean,
+            var,
+            y_mean,
+            y_var,
+            *_lengths(x.shape[1], x.numel()),
+            ACTIVATIONS.index(activation),
+            has_residual,
+            has_output,
+        )
+        # y is somebody's input and alive anyway; but of these two activations alone it tells the derivative.
+        ctx.keeps_y = has_residual and (activation == "relu" or (activation == "none" and has_output))
+        ctx.keeps_residual = has_residual and activation not in ("none", "relu")
+        kept = y if ctx.keeps_y else residual if ctx.keeps_residual else None
+        ctx.save_for_backward(x, kept, scale, shift, mean, y_mean)
+        ctx.activation = activation
+        ctx.set_materialize_grads(False)
+        return (y, mean, var, y_mean, y_var) if has_output else (y, mean, var)
+
+    @staticmethod
+    @torch.autograd.function.once_differentiable
+    def backward(ctx, dy, dmean, dvar, dy_mean=None, dy_var=None):
+        x, kept, scale, shift, mean, y_mean = ctx.saved_tensors
+        has_dy, has_output = dy is not None, dy_mean is not None or dy_var is not None
+        zero = torch.zeros_like(mean)
+        dmean, dvar, dy_mean, dy_var = (
+            zero if vector is None else vector.contiguous() for vector in (dmean, dvar, dy_mean, dy_var)
+        )
+        if has_dy:
+            dy = dy.contiguous(memory_format=torch.channels_last)
+        dx = torch.empty_like(x)
+        dresidual: torch.Tensor | None = dy if ctx.needs_input_grad[1] else None
+        # without activation and gradients of y's moments it is dy itself
+        has_dresidual = ctx.needs_input_grad[1] and (has_output or (has_dy and ctx.activation != "none"))
+        if has_dresidual:
+            dresidual = torch.empty_like(x)
+        flat = _flat(x)
+        launch(
+            backward,
+            _flat(dy) if has_dy else flat,
+            flat,
+            flat if kept is None else _flat(kept),
+            _flat(dx),
+            flat if dresidual is None or not has_dresidual else _flat(dresidual),
+            scale,
+            shift,
+            mean,
+            dmean,
+            dvar,
+            y_mean,
+            dy_mean,
+            dy_var,
+            *_lengths(x.shape[1], x.numel()),
+            ACTIVATIONS.index(ctx.activation),
+            has_dy,
+            ctx.keeps_y,
+            ctx.keeps_residual,
+            has_output,
+            has_dresidual,
+        )
+        return dx, dresidual, None, None, None, None, None
