@@ -198,7 +198,8 @@ class FeatureMaps(torch.autograd.Function):
         num_partials = tiles.num_chunks * tiles.num_columns
         partial = torch.empty(num_partials, *shape, dtype=torch.float32, device=x.device)
         maps = torch.empty(shape, dtype=torch.float32, device=x.device)
-        mean = var = sums = None
+        mean = var = None
+        sums = partial  # never written without channels
         if has_channels:
             center = center.contiguous()
             mean, var = torch.empty_like(center), torch.empty_like(center)
@@ -208,7 +209,7 @@ class FeatureMaps(torch.autograd.Function):
                 x,
                 center if has_channels else map_center,
                 map_center,
-                sums if has_channels else partial,
+                sums,
                 partial,
                 num_images,
                 tiles.chunk,
