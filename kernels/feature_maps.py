@@ -30,7 +30,7 @@ def feature_maps(
     x: [N, C, H, W] channels_last. center (near the mean of x) is float32 [C], map_center (near the mean of all of x;
     zero if None) a float32 scalar tensor; both constants, of x's device, and float64 for float64 x. Maps, mean and var
     are float32, or float64; without channels, mean and var are None and center is not used. Raises ValueError for
-    another memory layout, shape or dtype.
+    another memory layout, shape, dtype or device.
     """
     if x.dim() != 4 or not x.is_contiguous(memory_format=torch.channels_last) or x.numel() == 0:
         raise ValueError(
@@ -43,18 +43,18 @@ def feature_maps(
     if has_channels:
         wanted["center"] = (center, (x.shape[1],))
     for name, (value, shape) in wanted.items():
-        if value is None or value.shape != shape or value.dtype != compute:
-            got = "None" if value is None else f"{value.dtype} of shape {tuple(value.shape)}"
-            raise ValueError(f"feature_maps needs {name} as {compute} of shape {shape}, got {got}")
+        if value is None or value.shape != shape or value.dtype != compute or value.device != x.device:
+            got = "None" if value is None else f"{value.dtype} of shape {tuple(value.shape)} on {value.device}"
+            raise ValueError(f"feature_maps needs {name} as {compute} of shape {shape} on {x.device}, got {got}")
     center = center if has_channels else None
     if x.is_cuda and compute == torch.float32:
-        from .feature_maps_triton import FeatureMaps
+        from . import feature_maps_triton
 
-        return FeatureMaps.apply(x, center, map_center, has_neighbours)
+        return feature_maps_triton.FeatureMaps.apply(x, center, map_center, has_neighbours)
     if x.dtype == torch.float32:
-        from .feature_maps_numba import FeatureMaps
+        from . import feature_maps_numba
 
-        return FeatureMaps.apply(x, center, map_center, has_neighbours)
+        return feature_maps_numba.FeatureMaps.apply(x, center, map_center, has_neighbours)
     _, maps, mean, var = feature_maps_reference(
         x.to(compute), has_neighbours=has_neighbours, has_channels=has_channels, map_center=map_center
     )

@@ -197,7 +197,8 @@ class FeatureMaps(torch.autograd.Function):
         num_partials = tiles.num_chunks * tiles.num_columns
         partial = torch.empty(num_partials, *shape, dtype=torch.float32, device=x.device)
         maps = torch.empty(shape, dtype=torch.float32, device=x.device)
-        mean = var = sums = None
+        mean = var = None
+        sums = partial  # never written without channels
         if has_channels:
             center = center.contiguous()
             sums = torch.empty(tiles.num_chunks * tiles.num_tiles, 2, channels, dtype=torch.float32, device=x.device)
@@ -206,7 +207,7 @@ class FeatureMaps(torch.autograd.Function):
                 x,
                 center if has_channels else map_center,
                 map_center,
-                sums if has_channels else partial,
+                sums,
                 partial,
                 num_images,
                 tiles.chunk,
