@@ -94,8 +94,8 @@ def _replace(net: nn.Module, statistics: Collection[str], patch_size: int) -> li
                 if "bn" in statistics:
                     layers[module] = Layer(name, [(norm, "input")])
                 # timm's BatchNorm has an activation of its own: what is not absorbed follows as a module
-                rest = [getattr(module, attribute, None) for attribute in ("drop", "act")]
-                rest = [part for part in rest if part is not None and type(part) not in _IDENTITIES]
+                found = [getattr(module, attribute, None) for attribute in ("drop", "act")]
+                rest = [part for part in found if part is not None and type(part) not in _IDENTITIES]
                 if len(rest) == 1 and (activation := _activation_of(rest[0])) is not None:
                     norm.activation, rest = activation, []
                 made[module] = nn.Sequential(norm, *rest) if rest else norm
@@ -125,24 +125,26 @@ def _is_stem_pool(node: fx.Node, modules: Mapping[str, nn.Module]) -> bool:
 def _share(graph: fx.Graph, modules: Mapping[str, nn.Module], layers: Sequence[Layer]) -> None:
     """Takes no moments twice: convolutions that read the same map share a tap, and a tap behind a frozen BatchNorm
     leaves the channels' moments to it."""
-    calls = collections.Counter(str(node.target) for node in graph.nodes if node.op == "call_module")
-    first: dict[fx.Node, fx.Node] = {}
-    for node in list(graph.nodes):
-        tap = modules.get(str(node.target)) if node.op == "call_module" else None
+    called = [node for node in graph.nodes if node.op == "call_module"]
+    calls = collections.Counter(str(node.target) for node in called)
+    first: dict[object, tuple[fx.Node, ConvolutionTap]] = {}
+    for node in called:
+        tap, source = modules[str(node.target)], node.args[0]
         if not isinstance(tap, ConvolutionTap) or calls[str(node.target)] > 1:
             continue
-        source = node.args[0]
         if source in first:
-            _rename(layers, (tap, "input"), (modules[str(first[source].target)], "input"))
-            _rename(layers, (tap, "patches"), (modules[str(first[source].target)], "patches"))
-            node.replace_all_uses_with(first[source])
+            same, other = first[source]
+            _rename(layers, (tap, "input"), (other, "input"))
+            _rename(layers, (tap, "patches"), (other, "patches"))
+            node.replace_all_uses_with(same)
             graph.erase_node(node)
-        else:
-            first[source] = node
-    for source, node in first.items():
-        norm = modules.get(str(source.target)) if source.op == "call_module" else None
-        tap = modules[str(node.target)]
-        if isinstance(norm, FrozenBatchNorm) and calls[str(source.target)] == 1 and tap.has_channels:
+            continue
+        first[source] = (node, tap)
+    for source, (_, tap) in first.items():
+        if not isinstance(source, fx.Node) or source.op != "call_module" or calls[str(source.target)] > 1:
+            continue
+        norm = modules[str(source.target)]
+        if isinstance(norm, FrozenBatchNorm) and tap.has_channels:
             norm.keeps_output, tap.has_channels = True, False
             _rename(layers, (tap, "input"), (norm, "output"))
 

@@ -124,7 +124,7 @@ class ConvolutionTap(Keeper):
         x, maps, mean, var = feature_maps(
             x, self.center, has_neighbours=has_neighbours, has_channels=self.has_channels, map_center=self.map_center
         )
-        if self.has_channels:
+        if mean is not None and var is not None:
             self.kept["input"] = (mean, var)
         if self.patch_size is not None:
             self.kept["patches"] = patch_moments(maps, num_images, channels, self.patch_size, self.map_center)

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Iterator
 from contextlib import contextmanager
-from typing import Literal
+from typing import Any, Literal
 
 import torch
 from torch import nn
@@ -23,7 +23,8 @@ def network_dtype(precision: Precision) -> torch.dtype:
 @contextmanager
 def arithmetic(precision: Precision) -> Iterator[None]:
     """Sets what a GPU's float32 products round to, and that cuDNN takes the same deterministic algorithms each time."""
-    matmul, conv, cudnn = torch.backends.cuda.matmul, torch.backends.cudnn.conv, torch.backends.cudnn
+    backends: Any = torch.backends  # torch's annotations lack some of these
+    matmul, conv, cudnn = backends.cuda.matmul, backends.cudnn.conv, backends.cudnn
     before = matmul.fp32_precision, conv.fp32_precision, cudnn.deterministic, cudnn.benchmark
     fp32 = "tf32" if precision == "tf32" else "ieee"
     matmul.fp32_precision, conv.fp32_precision, cudnn.deterministic, cudnn.benchmark = fp32, fp32, True, False

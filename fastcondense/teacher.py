@@ -61,7 +61,7 @@ class Teacher:
         if num_outputs <= max(outputs):
             raise ValueError(f"teacher {name} has {num_outputs} outputs, but {len(class_names)} classes are needed")
         layers = [layer for layer in layers if layer.moments is not None]  # those that the forward really uses
-        targets = {
+        targets: dict[str, tuple[Tensor, ...]] = {
             layer.name: (keeper.running_mean, keeper.running_var)
             for layer in layers
             for keeper, what in layer.parts

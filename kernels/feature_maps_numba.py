@@ -3,18 +3,14 @@
 A task takes some rows of some images, so that a row is still in the cache when it is the neighbour of another one.
 """
 
-import numba
 import numpy as np
 import torch
 from numba import prange
 
 from .launch import cdiv
-from .threads import NUM_CHUNKS, inline, kernel, launch
+from .threads import NUM_CHUNKS, inline, kernel, lanes, launch
 
 TASK = 16384  # elements that are worth a task of their own
-
-# reassoc: the sum over a pixel's channels may be taken in the lanes of a vector register.
-lanes = numba.njit(cache=True, nogil=True, fastmath={"contract", "reassoc"})
 
 
 @lanes

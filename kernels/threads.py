@@ -14,12 +14,32 @@ import numpy as np
 import torch
 from torch import Tensor
 
-numba.config.THREADING_LAYER_PRIORITY = ["omp", "tbb", "workqueue"]
+_config: Any = numba.config  # its settings are not declared
+_config.THREADING_LAYER_PRIORITY = ["omp", "tbb", "workqueue"]
 
-# contract: a * b + c may become one instruction, as on the GPU; sums keep the order in which they are written.
-kernel: Callable[..., Any] = numba.njit(parallel=True, cache=True, nogil=True, fastmath={"contract"})
-inline: Callable[..., Any] = numba.njit(cache=True, nogil=True, fastmath={"contract"}, inline="always")
-part: Callable[..., Any] = numba.njit(cache=True, nogil=True, fastmath={"contract"}, error_model="numpy")
+Function = Callable[..., Any]
+
+
+def _compiled(**options: Any) -> Callable[[Function], Function]:
+    """numba.njit with machine code kept on disk, where there is a folder that can be written for it.
+
+    contract: a * b + c may become one instruction, as on the GPU; sums keep the order in which they are written.
+    """
+
+    def compile_(function: Function) -> Function:
+        settings = {"nogil": True, "fastmath": {"contract"}} | options
+        try:
+            return numba.njit(cache=True, **settings)(function)
+        except RuntimeError:  # no such folder
+            return numba.njit(**settings)(function)
+
+    return compile_
+
+
+kernel = _compiled(parallel=True)
+inline = _compiled(inline="always")
+part = _compiled(error_model="numpy")
+lanes = _compiled(fastmath={"contract", "reassoc"})  # a sum along a row may be taken in the lanes of a vector register
 
 NUM_CHUNKS = 64
 
@@ -27,7 +47,7 @@ NUM_CHUNKS = 64
 def launch(function: Callable[..., Any], *arguments: Tensor | int | float | bool) -> None:
     """Calls a `kernel`: tensors are passed as numpy views of their memory, everything else as it is."""
     threads = torch.get_num_threads()
-    numba.set_num_threads(min(threads, numba.config.NUMBA_NUM_THREADS))
+    numba.set_num_threads(min(threads, _config.NUMBA_NUM_THREADS))
     function(*(array(value) if isinstance(value, Tensor) else value for value in arguments))
     if torch.get_num_threads() != threads:  # numba's first launch sets the shared pool to all cores
         torch.set_num_threads(threads)

@@ -136,6 +136,7 @@ def frozen_batch_norm_pool_cases() -> Iterator[Case]:
         ("bf16", 64, 112, True),
         ("fp16", 24, 9, True),
         ("fp32", 3, 7, False),
+        ("bf16", 116, 1, True),
     ):
         tiles = stem.pool_tiles(100, channels, *[(size + 1) // 2] * 2)
         types = {
@@ -146,10 +147,13 @@ def frozen_batch_norm_pool_cases() -> Iterator[Case]:
         }
         divisible = frozenset({"num_positions", "height", "width"} if size % 16 == 0 else ())
         tile = {"C": channels, "BLOCK_P": tiles.block_p, "BLOCK_C": tiles.block_c, "HAS_OUTPUT": output}
-        backward = tile | {"HAS_INPUT": True}
+        if size == 1:  # and one image
+            tile |= {"height": 1, "width": 1}
+        forward = tile | ({"num_positions": 1, "chunk": 1} if size == 1 else {})
+        backward = tile | {"HAS_INPUT": True} | ({"num_images": 1} if size == 1 else {})
         label = f"{dtype}-{channels}{'-output' if output else ''}"
         wide = POOL if channels == 64 else None
-        yield Case(f"pool-forward-{label}", stem.forward_kernel, types, tile, stem.WARPS, divisible, wide)
+        yield Case(f"pool-forward-{label}", stem.forward_kernel, types, forward, stem.WARPS, divisible, wide)
         yield Case(f"pool-backward-{label}", stem.backward_kernel, types, backward, stem.WARPS, divisible, wide)
 
 
