@@ -27,7 +27,7 @@ def _compiled(**options: Any) -> Callable[[Function], Function]:
     """
 
     def compile_(function: Function) -> Function:
-        settings = {"nogil": True, "fastmath": {"contract"}} | options
+        settings: dict[str, Any] = {"nogil": True, "fastmath": {"contract"}} | options
         try:
             return numba.njit(cache=True, **settings)(function)
         except RuntimeError:  # no such folder
