@@ -1,7 +1,13 @@
-"""The common instrument: what was measured on, the speed of a copy, and timings of variants that take turns."""
+"""The common instrument: what was measured on, the speed of a copy, and timings of variants that take turns.
+
+    python benchmarks/measure.py --out FILE.jsonl
+
+measures the copy alone; with --result NAME FILE.json it writes what a run of fastcondense has scored instead.
+"""
 
 from __future__ import annotations
 
+import argparse
 import datetime
 import functools
 import importlib.metadata
@@ -130,7 +136,7 @@ def environment(device: torch.device = DEVICE) -> dict[str, Any]:
         "threads": torch.get_num_threads(),
         "python": platform.python_version(),
         **{name: _version(name) for name in ("torch", "triton", "numba")},
-        "commit": _output("git", "describe", "--always", "--dirty"),
+        "commit": os.environ.get("COMMIT") or _output("git", "describe", "--always", "--dirty"),
         "date": datetime.datetime.now(datetime.UTC).date().isoformat(),
     }
 
@@ -168,3 +174,21 @@ def _output(*command: str) -> str | None:
         return None
     done = subprocess.run(command, cwd=Path(__file__).parent, capture_output=True, text=True)
     return done.stdout.strip() or None
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--result", nargs=2, metavar=("NAME", "FILE"))
+    parser.add_argument("--out", type=Path, help="file to which the line is appended")
+    options = parser.parse_args()
+    if options.result:
+        name, file = options.result
+        line = {"benchmark": name, "result": json.loads(Path(file).read_text())}
+    else:
+        line = {"benchmark": "copy", "GB/s": round(copy_ceiling(), 1)}
+    print(json.dumps(line | environment()))
+    write([line], options.out)
+
+
+if __name__ == "__main__":
+    main()

@@ -96,11 +96,13 @@ class Meter(TorchDispatchMode):
     node that delivered the last of them.
     """
 
-    def __init__(self) -> None:
+    def __init__(self, on_host: Iterable[Tensor] = ()) -> None:
         super().__init__()
         self.records: list[Record] = []
         self.syncs = 0
-        self.sizes: dict[str, int] = {}
+        """Values that the host has waited for; what is `on_host` anyway costs no wait."""
+        self._on_host = {x.data_ptr() for x in on_host}
+        self.sizes: dict[tuple[str, str], int] = {}
         self._entered = ("image", "")
         self._starts: list[int] = [0]
         self._places = [self._entered]
@@ -124,7 +126,7 @@ class Meter(TorchDispatchMode):
         name = function.overloadpacket.__name__
         schema = function._schema
         if name == "_local_scalar_dense":
-            self.syncs += 1
+            self.syncs += args[0].data_ptr() not in self._on_host
         is_view = any(result.alias_info and not result.alias_info.is_write for result in schema.returns)
         if is_view or name in _NOT_RUN or name == "_local_scalar_dense":
             return outputs
@@ -147,7 +149,7 @@ class Meter(TorchDispatchMode):
     def _arrive(self, part: str, name: str) -> Callable[[nn.Module, tuple[Tensor, ...]], None]:
         def arrive(_: nn.Module, inputs: tuple[Tensor, ...]) -> None:
             self.enter(part, name)
-            self.sizes[name] = size_of(inputs[0])
+            self.sizes[part, name] = size_of(inputs[0])
 
         return arrive
 

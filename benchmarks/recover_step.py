@@ -7,7 +7,7 @@ plain-channels_last  the same in the channels_last layout; plain-bf16: in bf16 t
 published            plain with the paper's statistics in forward hooks, as published (fp32 with TF32 convolutions)
 published-bf16       the same in bf16, channels_last and without reading the loss on the host
 compiled             published-bf16 under torch.compile(mode="max-autotune"), statistics written as var_mean
-ours-fp32, ours-bf16 fastcondense's step; ours-unmatched: its kernels in fp32, cross-entropy alone
+ours-fp32, -tf32, -bf16  fastcondense's step; ours-unmatched: its kernels in fp32, cross-entropy alone
 
 Each line is a variant: median and quartiles in milliseconds, and the ratios of its median to plain's, to that of the
 plain step of its own dtype and layout, and to the published one's.
@@ -39,6 +39,7 @@ PLAIN_OF = {
     "compiled": "plain-bf16",
     "ours-unmatched": "plain-channels_last",
     "ours-fp32": "plain-channels_last",
+    "ours-tf32": "plain-channels_last",
     "ours-bf16": "plain-bf16",
 }
 ON_CPU = ["plain", "plain-channels_last", "published", "ours-unmatched", "ours-fp32"]
@@ -61,6 +62,7 @@ def make(variant: str, network: str, num_images: int, size: int, objective: Obje
         "compiled": partial(peer, objective, replace(BF16, compiled=True)),
         "ours-unmatched": partial(ours, alone),
         "ours-fp32": partial(ours, objective),
+        "ours-tf32": partial(ours, objective, precision="tf32"),
         "ours-bf16": partial(ours, objective, precision="bf16"),
     }
     return steps[variant]()

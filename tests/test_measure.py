@@ -84,7 +84,8 @@ def test_operators_agree_with_their_peers(operator: str, monkeypatch: pytest.Mon
             results[name] = function(*(x.detach().clone().requires_grad_(x.requires_grad) for x in case.inputs))
     for name, outputs in results.items():
         for ours, theirs in zip(results["ours"], outputs, strict=True):
-            torch.testing.assert_close(ours, theirs, rtol=1e-3, atol=1e-4, msg=name)
+            tolerance = 1e-3 if case.dtype == torch.float32 else 3e-2
+            torch.testing.assert_close(ours, theirs, rtol=tolerance, atol=tolerance, msg=name)
 
 
 class Tiny(nn.Module):

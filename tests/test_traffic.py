@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections import defaultdict
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
+from functools import partial
 from typing import Any
 from unittest import mock
 
@@ -14,7 +15,7 @@ import torch
 from meter import KERNELS, Meter, launches, metered, size_of
 from torch import Tensor, nn
 from torch.nn import functional as F
-from traffic import OBJECTIVES, ours, passes, published
+from traffic import OBJECTIVES, ours, published, traffic
 
 from fastcondense.kernels.crop import crop
 from fastcondense.kernels.frozen_batch_norm import frozen_batch_norm
@@ -165,10 +166,14 @@ class Tiny(nn.Module):
 
 def test_passes_over_a_layer(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr("fastcondense.zoo.build", lambda *_: Tiny())
-    hooks = passes(published("tiny", OBJECTIVES["sre2l"], 4, 64))
-    fused = passes(ours("tiny", OBJECTIVES["sre2l"], 4, 64))
-    # BatchNorm 2, ReLU 2, mean 1, copy 2, variance 1; ReLU 3, BatchNorm 2, variance 5, mean 1, sums of gradients 6
-    assert hooks["norm"] == pytest.approx(25, abs=0.2)
-    assert fused["norm"] == pytest.approx(5, abs=0.3)
-    plain, edc = (passes(published("tiny", OBJECTIVES[name], 4, 64))["conv"] for name in ("plain", "edc"))
-    assert edc - plain == pytest.approx(38, abs=0.3)
+    plain, hooks, edc, fused = (
+        traffic(partial(style, "tiny", OBJECTIVES[name], 64), 100)
+        for name, style in (("plain", published), ("sre2l", published), ("edc", published), ("sre2l", ours))
+    )
+    # BatchNorm 2, ReLU 2; ReLU 3, BatchNorm 2
+    assert plain.passes("BatchNorm")["norm"] == pytest.approx(9, abs=0.01)
+    # mean 1, copy 2, variance 1; variance 5, mean 1, sums of gradients 6
+    assert hooks.passes("BatchNorm")["norm"] == pytest.approx(9 + 16, abs=0.01)
+    assert fused.passes("BatchNorm")["all"] == pytest.approx(5, abs=0.1)
+    assert edc.passes("convolution input", plain)["conv"] == pytest.approx(38, abs=0.1)
+    assert (hooks.syncs, fused.syncs) == (1, 0)
