@@ -3,10 +3,10 @@
     python benchmarks/traffic.py --out FILE.jsonl
 
 Counted by `meter`, not timed, so the figures do not depend on the device. Each step runs with 2 and with 4 images on
-the CPU; bytes are extrapolated from the two to --batch. A pass is one read or write of a layer's whole input; passes of
-a convolution's statistic are those that the step makes beyond the plain one. The partial sums of our reductions weigh
-more in small batches, so ours has up to 0.06 passes less than is said where the batch is 100. ReLU and addition belong to the BatchNorm
-before them, which is the downsampling one in the published step, and the other one in ours.
+the CPU; bytes are extrapolated from the two to --batch. Partial sums weigh more in such small batches, so ours is said
+to make up to 0.06 passes too many. A pass is one read or write of a layer's whole input; passes of a convolution's
+statistic are those that the step makes beyond the plain one. ReLU and addition belong to the BatchNorm before them,
+which is the downsampling one in the published step, and the other one in ours.
 """
 
 from __future__ import annotations
