@@ -52,3 +52,28 @@ def row_tiles(num_rows: int, channels: int) -> RowTiles:
 def device_of(x: Tensor) -> AbstractContextManager[object]:
     """Makes x's GPU the current one, where Triton launches; nothing for the interpreter's CPU tensors."""
     return torch.cuda.device(x.device) if x.device.type == "cuda" else nullcontext()
+
+
+@dataclass(frozen=True)
+class PixelTiles:
+    """Tiles [block_p, block_c] of an image's pixels and channels; a program of a reduction takes `chunk` images."""
+
+    block_p: int
+    block_c: int
+    chunk: int
+    num_chunks: int
+    num_tiles: int
+    num_columns: int
+
+
+def pixel_tiles(num_images: int, channels: int, num_pixels: int) -> PixelTiles:
+    """Tiles of at most 2048 elements (eight sums each fit the registers), up to 64 channels wide, wider for few pixels.
+
+    Chunks are such that about 1024 programs reduce a big tensor.
+    """
+    tile = _TILE // 2
+    block_p = min(power_of_two(num_pixels), tile // min(power_of_two(channels), 64))
+    block_c = min(power_of_two(channels), tile // block_p)
+    num_tiles, num_columns = cdiv(num_pixels, block_p), cdiv(channels, block_c)
+    chunk = cdiv(num_images, max(1, _PROGRAMS // (num_tiles * num_columns)))
+    return PixelTiles(block_p, block_c, chunk, cdiv(num_images, chunk), num_tiles, num_columns)

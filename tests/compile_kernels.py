@@ -14,18 +14,29 @@ import tempfile
 from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 import triton
 from triton.backends.compiler import GPUTarget
 from triton.compiler import ASTSource
 
 from fastcondense.kernels import crop_triton as windowed
+from fastcondense.kernels import feature_maps_triton as maps
+from fastcondense.kernels import frozen_batch_norm_pool_triton as stem
 from fastcondense.kernels import frozen_batch_norm_triton as frozen
 from fastcondense.kernels import pixel_adam_triton as adam
-from fastcondense.kernels.launch import OPTIONS, row_tiles
+from fastcondense.kernels.launch import OPTIONS, pixel_tiles, power_of_two, row_tiles
 
 CUOBJDUMP = Path(triton.__file__).parent / "backends" / "nvidia" / "bin" / "cuobjdump"
+
+
+class Accesses(NamedTuple):
+    """Accesses to global memory in a kernel's code: at least so many of 128 bits, at most so many of fewer bits."""
+
+    wide_loads: int
+    wide_stores: int
+    narrow_loads: int
+    narrow_stores: int
 
 
 @dataclass(frozen=True)
@@ -38,9 +49,15 @@ class Case:
     constants: dict[str, Any]
     num_warps: int
     divisible: frozenset[str] = frozenset()
-    wide: bool = False
-    """Whether the tensors must be read and written 128 bits at a time."""
+    accesses: Accesses | None = None
+    """What a kernel on big tensors must keep to."""
 
+
+BN = Accesses(4, 2, 1, 3)  # narrow: packed signs, two partial sums
+ADAM = Accesses(4, 2, 18, 0)  # narrow: bounds and scalars
+POOL = Accesses(4, 1, 4, 5)  # narrow: the argmax of four windows, a store of it, four partial sums
+MAPS_FORWARD = Accesses(1, 0, 21, 8)  # narrow: centre and weights, six map and two channel sums
+MAPS_BACKWARD = Accesses(1, 1, 21, 8)
 
 # dtype, channels, side of the feature (0: one row), relu, residual
 _FORMS = [(True, False), (True, True)]
@@ -72,7 +89,7 @@ def frozen_batch_norm_cases() -> Iterator[Case]:
         label = f"{dtype}-{channels}{'-relu' if relu else ''}{'-residual' if residual else ''}"
         forward = tile | {"HAS_RESIDUAL": residual, "SAVE_SIGN": residual}
         backward = tile | {"HAS_DY": True, "HAS_SIGN": residual}
-        wide = channels == 64
+        wide = BN if channels == 64 else None
         yield Case(f"bn-forward-{label}", frozen.forward_kernel, types, forward, 8, divisible, wide)
         yield Case(f"bn-backward-{label}", frozen.backward_kernel, types, backward, 8, divisible, wide)
     for channels, ones in ((64, ()), (3, ("num_chunks", "num_rows"))):
@@ -80,6 +97,32 @@ def frozen_batch_norm_cases() -> Iterator[Case]:
         types |= {"num_chunks": "i32", "num_rows": "i32"}
         tile = {"C": channels, "BLOCK_P": frozen.COMBINE_P, "BLOCK_C": frozen.COMBINE_C}
         yield Case(f"bn-combine-{channels}", frozen.combine_kernel, types, tile | dict.fromkeys(ones, 1), 4)
+
+
+def frozen_batch_norm_pool_cases() -> Iterator[Case]:
+    vectors = ("scale", "shift", "center", "output_center", "mean", "dmean", "dvar", "y_mean", "dy_mean", "dy_var")
+    integers = ("num_positions", "num_images", "height", "width", "chunk")
+    for dtype, channels, size, output in (
+        ("fp32", 64, 112, False),
+        ("bf16", 64, 112, False),
+        ("bf16", 64, 112, True),
+        ("fp16", 24, 9, True),
+        ("fp32", 3, 7, False),
+    ):
+        tiles = stem.pool_tiles(100, channels, *[(size + 1) // 2] * 2)
+        types = {
+            **dict.fromkeys(("x_ptr", "y_ptr", "dy_ptr", "dx_ptr"), f"*{dtype}"),
+            "argmax_ptr": "*u8",
+            **dict.fromkeys(("partial_ptr", "output_partial_ptr", *(f"{name}_ptr" for name in vectors)), "*fp32"),
+            **dict.fromkeys(integers, "i32"),
+        }
+        divisible = frozenset({"num_positions", "height", "width"} if size % 16 == 0 else ())
+        tile = {"C": channels, "BLOCK_P": tiles.block_p, "BLOCK_C": tiles.block_c, "HAS_OUTPUT": output}
+        backward = tile | {"HAS_INPUT": True}
+        label = f"{dtype}-{channels}{'-output' if output else ''}"
+        wide = POOL if channels == 64 else None
+        yield Case(f"pool-forward-{label}", stem.forward_kernel, types, tile, stem.WARPS, divisible, wide)
+        yield Case(f"pool-backward-{label}", stem.backward_kernel, types, backward, stem.WARPS, divisible, wide)
 
 
 def crop_cases() -> Iterator[Case]:
@@ -115,8 +158,71 @@ def pixel_adam_cases() -> Iterator[Case]:
     betas = {"BETA1": 0.5, "BETA2": 0.9, "LOG_BETA1": math.log(0.5), "LOG_BETA2": math.log(0.9), "EPS": 1e-8}
     constants = {"C": 3, **betas, "BLOCK": adam.BLOCK}
     both = frozenset({"size", "stride_c"})
-    yield Case("adam-planar", adam.step_kernel, types, constants, adam.WARPS, both, True)
-    yield Case("adam-channels_last", adam.step_kernel, types, constants | {"stride_c": 1}, adam.WARPS, both, True)
+    yield Case("adam-planar", adam.step_kernel, types, constants, adam.WARPS, both, ADAM)
+    yield Case("adam-channels_last", adam.step_kernel, types, constants | {"stride_c": 1}, adam.WARPS, both, ADAM)
+
+
+# dtype, channels, side of the feature, neighbours, channel moments
+_MAPS = [
+    *((dtype, 64, 112, has_neighbours, False) for has_neighbours in (False, True) for dtype in ("fp32", "bf16")),
+    ("bf16", 64, 56, True, True),
+    ("fp32", 64, 56, True, True),
+    ("fp16", 512, 7, True, False),
+    ("bf16", 116, 28, True, False),
+    ("fp32", 3, 224, False, True),
+    ("bf16", 960, 1, True, True),
+]
+
+
+def feature_maps_cases() -> Iterator[Case]:
+    fp32 = ("center_ptr", "map_center_ptr", "channel_ptr", "map_ptr", "mean_ptr", "dmean_ptr", "dvar_ptr", "dmap_ptr")
+    for dtype, channels, side, has_neighbours, has_channels in _MAPS:
+        tiles = pixel_tiles(100, channels, side * side)
+        types = {
+            **dict.fromkeys(("x_ptr", "dy_ptr", "dx_ptr"), f"*{dtype}"),
+            **dict.fromkeys(fp32, "*fp32"),
+            **dict.fromkeys(("num_images", "chunk", "height", "width"), "i32"),
+            "scale": "fp32",
+        }
+        constants = {
+            **(dict.fromkeys(("height", "width"), 1) if side == 1 else {}),
+            "C": channels,
+            "BLOCK_P": tiles.block_p,
+            "BLOCK_C": tiles.block_c,
+            "HAS_NEIGHBOURS": has_neighbours,
+            "HAS_CHANNELS": has_channels,
+        }
+        label = f"{dtype}-{channels}-{side}{'-neighbours' * has_neighbours}{'-channels' * has_channels}"
+        divisible = frozenset({"height", "width"} if side % 16 == 0 else ())
+        is_big = channels == 64
+        lanes = min(tiles.block_c, 4 if dtype == "fp32" else 8)
+        forward = constants | {"LANES": lanes} | ({"chunk": 1} if tiles.chunk == 1 else {})
+        backward = constants | {"HAS_DY": True}
+        yield Case(
+            f"maps-forward-{label}",
+            maps.forward_kernel,
+            types,
+            forward,
+            maps.WARPS,
+            divisible,
+            MAPS_FORWARD if is_big else None,
+        )
+        yield Case(
+            f"maps-backward-{label}",
+            maps.backward_kernel,
+            types,
+            backward,
+            maps.WARPS,
+            divisible,
+            MAPS_BACKWARD if is_big else None,
+        )
+    types = {"partial_ptr": "*fp32", "map_ptr": "*fp32", "num_partials": "i32", "size": "i32"}
+    for num_partials in (1, 7, 400):
+        block_p = min(power_of_two(num_partials), maps.COMBINE_P)
+        constants = {"BLOCK_P": block_p, "BLOCK_M": maps.COMBINE // block_p}
+        if num_partials == 1:
+            constants["num_partials"] = 1
+        yield Case(f"maps-combine-{num_partials}", maps.combine_maps_kernel, types, constants, 4)
 
 
 def build(case: Case, arch: int) -> dict[str, Any]:
@@ -144,7 +250,12 @@ def build(case: Case, arch: int) -> dict[str, Any]:
     accesses = dict.fromkeys(("ld128", "st128", "ld", "st"), 0)
     for kind, vector, bits in re.findall(r"\b(ld|st)\.global\S*?(?:\.v(\d))?\.b(\d+)", compiled.asm["ptx"]):
         accesses[f"{kind}128" if int(vector or 1) * int(bits) == 128 else kind] += 1
-    report = {"name": case.name, "arch": arch, "num_warps": case.num_warps, "wide": case.wide}
+    report = {
+        "name": case.name,
+        "arch": arch,
+        "num_warps": case.num_warps,
+        "expected": case.accesses and case.accesses._asdict(),
+    }
     return (
         report
         | {"shared": compiled.metadata.shared}
@@ -161,7 +272,13 @@ def main() -> None:
     parser.add_argument("--arch", type=int, nargs="+", default=[80, 90, 100])
     arguments = parser.parse_args()
     with arguments.out.open("w") as lines:
-        for case in (*frozen_batch_norm_cases(), *crop_cases(), *pixel_adam_cases()):
+        for case in (
+            *frozen_batch_norm_cases(),
+            *frozen_batch_norm_pool_cases(),
+            *feature_maps_cases(),
+            *crop_cases(),
+            *pixel_adam_cases(),
+        ):
             for arch in arguments.arch:
                 lines.write(json.dumps(build(case, arch)) + "\n")
 

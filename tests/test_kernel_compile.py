@@ -47,9 +47,14 @@ def test_every_kernel_compiles_for_every_architecture(reports: list[dict[str, An
         "bn-forward",
         "bn-backward",
         "bn-combine",
+        "pool-forward",
+        "pool-backward",
         "crop-forward",
         "crop-backward",
         "crop-share",
+        "maps-forward",
+        "maps-backward",
+        "maps-combine",
     }
     for architecture in ARCHITECTURES:
         names = [report["name"] for report in reports if report["arch"] == architecture]
@@ -62,22 +67,23 @@ def test_no_stack_and_no_spills(reports: list[dict[str, Any]]) -> None:
 
 def test_shared_memory_and_registers_leave_room_for_two_programs(reports: list[dict[str, Any]]) -> None:
     assert [report for report in reports if report["shared"] > 16384] == []
-    wide = [report for report in reports if report["wide"]]
-    assert [report for report in wide if report["registers"] * 32 * report["num_warps"] > 65536 // 2] == []
+    big = [report for report in reports if report["expected"]]
+    assert [report for report in big if report["registers"] * 32 * report["num_warps"] > 65536 // 2] == []
 
 
 def test_big_tensors_move_128_bits_at_a_time(reports: list[dict[str, Any]]) -> None:
-    wide = [report for report in reports if report["wide"]]
-    assert len(wide) >= 4 * len(ARCHITECTURES)
-    for report in wide:
-        assert report["ld128"] >= 4 and report["st128"] >= 2, report
-        # What stays narrow: a load of packed signs, a store of them, and two partial sums; Adam's bounds and scalars.
-        is_adam = report["name"].startswith("adam")
-        assert report["ld"] <= (18 if is_adam else 1) and report["st"] <= (0 if is_adam else 3), report
+    big = [report for report in reports if report["expected"]]
+    assert len(big) >= 12 * len(ARCHITECTURES)
+    for report in big:
+        expected = report["expected"]
+        assert report["ld128"] >= expected["wide_loads"] and report["st128"] >= expected["wide_stores"], report
+        assert report["ld"] <= expected["narrow_loads"] and report["st"] <= expected["narrow_stores"], report
 
 
 def test_importing_the_package_does_not_import_triton() -> None:
-    modules = [f"fastcondense.kernels.{name}" for name in ("frozen_batch_norm", "crop", "pixel_adam", "launch")]
+    stems = [path.stem for path in sorted((ROOT / "kernels").glob("*.py"))]
+    modules = [f"fastcondense.kernels.{stem}" for stem in stems if not stem.endswith("_triton")]
+    assert len(modules) > 8
     # torch itself may look for triton; an empty entry makes any import of it fail
     code = "import sys; sys.modules['triton'] = None; import fastcondense, importlib; "
     code += f"[importlib.import_module(name) for name in {modules}]"

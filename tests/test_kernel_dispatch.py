@@ -9,9 +9,17 @@ import torch
 from kernel_checks import DEVICE, relative_rms
 from torch import Tensor
 
-from fastcondense.kernels import crop_triton, frozen_batch_norm_triton, pixel_adam_triton
+from fastcondense.kernels import (
+    crop_triton,
+    feature_maps_triton,
+    frozen_batch_norm_pool_triton,
+    frozen_batch_norm_triton,
+    pixel_adam_triton,
+)
 from fastcondense.kernels.crop import crop
+from fastcondense.kernels.feature_maps import feature_maps
 from fastcondense.kernels.frozen_batch_norm import frozen_batch_norm
+from fastcondense.kernels.frozen_batch_norm_pool import frozen_batch_norm_pool
 from fastcondense.kernels.pixel_adam import pixel_adam
 
 
@@ -20,6 +28,12 @@ def normalized(x: Tensor) -> list[Tensor]:
     scale, shift, center = (torch.full((channels,), value, device=x.device) for value in (0.5, 0.25, 1.0))
     x = x.contiguous(memory_format=torch.channels_last)
     return list(frozen_batch_norm(x, scale, shift, center, residual=x.flip(0), relu=True))
+
+
+def pooled(x: Tensor) -> list[Tensor]:
+    scale, shift, center = (torch.full((x.shape[1],), value, device=x.device) for value in (0.5, 0.25, 1.0))
+    x = x.contiguous(memory_format=torch.channels_last)
+    return list(frozen_batch_norm_pool(x, scale, shift, center, output_center=center))
 
 
 def cropped(x: Tensor) -> list[Tensor]:
@@ -37,9 +51,17 @@ def stepped(x: Tensor) -> list[Tensor]:
     return [images, first, second]
 
 
+def mapped(x: Tensor) -> list[Tensor]:
+    center = torch.full((x.shape[1],), 0.5, device=x.device)
+    x = x.contiguous(memory_format=torch.channels_last)
+    return [t for t in feature_maps(x, center, has_neighbours=True) if t is not None]
+
+
 CASES = {
     "frozen_batch_norm": (normalized, frozen_batch_norm_triton.FrozenBatchNorm, "apply"),
+    "frozen_batch_norm_pool": (pooled, frozen_batch_norm_pool_triton.FrozenBatchNormPool, "apply"),
     "crop": (cropped, crop_triton.Crop, "apply"),
+    "feature_maps": (mapped, feature_maps_triton.FeatureMaps, "apply"),
     "pixel_adam": (stepped, pixel_adam_triton, "pixel_adam_triton"),
 }
 
