@@ -52,6 +52,20 @@ KERNELS = {
         "x dy:HAS_DY sign:HAS_DY,HAS_SIGN scale mean dmean dvar shift:HAS_DY,RELU,!HAS_SIGN",
         "dx dresidual:HAS_DY,HAS_SIGN",
     ),
+    "frozen_batch_norm_pool_triton.forward_kernel": Access(
+        "x scale shift center output_center", "y argmax partial output_partial:HAS_OUTPUT", "x"
+    ),
+    "frozen_batch_norm_pool_triton.backward_kernel": Access(
+        "x dy argmax scale shift mean:HAS_INPUT dmean:HAS_INPUT dvar:HAS_INPUT "
+        "y_mean:HAS_OUTPUT dy_mean:HAS_OUTPUT dy_var:HAS_OUTPUT",
+        "dx",
+        "dy argmax",
+    ),
+    "feature_maps_triton.forward_kernel": Access("x map_center center:HAS_CHANNELS", "map channel:HAS_CHANNELS", "x"),
+    "feature_maps_triton.combine_maps_kernel": Access("partial", "map"),
+    "feature_maps_triton.backward_kernel": Access(
+        "x dy:HAS_DY map_center dmap mean:HAS_CHANNELS dmean:HAS_CHANNELS dvar:HAS_CHANNELS", "dx", "x dmap"
+    ),
     "crop_triton.forward_kernel": Access("images windows gain:HAS_GAIN offset:HAS_OFFSET", "output", "images"),
     "crop_triton.share_kernel": Access("windows", "share"),
     "crop_triton.backward_kernel": Access("dout windows share gain:HAS_GAIN", "dimages", "dout share"),

@@ -11,12 +11,16 @@ from functools import partial
 
 import torch
 from measure import DEVICE
-from peers import moments
+from peers import PATCH, moments, patch_moments
 from torch import Tensor
 from torch.nn import functional as F
 
 from fastcondense.kernels.crop import crop
+from fastcondense.kernels.feature_maps import feature_maps
 from fastcondense.kernels.frozen_batch_norm import frozen_batch_norm
+from fastcondense.kernels.frozen_batch_norm_pool import frozen_batch_norm_pool
+from fastcondense.kernels.patch_moments import needs_neighbours
+from fastcondense.kernels.patch_moments import patch_moments as our_patch_moments
 from fastcondense.kernels.pixel_adam import pixel_adam
 
 Variant = Callable[..., Sequence[Tensor]]
@@ -47,14 +51,15 @@ def compiled(function: Variant) -> Variant:
     return torch.compile(function, mode="max-autotune-no-cudagraphs", dynamic=False)
 
 
+def feature(channels: int, side: int, dtype: torch.dtype) -> Tensor:
+    """A random feature map in channels_last that requires gradients."""
+    x = torch.randn(IMAGES, channels, side, side, device=DEVICE)
+    return x.to(dtype, memory_format=torch.channels_last).requires_grad_()
+
+
 def batch_norm_case(channels: int, side: int, has_residual: bool, dtype: torch.dtype) -> Case:
     """BatchNorm (+ residual) + ReLU with the moments of its input, beside PyTorch's with the published moments."""
-    inputs = [
-        torch.randn(IMAGES, channels, side, side, device=DEVICE)
-        .to(dtype, memory_format=torch.channels_last)
-        .requires_grad_()
-        for _ in range(1 + has_residual)
-    ]
+    inputs = [feature(channels, side, dtype) for _ in range(1 + has_residual)]
     scale, shift, center = (torch.rand(channels, device=DEVICE) for _ in range(3))
     var, bias = torch.ones(channels, device=DEVICE), shift + center * scale
 
@@ -80,6 +85,50 @@ def batch_norm_case(channels: int, side: int, has_residual: bool, dtype: torch.d
         (3 if has_residual else 2) * size + signs,
         (4 if has_residual else 3) * size + signs,
     )
+
+
+def stem_case(dtype: torch.dtype) -> Case:
+    """BatchNorm, ReLU and max-pool with the moments of the input, beside PyTorch's with the published moments."""
+    channels, side = 64, 112
+    x = feature(channels, side, dtype)
+    scale, shift, center = (torch.rand(channels, device=DEVICE) for _ in range(3))
+    var, bias = torch.ones(channels, device=DEVICE), shift + center * scale
+
+    def ours(x: Tensor) -> Sequence[Tensor]:
+        return frozen_batch_norm_pool(x, scale, shift, center)
+
+    def pooled(x: Tensor) -> Tensor:
+        return F.max_pool2d(F.relu(F.batch_norm(x, center, var, scale, bias, eps=0.0)), 3, 2, 1)
+
+    def eager(x: Tensor) -> Sequence[Tensor]:
+        return pooled(x), *moments(x, is_compiled=False)
+
+    def fusible(x: Tensor) -> Sequence[Tensor]:
+        return pooled(x), *moments(x, is_compiled=True)
+
+    size, places = x.numel() * dtype.itemsize, x.numel() // 4  # y is a quarter of x, a byte says where it is from
+    variants = {"ours": ours, "eager": eager, "compiled": compiled(fusible)}
+    return Case(f"{channels} x {side} x {side}", dtype, [x], variants, size * 5 // 4 + places, size * 9 // 4 + places)
+
+
+def statistics_case(channels: int, side: int, dtype: torch.dtype) -> Case:
+    """Channel and patch moments of a convolution's input, beside the published resize, patches and moments."""
+    x = feature(channels, side, dtype)
+    center, has_neighbours = torch.zeros(channels, device=DEVICE), needs_neighbours(side, side, PATCH)
+
+    def ours(x: Tensor) -> Sequence[Tensor]:
+        _, maps, mean, var = feature_maps(x, center, has_neighbours=has_neighbours)
+        return mean, var, *our_patch_moments(maps, x.shape[0], channels, PATCH)
+
+    def eager(x: Tensor) -> Sequence[Tensor]:
+        return *moments(x, is_compiled=False), *patch_moments(x)
+
+    def fusible(x: Tensor) -> Sequence[Tensor]:
+        return *moments(x, is_compiled=True), *patch_moments(x)
+
+    size = x.numel() * dtype.itemsize
+    variants = {"ours": ours, "eager": eager, "compiled": compiled(fusible)}
+    return Case(f"{channels} x {side} x {side}", dtype, [x], variants, size, 2 * size)
 
 
 def crop_case(dtype: torch.dtype) -> Case:
@@ -136,10 +185,13 @@ def pixel_adam_case() -> Case:
     return Case("3 x 224 x 224", torch.float32, inputs, variants, 7 * 4 * inputs[0].numel())
 
 
+STATISTICS = [(64, 112), (64, 56), (256, 14), (512, 7)]
 BATCH_NORMS = [(64, 112, False), (64, 56, True), (256, 14, False), (512, 7, True)]
 
 OPERATORS: dict[str, list[Callable[[], Case]]] = {
     "frozen_batch_norm": [partial(batch_norm_case, *shape, dtype) for shape in BATCH_NORMS for dtype in DTYPES],
+    "frozen_batch_norm_pool": [partial(stem_case, dtype) for dtype in DTYPES],
+    "feature_maps": [partial(statistics_case, *shape, dtype) for shape in STATISTICS for dtype in DTYPES],
     "crop": [partial(crop_case, dtype) for dtype in DTYPES],
     "pixel_adam": [pixel_adam_case],
 }

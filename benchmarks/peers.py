@@ -59,6 +59,16 @@ def moments(x: Tensor, is_compiled: bool) -> tuple[Tensor, Tensor]:
     return x.mean([0, 2, 3]), x.permute(1, 0, 2, 3).contiguous().view(x.shape[1], -1).var(1, unbiased=False)
 
 
+def patch_moments(x: Tensor) -> tuple[Tensor, Tensor]:
+    """Mean and biased variance of each 16 x 16 patch of the resized x, over images, channels and pixels."""
+    num_images, channels, height, width = x.shape
+    rows, columns = -(-height // PATCH), -(-width // PATCH)
+    y = F.interpolate(x, (rows * PATCH, columns * PATCH), mode="bilinear")
+    patches = y.reshape(num_images, channels, rows, PATCH, columns, PATCH).permute(2, 4, 0, 1, 3, 5)
+    patches = patches.reshape(rows * columns, -1)
+    return patches.mean(1), patches.var(1, unbiased=False)
+
+
 class BatchNormHook(nn.Module):
     """SRe2L: distance of the moments of a BatchNorm's input from its running statistics."""
 
@@ -115,16 +125,11 @@ class AveragedBatchNormHook(AveragedHook):
 
 
 class ConvolutionHook(AveragedHook):
-    """Channel moments, and moments of each 16 x 16 patch over images and channels, of a convolution's input."""
+    """Channel and patch moments of a convolution's input."""
 
     def hook(self, _: nn.Module, inputs: tuple[Tensor], __: Tensor) -> None:
         x = inputs[0]
-        num_images, channels, height, width = x.shape
-        rows, columns = -(-height // PATCH), -(-width // PATCH)
-        y = F.interpolate(x, (rows * PATCH, columns * PATCH), mode="bilinear")
-        patches = y.reshape(num_images, channels, rows, PATCH, columns, PATCH).permute(2, 4, 0, 1, 3, 5)
-        patches = patches.reshape(rows * columns, -1)
-        self.match([*moments(x, self.style.compiled), patches.mean(1), patches.var(1, unbiased=False)])
+        self.match([*moments(x, self.style.compiled), *patch_moments(x)])
 
 
 class Loss(nn.Module):

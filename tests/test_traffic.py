@@ -18,7 +18,9 @@ from torch.nn import functional as F
 from traffic import OBJECTIVES, ours, published, traffic
 
 from fastcondense.kernels.crop import crop
+from fastcondense.kernels.feature_maps import feature_maps
 from fastcondense.kernels.frozen_batch_norm import frozen_batch_norm
+from fastcondense.kernels.frozen_batch_norm_pool import frozen_batch_norm_pool
 from fastcondense.kernels.pixel_adam import pixel_adam
 
 BIG = 256  # bytes: more than the vectors and tables, of which kernels read parts, or the same part in every program
@@ -37,6 +39,20 @@ def match_moments_alone() -> None:
     frozen_batch_norm(x, *(torch.rand(24) for _ in range(3)), residual=torch.rand_like(x), relu=True)[
         1
     ].sum().backward()
+
+
+def pool(has_output: bool) -> None:
+    x = torch.randn(2, 24, 9, 5).contiguous(memory_format=torch.channels_last).requires_grad_()
+    vectors = [torch.rand(24) for _ in range(4)]
+    outputs = frozen_batch_norm_pool(x, *vectors[:3], output_center=vectors[3] if has_output else None)
+    torch.stack([output.sum() for output in outputs]).sum().backward()
+
+
+def measure_maps(has_neighbours: bool, has_channels: bool, goes_on: bool) -> None:
+    x = torch.randn(2, 24, 9, 5).contiguous(memory_format=torch.channels_last).requires_grad_()
+    outputs = feature_maps(x, torch.rand(24), has_neighbours=has_neighbours, has_channels=has_channels)
+    used = outputs if goes_on else outputs[1:]
+    torch.stack([output.sum() for output in used if output is not None]).sum().backward()
 
 
 def cut(shared: bool, gain: bool) -> None:
@@ -59,6 +75,11 @@ CASES: dict[str, Callable[[], None]] = {
     "bn-residual": lambda: normalize(True, False),
     "bn-residual-relu": lambda: normalize(True, True),
     "bn-moments-alone": match_moments_alone,
+    "pool": lambda: pool(False),
+    "pool-output": lambda: pool(True),
+    "maps": lambda: measure_maps(False, True, False),
+    "maps-neighbours": lambda: measure_maps(True, False, True),
+    "maps-neighbours-channels": lambda: measure_maps(True, True, True),
     "crop-shared": lambda: cut(True, False),
     "crop-gain": lambda: cut(False, True),
     "adam": step_pixels,
