@@ -2,8 +2,9 @@
 # Everything that needs a GPU, in at most 10 minutes: kernel tests run natively, benchmarks, the digits from end to end.
 # Writes $OUT (default gpu-results): results.jsonl, one line a figure, each with its environment; log.txt; summary.txt.
 # The most valuable part comes first, every part has a time limit, and results are on disk as soon as they are known.
-# Uses the machine's own Python ($PYTHON, default python3); wheels that it lacks are taken from .wheels/ if that exists.
-# $COMMIT names the commit where there is no git. --dry-run: the same parts, small, to try the script without a GPU.
+# Uses the machine's own Python ($PYTHON, default python3), to which the wheels in .wheels/ are added if there are any.
+# $COMMIT names the commit where there is no git; $ONLY is a pattern of the parts to run (default: all of them).
+# --dry-run: the same parts, small, to try the script without a GPU.
 set -uo pipefail
 cd "$(dirname "${BASH_SOURCE[0]}")/.."
 python=${PYTHON:-python3}
@@ -19,12 +20,13 @@ summary=$out/summary.txt
 scratch=$(mktemp -d)
 trap 'rm -rf "$scratch"' EXIT
 export PYTHONPATH=$PWD:$PWD/benchmarks PYTHONUNBUFFERED=1
-[ ! -d .wheels ] || "$python" -m pip install --quiet --no-index --find-links .wheels tyro tomli_w
+[ ! -d .wheels ] || "$python" -m pip install --quiet --no-index --no-deps .wheels/*.whl
 
 failed=0
 part() { # name limit command...: runs it within its time and what is left of all, and goes on after a failure
     local name=$1 limit=$2 start=$SECONDS left=$((seconds - SECONDS)) code
     shift 2
+    [[ $name =~ ${ONLY:-.} ]] || return 0
     [ "$limit" -le "$left" ] || limit=$left
     if [ "$limit" -lt 5 ]; then
         echo "$name: no time left" | tee -a "$summary"
@@ -57,7 +59,7 @@ uncompiled=(plain plain-channels_last plain-bf16 published published-bf16 ours-u
 
 part copy 30 "$python" benchmarks/measure.py --out "$results"
 part kernel-tests 120 "$python" -m pytest "${kernel_tests[@]}"
-part kernels 150 "$python" benchmarks/kernels.py "${kernels[@]}" --out "$results"
+part kernels 200 "$python" benchmarks/kernels.py "${kernels[@]}" --out "$results"
 for statistics in sre2l edc; do
     part "recover-step-$statistics" 60 "$python" benchmarks/recover_step.py --statistics "$statistics" "${step[@]}" \
         --variants "${uncompiled[@]}" --out "$results"
