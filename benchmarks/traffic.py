@@ -20,7 +20,7 @@ from pathlib import Path
 from unittest import mock
 
 import torch
-from measure import Line, write
+from measure import write
 from meter import Meter, launches, metered
 from peers import Objective, PeerStep, Style
 from steps import Unavailable, our_step
@@ -134,7 +134,6 @@ def main() -> None:
     parser.add_argument("--out", type=Path, help="file to which the lines are appended")
     options = parser.parse_args()
     base = {"network": options.network, "size": options.size, "batch": options.batch, "dtype": "float32"}
-    lines: list[Line] = []
     steps: dict[str, Traffic] = {}
     print("GB a step".ljust(16), *(f"{part:>17}" for part in (*PARTS, "total", "launches", "host reads")))
     for label, (name, style) in STEPS.items():
@@ -149,7 +148,7 @@ def main() -> None:
         launches = step.launches.total()
         print(label.ljust(16), *(f"{value:17.2f}" for value in gigabytes.values()), f"{launches:17d} {step.syncs:17d}")
         counts = {"launches": dict(step.launches) | {"total": launches}, "host_reads": step.syncs}
-        lines.append({"benchmark": "traffic", "step": label, **base, "gigabytes": gigabytes, **counts})
+        write([{"benchmark": "traffic", "step": label, **base, "gigabytes": gigabytes, **counts}], options.out)
     for part, title, less in (
         ("BatchNorm", "passes per BN tensor", None),
         ("convolution input", "passes per conv statistic", steps["plain"]),
@@ -159,8 +158,7 @@ def main() -> None:
         for layer in {layer: None for found in columns.values() for layer in found}:
             found = {label: round(column[layer], 2) for label, column in columns.items() if layer in column}
             print(layer.ljust(28), *(f"{found.get(label, float('nan')):16.2f}" for label in columns))
-            lines.append({"benchmark": "passes", "of": part, "layer": layer, **base, "passes": found})
-    write(lines, options.out)
+            write([{"benchmark": "passes", "of": part, "layer": layer, **base, "passes": found}], options.out)
 
 
 if __name__ == "__main__":
