@@ -1,141 +1,138 @@
-"""One recover step, three ways, interleaved in one process: without matching, with published-style hooks, and ours.
+"""One recover step of the field and of fastcondense, interleaved in one process.
 
-    python benchmarks/recover_step.py --network torchvision/resnet18 --images 20 --size 64 --out FILE.jsonl
+    python benchmarks/recover_step.py --statistics sre2l --images 20 --size 64 --out FILE.jsonl
 
-plain     the unfused network, cross-entropy alone: crop, forward, backward to the images, Adam, clip
-hooks     the same plus SRe2L's forward hooks as published: a mean, a copy of the activation, a variance a layer
-ours      fastcondense's step, all losses included
+plain                the network alone, cross-entropy: crop, forward, backward to the images, Adam, clip
+plain-channels_last  the same in the channels_last layout; plain-bf16: in bf16 too
+published            plain with the paper's statistics in forward hooks, as published (fp32 with TF32 convolutions)
+published-bf16       the same in bf16, channels_last and without reading the loss on the host
+compiled             published-bf16 under torch.compile(mode="max-autotune"), statistics written as var_mean
+ours-fp32, -tf32, -bf16  fastcondense's step; ours-unmatched: its kernels in fp32, cross-entropy alone
 
-Each line of the result is one variant: median and quartiles in milliseconds, and the ratio of its median to plain's.
+Each line is a variant: median and quartiles in milliseconds, and the ratios of its median to plain's, to that of the
+plain step of its own dtype and layout, and to the published one's.
 """
 
 from __future__ import annotations
 
 import argparse
-import json
-import platform
-import statistics
-import subprocess
-import sys
-import time
 from collections.abc import Callable
+from dataclasses import replace
+from functools import partial
 from pathlib import Path
 
 import torch
-from torch import Tensor, nn
-from torch.nn import functional as F
+from measure import DEVICE, Line, copy_ceiling, interleaved, missing_compiler, write
+from peers import Objective, PeerStep, Style
+from steps import Unavailable, our_step
 
 from fastcondense import zoo
-from fastcondense.recipe import Dataset, Recipe, Recover
-from fastcondense.recover import RecoverStep, jobs
-from fastcondense.teacher import Teacher
 
-CLASSES = 1000
-
-
-def peer_step(net: nn.Module, recipe: Recipe, has_matching: bool, device: torch.device) -> Callable[[], None]:
-    """The published loop's step on random images; with hooks if `has_matching`."""
-    size, count = recipe.dataset.image_size, recipe.recover.batch_size
-    images = torch.randn(count, 3, size, size, device=device).requires_grad_()
-    targets = torch.arange(count, device=device)
-    optimizer = torch.optim.Adam([images], lr=0.1, betas=recipe.recover.betas)
-    low, high = torch.full((3, 1, 1), -2.0, device=device), torch.full((3, 1, 1), 2.0, device=device)
-    distances: list[Tensor] = []
-
-    def hook(module: nn.BatchNorm2d, inputs: tuple[Tensor], _: Tensor) -> None:
-        x = inputs[0]
-        mean = x.mean((0, 2, 3))
-        var = x.permute(1, 0, 2, 3).contiguous().view(x.shape[1], -1).var(1, unbiased=False)
-        distances.append(torch.norm(module.running_var - var, 2) + torch.norm(module.running_mean - mean, 2))
-
-    if has_matching:
-        for module in net.modules():
-            if isinstance(module, nn.BatchNorm2d):
-                module.register_forward_hook(hook)
-
-    def step() -> None:
-        distances.clear()
-        crop = images[:, :, size // 8 : -size // 8, size // 8 : -size // 8]
-        view = F.interpolate(crop, (size, size), mode="bilinear", align_corners=False)
-        loss = F.cross_entropy(net(view), targets)
-        if has_matching:
-            loss = loss + 0.01 * (10 * distances[0] + sum(distances[1:]))
-        optimizer.zero_grad()
-        loss.backward()
-        optimizer.step()
-        with torch.no_grad():
-            images.copy_(torch.maximum(torch.minimum(images, high), low))
-
-    return step
+CHANNELS_LAST = Style(channels_last=True)
+BF16 = Style(channels_last=True, bf16=True, reads_loss=False)
+PLAIN_OF = {
+    "plain": "plain",
+    "plain-channels_last": "plain-channels_last",
+    "plain-bf16": "plain-bf16",
+    "published": "plain",
+    "published-bf16": "plain-bf16",
+    "compiled": "plain-bf16",
+    "ours-unmatched": "plain-channels_last",
+    "ours-fp32": "plain-channels_last",
+    "ours-tf32": "plain-channels_last",
+    "ours-bf16": "plain-bf16",
+}
+ON_CPU = ["plain", "plain-channels_last", "published", "ours-unmatched", "ours-fp32"]
 
 
-def our_step(net: nn.Module, recipe: Recipe, device: torch.device) -> Callable[[], None]:
-    """RecoverStep of a job; its iteration counter wraps so that any number of steps can be timed."""
-    teacher = Teacher.of(net, "benchmark", [str(k) for k in range(CLASSES)], range(CLASSES), recipe.dataset)
-    made = RecoverStep(recipe, jobs(recipe, CLASSES)[0], [teacher.to(device)], device)
+def make(variant: str, network: str, num_images: int, size: int, objective: Objective) -> Callable[[], None]:
+    """A variant's step. Raises Unavailable where it cannot run."""
+    torch.manual_seed(0)
+    net, alone = zoo.build(network, 1000), Objective()
+    peer = partial(PeerStep, net, num_images, size, device=DEVICE)
+    ours = partial(our_step, net, num_images, size, device=DEVICE)
+    if variant == "compiled" and (reason := missing_compiler()):
+        raise Unavailable(reason)
+    steps: dict[str, Callable[[], Callable[[], None]]] = {
+        "plain": partial(peer, alone, replace(Style(), reads_loss=False)),
+        "plain-channels_last": partial(peer, alone, replace(CHANNELS_LAST, reads_loss=False)),
+        "plain-bf16": partial(peer, alone, BF16),
+        "published": partial(peer, objective, Style()),
+        "published-bf16": partial(peer, objective, BF16),
+        "compiled": partial(peer, objective, replace(BF16, compiled=True)),
+        "ours-unmatched": partial(ours, alone),
+        "ours-fp32": partial(ours, objective),
+        "ours-tf32": partial(ours, objective, precision="tf32"),
+        "ours-bf16": partial(ours, objective, precision="bf16"),
+    }
+    return steps[variant]()
 
-    def step() -> None:
-        made(0)
-        made.step.remainder_(recipe.recover.iterations)
 
-    return step
+def available(variants: list[str], *arguments: str | int | Objective) -> dict[str, Callable[[], None]]:
+    """The variants that run here, after a first step; the others are said to be skipped."""
+    steps: dict[str, Callable[[], None]] = {}
+    for variant in variants:
+        try:
+            step = make(variant, *arguments)
+            step()
+            steps[variant] = step
+        except Unavailable as reason:
+            print(f"{variant} skipped: {reason}", flush=True)
+        except torch.cuda.OutOfMemoryError:
+            print(f"{variant} skipped: out of memory", flush=True)
+        except Exception as error:  # whatever a compiler raises must not end the benchmark
+            if variant != "compiled":
+                raise
+            print(f"{variant} skipped: {type(error).__name__}: {str(error).splitlines()[0]}", flush=True)
+    return steps
 
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--network", default="torchvision/resnet18")
+    parser.add_argument("--statistics", choices=("sre2l", "edc"), default="sre2l")
     parser.add_argument("--images", type=int, default=20)
     parser.add_argument("--size", type=int, default=64)
     parser.add_argument("--repeats", type=int, default=15)
+    parser.add_argument("--warmup", type=int, default=3)
+    parser.add_argument(
+        "--variants", nargs="+", choices=PLAIN_OF, help="default: all on a GPU, those in fp32 elsewhere"
+    )
+    parser.add_argument("--tv-weight", type=float, default=0.0, help="total variation, in the published step and ours")
+    parser.add_argument("--l2-weight", type=float, default=0.0, help="the images' norm, likewise")
     parser.add_argument("--out", type=Path, help="file to which the lines are appended")
     options = parser.parse_args()
-    device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
-    torch.manual_seed(0)
-    recipe = Recipe(
-        dataset=Dataset(image_size=options.size, resize=options.size),
-        recover=Recover(iterations=64, batch_size=options.images, roll=(0, 4)),
-    )
+    torch.backends.cudnn.benchmark = True
+    objective = Objective(options.statistics, tv_weight=options.tv_weight, l2_weight=options.l2_weight)
+    chosen = options.variants or (list(PLAIN_OF) if DEVICE.type == "cuda" else ON_CPU)
+    steps = available(chosen, options.network, options.images, options.size, objective)
+    timings = interleaved(steps, options.repeats, options.warmup)
 
-    def network() -> nn.Module:
-        return zoo.build(options.network, CLASSES).eval().requires_grad_(False).to(device)
+    def ratio(variant: str, reference: str) -> float | None:
+        return round(timings[variant].median / timings[reference].median, 3) if reference in timings else None
 
-    variants = {
-        "plain": peer_step(network(), recipe, False, device),
-        "hooks": peer_step(network(), recipe, True, device),
-        "ours": our_step(network().cpu(), recipe, device),
-    }
-    milliseconds: dict[str, list[float]] = {name: [] for name in variants}
-    for repeat in range(options.repeats + 3):
-        for name, step in variants.items():
-            start = time.perf_counter()
-            step()
-            if device.type == "cuda":
-                torch.cuda.synchronize()
-            if repeat >= 3:
-                milliseconds[name].append(1e3 * (time.perf_counter() - start))
-    plain = statistics.median(milliseconds["plain"])
-    commit = subprocess.run(["git", "rev-parse", "--short", "HEAD"], capture_output=True, text=True).stdout.strip()
-    for name, times in milliseconds.items():
-        low, median, high = statistics.quantiles(times, n=4)
-        line = {
-            "what": "recover_step",
-            "variant": name,
-            "network": options.network,
-            "shape": [options.images, 3, options.size, options.size],
-            "dtype": "float32",
-            "median_ms": round(median, 2),
-            "quartiles_ms": [round(low, 2), round(high, 2)],
-            "ratio_to_plain": round(median / plain, 3),
-            "device": torch.cuda.get_device_name() if device.type == "cuda" else platform.machine(),
-            "threads": torch.get_num_threads(),
-            "torch": torch.__version__,
-            "commit": commit,
-        }
-        sys.stdout.write(json.dumps(line) + "\n")
-        if options.out:
-            options.out.parent.mkdir(parents=True, exist_ok=True)
-            with options.out.open("a") as file:
-                file.write(json.dumps(line) + "\n")
+    lines: list[Line] = []
+    for variant, timing in timings.items():
+        to_plain, to_alike = ratio(variant, "plain"), ratio(variant, PLAIN_OF[variant])
+        to_published = ratio(variant, "published")
+        print(f"{variant:20} {timing.median:9.2f} ms, of plain {to_plain}, alike {to_alike}, published {to_published}")
+        lines.append(
+            {
+                "benchmark": "recover_step",
+                "statistics": options.statistics,
+                "variant": variant,
+                "network": options.network,
+                "shape": [options.images, 3, options.size, options.size],
+                "tv_weight": options.tv_weight,
+                "l2_weight": options.l2_weight,
+                **timing.line(),
+                "ratio_to_plain": to_plain,
+                "ratio_to_plain_alike": to_alike,
+                "ratio_to_published": to_published,
+                "copy_GB/s": round(copy_ceiling(), 1),
+            }
+        )
+    write(lines, options.out)
 
 
 if __name__ == "__main__":

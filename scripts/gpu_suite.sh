@@ -1,29 +1,79 @@
 #!/usr/bin/env bash
-# Everything that needs a GPU, in at most 10 minutes: the tests with kernels compiled natively, the digits from end to end
-# on the GPU, and the recover step beside published-style hooks. Results are written under $OUT (default gpu-results).
-# Uses the machine's own Python ($PYTHON, default python3); wheels that it lacks are taken from .wheels/ if that exists.
+# Everything that needs a GPU, in at most 10 minutes: kernel tests run natively, benchmarks, the digits from end to end.
+# Writes $OUT (default gpu-results): results.jsonl, one line a figure, each with its environment; log.txt; summary.txt.
+# The most valuable part comes first, every part has a time limit, and results are on disk as soon as they are known.
+# Uses the machine's own Python ($PYTHON, default python3), to which the wheels in .wheels/ are added if there are any.
+# $COMMIT names the commit where there is no git; $ONLY is a pattern of the parts to run (default: all of them).
+# --dry-run: the same parts, small, to try the script without a GPU.
 set -uo pipefail
 cd "$(dirname "${BASH_SOURCE[0]}")/.."
 python=${PYTHON:-python3}
 out=${OUT:-gpu-results}
+seconds=590
 mkdir -p "$out"
-export PYTHONPATH=$PWD
-[ ! -d .wheels ] || "$python" -m pip install --quiet --no-index --find-links .wheels tyro tomli_w
+results=$out/results.jsonl
+log=$out/log.txt
+summary=$out/summary.txt
+: >"$log"
+: >"$summary"
+: >"$results"
+scratch=$(mktemp -d)
+trap 'rm -rf "$scratch"' EXIT
+export PYTHONPATH=$PWD:$PWD/benchmarks PYTHONUNBUFFERED=1
+[ ! -d .wheels ] || "$python" -m pip install --quiet --no-index --no-deps .wheels/*.whl
 
 failed=0
-step() { # name seconds command...: runs it within its time, keeps what it prints, goes on after a failure
-    local name=$1 seconds=$2
+part() { # name limit command...: runs it within its time and what is left of all, and goes on after a failure
+    local name=$1 limit=$2 start=$SECONDS left=$((seconds - SECONDS)) code
     shift 2
-    echo "== $name"
-    timeout "$seconds" "$@" 2>&1 | tee "$out/$name.txt" | tail -n 15
-    [ "${PIPESTATUS[0]}" = 0 ] || { echo "== $name FAILED"; failed=1; }
+    [[ $name =~ ${ONLY:-.} ]] || return 0
+    [ "$limit" -le "$left" ] || limit=$left
+    if [ "$limit" -lt 5 ]; then
+        echo "$name: no time left" | tee -a "$summary"
+        failed=1
+        return
+    fi
+    echo "== $name" | tee -a "$log"
+    timeout --kill-after 5 "$limit" "$@" 2>&1 | tee -a "$log" | tail -n 40
+    code=${PIPESTATUS[0]}
+    case $code in
+    0) echo "$name: $((SECONDS - start)) s" ;;
+    124 | 137) echo "$name: CUT OFF after $limit s" ;;
+    *) echo "$name: FAILED ($code) after $((SECONDS - start)) s" ;;
+    esac >>"$summary"
+    [ "$code" = 0 ] || failed=1
 }
 
-step tests 300 "$python" -m pytest tests --ignore tests/test_style.py --durations 10
-step digits 90 "$python" -m fastcondense.cli run --recipe sre2l/digits-ipc10 --out "$out/digits" --train.seeds 1
-for images_and_size in "100 224" "100 64"; do
-    read -r images size <<<"$images_and_size"
-    step "recover-step-$size" 80 "$python" benchmarks/recover_step.py --images "$images" --size "$size" --repeats 50 \
-        --out "$out/recover_step.jsonl"
+mapfile -t kernel_tests < <(ls tests/test_kernel_*.py | grep -v compile)
+kernels=() step=(--images 100 --size 224 --repeats 40) traffic=() digits=(--train.seeds 1)
+rest=(tests --ignore tests/test_style.py --ignore tests/test_kernel_compile.py)
+if [ "${1:-}" = --dry-run ]; then
+    kernel_tests=(tests/test_kernel_pixel_adam.py)
+    kernels=(--operators pixel_adam --repeats 3 --warmup 1)
+    step=(--images 2 --size 32 --repeats 3 --warmup 1)
+    traffic=(--size 64)
+    digits=(--train.seeds 1 --squeeze.epochs 1 --squeeze.gate_images 0 --recover.iterations 2 --train.epochs 1)
+    rest=(tests/test_measure.py)
+fi
+uncompiled=(plain plain-channels_last plain-bf16 published published-bf16 ours-unmatched ours-fp32 ours-tf32 ours-bf16)
+
+part copy 30 "$python" benchmarks/measure.py --out "$results"
+part kernel-tests 120 "$python" -m pytest "${kernel_tests[@]}"
+part kernels 200 "$python" benchmarks/kernels.py "${kernels[@]}" --out "$results"
+for statistics in sre2l edc; do
+    part "recover-step-$statistics" 60 "$python" benchmarks/recover_step.py --statistics "$statistics" "${step[@]}" \
+        --variants "${uncompiled[@]}" --out "$results"
 done
+part digits 75 "$python" -m fastcondense.cli run --recipe sre2l/digits-ipc10 --out "$scratch/digits" "${digits[@]}"
+part digits-result 15 "$python" benchmarks/measure.py --result digits "$scratch/digits/result.json" --out "$results"
+part traffic 60 "$python" benchmarks/traffic.py "${traffic[@]}" --out "$results"
+for statistics in sre2l edc; do
+    part "recover-step-$statistics-compiled" 150 "$python" benchmarks/recover_step.py --statistics "$statistics" \
+        "${step[@]}" --variants plain plain-bf16 published compiled ours-tf32 ours-bf16 --out "$results"
+done
+part all-tests "$seconds" "$python" -m pytest "${rest[@]}"
+
+echo "$(wc -l <"$results") lines of results, $SECONDS s" >>"$summary"
+echo "== summary"
+cat "$summary"
 exit $failed
