@@ -39,8 +39,6 @@ def _weigh(o, length, low, high, size, weights):
 @part
 def _paint(image, window, begin_y, end_y, begin_x, end_x, share, is_added, gain, offset, output):
     """Writes, or adds, `share` of a view of image [C, H, W] inside a box of its output [size, size, C]."""
-    if begin_y >= end_y or begin_x >= end_x:
-        return
     top, left, rows, columns, flip = window[0], window[1], window[2], window[3], window[4] != 0
     channels, height, width = image.shape
     size = len(output)
@@ -100,21 +98,23 @@ def _paint(image, window, begin_y, end_y, begin_x, end_x, share, is_added, gain,
 @kernel
 def replay_kernel(images, ids, windows, partners, partner_windows, boxes, shares, is_mixup, gain, offset, output):
     # images: uint8 [M, C, H, W]; windows: int32 [B, 7]; boxes: int64 [B, 4]; output: float32 [B, size, size, C]
-    size = output.shape[1]
+    zero, one, size = np.int64(0), np.float32(1), output.shape[1]
     for b in prange(len(output)):
-        image, window, out = images[ids[b]], windows[b], output[b]
-        partner, other = images[partners[b]], partner_windows[b]
         top, bottom, left, right = boxes[b]
         if is_mixup:
-            _paint(image, window, 0, size, 0, size, shares[b], False, gain, offset, out)
-            _paint(partner, other, 0, size, 0, size, np.float32(1) - shares[b], True, gain, offset, out)
-        else:
-            one = np.float32(1)
-            _paint(image, window, 0, top, 0, size, one, False, gain, offset, out)
-            _paint(image, window, bottom, size, 0, size, one, False, gain, offset, out)
-            _paint(image, window, top, bottom, 0, left, one, False, gain, offset, out)
-            _paint(image, window, top, bottom, right, size, one, False, gain, offset, out)
-            _paint(partner, other, top, bottom, left, right, one, False, gain, offset, out)
+            top, bottom, left, right = zero, size, zero, size
+        for r in range(5):  # above, below, left and right of the box, and the box: one call, as each would be compiled
+            begin_y = (zero, bottom, top, top, top)[r]
+            end_y = (size if is_mixup else top, size, bottom, bottom, bottom)[r]
+            begin_x = (zero, zero, zero, right, left)[r]
+            end_x = (size, size, left, size, right)[r]
+            is_partner = r == 4
+            is_added = is_mixup and is_partner
+            share = one - shares[b] if is_added else shares[b]
+            if begin_y < end_y and begin_x < end_x:
+                image = images[partners[b] if is_partner else ids[b]]
+                window = partner_windows[b] if is_partner else windows[b]
+                _paint(image, window, begin_y, end_y, begin_x, end_x, share, is_added, gain, offset, output[b])
 
 
 def replay_crop_numba(

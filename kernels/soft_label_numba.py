@@ -66,8 +66,11 @@ def _soften(row, factor, out):
 
 
 @part
-def _diverge(z, t, factor, p, q, direction):
-    """KL(p || q) of a row, p and q the softmax of factor * t and factor * z; direction = q - p. p and q are scratch."""
+def _diverge(z, t, factor, scale, p, q, gradient):
+    """KL(p || q) of a row, p and q the softmax of factor * t and factor * z; gradient = scale * (q - p).
+
+    The arguments p and q are scratch.
+    """
     top_t, total_t = _soften(t, factor, p)
     top_z, total_z = _soften(z, factor, q)
     shift = np.float32(np.log(total_t / total_z))
@@ -81,42 +84,45 @@ def _diverge(z, t, factor, p, q, direction):
         series = np.float32(1 / 24) + y * (np.float32(1 / 120) + y * (np.float32(1 / 720) + y * series))
         excess = pk * (y * y) * (np.float32(1 / 2) + y * (np.float32(1 / 6) + y * series))
         is_near = abs(y) < np.float32(0.5)
-        direction[k] = excess + pk * y if is_near else qk - pk
+        gradient[k] = scale * (excess + pk * y if is_near else qk - pk)
         p[k] = excess if is_near else qk - pk - pk * y
     return _sum(p)
 
 
 @part
-def _cross_entropy(z, label, partner, share, weight, q, direction):
-    """weight times a row's cross-entropy with the mixed label; direction = weight * (q - label). q is scratch."""
+def _cross_entropy(z, label, partner, share, scale, q, gradient):
+    """A row's cross-entropy with the mixed label; gradient = scale * (softmax(z) - label). q is scratch."""
     other = np.float32(1) - share
     top, total = _soften(z, np.float32(1), q)
-    factor = np.float32(weight / total)
+    factor = np.float32(scale / total)
     for k in range(len(z)):
-        direction[k] = q[k] * factor
-    direction[label] -= weight * share
-    direction[partner] -= weight * other
-    return weight * (np.log(total) - share * (z[label] - top) - other * (z[partner] - top))
+        gradient[k] = q[k] * factor
+    gradient[label] -= scale * share
+    gradient[partner] -= scale * other
+    return np.log(total) - share * (z[label] - top) - other * (z[partner] - top)
 
 
 @part
-def _square(z, t, squares, direction):
-    """Mean squared difference of z and t; adds its gradient to the direction."""
-    factor = np.float32(1 / len(z))
+def _square(z, t, scale, squares, gradient):
+    """Mean squared difference of z and t, whose gradient times `scale` is added. squares is scratch."""
+    factor = np.float32(2 * scale / len(z))
     for k in range(len(z)):
         difference = z[k] - t[k]
-        direction[k] += 2 * factor * difference
+        gradient[k] += factor * difference
         squares[k] = difference * difference
-    return factor * _sum(squares)
+    return _sum(squares) / len(z)
 
 
 @part
-def _average(rows, out):
+def _average(teachers, b, out):
+    """out = the teachers' mean logits of row b; returns it."""
     out[:] = 0
-    factor = np.float32(1 / len(rows))
-    for row in rows:
+    factor = np.float32(1 / len(teachers))
+    for e in range(len(teachers)):
+        row = teachers[e, b]
         for k in range(len(out)):
             out[k] += factor * row[k]
+    return out
 
 
 @kernel
@@ -129,30 +135,32 @@ def loss_kernel(
     is_divergence,
     factor,
     ce_weight,
+    loss_scale,
     scale,
     chunk,
     losses,
-    direction,
+    gradient,
     result,
 ):
-    # student, direction: float32 [B, K]; teachers: float32 [E, B, K]; losses: float32 [B]; result: float32 [1]
+    # student, gradient: float32 [B, K]; teachers: float32 [E, B, K]; losses: float32 [B]; result: float32 [1]
     num_rows, num_classes = student.shape
-    factor, ce_weight = np.float32(factor), np.float32(ce_weight)
+    factor, scale, weight = np.float32(factor), np.float32(scale), np.float32(ce_weight)
     for index in prange(-(-num_rows // chunk)):
-        t, p, q = np.empty((3, num_classes), np.float32)
+        scratch = np.empty((3, num_classes), np.float32)
+        mean, p, q = scratch[0], scratch[1], scratch[2]  # indexed: what iteration yields is not known to be contiguous
         for b in range(index * chunk, min((index + 1) * chunk, num_rows)):
-            z, out = student[b], direction[b]
-            _average(teachers[:, b], t)
+            z, out = student[b], gradient[b]
+            t = teachers[0, b] if len(teachers) == 1 else _average(teachers, b, mean)
             if is_divergence:
-                losses[b] = _diverge(z, t, factor, p, q, out)
+                losses[b] = _diverge(z, t, factor, scale, p, q, out)
             else:
-                losses[b] = _cross_entropy(z, labels[b], partners[b], share[b], ce_weight, q, out)
-                if len(teachers):
-                    losses[b] += _square(z, t, p, out)
+                entropy = _cross_entropy(z, labels[b], partners[b], share[b], weight * scale, q, out)
+                square = _square(z, t, scale, p, out) if len(teachers) else 0.0
+                losses[b] = weight * entropy + square
     total = 0.0
     for b in range(num_rows):
         total += losses[b]
-    result[0] = total * scale
+    result[0] = total * loss_scale
 
 
 class SoftLabelLoss(torch.autograd.Function):
@@ -162,8 +170,7 @@ class SoftLabelLoss(torch.autograd.Function):
     def forward(ctx, student, teachers, labels, partners, share, kind, temperature, ce_weight):
         student = student.contiguous()
         num_rows, num_classes = student.shape
-        loss_scale, ctx.scale = scales(kind, num_rows, temperature)
-        losses, direction, result = torch.empty(num_rows), torch.empty_like(student), torch.empty(1)
+        losses, gradient, result = torch.empty(num_rows), torch.empty_like(student), torch.empty(1)
         launch(
             loss_kernel,
             student,
@@ -174,20 +181,20 @@ class SoftLabelLoss(torch.autograd.Function):
             kind in ("kl", "kl_t2"),
             1 / temperature,
             1.0 if kind == "ce" else float(ce_weight),
-            loss_scale,
+            *scales(kind, num_rows, temperature),
             chunk_length(num_rows),
             losses,
-            direction,
+            gradient,
             result,
         )
-        ctx.save_for_backward(direction)
+        ctx.save_for_backward(gradient)
         ctx.set_materialize_grads(False)
         return result[0]
 
     @staticmethod
     @torch.autograd.function.once_differentiable
     def backward(ctx, dloss):
-        (direction,) = ctx.saved_tensors
+        (gradient,) = ctx.saved_tensors
         if dloss is None:
             return (None,) * 8
-        return (direction * (dloss * ctx.scale), *(None,) * 7)
+        return (gradient if dloss == 1 else gradient * dloss, *(None,) * 7)
