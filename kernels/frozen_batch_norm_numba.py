@@ -2,7 +2,8 @@
 
 A tensor is taken in periods: as many whole rows as make some hundred elements, over which the vectors are repeated, so
 that the inner loops are long and contiguous whatever C is. A period stays in the first-level cache while one short loop
-after the other works on it; a loop that touches more arrays would not vectorise, as they might overlap.
+after the other works on it: each is a function of its own with few arguments, because a loop over many arrays, which
+might overlap, does not vectorise.
 """
 
 import math
@@ -55,19 +56,19 @@ def _activate(z, activation):
 
 
 @inline
-def _gradient(dy, z, activation):
-    """dy times the activation's derivative at z; at its kinks torch's."""
-    dz = dy
+def _derivative(z, activation):
+    """Of the activation; at its kinks torch's."""
+    slope = ONE
     if activation == RELU:
-        dz = dy if z > ZERO else ZERO
+        slope = ONE if z > ZERO else ZERO
     elif activation == RELU6:
-        dz = dy if (z > ZERO) & (z < SIX) else ZERO
+        slope = ONE if (z > ZERO) & (z < SIX) else ZERO
     elif activation == SILU:
         sigmoid = _sigmoid(z)
-        dz = dy * (sigmoid * (ONE + z * (ONE - sigmoid)))
+        slope = sigmoid * (ONE + z * (ONE - sigmoid))
     elif activation == HARDSWISH:
-        dz = dy * (ZERO if z <= -THREE else (z * THIRD + HALF if z < THREE else ONE))
-    return dz
+        slope = ZERO if z <= -THREE else (z * THIRD + HALF if z < THREE else ONE)
+    return slope
 
 
 @inline
@@ -80,12 +81,49 @@ def _repeat(vector, factor, length):
     return repeated
 
 
-@inline
+@part
+def _normalize(x, scale, shift, y, activation):
+    for i in range(x.size):
+        y[i] = _activate(x[i] * scale[i] + shift[i], activation)
+
+
+@part
+def _add(y, residual, activation):
+    for i in range(y.size):
+        y[i] = _activate(y[i] + residual[i], activation)
+
+
+@part
 def _sum(x, center, sum1, sum2):
     for i in range(x.size):
         deviation = x[i] - center[i]
         sum1[i] += deviation
         sum2[i] += deviation * deviation
+
+
+@part
+def _apply(z, y, activation):
+    for i in range(z.size):
+        y[i] = _activate(z[i], activation)
+
+
+@part
+def _add_moments_gradient(dy, y, mean, offset, slope, dz):
+    for i in range(dz.size):
+        dz[i] = dy[i] + ((y[i] - mean[i]) * slope[i] + offset[i])
+
+
+@part
+def _differentiate(dy, z, dz, activation):
+    for i in range(z.size):
+        dz[i] = dy[i] * _derivative(z[i], activation)
+
+
+@part
+def _scale(dz, x, scale, mean, offset, slope, dx):
+    for i in range(x.size):
+        # not x * slope - mean * slope: that cancels when the mean is large
+        dx[i] = dz[i] * scale[i] + ((x[i] - mean[i]) * slope[i] + offset[i])
 
 
 @inline
@@ -104,14 +142,10 @@ def _forward_chunk(x, residual, y, scale, shift, center, output_center, sums, ac
     for begin in range(0, x.size, period):
         row, out = x[begin : begin + period], y[begin : begin + period]
         if has_residual:
-            other = residual[begin : begin + period]
-            for i in range(row.size):
-                out[i] = row[i] * scale[i] + shift[i]
-            for i in range(row.size):
-                out[i] = _activate(out[i] + other[i], activation)
+            _normalize(row, scale, shift, out, NONE)
+            _add(out, residual[begin : begin + period], activation)
         else:
-            for i in range(row.size):
-                out[i] = _activate(row[i] * scale[i] + shift[i], activation)
+            _normalize(row, scale, shift, out, activation)
         _sum(row, center, sums[0], sums[1])
         if has_output:
             _sum(out, output_center, sums[2], sums[3])
@@ -198,40 +232,27 @@ def _backward_chunk(
 ):
     # scale and what follows it: float32 [period]
     period = scale.size
-    z, dz, y = np.empty(period, np.float32), np.zeros(period, np.float32), np.empty(period, np.float32)
-    zero = np.zeros(period, np.float32)
+    # buffers of their own, not rows of one array and never both read and written: else the loops do not vectorise
+    zero, z_buffer, y = np.zeros(period, np.float32), np.empty(period, np.float32), np.empty(period, np.float32)
+    total, dz_buffer = np.empty(period, np.float32), np.empty(period, np.float32)
     for begin in range(0, x.size, period):
         end = min(begin + period, x.size)
-        row, out, upstream = x[begin:end], dx[begin:end], zero[: end - begin]
-        if has_dy:
-            upstream = dy[begin:end]
-        if keeps_y:
-            for i in range(row.size):
-                z[i] = kept[begin + i]
-        elif has_output or activation != NONE:
-            for i in range(row.size):
-                z[i] = row[i] * scale[i] + shift[i]
-            if keeps_residual:
-                for i in range(row.size):
-                    z[i] += kept[begin + i]
-        if has_output:
-            for i in range(row.size):
-                y[i] = z[i]
+        row, out = x[begin:end], dx[begin:end]
+        dz = dy[begin:end] if has_dy else zero[: row.size]
+        if has_output or activation != NONE:
+            z = kept[begin:end] if keeps_y else z_buffer[: row.size]
             if not keeps_y:
-                for i in range(row.size):
-                    y[i] = _activate(z[i], activation)
-            for i in range(row.size):
-                dz[i] = upstream[i] + ((y[i] - y_mean[i]) * y_slope[i] + y_offset[i])
-            upstream = dz[: end - begin]
-        if activation != NONE:
-            for i in range(row.size):
-                dz[i] = _gradient(upstream[i], z[i], activation)
-            upstream = dz[: end - begin]
-        if has_dresidual:
-            dresidual[begin:end] = upstream
-        for i in range(row.size):
-            # not x * slope - mean * slope: that cancels when the mean is large
-            out[i] = upstream[i] * scale[i] + ((row[i] - mean[i]) * slope[i] + offset[i])
+                _normalize(row, scale, shift, z, NONE)
+            if keeps_residual:
+                _add(z, kept[begin:end], NONE)
+            upstream = dz
+            if has_output:
+                upstream = total[: row.size]
+                _apply(z, y, activation)  # a kept y is its own activation
+                _add_moments_gradient(dz, y, y_mean, y_offset, y_slope, upstream)
+            dz = dresidual[begin:end] if has_dresidual else dz_buffer[: row.size]
+            _differentiate(upstream, z, dz, activation)
+        _scale(dz, row, scale, mean, offset, slope, out)
 
 
 @kernel
