@@ -24,8 +24,11 @@ def loss_and_gradient(tensors: dict[str, Any], settings: dict[str, Any]) -> tupl
     return loss, gradient
 
 
-def check(name: str, shape: tuple[int, int], spread: str = "usual", teachers: int = 2) -> None:
+def check(name: str, shape: tuple[int, int], spread: str = "usual", teachers: int = 2, rising: bool = False) -> None:
     tensors, settings = problem(name, shape, spread, teachers)
+    if rising:
+        for logits in ("student", "teachers"):
+            tensors[logits] = None if tensors[logits] is None else tensors[logits].sort(-1).values
     loss, gradient = loss_and_gradient(tensors, settings)
     wanted, wanted_gradient = expected(tensors, settings)
     assert loss.dtype == torch.float32 and loss.shape == ()
@@ -43,6 +46,11 @@ def test_equals_float64_autograd(shape: tuple[int, int], name: str) -> None:
 @pytest.mark.parametrize("spread", ["large", "close"])
 def test_far_logits_and_close_ones(spread: str, name: str) -> None:
     check(name, (6, 100), spread)
+
+
+@pytest.mark.parametrize("name", KINDS)
+def test_the_maximum_may_come_in_the_last_block(name: str) -> None:
+    check(name, (2, 4100), rising=True)
 
 
 @pytest.mark.parametrize("teachers", [1, 5])
