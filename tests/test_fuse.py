@@ -351,5 +351,5 @@ def test_timms_batch_norms_with_an_activation_keep_the_networks_numbers(name):
 def test_timms_networks_are_traced_and_their_activations_absorbed():
     fused, layers, reason = fuse(timm.create_model("efficientnet_b0", num_classes=10))
     assert reason is None
-    assert Counter(layer.activation for layer in layers) == {"silu": 33, "none": 16}
+    assert Counter(norm.activation for norm in norms(layers)) == {"silu": 33, "none": 16}
     assert residual_calls(fused) == 9
