@@ -6,6 +6,7 @@ import argparse
 import dataclasses
 import difflib
 import os
+import subprocess
 import sys
 import traceback
 from dataclasses import dataclass
@@ -76,6 +77,8 @@ def _main(arguments: list[str]) -> int:
     if command == "recipes":
         sys.stdout.write("\n".join(recipe.names()) + "\nAppend -ipc<n> for another number of images per class.\n")
         return 0
+    if command == "bench":
+        return _bench(rest)
     if command not in COMMANDS:
         near = difflib.get_close_matches(command, COMMANDS, 1, 0.0)[0]
         raise ValueError(f"there is no command {command!r}; the nearest is {near!r}")
@@ -90,12 +93,24 @@ def _main(arguments: list[str]) -> int:
     return 0
 
 
+def _bench(arguments: list[str]) -> int:
+    """Runs benchmarks/NAME.py, which is in a checkout of the repository alone, with the other arguments."""
+    root = Path(__file__).resolve().parents[1]
+    names = sorted(path.stem for path in (root / "benchmarks").glob("*.py"))
+    if not names:
+        raise ValueError("bench needs a checkout of the repository (git clone, pip install -e .): it runs benchmarks/")
+    if not arguments or arguments[0] not in names:
+        raise ValueError(f"bench needs the name of a benchmark: {', '.join(names)}")
+    return subprocess.run([sys.executable, root / "benchmarks" / f"{arguments[0]}.py", *arguments[1:]]).returncode
+
+
 def _usage() -> str:
     lines = [f"  {name:10}{text}" for name, (_, text) in COMMANDS.items()]
     return (
         "usage: fastcondense COMMAND --recipe NAME-or-FILE [--data DIR] [--out DIR] [--seed N] [--FIELD VALUE ...]\n\n"
         + "\n".join(lines)
-        + "\n  recipes   list the recipes\n\n"
+        + "\n  recipes   list the recipes"
+        + "\n  bench     run a benchmark of a checkout: bench loaders --data DIR\n\n"
         + "fastcondense COMMAND --recipe NAME --help lists every FIELD and its value in that recipe.\n"
     )
 

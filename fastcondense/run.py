@@ -53,12 +53,12 @@ class Run:
         needed = [name for name in self.recipe.evaluate.baselines if name.startswith("random")]
         if needed:
             self.real.check_counts(self.recipe.ipc, f"baseline {needed[0]} at ipc {self.recipe.ipc}")
+        loader, reason = choose(self.real.train, self.recipe.dataset, self.device)
         self.real.check_counts(max(1, self.recipe.squeeze.gate_images), "the teacher gate (squeeze.gate_images)")
         self.out.mkdir(parents=True, exist_ok=True)
         if not (self.out / "recipe.toml").exists():
             self.record()
         self.log.path = self.out / "log.jsonl"
-        loader, reason = choose(self.real.train, self.recipe.dataset, self.device)
         self.log.say(f"loader: {loader}; {reason}")
         self.log.event("start", recipe=self.recipe.name, sha256=self.recipe.sha256(), versions=self.versions())
 
