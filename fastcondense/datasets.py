@@ -13,6 +13,7 @@ from zipfile import BadZipFile
 
 import numpy as np
 
+from .loaders.beton import read_beton
 from .loaders.folder import EXTENSIONS, index_folder
 from .recipe import Dataset
 from .rng import Stream
@@ -22,11 +23,13 @@ CIFAR10_CLASSES = tuple("airplane automobile bird cat deer dog frog horse ship t
 
 @dataclass(frozen=True)
 class Split:
-    """Labels int64 [N], and either images uint8 [N, H, W, 3] in memory or N files."""
+    """Labels int64 [N], and either images uint8 [N, H, W, 3] in memory, N files, or N rows of a .beton file."""
 
     labels: np.ndarray
     images: np.ndarray | None = None
     files: tuple[Path, ...] = ()
+    beton: Path | None = None
+    rows: np.ndarray | None = None
 
     def __len__(self) -> int:
         return len(self.labels)
@@ -34,7 +37,8 @@ class Split:
     def take(self, ids: np.ndarray) -> Split:
         """The samples `ids`, in that order."""
         images = None if self.images is None else self.images[ids]
-        return Split(self.labels[ids], images, tuple(self.files[i] for i in ids) if self.files else ())
+        files = tuple(self.files[i] for i in ids) if self.files else ()
+        return Split(self.labels[ids], images, files, self.beton, None if self.rows is None else self.rows[ids])
 
 
 @dataclass(frozen=True)
@@ -252,6 +256,8 @@ def _tiny_imagenet(data: Path, name: str) -> RealData:
 
 
 def _folder(data: Path, name: str) -> RealData:
+    if any((data / beton).is_file() for beton in ("train.beton", "val.beton")):
+        return _betons(data, name)
     test_root = next((data / part for part in ("val", "test", "validation") if (data / part).is_dir()), None)
     if (data / "train").is_dir() and test_root is not None:
         files, labels, classes = index_folder(data / "train")
@@ -279,3 +285,11 @@ def _folder(data: Path, name: str) -> RealData:
     is_test = np.zeros(len(files), dtype=bool)
     is_test[held] = True
     return RealData(name, classes, whole.take(np.flatnonzero(~is_test)), whole.take(np.flatnonzero(is_test)))
+
+
+def _betons(data: Path, name: str) -> RealData:
+    train, test = (read_beton(_required(data / beton)) for beton in ("train.beton", "val.beton"))
+    if train.sidecar.classes != test.sidecar.classes:
+        raise ValueError(f"train.beton and val.beton in {data} differ in their classes or in the order of these")
+    splits = (Split(beton.labels, beton=beton.path, rows=np.arange(len(beton))) for beton in (train, test))
+    return RealData(name, train.sidecar.classes, *splits)

@@ -2,8 +2,11 @@
 
 from __future__ import annotations
 
+import io
 from collections.abc import Callable, Iterator, Sequence
+from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import torch
@@ -35,15 +38,51 @@ def index_folder(root: Path) -> tuple[list[Path], np.ndarray, tuple[str, ...]]:
     return files, np.array(labels, dtype=np.int64), tuple(folder.name for folder in folders)
 
 
+# --- one file --------------------------------------------------------------------------------------------------------
+
+
+@dataclass(frozen=True)
+class ImageFile:
+    """A file's bytes and what its header says; pixels are decoded when they are asked for."""
+
+    path: Path
+    data: bytes
+    header: Image.Image
+    """Opened lazily: size, mode and format are known."""
+
+    @staticmethod
+    def read(path: Path) -> ImageFile:
+        """Raises ValueError that names a file which is missing, empty or not an image."""
+        with _naming(path):
+            data = path.read_bytes()
+            return ImageFile(path, data, Image.open(io.BytesIO(data)))
+
+    def decode(self) -> Image.Image:
+        """The image in RGB, as it is stored: not turned by its EXIF orientation. Raises ValueError that names it."""
+        with _naming(self.path):
+            return self.header.convert("RGB")
+
+
+class _naming:
+    """Turns what Pillow raises into a ValueError of one line that names the file."""
+
+    def __init__(self, path: Path):
+        self.path = path
+
+    def __enter__(self) -> None:
+        pass
+
+    def __exit__(self, kind: Any, error: BaseException | None, trace: Any) -> None:
+        if isinstance(error, UnidentifiedImageError):
+            raise ValueError(f"{self.path} is not an image") from None
+        # SyntaxError: some broken PNG files
+        if isinstance(error, OSError | SyntaxError | Image.DecompressionBombError):
+            raise ValueError(f"{self.path} cannot be read: {error}") from None
+
+
 def decode(path: Path) -> Image.Image:
     """The image in RGB. Raises ValueError that names a file which is missing, truncated or not an image."""
-    try:
-        with Image.open(path) as image:
-            return image.convert("RGB")
-    except UnidentifiedImageError:
-        raise ValueError(f"{path} is not an image") from None
-    except (OSError, SyntaxError, Image.DecompressionBombError) as error:  # SyntaxError: some broken PNG files
-        raise ValueError(f"{path} cannot be read: {error}") from None
+    return ImageFile.read(path).decode()
 
 
 def cut_window(image: Image.Image, window: Sequence[int], size: int) -> Image.Image:
@@ -51,19 +90,27 @@ def cut_window(image: Image.Image, window: Sequence[int], size: int) -> Image.Im
     top, left, height, width, flip, roll_y, roll_x = (int(value) for value in window)
     square = image.crop((left, top, left + width, top + height)).resize((size, size), Image.Resampling.BILINEAR)
     square = square.transpose(Image.Transpose.FLIP_LEFT_RIGHT) if flip else square
-    return ImageChops.offset(square, roll_x, roll_y)  # circular
+    return ImageChops.offset(square, roll_x, roll_y) if roll_x or roll_y else square  # circular
+
+
+def resized(height: int, width: int, resize: int) -> tuple[int, int]:
+    """Height and width after the short side is resized to `resize`, rounded as torchvision's Resize does."""
+    long = int(resize * max(height, width) / min(height, width))
+    return (long, resize) if width <= height else (resize, long)
+
+
+def central(have: int, size: int) -> int:
+    """Where the central `size` of `have` pixels begin; negative if there are fewer. As torchvision's CenterCrop."""
+    # torchvision rounds a cut to even, and pads the smaller half first where the image is too small
+    return round((have - size) / 2) if have >= size else -((size - have) // 2)
 
 
 def cut_center(image: Image.Image, resize: int, size: int) -> Image.Image:
     """Short side to `resize`, then the central size x size square, as torchvision's Resize and CenterCrop."""
-    width, height = image.size
-    short, long = min(width, height), max(width, height)
-    other = int(resize * long / short)
-    width, height = (resize, other) if width <= height else (other, resize)
+    height, width = resized(image.height, image.width, resize)
     if image.size != (width, height):
         image = image.resize((width, height), Image.Resampling.BILINEAR)
-    # torchvision rounds a cut to even, and pads the smaller half first where the image is too small
-    top, left = (round((have - size) / 2) if have >= size else -((size - have) // 2) for have in (height, width))
+    top, left = central(height, size), central(width, size)
     return image.crop((left, top, left + size, top + size))
 
 
