@@ -27,6 +27,8 @@ class PackOptions:
     """Which split of --data a FILE.beton gets; needed if --data has train/ and val/."""
     workers: int = 2
     """Threads that decode and encode."""
+    on_error: Literal["raise", "skip"] = "raise"
+    """What happens to a file that is no image or is damaged: its name and an end, or it is left out and listed."""
     packing: Annotated[Packing, tyro.conf.arg(name="")] = field(default_factory=Packing)
 
 
@@ -45,7 +47,15 @@ def pack_folders(options: PackOptions, log: Log) -> None:
     for source, beton in jobs:
         files, labels, classes = index_folder(source)
         sidecar = pack(
-            files, labels, classes, beton, options.packing, source=source, workers=options.workers, track=log.track
+            files,
+            labels,
+            classes,
+            beton,
+            options.packing,
+            source=source,
+            workers=options.workers,
+            on_error=options.on_error,
+            track=log.track,
         )
         log.say(
             f"{beton}: {sum(sidecar.counts)} images of {len(classes)} classes, {sidecar.length / 1e6:.0f} MB, "

@@ -193,6 +193,8 @@ class FFCVLoader:
                 pipelines={"image": [self._decoder], "label": None},
             )
             torch.set_num_threads(threads)
+            for unused in ("sample_to_pages", "page_to_samples", "ptr_to_size"):  # a gigabyte for ImageNet
+                getattr(self._engine.memory_manager, unused).clear()
         return self._engine
 
     def _mend(self, sample: np.int64, square: Tensor, faults: Faults) -> bool:

@@ -14,7 +14,7 @@ import os
 from collections import deque
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
-from dataclasses import asdict, dataclass, field
+from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any, BinaryIO, Literal
 
@@ -28,6 +28,7 @@ CHUNK = 128  # files a chunk: at most so many are encoded again after a kill, a 
 RAW_LIMIT = 8  # "mixed" stores pixels that take at most so many times the bytes of the JPEG
 PAGE = 1 << 23
 _LONGEST_PAGE = 1 << 31
+_LONGEST_SIDE = 4096  # of pixels that are stored without a max_resolution
 Track = Callable[[Sequence[Any], str], Iterable[Any]]
 
 
@@ -42,8 +43,6 @@ class Packing:
     mixed: pixels where the JPEG would save little, else the JPEG."""
     quality: int = 90
     """Of the JPEG files that are encoded here."""
-    on_error: Literal["raise", "skip"] = "raise"
-    """What happens to a file that is no image or is damaged: a ValueError names it, or it is left out and listed."""
 
     def check(self) -> None:
         """Raises ValueError if a value makes no sense."""
@@ -62,16 +61,6 @@ class Stored:
     height: int = 0
     data: bytes = b""
     error: str = ""
-
-
-@dataclass
-class _Journal:
-    """Finished chunks: their samples in order and what was left out; `end` is where the next image may begin."""
-
-    end: int
-    samples: list[tuple[int, int, int, int, int, int]] = field(default_factory=list)  # label, mode, w, h, place, length
-    skipped: dict[str, str] = field(default_factory=dict)
-    chunks: int = 0
 
 
 def encode(path: Path, packing: Packing) -> Stored:
@@ -111,41 +100,39 @@ def pack(
     *,
     source: Path,
     workers: int = 0,
+    on_error: Literal["raise", "skip"] = "raise",
     track: Track = lambda items, _: items,
 ) -> Sidecar:
     """Writes the files, in order, to the .beton file `out` and its sidecar, which is returned.
 
     labels: int64 [N], into classes. source: the folder that holds the files. workers: threads that decode and encode
-    (Pillow does both without the interpreter's lock); 0 does it here, with the same bytes. track: yields what it is
-    given, to show progress. If `out` holds these very files with these settings nothing is done; if the last packing of
-    them was killed it goes on.
+    (Pillow does both without the interpreter's lock); 0 does it here, with the same bytes. on_error: whether a file
+    that is no image or is damaged raises, or is left out and listed. track: yields what it is given, to show progress.
+    If `out` holds these very files with these settings nothing is done; if their packing was stopped it goes on.
     Raises ValueError that names a file which cannot be stored, or if `out` is something else.
     """
     packing = packing or Packing()
     packing.check()
     sizes = [path.stat().st_size for path in files]
     identity = _identity(files, sizes, labels, classes, source, packing)
-    partial, journal_path = (out.with_name(f"{out.name}.{end}") for end in ("partial", "journal"))
     if out.exists():
         if Sidecar.path(out).is_file() and read_sidecar(out).sha256 == identity:
-            journal_path.unlink(missing_ok=True)
+            out.with_name(f"{out.name}.journal").unlink(missing_ok=True)  # stopped at the last moment
             return read_sidecar(out)
         raise ValueError(f"{out} exists and holds something else; remove it, or give another name")
-    out.parent.mkdir(parents=True, exist_ok=True)
-    page_size = _page_size(sizes, packing)
     chunks = [files[k : k + CHUNK] for k in range(0, len(files), CHUNK)]
-    with journal_path.open("a+b") as lines, partial.open("a+b") as data:
-        _lock(lines, out)
-        journal = _resume(data, lines, identity, data_start(len(files), page_size))
-        todo = range(journal.chunks, len(chunks))
+    with _Partial(out, identity, len(files), _page_size(sizes, packing)) as partial:
+        if on_error == "raise" and partial.skipped:
+            raise ValueError(next(iter(partial.skipped.values())))
+        todo = range(partial.chunks, len(chunks))
         encoded = _encode_all([chunks[k] for k in todo], packing, workers)
-        for k, stored in zip(track(todo, f"packing {out.name}"), encoded, strict=True):
-            rows = zip(chunks[k], labels[k * CHUNK : (k + 1) * CHUNK], stored, strict=True)
-            _append(data, lines, journal, rows, source, page_size, packing.on_error)
-        sidecar = _finish(data, journal, classes, page_size, source, files, identity, packing)
-    _write_atomic(Sidecar.path(out), sidecar.json())
-    partial.replace(out)
-    journal_path.unlink()
+        for k, images in zip(track(todo, f"packing {out.name}"), encoded, strict=True):
+            names = [path.relative_to(source).as_posix() for path in chunks[k]]
+            partial.append(names, labels[k * CHUNK : (k + 1) * CHUNK].tolist(), images, on_error)
+        counts, length = partial.finish(len(classes))
+        about = (source.resolve().name, len(files), identity, asdict(packing), length, partial.skipped)
+        sidecar = Sidecar(tuple(classes), counts, *about)
+        partial.publish(sidecar)
     return sidecar
 
 
@@ -164,9 +151,10 @@ def _identity(
 
 
 def _page_size(sizes: Sequence[int], packing: Packing) -> int:
-    """A power of two that holds any image: a file as it is, or max_resolution squared in pixels (JPEG is smaller)."""
-    longest = max(PAGE, *sizes, 3 * packing.max_resolution**2)
-    return 1 << (longest - 1).bit_length()
+    """A power of two that holds any file as it is, and max_resolution squared in pixels (as JPEG they are fewer)."""
+    side = packing.max_resolution or (0 if packing.encoding == "jpeg" else _LONGEST_SIDE)
+    longest = max(PAGE, max(sizes, default=0), 3 * side**2)
+    return min(1 << (longest - 1).bit_length(), _LONGEST_PAGE)
 
 
 def _encode_all(chunks: Sequence[Sequence[Path]], packing: Packing, workers: int) -> Iterator[list[Stored]]:
@@ -187,94 +175,94 @@ def _encode_all(chunks: Sequence[Sequence[Path]], packing: Packing, workers: int
             pool.shutdown(cancel_futures=True)
 
 
-def _resume(data: BinaryIO, lines: BinaryIO, identity: str, start: int) -> _Journal:
-    """What the journal says and the data confirm; anything beyond is cut off."""
-    journal = _Journal(start)
-    lines.seek(0)
-    first, *rest = lines.read().split(b"\n")
-    if first == identity.encode():
-        valid = len(first) + 1
-        for line in rest[:-1]:  # what follows the last line break was torn
+class _Partial:
+    """The unfinished file ``<out>.partial``, and ``<out>.journal``: a line for the job, then one for each chunk."""
+
+    def __init__(self, out: Path, identity: str, num_files: int, page_size: int):
+        self.out, self.identity, self.page_size = out, identity, page_size
+        self.path, self.journal_path = (out.with_name(f"{out.name}.{end}") for end in ("partial", "journal"))
+        self.end = data_start(num_files, page_size)
+        """Where the next image may begin."""
+        self.chunks = 0
+        self.samples: list[tuple[int, ...]] = []
+        """label, mode, width, height, place, length."""
+        self.skipped: dict[str, str] = {}
+
+    def __enter__(self) -> _Partial:
+        """Takes up what the journal says and the data confirm; anything beyond is cut off."""
+        self.out.parent.mkdir(parents=True, exist_ok=True)
+        self.journal, self.data = self.journal_path.open("a+b"), self.path.open("a+b")
+        _lock(self.journal, self.out)
+        self.journal.seek(0)
+        first, *lines = self.journal.read().split(b"\n")
+        is_ours, confirmed = first == self.identity.encode(), len(first) + 1
+        for line in lines[:-1] if is_ours else ():  # what follows the last line break was torn
             chunk = json.loads(line)
-            data.seek(journal.end)
-            if hashlib.sha256(data.read(chunk["end"] - journal.end)).hexdigest() != chunk["sha256"]:
+            self.data.seek(self.end)
+            if hashlib.sha256(self.data.read(chunk["end"] - self.end)).hexdigest() != chunk["sha256"]:
                 break
-            journal.samples += [tuple(row) for row in chunk["samples"]]
-            journal.skipped |= chunk["skipped"]
-            journal.end, journal.chunks, valid = chunk["end"], journal.chunks + 1, valid + len(line) + 1
-        lines.truncate(valid)
-    else:
-        lines.truncate(0)
-        lines.write(identity.encode() + b"\n")
-    data.truncate(journal.end)
-    return journal
+            self._take(chunk)
+            confirmed += len(line) + 1
+        self.journal.truncate(confirmed if is_ours else 0)
+        self.data.truncate(self.end)
+        if not is_ours:
+            self.journal.write(self.identity.encode() + b"\n")
+        return self
 
+    def __exit__(self, *_: object) -> None:
+        self.journal.close()
+        self.data.close()
 
-def _append(
-    data: BinaryIO,
-    lines: BinaryIO,
-    journal: _Journal,
-    rows: Iterable[tuple[Path, int, Stored]],
-    source: Path,
-    page_size: int,
-    on_error: str,
-) -> None:
-    """Writes a chunk's images and its line in the journal, each flushed to disk before the next begins."""
-    chunk, samples, skipped, at = bytearray(), [], {}, journal.end
-    for path, label, stored in rows:
-        error = stored.error
-        if not error and len(stored.data) > page_size:
-            error = f"{path} takes {len(stored.data)} bytes, more than a page of {page_size}: give a max_resolution"
-        if error and on_error == "raise":
-            raise ValueError(error)
-        if error:
-            skipped[path.relative_to(source).as_posix()] = error
-            continue
-        begin = place(at, len(stored.data), page_size)
-        chunk += bytes(begin - at) + stored.data
-        at = begin + len(stored.data)
-        samples.append((int(label), stored.mode, stored.width, stored.height, begin, len(stored.data)))
-    data.write(chunk)
-    _flush(data)
-    line = {"end": at, "sha256": hashlib.sha256(chunk).hexdigest(), "samples": samples, "skipped": skipped}
-    lines.write(json.dumps(line).encode() + b"\n")
-    _flush(lines)
-    journal.samples += samples
-    journal.skipped |= skipped
-    journal.end, journal.chunks = at, journal.chunks + 1
+    def _take(self, chunk: dict[str, Any]) -> None:
+        self.samples += [tuple(row) for row in chunk["samples"]]
+        self.skipped |= chunk["skipped"]
+        self.end, self.chunks = chunk["end"], self.chunks + 1
 
+    def append(self, names: Sequence[str], labels: Sequence[int], images: Sequence[Stored], on_error: str) -> None:
+        """Writes a chunk's images, then its line in the journal, each flushed to disk before the next begins."""
+        data, samples, skipped, at = bytearray(), [], {}, self.end
+        for name, label, image in zip(names, labels, images, strict=True):
+            error, length = image.error, len(image.data)
+            if length > self.page_size:
+                error = f"{name} takes {length} bytes, more than a page of {self.page_size}: give a max_resolution"
+            if error and on_error == "raise":
+                raise ValueError(error)
+            if error:
+                skipped[name] = error
+                continue
+            begin = place(at, length, self.page_size)
+            data += bytes(begin - at) + image.data
+            at = begin + length
+            samples.append((label, image.mode, image.width, image.height, begin, length))
+        self.data.write(data)
+        _flush(self.data)
+        chunk = {"end": at, "sha256": hashlib.sha256(data).hexdigest(), "samples": samples, "skipped": skipped}
+        self.journal.write(json.dumps(chunk).encode() + b"\n")
+        _flush(self.journal)
+        self._take(chunk)
 
-def _finish(
-    data: BinaryIO,
-    journal: _Journal,
-    classes: Sequence[str],
-    page_size: int,
-    source: Path,
-    files: Sequence[Path],
-    identity: str,
-    packing: Packing,
-) -> Sidecar:
-    """Writes what stands after and before the pages."""
-    samples, allocations = np.zeros(len(journal.samples), SAMPLE), np.zeros(len(journal.samples), ALLOCATION)
-    for k, (label, mode, width, height, begin, length) in enumerate(journal.samples):
-        samples[k] = (mode, width, height, begin), label
-        allocations[k] = k, begin, length
-    data.write(allocations.tobytes())
-    data.flush()
-    with open(data.name, "r+b") as file:  # `data` appends only
-        file.write(head(samples, page_size, journal.end))
-        _flush(file)
-    counts = np.bincount(samples["label"], minlength=len(classes))
-    return Sidecar(
-        tuple(classes),
-        tuple(counts.tolist()),
-        source.resolve().name,
-        len(files),
-        identity,
-        asdict(packing),
-        journal.end + allocations.nbytes,
-        journal.skipped,
-    )
+    def finish(self, num_classes: int) -> tuple[tuple[int, ...], int]:
+        """Writes what stands after and before the pages; returns the samples of each class and the file's length."""
+        samples, allocations = np.zeros(len(self.samples), SAMPLE), np.zeros(len(self.samples), ALLOCATION)
+        for k, (label, mode, width, height, begin, length) in enumerate(self.samples):
+            samples[k] = (mode, width, height, begin), label
+            allocations[k] = k, begin, length
+        self.data.write(allocations.tobytes())
+        _flush(self.data)
+        with self.path.open("r+b") as file:  # `data` appends only
+            file.write(head(samples, self.page_size, self.end))
+            _flush(file)
+        return tuple(np.bincount(samples["label"], minlength=num_classes).tolist()), self.end + allocations.nbytes
+
+    def publish(self, sidecar: Sidecar) -> None:
+        """Gives the file its name; the sidecar is there before."""
+        temporary = self.out.with_name(f".{self.out.name}.json.tmp")
+        with temporary.open("wb") as file:
+            file.write(sidecar.json())
+            _flush(file)
+        temporary.replace(Sidecar.path(self.out))
+        self.path.replace(self.out)
+        self.journal_path.unlink()
 
 
 def _lock(file: BinaryIO, out: Path) -> None:
@@ -287,11 +275,3 @@ def _lock(file: BinaryIO, out: Path) -> None:
 def _flush(file: BinaryIO) -> None:
     file.flush()
     os.fsync(file.fileno())
-
-
-def _write_atomic(path: Path, content: bytes) -> None:
-    temporary = path.with_name(f".{path.name}.tmp")
-    with temporary.open("wb") as file:
-        file.write(content)
-        _flush(file)
-    temporary.replace(path)

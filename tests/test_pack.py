@@ -5,6 +5,7 @@ import signal
 import subprocess
 import sys
 import time
+from pathlib import Path
 
 import numpy as np
 import pytest
@@ -25,9 +26,9 @@ def folder(tmp_path_factory):
     return write_folder(tmp_path_factory.mktemp("images"), good_files())
 
 
-def packed(folder, out, workers=0, **settings):
+def packed(folder, out, workers=0, on_error="raise", **settings):
     files, labels, classes = index_folder(folder)
-    pack(files, labels, classes, out, Packing(**settings), source=folder, workers=workers)
+    pack(files, labels, classes, out, Packing(**settings), source=folder, workers=workers, on_error=on_error)
     return files, read_beton(out)
 
 
@@ -99,12 +100,16 @@ def test_no_image_crosses_a_page(folder, tmp_path, monkeypatch):
 
 
 @pytest.mark.parametrize("name", bad_files())
-def test_a_bad_file_is_refused_by_name_or_left_out(tmp_path, name):
+def test_a_bad_file_is_refused_by_name_or_left_out(tmp_path, monkeypatch, name):
+    monkeypatch.setattr(packing_module, "CHUNK", 4)
+    encoded = []
     folder = write_folder(tmp_path / "images", good_files() | {name: bad_files()[name]})
     with pytest.raises(ValueError, match=f"{name} (is not an image|cannot be read)") as caught:
         packed(folder, tmp_path / "x.beton")
     assert "\n" not in str(caught.value) and not (tmp_path / "x.beton").exists()
+    monkeypatch.setattr(packing_module, "encode", lambda *x, real=packing_module.encode: encoded.append(x) or real(*x))
     files, beton = packed(folder, tmp_path / "x.beton", on_error="skip")
+    assert len(encoded) == 26 - 4 * (files.index(Path(f"{folder}/class1/{name}")) // 4)  # it went on from there
     assert len(beton) == 25 and len(files) == 26
     (left_out,) = beton.sidecar.skipped
     assert left_out.endswith(name) and sum(beton.sidecar.counts) == 25
@@ -172,7 +177,7 @@ def test_damage_before_the_kill_is_found(folder, tmp_path, monkeypatch):
         raise OSError(28, "No space left on device")
 
     with monkeypatch.context() as patch:
-        patch.setattr(packing_module, "_finish", fail)
+        patch.setattr(packing_module._Partial, "finish", fail)
         with pytest.raises(OSError, match="No space left"):
             packed(folder, tmp_path / "x.beton")
     partial = tmp_path / "x.beton.partial"
