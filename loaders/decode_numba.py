@@ -130,12 +130,18 @@ def _resize(pixels: np.ndarray, top: int, left: int, row: np.ndarray, square: np
         for x in range(size):
             red = green = blue = half
             at, to = 3 * (left + first[x]), columns[x]
-            for t in range(number[x]):
-                weight = weights[x, t]
-                red += weight * line[at]
-                green += weight * line[at + 1]
-                blue += weight * line[at + 2]
-                at += 3
+            if number[x] == 2:  # enlarging, as small windows are
+                one, two = weights[x, 0], weights[x, 1]
+                red += one * line[at] + two * line[at + 3]
+                green += one * line[at + 1] + two * line[at + 4]
+                blue += one * line[at + 2] + two * line[at + 5]
+            else:
+                for t in range(number[x]):
+                    weight = weights[x, t]
+                    red += weight * line[at]
+                    green += weight * line[at + 1]
+                    blue += weight * line[at + 2]
+                    at += 3
             into[to], into[to + 1], into[to + 2] = red >> _BITS, green >> _BITS, blue >> _BITS
 
     sums = np.empty(3 * size, np.int32)
