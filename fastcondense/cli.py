@@ -17,6 +17,9 @@ import torch
 import tyro
 
 from . import __version__, recipe, stages
+from .loaders.pack import Packing
+from .log import Log
+from .pack import PackOptions, pack_folders
 from .recipe import Recipe
 from .run import Run
 from .squeeze import squeeze
@@ -79,8 +82,11 @@ def _main(arguments: list[str]) -> int:
         return 0
     if command == "bench":
         return _bench(rest)
+    if command == "pack":
+        pack_folders(_parse_pack(rest), Log())
+        return 0
     if command not in COMMANDS:
-        near = difflib.get_close_matches(command, COMMANDS, 1, 0.0)[0]
+        near = difflib.get_close_matches(command, [*COMMANDS, "pack", "bench"], 1, 0.0)[0]
         raise ValueError(f"there is no command {command!r}; the nearest is {near!r}")
     options = _parse(command, rest)
     stage, _ = COMMANDS[command]
@@ -110,6 +116,7 @@ def _usage() -> str:
         "usage: fastcondense COMMAND --recipe NAME-or-FILE [--data DIR] [--out DIR] [--seed N] [--FIELD VALUE ...]\n\n"
         + "\n".join(lines)
         + "\n  recipes   list the recipes"
+        + "\n  pack      --data DIR --out FILE.beton or DIR: image folders into files that the ffcv loader reads"
         + "\n  bench     run a benchmark of a checkout: bench loaders --data DIR\n\n"
         + "fastcondense COMMAND --recipe NAME --help lists every FIELD and its value in that recipe.\n"
     )
@@ -131,10 +138,21 @@ def _parse(command: str, arguments: list[str]) -> Options:
         args=arguments,
         return_unknown_args=True,
     )
-    if unknown:
-        near = difflib.get_close_matches(unknown[0].replace("_", "-"), _flags(), 1, 0.0)[0]
-        raise ValueError(f"unknown option {unknown[0]!r}; the nearest is {near!r}")
+    _refuse(unknown, _flags())
     return options
+
+
+def _parse_pack(arguments: list[str]) -> PackOptions:
+    options, unknown = tyro.cli(PackOptions, prog="fastcondense pack", args=arguments, return_unknown_args=True)
+    names = [field.name for kind in (PackOptions, Packing) for field in dataclasses.fields(kind)]
+    _refuse(unknown, [f"--{name}".replace("_", "-") for name in names])
+    return options
+
+
+def _refuse(unknown: list[str], flags: list[str]) -> None:
+    if unknown:
+        near = difflib.get_close_matches(unknown[0].replace("_", "-"), flags, 1, 0.0)[0]
+        raise ValueError(f"unknown option {unknown[0]!r}; the nearest is {near!r}")
 
 
 def _flags() -> list[str]:

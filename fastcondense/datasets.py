@@ -14,6 +14,7 @@ from zipfile import BadZipFile
 
 import numpy as np
 
+from .loaders.beton import read_beton
 from .loaders.folder import EXTENSIONS, index_folder
 from .recipe import Dataset
 from .rng import Stream
@@ -294,17 +295,14 @@ def _folder(data: Path, name: str) -> RealData:
 
 def is_packed(dataset: Dataset, data: Path) -> bool:
     """Whether the folder's train.beton and val.beton are read, not the image files that it may hold beside them."""
-    if not all((data / name).is_file() for name in _BETONS):
+    if not any((data / name).is_file() for name in _BETONS):
         return False
-    has_files = (data / "train").is_dir()
-    is_readable = find_spec("ffcv") is not None
-    return dataset.loader == "ffcv" or not has_files or (dataset.loader == "auto" and is_readable)
+    has_files, has_ffcv = (data / "train").is_dir(), find_spec("ffcv") is not None
+    return dataset.loader == "ffcv" or not has_files or (dataset.loader == "auto" and has_ffcv)
 
 
 def _packed(data: Path, name: str) -> RealData:
-    from .loaders.beton import read_beton
-
-    train, test = (read_beton(data / part) for part in _BETONS)
+    train, test = (read_beton(_required(data / part)) for part in _BETONS)
     if train.sidecar.classes != test.sidecar.classes:
         odd = sorted(set(train.sidecar.classes) ^ set(test.sidecar.classes))
         detail = f"{odd[0]!r} is in one of them only" if odd else "they are in another order"

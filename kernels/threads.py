@@ -25,8 +25,11 @@ NUM_CHUNKS = 64
 
 def launch(function: Callable[..., Any], *arguments: Tensor | int | float | bool) -> None:
     """Calls a `kernel`: tensors are passed as numpy views of their memory, everything else as it is."""
-    numba.set_num_threads(min(torch.get_num_threads(), numba.config.NUMBA_NUM_THREADS))
+    threads = torch.get_num_threads()
+    numba.set_num_threads(min(threads, numba.config.NUMBA_NUM_THREADS))
     function(*(array(value) if isinstance(value, Tensor) else value for value in arguments))
+    if torch.get_num_threads() != threads:  # numba's first launch sets the shared pool to all cores
+        torch.set_num_threads(threads)
 
 
 def array(x: Tensor) -> np.ndarray:

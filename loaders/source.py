@@ -1,4 +1,4 @@
-"""What every loader of real images offers, and what it is asked for. Windows come from outside: no loader draws them.
+"""What every loader of real images offers, and what it is asked. Windows come from outside: no loader draws numbers.
 
 A loader yields the batches that it is given, in that order, so the order of an epoch, its split among ranks and the
 place where it resumes are the caller's, and the same for all backends.

@@ -25,7 +25,7 @@ COUNT = 22
 def ffcv_loader(files, workers, folder):
     """The files packed as they are."""
     pytest.importorskip("ffcv", reason="FFCV is not installed")
-    FFCVLoader = pytest.importorskip("fastcondense.loaders.ffcv").FFCVLoader
+    from fastcondense.loaders.ffcv import FFCVLoader
     from fastcondense.loaders.pack import Packing, pack
 
     out = folder / "x.beton"
