@@ -26,12 +26,12 @@ and the squares' corners in them."""
 
 
 def is_for_dali(file: ImageFile, cut: Cut, window: np.ndarray) -> bool:
-    """Whether a file is a complete JPEG in YCbCr, and its window not empty and inside it.
+    """Whether a file is a complete grey or YCbCr JPEG, and its window not empty and inside it.
 
     A window outside makes DALI read memory that is not its own. Pillow refuses a JPEG that ends early; DALI may not.
     """
     header = file.header
-    if header.format != "JPEG" or header.mode != "RGB" or header.info.get("adobe_transform") == 0:
+    if header.format != "JPEG" or header.mode not in ("RGB", "L") or header.info.get("adobe_transform") == 0:
         return False
     if not file.data.endswith(b"\xff\xd9"):
         return False
