@@ -205,12 +205,14 @@ def main() -> None:
     device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
     passes = make_passes(options, device)
     speeds: dict[tuple[str, str], list[float]] = {key: [] for key in passes}
+    counts: dict[tuple[str, str], int] = {}
     busy: dict[tuple[str, str], list[float]] = {key: [] for key in passes}
     for number in range(options.rounds + 1):  # the first one compiles, starts workers and fills the file cache
         for key, run in passes.items():
             start, busy_start = time.perf_counter(), time.process_time()
             count = run(number)
             finish()
+            counts[key] = count
             if device.type == "cuda":
                 torch.cuda.synchronize()
             if number:
@@ -229,7 +231,7 @@ def main() -> None:
             "variant": name,
             "crops": kind,
             "data": options.data.name,
-            "images": options.images,
+            "images": counts[name, kind],
             "size": SIZE,
             "batch_size": options.batch_size,
             "workers": options.workers,
