@@ -6,6 +6,7 @@ import argparse
 import dataclasses
 import difflib
 import os
+import subprocess
 import sys
 import traceback
 from dataclasses import dataclass
@@ -16,6 +17,9 @@ import torch
 import tyro
 
 from . import __version__, recipe, stages
+from .loaders.pack import Packing
+from .log import Log
+from .pack import PackOptions, pack_folders
 from .recipe import Recipe
 from .run import Run
 from .squeeze import squeeze
@@ -76,8 +80,13 @@ def _main(arguments: list[str]) -> int:
     if command == "recipes":
         sys.stdout.write("\n".join(recipe.names()) + "\nAppend -ipc<n> for another number of images per class.\n")
         return 0
+    if command == "bench":
+        return _bench(rest)
+    if command == "pack":
+        pack_folders(_parse_pack(rest), Log())
+        return 0
     if command not in COMMANDS:
-        near = difflib.get_close_matches(command, COMMANDS, 1, 0.0)[0]
+        near = difflib.get_close_matches(command, [*COMMANDS, "pack", "bench"], 1, 0.0)[0]
         raise ValueError(f"there is no command {command!r}; the nearest is {near!r}")
     options = _parse(command, rest)
     stage, _ = COMMANDS[command]
@@ -90,12 +99,25 @@ def _main(arguments: list[str]) -> int:
     return 0
 
 
+def _bench(arguments: list[str]) -> int:
+    """Runs benchmarks/NAME.py, which is in a checkout of the repository alone, with the other arguments."""
+    root = Path(__file__).resolve().parents[1]
+    names = sorted(path.stem for path in (root / "benchmarks").glob("*.py"))
+    if not names:
+        raise ValueError("bench needs a checkout of the repository (git clone, pip install -e .): it runs benchmarks/")
+    if not arguments or arguments[0] not in names:
+        raise ValueError(f"bench needs the name of a benchmark: {', '.join(names)}")
+    return subprocess.run([sys.executable, root / "benchmarks" / f"{arguments[0]}.py", *arguments[1:]]).returncode
+
+
 def _usage() -> str:
     lines = [f"  {name:10}{text}" for name, (_, text) in COMMANDS.items()]
     return (
         "usage: fastcondense COMMAND --recipe NAME-or-FILE [--data DIR] [--out DIR] [--seed N] [--FIELD VALUE ...]\n\n"
         + "\n".join(lines)
-        + "\n  recipes   list the recipes\n\n"
+        + "\n  recipes   list the recipes"
+        + "\n  pack      --data DIR --out FILE.beton or DIR: image folders into files that the ffcv loader reads"
+        + "\n  bench     run a benchmark of a checkout: bench loaders --data DIR\n\n"
         + "fastcondense COMMAND --recipe NAME --help lists every FIELD and its value in that recipe.\n"
     )
 
@@ -116,10 +138,21 @@ def _parse(command: str, arguments: list[str]) -> Options:
         args=arguments,
         return_unknown_args=True,
     )
-    if unknown:
-        near = difflib.get_close_matches(unknown[0].replace("_", "-"), _flags(), 1, 0.0)[0]
-        raise ValueError(f"unknown option {unknown[0]!r}; the nearest is {near!r}")
+    _refuse(unknown, _flags())
     return options
+
+
+def _parse_pack(arguments: list[str]) -> PackOptions:
+    options, unknown = tyro.cli(PackOptions, prog="fastcondense pack", args=arguments, return_unknown_args=True)
+    names = [field.name for kind in (PackOptions, Packing) for field in dataclasses.fields(kind)]
+    _refuse(unknown, [f"--{name}".replace("_", "-") for name in names])
+    return options
+
+
+def _refuse(unknown: list[str], flags: list[str]) -> None:
+    if unknown:
+        near = difflib.get_close_matches(unknown[0].replace("_", "-"), flags, 1, 0.0)[0]
+        raise ValueError(f"unknown option {unknown[0]!r}; the nearest is {near!r}")
 
 
 def _flags() -> list[str]:

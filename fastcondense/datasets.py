@@ -7,34 +7,40 @@ from __future__ import annotations
 
 import pickle
 from dataclasses import dataclass, replace
+from importlib.util import find_spec
 from pathlib import Path
 from typing import Any
 from zipfile import BadZipFile
 
 import numpy as np
 
+from .loaders.beton import read_beton
 from .loaders.folder import EXTENSIONS, index_folder
 from .recipe import Dataset
 from .rng import Stream
 
+_BETONS = ("train.beton", "val.beton")
 CIFAR10_CLASSES = tuple("airplane automobile bird cat deer dog frog horse ship truck".split())
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, eq=False)
 class Split:
-    """Labels int64 [N], and either images uint8 [N, H, W, 3] in memory or N files."""
+    """Labels int64 [N], and images uint8 [N, H, W, 3] in memory, or N files, or N rows of a .beton file."""
 
     labels: np.ndarray
     images: np.ndarray | None = None
     files: tuple[Path, ...] = ()
+    beton: Path | None = None
+    rows: np.ndarray | None = None
 
     def __len__(self) -> int:
         return len(self.labels)
 
     def take(self, ids: np.ndarray) -> Split:
         """The samples `ids`, in that order."""
-        images = None if self.images is None else self.images[ids]
-        return Split(self.labels[ids], images, tuple(self.files[i] for i in ids) if self.files else ())
+        images, rows = (None if part is None else part[ids] for part in (self.images, self.rows))
+        files = tuple(self.files[i] for i in ids) if self.files else ()
+        return Split(self.labels[ids], images, files, self.beton, rows)
 
 
 @dataclass(frozen=True)
@@ -70,6 +76,9 @@ def load(dataset: Dataset, data: Path | None) -> RealData:
             raise ValueError(f"there is no folder {data}")
         if not any(data.iterdir()):
             raise ValueError(f"folder {data} is empty")
+        if dataset.name == "folder" and is_packed(dataset, data):
+            real = _packed(data, dataset.name)
+            return _only(real, dataset.classes) if dataset.classes else real
         reader = {"cifar10": _cifar, "cifar100": _cifar, "tiny-imagenet": _tiny_imagenet, "folder": _folder}
         real = reader[dataset.name](data, dataset.name)
     return _only(real, dataset.classes) if dataset.classes else real
@@ -279,3 +288,24 @@ def _folder(data: Path, name: str) -> RealData:
     is_test = np.zeros(len(files), dtype=bool)
     is_test[held] = True
     return RealData(name, classes, whole.take(np.flatnonzero(~is_test)), whole.take(np.flatnonzero(is_test)))
+
+
+# --- packed images ---------------------------------------------------------------------------------------------------
+
+
+def is_packed(dataset: Dataset, data: Path) -> bool:
+    """Whether the folder's train.beton and val.beton are read, not the image files that it may hold beside them."""
+    if not any((data / name).is_file() for name in _BETONS):
+        return False
+    has_files, has_ffcv = (data / "train").is_dir(), find_spec("ffcv") is not None
+    return dataset.loader == "ffcv" or not has_files or (dataset.loader == "auto" and has_ffcv)
+
+
+def _packed(data: Path, name: str) -> RealData:
+    train, test = (read_beton(_required(data / part)) for part in _BETONS)
+    if train.sidecar.classes != test.sidecar.classes:
+        odd = sorted(set(train.sidecar.classes) ^ set(test.sidecar.classes))
+        detail = f"{odd[0]!r} is in one of them only" if odd else "they are in another order"
+        raise ValueError(f"{_BETONS[0]} and {_BETONS[1]} in {data} differ in their classes: {detail}")
+    splits = (Split(packed.labels, beton=packed.path, rows=np.arange(len(packed))) for packed in (train, test))
+    return RealData(name, train.sidecar.classes, *splits)

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 from collections.abc import Iterator
 from dataclasses import dataclass
-from functools import partial
 
 import numpy as np
 import torch
@@ -13,10 +12,15 @@ from torch import Tensor
 
 from .datasets import Split
 from .kernels.crop import crop
-from .loaders.folder import cut_center, cut_window, folder_batches
+from .loaders.folder import cut_center
+from .loaders.prefetch import on_device
+from .loaders.source import Centered, Windowed
 from .recipe import Dataset
 from .rng import Stream
+from .sources import open_source
 from .windows import Views, windows
+
+_KEPT_BYTES = 2 << 30
 
 
 @dataclass(frozen=True)
@@ -54,46 +58,101 @@ def split_batches(order: np.ndarray, batch_size: int) -> list[np.ndarray]:
     return np.split(order, bounds[1:])
 
 
-def _cut_view(sample: int, image: Image.Image, *, stream: Stream, views: Views, epoch: int, size: int) -> Image.Image:
-    window = windows(stream, views, sample, epoch, image.height, image.width)[0]
-    return cut_window(image, window, size)
+def shares(batches: list[np.ndarray], rank: int, world: int) -> list[np.ndarray]:
+    """Each batch's share of `rank` among `world` ranks: in order of rank they make up the batch.
 
-
-def _cut_square(sample: int, image: Image.Image, *, resize: int, size: int) -> Image.Image:  # noqa: ARG001
-    return cut_center(image, resize, size)
+    Raises ValueError if a batch has fewer samples than there are ranks.
+    """
+    if len(shortest := min(batches, key=len)) < world:
+        raise ValueError(f"a batch of {len(shortest)} images cannot be shared by {world} ranks; change the batch size")
+    return [np.array_split(batch, world)[rank] for batch in batches]
 
 
 def training_batches(
-    split: Split, dataset: Dataset, views: Views, stream: Stream, epoch: int, batch_size: int, device: torch.device
+    split: Split,
+    dataset: Dataset,
+    views: Views,
+    stream: Stream,
+    epoch: int,
+    batch_size: int,
+    device: torch.device,
+    *,
+    rank: int = 0,
+    world: int = 1,
+    first_batch: int = 0,
 ) -> Iterator[tuple[Tensor, Tensor]]:
-    """One epoch of normalised views [B, 3, S, S] and labels [B]. Order and windows depend on (stream, epoch) alone."""
+    """One epoch of normalised views [B, 3, S, S] and labels [B]. Order and windows depend on (stream, epoch) alone.
+
+    Of every batch of `batch_size` images, `rank` gets its share; the epoch begins with batch number `first_batch`.
+    With dataset.on_error "skip", images that cannot be read are missing.
+    """
     normalize, size = Normalization.of(dataset, device), dataset.image_size
     order = stream.permutation(len(split), epoch)
+    batches = shares(split_batches(order, batch_size), rank, world)[first_batch:]
     labels = torch.from_numpy(split.labels).to(device)
     if split.images is None:
-        cut = partial(_cut_view, stream=stream, views=views, epoch=epoch, size=size)
-        for pixels, file_ids in folder_batches(split.files, split_batches(order, batch_size), cut, dataset.workers):
-            yield normalize(pixels.to(device)), labels[file_ids.to(device)]
+        source = open_source(split, dataset, device)
+        cut = Windowed(size, lambda ids, heights, widths: windows(stream, views, ids, epoch, heights, widths))
+        for pixels, ids in on_device(source.loader.batches(batches, cut, source.faults), device):
+            yield normalize(pixels), labels[ids.to(device)]
         return
     _, height, width, _ = split.images.shape
-    for ids in split_batches(order, batch_size):
-        table = torch.from_numpy(windows(stream, views, ids, epoch, height, width))
-        pixels = torch.from_numpy(split.images[ids]).to(device).permute(0, 3, 1, 2)
+    for batch in batches:
+        table = torch.from_numpy(windows(stream, views, batch, epoch, height, width))
+        pixels = torch.from_numpy(split.images[batch]).to(device).permute(0, 3, 1, 2)
         x = crop(pixels, table, size, gain=normalize.gain, offset=normalize.offset)
-        yield x, labels[torch.from_numpy(ids).to(device)]
+        yield x, labels[torch.from_numpy(batch).to(device)]
 
 
-def squares(split: Split, dataset: Dataset) -> Tensor:
-    """Every image of the split as the evaluation transform sees it: uint8 [N, 3, S, S] on the host."""
-    size = dataset.image_size
-    if split.images is not None and split.images.shape[1:3] == (size, size) and dataset.resize == size:
-        return torch.from_numpy(split.images).permute(0, 3, 1, 2).contiguous()
-    if split.images is not None:
-        made = [cut_center(Image.fromarray(image), dataset.resize, size) for image in split.images]
-        return torch.from_numpy(np.stack([np.asarray(image) for image in made])).permute(0, 3, 1, 2).contiguous()
-    cut = partial(_cut_square, resize=dataset.resize, size=size)
-    result = torch.empty(len(split), 3, size, size, dtype=torch.uint8)
-    batches = split_batches(np.arange(len(split)), 64)
-    for batch, batch_ids in folder_batches(split.files, batches, cut, dataset.workers):
-        result[batch_ids] = batch
-    return result
+def square_batches(
+    split: Split, dataset: Dataset, device: torch.device, batch_size: int = 128
+) -> Iterator[tuple[Tensor, Tensor]]:
+    """The split as the evaluation transform sees it, in order: uint8 [B, 3, S, S] and sample ids [B] on `device`.
+
+    With dataset.on_error "skip", images that cannot be read are missing.
+    """
+    size, batches = dataset.image_size, np.split(np.arange(len(split)), range(batch_size, len(split), batch_size))
+    if split.images is None:
+        source = open_source(split, dataset, device)
+        made = source.loader.batches(batches, Centered(size, dataset.resize), source.faults)
+        yield from ((pixels, ids.to(device)) for pixels, ids in on_device(made, device))
+        return
+    is_square = split.images.shape[1:3] == (size, size) and dataset.resize == size
+    for ids in batches:
+        images = split.images[ids]
+        if not is_square:
+            cuts = (cut_center(Image.fromarray(image), dataset.resize, size) for image in images)
+            images = np.stack([np.asarray(cut) for cut in cuts])
+        yield torch.from_numpy(images).permute(0, 3, 1, 2).to(device), torch.from_numpy(ids).to(device)
+
+
+def squares(split: Split, dataset: Dataset, device: torch.device) -> tuple[Tensor, Tensor]:
+    """All of `square_batches` on the host: uint8 [N, 3, S, S], contiguous, and the ids of those that could be read."""
+    result = torch.empty(len(split), 3, dataset.image_size, dataset.image_size, dtype=torch.uint8)
+    ids: list[Tensor] = []
+    count = 0
+    for pixels, batch in square_batches(split, dataset, device):
+        result[count : count + len(batch)] = pixels
+        count += len(batch)
+        ids.append(batch.cpu())
+    return result[:count], torch.cat(ids) if ids else torch.zeros(0, dtype=torch.int64)
+
+
+class EvaluationImages:
+    """A split as the evaluation transform sees it, batch by batch: kept on the host if it is small, else read anew."""
+
+    def __init__(self, split: Split, dataset: Dataset, device: torch.device):
+        self.split, self.dataset, self.device = split, dataset, device
+        self.is_small = 3 * dataset.image_size**2 * len(split) <= _KEPT_BYTES
+        self._kept: tuple[Tensor, Tensor] | None = None
+
+    def batches(self, batch_size: int) -> Iterator[tuple[Tensor, Tensor]]:
+        """uint8 [B, 3, S, S] and labels int64 [B] on the device."""
+        labels = torch.from_numpy(self.split.labels).to(self.device)
+        if not self.is_small:
+            made = square_batches(self.split, self.dataset, self.device, batch_size)
+            yield from ((pixels, labels[ids]) for pixels, ids in made)
+            return
+        self._kept = self._kept or squares(self.split, self.dataset, self.device)
+        for pixels, ids in zip(*(part.split(batch_size) for part in self._kept), strict=True):
+            yield pixels.to(self.device), labels[ids.to(self.device)]

@@ -40,7 +40,11 @@ class Dataset:
     classes: tuple[str, ...] = ()
     """Only these classes, in this order; empty takes all, in the data set's own order."""
     workers: int = 2
-    """Processes that decode image files."""
+    """Threads that decode images."""
+    loader: Literal["auto", "ffcv", "dali", "folder"] = "auto"
+    """What reads the images: ffcv needs packed ones, dali and folder (Pillow) read files. They differ by rounding."""
+    on_error: Literal["raise", "skip"] = "raise"
+    """A file that cannot be read ends the run, or it is left out and listed in the log."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -203,7 +207,9 @@ class Recipe:
     def parts(self, *names: str) -> dict[str, Any]:
         """The named parts as a JSON-like tree (all that decides results, if none is named)."""
         tree = json.loads(json.dumps(dataclasses.asdict(self)))
-        del tree["name"], tree["dataset"]["workers"]
+        del tree["name"]
+        for key in ("workers", "loader", "on_error"):
+            del tree["dataset"][key]
         return {name: tree[name] for name in names} if names else tree
 
     def sha256(self, *names: str) -> str:

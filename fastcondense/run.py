@@ -17,12 +17,13 @@ import torch
 from torch import Tensor
 
 from . import datasets
-from .datasets import RealData
+from .datasets import RealData, Split
 from .files import write_atomic, write_json
 from .log import Log
-from .real import Normalization, squares
+from .real import EvaluationImages, Normalization, squares
 from .recipe import RECOVER_PARTS, SQUEEZE_PARTS, Recipe
 from .rng import Stream
+from .sources import choose, skipped
 from .teacher import Teacher
 
 
@@ -44,6 +45,7 @@ class Run:
     log: Log = field(default_factory=Log)
     teachers: list[Teacher] = field(default_factory=list)
     """Those that `squeeze` has made or read in this process."""
+    _skipped: set[str] = field(default_factory=set)
 
     def open(self) -> None:
         """Checks the data, then makes the run's folder with its recipe, environment and log."""
@@ -51,17 +53,20 @@ class Run:
         needed = [name for name in self.recipe.evaluate.baselines if name.startswith("random")]
         if needed:
             self.real.check_counts(self.recipe.ipc, f"baseline {needed[0]} at ipc {self.recipe.ipc}")
+        loader, reason = choose(self.real.train, self.recipe.dataset, self.device)
         self.real.check_counts(max(1, self.recipe.squeeze.gate_images), "the teacher gate (squeeze.gate_images)")
         self.out.mkdir(parents=True, exist_ok=True)
         if not (self.out / "recipe.toml").exists():
             self.record()
         self.log.path = self.out / "log.jsonl"
+        self.log.say(f"loader: {loader}; {reason}")
         self.log.event("start", recipe=self.recipe.name, sha256=self.recipe.sha256(), versions=self.versions())
 
     def record(self) -> None:
         """Writes recipe.toml and environment.json; a recipe that a stage refuses must not replace what is there."""
         write_atomic(self.out / "recipe.toml", self.recipe.to_toml().encode())
-        write_json(self.out / "environment.json", self.versions() | {"device": str(self.device)})
+        loader, _ = choose(self.real.train, self.recipe.dataset, self.device)
+        write_json(self.out / "environment.json", self.versions() | {"device": str(self.device), "loader": loader})
 
     def identity(self, stage: str) -> dict[str, Any]:
         """The settings that decide what `stage` ("squeeze" or "recover") makes."""
@@ -77,22 +82,25 @@ class Run:
         return Normalization.of(self.recipe.dataset, self.device)
 
     @cached_property
-    def test_squares(self) -> Tensor:
-        """The test split as the evaluation transform sees it: uint8 [N, 3, S, S] on the host."""
-        return squares(self.real.test, self.recipe.dataset)
-
-    @cached_property
-    def test_labels(self) -> Tensor:
-        """int64 [N] on the host."""
-        return torch.from_numpy(self.real.test.labels)
+    def test_images(self) -> EvaluationImages:
+        """The test split as the evaluation transform sees it."""
+        return EvaluationImages(self.real.test, self.recipe.dataset, self.device)
 
     def real_images(self, count: int, purpose: str, seed: int) -> tuple[Tensor, Tensor]:
         """`count` random real training images a class, by class: uint8 [classes * count, 3, S, S], int64 labels."""
         split = self.real.train
         order = Stream(seed, purpose).permutation(len(split))
-        chosen = [order[split.labels[order] == label][:count] for label in range(len(self.real.classes))]
-        ids = np.concatenate(chosen)
-        return squares(split.take(ids), self.recipe.dataset), torch.from_numpy(split.labels[ids])
+        while True:
+            chosen = [order[split.labels[order] == label][:count] for label in range(len(self.real.classes))]
+            ids = np.concatenate(chosen)
+            if len(ids) < count * len(chosen):
+                raise ValueError(f"{purpose} needs {count} training images a class; too many of them cannot be read")
+            taken = split.take(ids)
+            pixels, read = squares(taken, self.recipe.dataset, self.device)
+            if len(read) == len(ids):
+                return pixels, torch.from_numpy(split.labels[ids])
+            self.report_skipped(taken)
+            order = order[~np.isin(order, np.delete(ids, read))]
 
     @contextlib.contextmanager
     def stopwatch(self) -> Iterator[Stopwatch]:
@@ -104,15 +112,34 @@ class Run:
         watch.seconds = time.monotonic() - start
 
     def report_epoch(self, what: str, entry: dict[str, float], epochs: int) -> None:
-        """One line for an evaluated epoch."""
+        """One line for an evaluated epoch, and for every file that was skipped."""
+        self.report_skipped(self.real.train, self.real.test)
         self.log.event("epoch", what=what, **entry)
         text = f"{what}: epoch {entry['epoch']:.0f} of {epochs}, loss {entry['loss']:.4f}, top-1 {entry['top1']:.1f} %"
         self.log.console.print(text, markup=False)
 
+    def report_skipped(self, *splits: Split) -> None:
+        """Says which files were left out (dataset.on_error "skip"), each once."""
+        for split in splits:
+            for reason in skipped(split).values():
+                if reason not in self._skipped:
+                    self._skipped.add(reason)
+                    self.log.say(f"skipped: {reason}")
+
     @staticmethod
     def versions() -> dict[str, str]:
         """What the numbers were made with."""
-        packages = ("fastcondense", "torch", "torchvision", "timm", "numpy", "triton", "ffcv")
+        packages = (
+            "fastcondense",
+            "torch",
+            "torchvision",
+            "timm",
+            "numpy",
+            "triton",
+            "pillow",
+            "ffcv",
+            "nvidia-dali-cuda130",
+        )
         found = {"python": platform.python_version()}
         for package in packages:
             with contextlib.suppress(PackageNotFoundError):

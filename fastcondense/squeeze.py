@@ -143,7 +143,7 @@ def _train(run: Run, net: nn.Module, number: int, architecture: str, checkpoint:
         recipe.squeeze,
         batches,
         F.cross_entropy,
-        lambda net: score(net, run.test_squares, run.test_labels, run.normalize),
+        lambda net: score(net, run.test_images, run.normalize),
         Stream(recipe.seed, f"squeeze/dropout/{number}"),
         checkpoint,
         lambda entry: run.report_epoch(f"teacher {architecture}", entry, recipe.squeeze.epochs),
@@ -162,16 +162,17 @@ def _gate(run: Run, teacher: Teacher) -> float:
 
 def _accuracy(run: Run, teacher: Teacher) -> float:
     """Says and returns the teacher's top-1 on the test split, in per cent."""
-    right, right_of_all, labels = 0, 0, run.test_labels
+    count = right = right_of_all = 0
     outputs = teacher.outputs.cpu()
-    for pixels, wanted in zip(run.test_squares.split(128), labels.split(128), strict=True):
+    for pixels, labels in run.test_images.batches(128):
         with torch.no_grad():
-            logits: Tensor = teacher(run.normalize(pixels.to(run.device)))[0].cpu()
-        right += int((logits[:, outputs].argmax(1) == wanted.cpu()).sum())
-        right_of_all += int((logits.argmax(1) == outputs[wanted.cpu()]).sum())
-    top1, top1_of_all = 100 * right / len(labels), 100 * right_of_all / len(labels)
+            logits: Tensor = teacher(run.normalize(pixels))[0].cpu()
+        count += len(labels)
+        right += int((logits[:, outputs].argmax(1) == labels.cpu()).sum())
+        right_of_all += int((logits.argmax(1) == outputs[labels.cpu()]).sum())
+    top1, top1_of_all = 100 * right / count, 100 * right_of_all / count
     more = (
         f"; {top1_of_all:.1f} % among all {teacher.num_outputs} outputs" if teacher.num_outputs > len(outputs) else ""
     )
-    run.log.say(f"teacher {teacher.name}: {top1:.1f} % top-1 on {len(labels)} test images{more}")
+    run.log.say(f"teacher {teacher.name}: {top1:.1f} % top-1 on {count} test images{more}")
     return top1

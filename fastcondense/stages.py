@@ -137,7 +137,7 @@ def evaluate(run: Run) -> dict[str, Any]:
         "epochs": recipe.train.epochs,
         "seed": recipe.seed,
         "seeds": recipe.train.seeds,
-        "test_images": len(run.test_labels),
+        "test_images": len(run.real.test),
         **condensed,
         "baselines": scores,
         "bytes": {

@@ -71,7 +71,7 @@ def last_score(run: Run, student: Student) -> dict[str, float]:
     net = zoo.build(metadata["architecture"], len(run.real.classes))
     net.load_state_dict(state)
     net = zoo.channels_last(net, run.device)
-    return score(net, run.test_squares, run.test_labels, run.normalize)
+    return score(net, run.test_images, run.normalize)
 
 
 def _student(run: Run, arm: str, number: int, condensed: CondensedSet, teachers: Sequence[Teacher]) -> Student:
@@ -88,7 +88,7 @@ def _student(run: Run, arm: str, number: int, condensed: CondensedSet, teachers:
     def evaluate(net: torch.nn.Module) -> dict[str, float]:
         nonlocal evaluating
         with run.stopwatch() as watch:
-            result = score(net, run.test_squares, run.test_labels, run.normalize)
+            result = score(net, run.test_images, run.normalize)
         evaluating += watch.seconds
         return result
 

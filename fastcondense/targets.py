@@ -42,7 +42,7 @@ def complete(run: Run, teacher: Teacher, folder: Path) -> None:
         batches = training_batches(run.real.train, run.recipe.dataset, run.recipe.squeeze, stream, 0, size, run.device)
         rounds = run.log.track(range(len(split_batches(np.arange(len(run.real.train)), size))), "target statistics")
         with run.stopwatch() as watch:
-            collected = collect(teacher, (views for _, (views, _) in zip(rounds, batches, strict=True)))
+            collected = collect(teacher, (views for _, (views, _) in zip(rounds, batches, strict=False)))
         tensors = {f"{name}/{k}": vector for name in names for k, vector in enumerate(collected[name])}
         write_tensors(path, tensors, {"seconds": f"{watch.seconds:.3f}", "identity": json.dumps(identity)})
         run.log.event("targets", teacher=teacher.name, layers=len(names), seconds=watch.seconds)

@@ -1,17 +1,25 @@
-"""Images of one folder a class, decoded by Pillow: the dependency-light loader, and the truth for tests of others."""
+"""Image files decoded by Pillow: the dependency-light loader, and the truth for tests of the others."""
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator, Sequence
+import io
+from collections import deque
+from collections.abc import Callable, Iterable, Iterator, Sequence
+from concurrent.futures import Future, ThreadPoolExecutor
+from dataclasses import dataclass
 from pathlib import Path
+from typing import Any, TypeVar
 
 import numpy as np
 import torch
 from PIL import Image, ImageChops, UnidentifiedImageError
-from torch.utils.data import DataLoader, Dataset
+from torch import Tensor
 
+from .source import Centered, Cut, Faults
+
+Item = TypeVar("Item")
 EXTENSIONS = frozenset((".jpg", ".jpeg", ".png", ".bmp", ".webp", ".ppm", ".tif", ".tiff", ".gif"))
-Cut = Callable[[int, Image.Image], Image.Image]  # (sample id, decoded image) -> the square that is wanted
+AHEAD = 2  # batches that are read, and as many that are decoded, before they are asked for
 
 
 def index_folder(root: Path) -> tuple[list[Path], np.ndarray, tuple[str, ...]]:
@@ -35,70 +43,179 @@ def index_folder(root: Path) -> tuple[list[Path], np.ndarray, tuple[str, ...]]:
     return files, np.array(labels, dtype=np.int64), tuple(folder.name for folder in folders)
 
 
+# --- one file --------------------------------------------------------------------------------------------------------
+
+
+@dataclass(frozen=True)
+class ImageFile:
+    """A file's bytes and what its header says; pixels are decoded when they are asked for."""
+
+    path: Path
+    data: bytes
+    header: Image.Image
+    """Opened lazily: size, mode and format are known."""
+
+    @staticmethod
+    def read(path: Path) -> ImageFile:
+        """Raises ValueError that names a file which is missing, empty or not an image."""
+        with _naming(path):
+            data = path.read_bytes()
+            return ImageFile(path, data, Image.open(io.BytesIO(data)))
+
+    def decode(self) -> Image.Image:
+        """The image in RGB, as it is stored: not turned by its EXIF orientation. Raises ValueError that names it."""
+        with _naming(self.path):
+            self.header.load()
+            return self.header if self.header.mode == "RGB" else self.header.convert("RGB")
+
+
+class _naming:
+    """Turns what Pillow raises into a ValueError of one line that names the file."""
+
+    def __init__(self, path: Path):
+        self.path = path
+
+    def __enter__(self) -> None:
+        pass
+
+    def __exit__(self, kind: Any, error: BaseException | None, trace: Any) -> None:
+        if isinstance(error, UnidentifiedImageError):
+            raise ValueError(f"{self.path} is not an image") from None
+        # SyntaxError: some broken PNG files
+        if isinstance(error, OSError | SyntaxError | Image.DecompressionBombError):
+            raise ValueError(f"{self.path} cannot be read: {error}") from None
+
+
 def decode(path: Path) -> Image.Image:
     """The image in RGB. Raises ValueError that names a file which is missing, truncated or not an image."""
-    try:
-        with Image.open(path) as image:
-            return image.convert("RGB")
-    except UnidentifiedImageError:
-        raise ValueError(f"{path} is not an image") from None
-    except (OSError, SyntaxError, Image.DecompressionBombError) as error:  # SyntaxError: some broken PNG files
-        raise ValueError(f"{path} cannot be read: {error}") from None
+    return ImageFile.read(path).decode()
 
 
-def cut_window(image: Image.Image, window: Sequence[int], size: int) -> Image.Image:
+def cut_window(image: Image.Image, window: Iterable[int], size: int) -> Image.Image:
     """Crop to the window (top, left, height, width, flip, roll_y, roll_x), resize to size x size, mirror, roll."""
     top, left, height, width, flip, roll_y, roll_x = (int(value) for value in window)
     square = image.crop((left, top, left + width, top + height)).resize((size, size), Image.Resampling.BILINEAR)
     square = square.transpose(Image.Transpose.FLIP_LEFT_RIGHT) if flip else square
-    return ImageChops.offset(square, roll_x, roll_y)  # circular
+    return ImageChops.offset(square, roll_x, roll_y) if roll_x or roll_y else square  # circular
+
+
+def resized(height: int, width: int, resize: int) -> tuple[int, int]:
+    """Height and width after the short side is resized to `resize`, rounded as torchvision's Resize does."""
+    long = int(resize * max(height, width) / min(height, width))
+    return (long, resize) if width <= height else (resize, long)
+
+
+def central(have: int, size: int) -> int:
+    """Where the central `size` of `have` pixels begin; negative if there are fewer. As torchvision's CenterCrop."""
+    # torchvision rounds a cut to even, and pads the smaller half first where the image is too small
+    return round((have - size) / 2) if have >= size else -((size - have) // 2)
 
 
 def cut_center(image: Image.Image, resize: int, size: int) -> Image.Image:
     """Short side to `resize`, then the central size x size square, as torchvision's Resize and CenterCrop."""
-    width, height = image.size
-    short, long = min(width, height), max(width, height)
-    other = int(resize * long / short)
-    width, height = (resize, other) if width <= height else (other, resize)
+    height, width = resized(image.height, image.width, resize)
     if image.size != (width, height):
         image = image.resize((width, height), Image.Resampling.BILINEAR)
-    # torchvision rounds a cut to even, and pads the smaller half first where the image is too small
-    top, left = (round((have - size) / 2) if have >= size else -((size - have) // 2) for have in (height, width))
+    top, left = central(height, size), central(width, size)
     return image.crop((left, top, left + size, top + size))
 
 
-class _Squares(Dataset):
-    def __init__(self, files: Sequence[Path], cut: Cut):
-        self.files, self.cut = files, cut
-
-    def __getitem__(self, sample: int) -> tuple[torch.Tensor | str, int]:
-        try:  # a worker's exception would reach the user wrapped in a traceback: pass its words on instead
-            square = self.cut(sample, decode(self.files[sample]))
-        except ValueError as error:
-            return str(error), sample
-        return torch.from_numpy(np.array(square)).permute(2, 0, 1), sample
+# --- many ------------------------------------------------------------------------------------------------------------
 
 
-def _collate(samples: list[tuple[torch.Tensor | str, int]]) -> tuple[torch.Tensor | str, torch.Tensor]:
-    squares, ids = zip(*samples, strict=True)
-    wrong = [square for square in squares if isinstance(square, str)]
-    return wrong[0] if wrong else torch.stack(squares), torch.tensor(ids)
+class Workers:
+    """Threads, or the caller's own if there are none. Pillow decodes and resizes without the interpreter's lock."""
+
+    def __init__(self, count: int):
+        self.pool = ThreadPoolExecutor(count, "decode") if count else None
+
+    def start(self, function: Callable[..., Item], *arguments: Any) -> Future[Item | ValueError]:
+        """Runs the function; its result, or the ValueError that it raised, comes with the future."""
+        if self.pool is not None:
+            return self.pool.submit(_attempt, function, *arguments)
+        done: Future[Item | ValueError] = Future()
+        done.set_result(_attempt(function, *arguments))
+        return done
+
+    def ahead(self, items: Iterable[Item]) -> Iterator[Item]:
+        """The items, each drawn AHEAD items before it is yielded: what it started runs meanwhile."""
+        drawn: deque[Item] = deque()
+        for item in items:
+            drawn.append(item)
+            if self.pool is None or len(drawn) > AHEAD:
+                yield drawn.popleft()
+        yield from drawn
+
+    def read(self, files: Sequence[Path], ids: Iterable[np.ndarray]) -> Iterator[tuple[np.ndarray, list[Any]]]:
+        """Every array of ids with its samples' ImageFile, or ValueError, a list."""
+        started = ((batch, [self.start(ImageFile.read, files[sample]) for sample in batch]) for batch in ids)
+        for batch, reads in self.ahead(started):
+            yield batch, [read.result() for read in reads]
 
 
-def folder_batches(
-    files: Sequence[Path], batches: Sequence[np.ndarray], cut: Cut, workers: int
-) -> Iterator[tuple[torch.Tensor, torch.Tensor]]:
-    """uint8 [B, 3, S, S] and sample ids int64 [B] for every array of sample ids in `batches`, in that order.
+def _attempt(function: Callable[..., Item], *arguments: Any) -> Item | ValueError:
+    try:
+        return function(*arguments)
+    except ValueError as error:
+        return error
 
-    Raises ValueError that names a file which cannot be read.
-    """
-    loader = DataLoader(
-        _Squares(files, cut),
-        batch_sampler=[[int(sample) for sample in batch] for batch in batches],
-        num_workers=min(workers, len(batches)),
-        collate_fn=_collate,
-    )
-    for squares, batch_ids in loader:
-        if isinstance(squares, str):
-            raise ValueError(squares)
-        yield squares, batch_ids
+
+def windows_of_files(files: Sequence[ImageFile | ValueError], batch: np.ndarray, cut: Cut) -> np.ndarray:
+    """Window table of a batch, int32 [B, 7]; rows of files that could not be read, and of Centered, are 0."""
+    table = np.zeros((len(batch), 7), dtype=np.int32)
+    read = [k for k, file in enumerate(files) if isinstance(file, ImageFile)]
+    if read and not isinstance(cut, Centered):
+        sizes = np.array([(files[k].header.height, files[k].header.width) for k in read])  # type: ignore[union-attr]
+        table[read] = cut.windows_of(batch[read], sizes[:, 0], sizes[:, 1])
+    return table
+
+
+def write_square(file: ImageFile, cut: Cut, window: np.ndarray, out: np.ndarray) -> None:
+    """Decodes and cuts the file into out, uint8 [size, size, 3]."""
+    image = file.decode()
+    if isinstance(cut, Centered):
+        out[...] = np.asarray(cut_center(image, cut.resize, cut.size))
+    else:
+        out[...] = np.asarray(cut_window(image, window, cut.size))
+
+
+def finished(
+    batch: np.ndarray, pixels: Tensor, outcomes: Sequence[Any], faults: Faults
+) -> tuple[Tensor, Tensor] | None:
+    """pixels [B, S, S, 3] as [b, 3, S, S] with the ids of those samples whose outcome is no error; None if none is."""
+    for sample, outcome in zip(batch, outcomes, strict=True):
+        if isinstance(outcome, ValueError):
+            faults.meet(int(sample), outcome)
+    kept = [k for k, outcome in enumerate(outcomes) if not isinstance(outcome, ValueError)]
+    if len(kept) < len(batch):
+        batch, pixels = batch[kept], pixels[kept]
+    return (pixels.permute(0, 3, 1, 2), torch.from_numpy(batch.astype(np.int64))) if kept else None
+
+
+class FolderLoader:
+    """Image files of any kind that Pillow reads, decoded by `workers` threads; a Loader (source.py)."""
+
+    def __init__(self, files: Sequence[Path], workers: int):
+        self.files, self.workers = tuple(files), Workers(workers)
+
+    def __len__(self) -> int:
+        return len(self.files)
+
+    def batches(self, ids: Sequence[np.ndarray], cut: Cut, faults: Faults) -> Iterator[tuple[Tensor, Tensor]]:
+        """See source.Loader. Batches are channels_last."""
+        started = (self._start(batch, files, cut) for batch, files in self.workers.read(self.files, ids))
+        for batch, pixels, outcomes in self.workers.ahead(started):
+            if result := finished(batch, pixels, [outcome.result() for outcome in outcomes], faults):
+                yield result
+
+    def _start(self, batch: np.ndarray, files: list[Any], cut: Cut) -> tuple[np.ndarray, Tensor, list[Future[Any]]]:
+        pixels = torch.empty(len(batch), cut.size, cut.size, 3, dtype=torch.uint8)
+        table, slots = windows_of_files(files, batch, cut), pixels.numpy()
+        jobs = zip(files, table, slots, strict=True)
+        return batch, pixels, [self.workers.start(_write_if_read, file, cut, row, slot) for file, row, slot in jobs]
+
+
+def _write_if_read(file: ImageFile | ValueError, cut: Cut, window: np.ndarray, out: np.ndarray) -> None:
+    if isinstance(file, ValueError):
+        raise file
+    write_square(file, cut, window, out)

@@ -1,4 +1,4 @@
-"""What every loader of real images offers, and what it is asked for. Windows come from outside, never from a loader.
+"""What every loader of real images offers, and what it is asked. Windows come from outside: no loader draws numbers.
 
 A loader yields the batches that it is given, in that order, so the order of an epoch, its split among ranks and the
 place where it resumes are the caller's, and the same for all backends.
@@ -43,6 +43,12 @@ class Faults:
     policy: Literal["raise", "skip"] = "raise"
     skipped: dict[int, str] = field(default_factory=dict)
     """Reasons by sample id."""
+
+    def meet(self, sample: int, error: ValueError) -> None:
+        """Raises `error`, or lists it."""
+        if self.policy == "raise":
+            raise error
+        self.skipped[sample] = str(error)
 
 
 class Loader(Protocol):

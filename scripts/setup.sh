@@ -1,6 +1,6 @@
 #!/usr/bin/env bash
 # Makes .venv with fastcondense and what it needs; sourced or called by the other scripts. Safe to repeat: when nothing
-# changed it does nothing. Usage: scripts/setup.sh [EXTRA ...], e.g. scripts/setup.sh dev
+# changed it does nothing. Usage: scripts/setup.sh [EXTRA ...], e.g. scripts/setup.sh dev ffcv
 set -euo pipefail
 cd "$(dirname "${BASH_SOURCE[0]}")/.."
 
@@ -37,6 +37,21 @@ if ! python=$(find_python); then
         as_root apt-get install -y -qq --no-install-recommends python3.11 python3.11-venv
         python=$(find_python)
     fi
+fi
+
+# FFCV has no wheels: pip compiles it against OpenCV, libjpeg-turbo and Python's headers.
+can_compile_ffcv() {
+    pkg-config --exists opencv4 libturbojpeg && command -v g++ >/dev/null &&
+        [ -f "$("$python" -c 'import sysconfig; print(sysconfig.get_path("include"))')/Python.h" ]
+} 2>/dev/null
+if [[ " $extras " == *" ffcv "* ]] && ! can_compile_ffcv; then
+    if ! command -v apt-get >/dev/null; then
+        echo "setup: ffcv needs g++, pkg-config, Python's headers, OpenCV and libjpeg-turbo; install them and run this again" >&2
+        exit 1
+    fi
+    echo "setup: installing what ffcv is compiled against (700 MB)"
+    as_root apt-get update -qq
+    as_root apt-get install -y -qq --no-install-recommends g++ pkg-config libopencv-dev libturbojpeg0-dev python3-dev
 fi
 
 [ -x .venv/bin/python ] || "$python" -m venv .venv

@@ -304,3 +304,12 @@ def test_the_operating_systems_own_limit_on_files_is_one_line(tmp_path):
     assert done.returncode == 1 and done.stderr.strip().startswith("fastcondense: ")
     assert len(done.stderr.strip().split("\n")) == 1
     assert not list((tmp_path / "r").rglob("*.tmp"))
+
+
+def test_bench_runs_a_benchmark_of_the_checkout(capsys, monkeypatch):
+    assert main(["bench"]) == 1
+    assert "loaders" in said(capsys)
+    assert main(["bench", "loaders", "--help"]) == 0
+    monkeypatch.setattr("fastcondense.cli.__file__", "/nowhere/fastcondense/cli.py")
+    assert main(["bench", "loaders"]) == 1
+    assert "needs a checkout" in said(capsys)

@@ -10,7 +10,8 @@ import torch
 from PIL import Image
 
 from fastcondense.datasets import Split
-from fastcondense.loaders.folder import cut_center, cut_window, decode, folder_batches, index_folder
+from fastcondense.loaders.folder import FolderLoader, cut_center, cut_window, decode, index_folder
+from fastcondense.loaders.source import Centered, Faults, Windowed
 from fastcondense.real import Normalization, split_batches, squares, training_batches
 from fastcondense.recipe import Dataset
 from fastcondense.rng import Stream
@@ -28,8 +29,10 @@ def noise(width, height, seed=0):
     return Image.fromarray(rng.integers(0, 256, (height, width, 3), dtype=np.uint8))
 
 
-def whole(_sample, image):
-    return image
+def whole(_ids, heights, widths):
+    """Windows that take every image as it is."""
+    zero = heights * 0
+    return np.stack([zero, zero, heights, widths, zero, zero, zero], -1).astype(np.int32)
 
 
 def write_pngs(folder, count, size=(21, 17)):
@@ -142,7 +145,7 @@ def test_a_broken_file_is_one_line_that_names_it(tmp_path, name, workers):
     files = write_pngs(tmp_path, 5)
     files[3] = tmp_path / name
     files[3].write_bytes(broken_files()[name])
-    batches = folder_batches(files, split_batches(np.arange(5), 2), whole, workers)
+    batches = FolderLoader(files, workers).batches(split_batches(np.arange(5), 2), Windowed(21, whole), Faults())
     assert next(batches)[1].tolist() == [0, 1]
     with pytest.raises(ValueError, match=f"{files[3]} (is not an image|cannot be read)") as caught:
         next(batches)
@@ -152,7 +155,7 @@ def test_a_broken_file_is_one_line_that_names_it(tmp_path, name, workers):
 @pytest.mark.parametrize("workers", [0, 2])
 def test_a_file_that_vanished_is_named(tmp_path, workers):
     with pytest.raises(ValueError, match=r"gone\.png cannot be read"):
-        list(folder_batches([tmp_path / "gone.png"], [np.arange(1)], whole, workers))
+        list(FolderLoader([tmp_path / "gone.png"], workers).batches([np.arange(1)], Centered(8, 8), Faults()))
 
 
 def test_an_image_beyond_pillows_limit_is_named(tmp_path):
@@ -193,16 +196,69 @@ def test_index_folder_names_what_is_missing(tmp_path):
         index_folder(tmp_path)
 
 
-@pytest.mark.parametrize("workers", [0, 2])
-def test_folder_batches_keep_the_order_of_the_ids_and_the_last_is_partial(tmp_path, workers):
-    files = write_pngs(tmp_path, 7)
+@pytest.mark.parametrize("workers", [0, 1, 3])
+def test_batches_keep_the_order_of_the_ids_and_the_last_is_partial(tmp_path, workers):
+    loader = FolderLoader(write_pngs(tmp_path, 7, (21, 21)), workers)
     ids = np.array([4, 0, 6, 2, 2, 5, 1])
-    batches = list(folder_batches(files, np.split(ids, range(3, len(ids), 3)), whole, workers))
-    assert [batch_ids.tolist() for _, batch_ids in batches] == [[4, 0, 6], [2, 2, 5], [1]]
-    for pixels, batch_ids in batches:
-        assert pixels.dtype == torch.uint8 and pixels.shape == (len(batch_ids), 3, 17, 21)
-        for image, k in zip(pixels, batch_ids.tolist(), strict=True):
-            np.testing.assert_array_equal(image.permute(1, 2, 0).numpy(), np.asarray(noise(21, 17, k)))
+    assert len(loader) == 7
+    for _epoch in range(2):
+        batches = list(loader.batches(np.split(ids, range(3, len(ids), 3)), Windowed(21, whole), Faults()))
+        assert [batch_ids.tolist() for _, batch_ids in batches] == [[4, 0, 6], [2, 2, 5], [1]]
+        for pixels, batch_ids in batches:
+            assert pixels.dtype == torch.uint8 and pixels.shape == (len(batch_ids), 3, 21, 21)
+            assert pixels.is_contiguous(memory_format=torch.channels_last) and batch_ids.dtype == torch.int64
+            for image, k in zip(pixels, batch_ids.tolist(), strict=True):
+                np.testing.assert_array_equal(image.permute(1, 2, 0).numpy(), np.asarray(noise(21, 21, k)))
+
+
+@pytest.mark.parametrize("workers", [0, 2])
+def test_skipped_files_are_listed_and_the_others_come(tmp_path, workers):
+    files = write_pngs(tmp_path, 7, (21, 21))
+    for k, content in {1: b"", 4: b"<html>", 5: files[5].read_bytes()[:-300]}.items():
+        files[k].write_bytes(content)
+    faults = Faults("skip")
+    batches = FolderLoader(files, workers).batches(
+        [np.array(ids) for ids in ([1, 0, 2], [4, 5], [6, 3])], Centered(21, 21), faults
+    )
+    found = [(pixels, ids.tolist()) for pixels, ids in batches]
+    assert [ids for _, ids in found] == [[0, 2], [6, 3]]  # a batch that loses all its samples is not yielded
+    for pixels, ids in found:
+        for image, k in zip(pixels, ids, strict=True):
+            np.testing.assert_array_equal(image.permute(1, 2, 0).numpy(), np.asarray(noise(21, 21, k)))
+    assert sorted(faults.skipped) == [1, 4, 5]
+    assert all(str(files[k]) in reason for k, reason in faults.skipped.items())
+
+
+def test_windows_are_asked_for_once_a_batch_with_the_sizes_in_the_headers(tmp_path):
+    files, asked = [tmp_path / f"{width}x{height}.png" for width, height in SIZES], []
+    for file, (width, height) in zip(files, SIZES, strict=True):
+        noise(width, height).save(file)
+
+    def windows_of(ids, heights, widths):
+        asked.append((ids.tolist(), list(zip(widths.tolist(), heights.tolist(), strict=True))))
+        return whole(ids, heights, widths)
+
+    list(FolderLoader(files, 2).batches([np.array([3, 1]), np.array([0, 2, 7])], Windowed(8, windows_of), Faults()))
+    assert asked == [([3, 1], [SIZES[3], SIZES[1]]), ([0, 2, 7], [SIZES[0], SIZES[2], SIZES[7]])]
+
+
+def test_an_epoch_that_is_left_early_leaves_the_loader_usable(tmp_path):
+    loader = FolderLoader(write_pngs(tmp_path, 9, (21, 21)), 2)
+    ids = np.split(np.arange(9), 9)
+    for count in (1, 3):
+        batches = loader.batches(ids, Centered(21, 21), Faults())
+        for _ in range(count):
+            next(batches)
+    assert [int(batch[0]) for _, batch in loader.batches(ids, Centered(21, 21), Faults())] == list(range(9))
+
+
+def test_a_picture_turned_by_its_exif_tag_is_taken_as_it_is_stored(tmp_path):
+    image, exif = Image.linear_gradient("L").resize((24, 16)).convert("RGB"), Image.Exif()
+    exif[0x0112] = 6  # turn by 90 degrees to look at
+    image.save(tmp_path / "turned.jpg", quality=95, exif=exif)
+    decoded = decode(tmp_path / "turned.jpg")
+    assert decoded.size == (24, 16)
+    assert np.abs(np.asarray(decoded).astype(int) - np.asarray(image)).max() <= 3
 
 
 # --- real images -----------------------------------------------------------------------------------------------------
@@ -214,9 +270,9 @@ def test_squares_are_torchvisions_evaluation_pipeline(tmp_path, in_memory):
     files = write_pngs(tmp_path, 3, size)
     images = np.stack([np.asarray(noise(*size, k)) for k in range(3)]) if in_memory else None
     dataset = Dataset(image_size=28, resize=32, workers=0)
-    made = squares(Split(np.zeros(3, np.int64), images, () if in_memory else tuple(files)), dataset)
+    made, ids = squares(Split(np.zeros(3, np.int64), images, () if in_memory else tuple(files)), dataset, CPU)
     pipeline = transforms.Compose([transforms.Resize(32), transforms.CenterCrop(28), transforms.PILToTensor()])
-    assert made.dtype == torch.uint8
+    assert made.dtype == torch.uint8 and ids.tolist() == [0, 1, 2]
     assert torch.equal(made, torch.stack([pipeline(noise(*size, k)) for k in range(3)]))
 
 

@@ -1,0 +1,134 @@
+"""How far the loaders' pixels are apart on real images, and how far that moves a teacher's accuracy.
+
+    python benchmarks/loader_parity.py --data DIR [--teacher FILE] [--out FILE.jsonl]
+
+--data: a folder of <class>/<image>; it is packed as it is for FFCV. --teacher: FD-MobileNet 0.5 for ImageNet-1k
+(arXiv 1802.03750), whose classes are wnids, as the folders' names must be then.
+
+Each line of the result is one loader: mean and largest difference to Pillow's pixels (levels of 256; of the worst image
+too) for training and evaluation crops, and the teacher's top-1 among all 1000 classes.
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import subprocess
+import tempfile
+from pathlib import Path
+
+import numpy as np
+import torch
+from torch import Tensor, nn
+
+from fastcondense.files import read_checkpoint
+from fastcondense.loaders.folder import FolderLoader, index_folder
+from fastcondense.loaders.source import Centered, Cut, Faults, Loader, Windowed
+from fastcondense.real import Normalization
+from fastcondense.recipe import Dataset
+from fastcondense.rng import Stream
+from fastcondense.sources import is_installed
+from fastcondense.teacher import load_weights, state_dict
+from fastcondense.vision import timm
+from fastcondense.windows import Views, windows
+
+CPU = torch.device("cpu")
+
+
+class FDMobileNet(nn.Module):
+    """FD-MobileNet of width 0.5: a stem and eleven depthwise-separable pairs, all with BatchNorm and ReLU."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        inputs, features = 16, nn.ModuleDict()
+        features["conv_0"], features["norm_0"] = nn.Conv2d(3, inputs, 3, 2, 1, bias=False), nn.BatchNorm2d(inputs)
+        for k, outputs in enumerate((32, 64, 64, 128, 128, 256, 256, 256, 256, 256, 512)):
+            stride = 2 if k in (0, 1, 3, 5) else 1
+            features[f"dw_conv_{k}"] = nn.Conv2d(inputs, inputs, 3, stride, 1, groups=inputs, bias=False)
+            features[f"dw_norm_{k}"] = nn.BatchNorm2d(inputs)
+            features[f"pw_conv_{k}"] = nn.Conv2d(inputs, outputs, 1, bias=False)
+            features[f"pw_norm_{k}"] = nn.BatchNorm2d(outputs)
+            inputs = outputs
+        self.features, self.classifier = features, nn.Linear(inputs, 1000)
+
+    def forward(self, x: Tensor) -> Tensor:
+        for name, layer in self.features.items():
+            x = layer(x).relu() if "norm" in name else layer(x)
+        return self.classifier(x.mean((2, 3)))
+
+
+def open_loaders(files: list[Path], data: Path, workers: int, folder: Path) -> dict[str, Loader]:
+    """Every loader that can run here; Pillow's first."""
+    loaders: dict[str, Loader] = {"folder": FolderLoader(files, workers)}
+    if is_installed("dali"):
+        from fastcondense.loaders.dali import DALILoader
+
+        loaders["dali"] = DALILoader(files, workers, CPU)
+    if is_installed("ffcv"):
+        from fastcondense.loaders.ffcv import FFCVLoader
+        from fastcondense.loaders.pack import Packing, pack
+
+        beton = folder / "x.beton"
+        labels = np.zeros(len(files), dtype=np.int64)
+        pack(files, labels, ("all",), beton, Packing(max_resolution=0), source=data, workers=workers)
+        loaders["ffcv"] = FFCVLoader(beton, workers=workers)
+    return loaders
+
+
+def pixels_of(loader: Loader, cut: Cut) -> Tensor:
+    batches = np.split(np.arange(len(loader)), range(64, len(loader), 64))
+    return torch.cat([pixels for pixels, _ in loader.batches(batches, cut, Faults())])
+
+
+@torch.no_grad()
+def top1(teacher: nn.Module, pixels: Tensor, labels: Tensor) -> float:
+    normalize = Normalization.of(Dataset(), CPU)
+    logits = torch.cat([teacher(normalize(part)) for part in pixels.split(64)])
+    return 100 * float((logits.argmax(1) == labels).float().mean())
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--data", type=Path, required=True)
+    parser.add_argument("--teacher", type=Path)
+    parser.add_argument("--resize", type=int, default=256, help="short side before the evaluation crop")
+    parser.add_argument("--workers", type=int, default=2)
+    parser.add_argument("--out", type=Path, help="file to which the lines are appended")
+    options = parser.parse_args()
+    files, label_numbers, classes = index_folder(options.data)
+    stream = Stream(0, "benchmark")
+    cuts: dict[str, Cut] = {
+        "train": Windowed(224, lambda ids, heights, widths: windows(stream, Views(), ids, 0, heights, widths)),
+        "evaluate": Centered(224, options.resize),
+    }
+    if options.teacher:
+        wnids = timm.data.ImageNetInfo().label_names()
+        labels = torch.tensor([wnids.index(name) for name in classes])[torch.from_numpy(label_numbers)]
+        teacher = FDMobileNet()
+        load_weights(teacher, state_dict(read_checkpoint(options.teacher), options.teacher), options.teacher)
+        teacher.eval()
+    commit = subprocess.run(["git", "rev-parse", "--short", "HEAD"], capture_output=True, text=True).stdout.strip()
+    with tempfile.TemporaryDirectory() as folder:
+        truth: dict[str, Tensor] = {}
+        for name, loader in open_loaders(files, options.data, options.workers, Path(folder)).items():
+            line = {"what": "loader_parity", "variant": name, "data": "/".join(options.data.parts[-2:])}
+            line |= {"images": len(files), "resize": options.resize, "commit": commit}
+            for kind, cut in cuts.items():
+                pixels = pixels_of(loader, cut)
+                distance = (pixels.float() - truth.setdefault(kind, pixels).float()).abs()
+                line[kind] = {
+                    "mean": round(float(distance.mean()), 4),
+                    "mean_of_worst_image": round(float(distance.mean((1, 2, 3)).max()), 4),
+                    "largest": int(distance.max()),
+                }
+            if options.teacher:  # `pixels` are those of the evaluation
+                line["top1"] = round(top1(teacher, pixels, labels), 3)
+            print(json.dumps(line))
+            if options.out:
+                options.out.parent.mkdir(parents=True, exist_ok=True)
+                with options.out.open("a") as file:
+                    file.write(json.dumps(line) + "\n")
+
+
+if __name__ == "__main__":
+    main()
