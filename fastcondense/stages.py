@@ -13,7 +13,7 @@ from .files import read_json, read_tensors, write_json
 from .labels import ReplayedViews
 from .recover import Job, Recoverer, blocks, jobs
 from .run import Run
-from .squeeze import squeeze, teacher_bytes, teacher_path, teacher_seconds
+from .squeeze import squeeze, teacher_bytes, teacher_seconds
 from .students import CONDENSED, arms, last_score, read_student, train_arm
 
 PROBES = 256
@@ -22,8 +22,7 @@ PROBES = 256
 def recover(run: Run) -> None:
     """Makes the condensed images; finished jobs are kept, unreadable ones are made again."""
     teachers = squeeze(run)
-    for teacher in teachers:
-        targets.complete(run, teacher, teacher_path(run, teacher.name).parent)
+    targets.complete(run, teachers)
     folder = run.out / "condensed"
     manifest = {
         "classes": list(run.real.classes),

@@ -8,13 +8,20 @@ import torch
 from small import fastcondense, shards
 from torch import nn
 
-from fastcondense import zoo
+from fastcondense import targets, zoo
 from fastcondense.condensed import read_losses
 from fastcondense.recipe import Dataset
-from fastcondense.targets import collect
+from fastcondense.targets import Collector
 from fastcondense.teacher import Teacher
 
 DATASET = Dataset(name="digits", image_size=18, resize=18)
+
+
+def collect(teacher, batches):
+    collector = Collector(teacher, [layer.name for layer in teacher.layers])
+    for images in batches:
+        collector.add(images)
+    return collector.targets()
 
 
 def teacher(statistics):
@@ -62,6 +69,21 @@ def test_a_run_collects_its_targets_once_and_matches_them(tmp_path):
     assert path.stat().st_mtime_ns == before and shards(tmp_path / "r") == made
     matching = read_losses(tmp_path / "r" / "condensed", len(made))[:, :, 2].numpy()
     assert np.isfinite(matching).all() and (matching[:, -1] < 0.7 * matching[:, 0]).all()
+
+
+def test_all_teachers_are_collected_in_one_read_of_the_data(tmp_path, monkeypatch):
+    reads = []
+    original = targets.training_batches
+
+    def counted(*arguments, **options):
+        for batch in original(*arguments, **options):
+            reads.append(len(batch[0]))
+            yield batch
+
+    monkeypatch.setattr(targets, "training_batches", counted)
+    flags = ["--recover.statistics", "conv", "--squeeze.teachers", "zoo/convnet3_w32", "zoo/convnet1"]
+    assert fastcondense("recover", tmp_path / "r", *flags) == 0
+    assert sum(reads) == 1437 and len(list((tmp_path / "r" / "teachers").rglob("targets-*.safetensors"))) == 2
 
 
 def test_a_layer_without_a_target_is_named():
