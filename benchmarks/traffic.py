@@ -4,7 +4,7 @@
 
 Counted by `meter`, not timed, so the figures do not depend on the device. Each step runs with 2 and with 4 images on
 the CPU; bytes are extrapolated from the two to --batch. Partial sums weigh more in such small batches, so ours is said
-to make up to 0.06 passes too many over a BatchNorm's input. A pass is one read or write of a layer's whole input.
+to make up to 0.25 passes too many. A pass is one read or write of a layer's whole input.
 
 ReLU and addition belong to the BatchNorm before them, which is the downsampling one in the published step, and the
 other one in ours; there the stem's max-pool belongs to it too. Passes of a convolution's statistic are those that the
