@@ -25,8 +25,9 @@ from torch.utils._pytree import tree_leaves
 class Access:
     """The tensors that a Triton kernel reads and writes, each once: arguments without their `_ptr`.
 
-    `name:FLAG` and `name:!FLAG` depend on a constexpr; several conditions are separated by commas. What `gathers` names
-    is read by neighbouring elements too; those re-reads are cache hits and are not counted.
+    `name:A,B|C` holds if A and one of B and C hold: of constexprs, `FLAG`, `!FLAG`, `NAME=value` or `!NAME=value`. What
+    `gathers` names is read more than once, by neighbouring elements or in a second walk over a row; those re-reads are
+    cache hits and are not counted. A tensor that goes by two names counts once.
     """
 
     reads: str
@@ -35,22 +36,28 @@ class Access:
 
     def tensors(self, names: str, arguments: dict[str, Any]) -> list[Tensor]:
         """The arguments behind `names` whose conditions hold."""
-        found = []
+
+        def holds(test: str) -> bool:
+            name, has_value, value = test.removeprefix("!").partition("=")
+            found = str(arguments[name]) == value if has_value else bool(arguments[name])
+            return found != test.startswith("!")
+
+        found: dict[int, Tensor] = {}
         for name, _, conditions in (item.partition(":") for item in names.split()):
-            flags = conditions.split(",") if conditions else []
-            if all(bool(arguments[flag.removeprefix("!")]) != flag.startswith("!") for flag in flags):
-                found.append(arguments[f"{name}_ptr"])
-        return found
+            if all(any(map(holds, tests.split("|"))) for tests in conditions.split(",") if tests):
+                found.setdefault(arguments[f"{name}_ptr"].data_ptr(), arguments[f"{name}_ptr"])
+        return list(found.values())
 
 
 KERNELS = {
+    "channel_moments_triton.combine_kernel": Access("partial center y_partial y_center", "mean var y_mean y_var"),
     "frozen_batch_norm_triton.forward_kernel": Access(
-        "x residual:HAS_RESIDUAL scale shift center", "y sign:SAVE_SIGN partial"
+        "x residual:HAS_RESIDUAL scale shift center output_center:HAS_OUTPUT", "y sign:SAVE_SIGN partial"
     ),
-    "frozen_batch_norm_triton.combine_kernel": Access("partial center", "mean var"),
     "frozen_batch_norm_triton.backward_kernel": Access(
-        "x dy:HAS_DY sign:HAS_DY,HAS_SIGN scale mean dmean dvar shift:HAS_DY,RELU,!HAS_SIGN",
-        "dx dresidual:HAS_DY,HAS_SIGN",
+        "x dy:HAS_DY kept:HAS_DY|HAS_OUTPUT,!KEPT=nothing shift:HAS_DY|HAS_OUTPUT,!KEPT=y scale mean dmean dvar "
+        "y_mean:HAS_OUTPUT dy_mean:HAS_OUTPUT dy_var:HAS_OUTPUT",
+        "dx dresidual:HAS_DRESIDUAL",
     ),
     "frozen_batch_norm_pool_triton.forward_kernel": Access(
         "x scale shift center output_center", "y argmax partial output_partial:HAS_OUTPUT", "x"
@@ -69,7 +76,24 @@ KERNELS = {
     "crop_triton.forward_kernel": Access("images windows gain:HAS_GAIN offset:HAS_OFFSET", "output", "images"),
     "crop_triton.share_kernel": Access("windows", "share"),
     "crop_triton.backward_kernel": Access("dout windows share gain:HAS_GAIN", "dimages", "dout share"),
+    "image_prior_triton.forward_kernel": Access("x", "partial", "x"),
+    "image_prior_triton.combine_kernel": Access("partial", "share variation norm"),
+    "image_prior_triton.backward_kernel": Access("x share dvariation:HAS_VARIATION dnorm:HAS_NORM", "dx", "x"),
     "pixel_adam_triton.step_kernel": Access("images gradient first second rate step low high", "images first second"),
+    "replay_crop_triton.replay_kernel": Access(  # of the images, as if every one were asked for
+        "images ids windows partners:HAS_BOX|HAS_SHARE partner_windows:HAS_BOX|HAS_SHARE boxes:HAS_BOX "
+        "share:HAS_SHARE gain offset",
+        "output",
+        "images",
+    ),
+    "soft_label_triton.divergence_kernel": Access(
+        "student teachers", "loss direction:HAS_GRADIENT", "student teachers"
+    ),
+    "soft_label_triton.hard_kernel": Access(
+        "student teachers:E labels partners share", "loss direction:HAS_GRADIENT", "student"
+    ),
+    "soft_label_triton.sum_kernel": Access("loss", "result"),
+    "soft_label_triton.scale_kernel": Access("direction dloss", "dstudent"),
 }
 
 
@@ -153,11 +177,14 @@ class Meter(TorchDispatchMode):
         return outputs
 
     def follow(self, net: nn.Module, part_of: Callable[[nn.Module], str | None]) -> None:
-        """Enters a part whenever a module that `part_of` knows begins, and "loss" when `net` has ended."""
+        """Enters a part whenever a module that `part_of` knows begins, and "loss" when `net` has ended.
+
+        A module that has a `name` is the layer of that name, wherever it is.
+        """
         for name, module in net.named_modules():
             part = part_of(module)
             if part is not None:
-                module.register_forward_pre_hook(self._arrive(part, name))
+                module.register_forward_pre_hook(self._arrive(part, getattr(module, "name", name)))
         net.register_forward_hook(lambda *_: self.enter("loss"))
 
     def _arrive(self, part: str, name: str) -> Callable[[nn.Module, tuple[Tensor, ...]], None]:

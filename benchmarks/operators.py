@@ -1,4 +1,4 @@
-"""Our operators and what PyTorch offers instead, at the shapes that decide a recover step of ResNet-18.
+"""Our operators and what PyTorch offers instead, at the shapes of ResNet-18 and ImageNet that decide a step.
 
 To add an operator, write a function that makes a `Case` and list it in `OPERATORS`.
 """
@@ -19,9 +19,13 @@ from fastcondense.kernels.crop import crop
 from fastcondense.kernels.feature_maps import feature_maps
 from fastcondense.kernels.frozen_batch_norm import frozen_batch_norm
 from fastcondense.kernels.frozen_batch_norm_pool import frozen_batch_norm_pool
+from fastcondense.kernels.image_prior import image_prior, image_prior_reference
 from fastcondense.kernels.patch_moments import needs_neighbours
 from fastcondense.kernels.patch_moments import patch_moments as our_patch_moments
 from fastcondense.kernels.pixel_adam import pixel_adam
+from fastcondense.kernels.replay_crop import replay_crop
+from fastcondense.kernels.soft_label import Kind, soft_label_loss
+from fastcondense.vision import torchvision
 
 Variant = Callable[..., Sequence[Tensor]]
 
@@ -57,33 +61,40 @@ def feature(channels: int, side: int, dtype: torch.dtype) -> Tensor:
     return x.to(dtype, memory_format=torch.channels_last).requires_grad_()
 
 
-def batch_norm_case(channels: int, side: int, has_residual: bool, dtype: torch.dtype) -> Case:
-    """BatchNorm (+ residual) + ReLU with the moments of its input, beside PyTorch's with the published moments."""
+def batch_norm_case(channels: int, side: int, has_residual: bool, has_output: bool, dtype: torch.dtype) -> Case:
+    """BatchNorm (+ residual) + ReLU with the moments of its input (and output), beside PyTorch's, as published."""
     inputs = [feature(channels, side, dtype) for _ in range(1 + has_residual)]
     scale, shift, center = (torch.rand(channels, device=DEVICE) for _ in range(3))
     var, bias = torch.ones(channels, device=DEVICE), shift + center * scale
 
     def ours(x: Tensor, residual: Tensor | None = None) -> Sequence[Tensor]:
-        return frozen_batch_norm(x, scale, shift, center, residual=residual, relu=True)
+        output_center = shift if has_output else None
+        return frozen_batch_norm(
+            x, scale, shift, center, residual=residual, activation="relu", output_center=output_center
+        )
 
     def normalized(x: Tensor, residual: Tensor | None) -> Tensor:
         y = F.batch_norm(x, center, var, scale, bias, eps=0.0)
         return F.relu(y if residual is None else y + residual)
 
-    def eager(x: Tensor, residual: Tensor | None = None) -> Sequence[Tensor]:
-        return normalized(x, residual), *moments(x, is_compiled=False)
+    def peer(is_compiled: bool) -> Variant:
+        def run(x: Tensor, residual: Tensor | None = None) -> Sequence[Tensor]:
+            y = normalized(x, residual)
+            return y, *(moment for z in ((x, y) if has_output else (x,)) for moment in moments(z, is_compiled))
 
-    def fusible(x: Tensor, residual: Tensor | None = None) -> Sequence[Tensor]:
-        return normalized(x, residual), *moments(x, is_compiled=True)
+        return run
 
     size, signs = inputs[0].numel() * dtype.itemsize, inputs[0].numel() // 8 if has_residual else 0
+    forward, backward = 2 * size, 3 * size
+    if has_residual:  # with y's moments backward reads y itself, without them the signs that forward wrote
+        forward, backward = 3 * size + (0 if has_output else signs), 4 * size + (size if has_output else signs)
     return Case(
-        f"{channels} x {side} x {side}{', residual' if has_residual else ''}",
+        f"{channels} x {side} x {side}{', residual' * has_residual}{', output' * has_output}",
         dtype,
         inputs,
-        {"ours": ours, "eager": eager, "compiled": compiled(fusible)},
-        (3 if has_residual else 2) * size + signs,
-        (4 if has_residual else 3) * size + signs,
+        {"ours": ours, "eager": peer(False), "compiled": compiled(peer(True))},
+        forward,
+        backward,
     )
 
 
@@ -156,6 +167,87 @@ def crop_case(dtype: torch.dtype) -> Case:
     )
 
 
+def prior_case(dtype: torch.dtype) -> Case:
+    """Total variation and mean norm of a batch of views, beside its definition."""
+    images = feature(3, 224, dtype)
+
+    def eager(images: Tensor) -> Sequence[Tensor]:
+        return image_prior_reference(images)
+
+    size, variants = images.numel() * dtype.itemsize, {"ours": image_prior, "eager": eager, "compiled": compiled(eager)}
+    return Case("3 x 224 x 224", dtype, [images], variants, size, 2 * size)
+
+
+def replay_case(mix: str, dtype: torch.dtype) -> Case:
+    """Normalised views of a resident set, CutMix or not, beside a gather and torchvision's crop of every image."""
+    size, height, width = 224, 150, 160
+    images = torch.randint(256, (4 * IMAGES, 3, size, size), dtype=torch.uint8, device=DEVICE)
+    ids, partners = (torch.randint(len(images), (IMAGES,), device=DEVICE) for _ in range(2))
+    gain, offset = torch.full((3,), 1 / 58, device=DEVICE), torch.full((3,), -2.0, device=DEVICE)
+    mean, std = (-offset / gain / 255).tolist(), (1 / gain / 255).tolist()
+    top, bottom, left, right = 50, 150, 80, 200  # of the box
+    inside = torch.zeros(size, size, dtype=torch.bool, device=DEVICE)
+    inside[top:bottom, left:right] = True
+
+    def table() -> Tensor:
+        corner = torch.stack([torch.randint(size - extent, (IMAGES,)) for extent in (height, width)], 1)
+        rest = torch.tensor([(height, width, k % 2, 0, 0) for k in range(IMAGES)])
+        return torch.cat([corner, rest], 1).int()
+
+    tables = [table(), table()]
+    windows, partner_windows = (rows.to(DEVICE) for rows in tables)
+    mixed = {"partners": partners, "partner_windows": partner_windows} if mix == "cutmix" else {}
+    boxes = torch.tensor([(top, bottom, left, right)], device=DEVICE).expand(IMAGES, 4) if mixed else None
+
+    def ours(images: Tensor) -> Sequence[Tensor]:
+        return [replay_crop(images, ids, windows, size, gain=gain, offset=offset, boxes=boxes, dtype=dtype, **mixed)]
+
+    def views(images: Tensor, ids: Tensor, rows: Tensor) -> Tensor:
+        transforms, gathered = torchvision.transforms.functional, images[ids].float() / 255
+        seen = []
+        for image, (top, left, height, width, flip, *_) in zip(gathered, rows.tolist(), strict=True):
+            view = transforms.resized_crop(image, top, left, height, width, [size, size])
+            seen.append(transforms.hflip(view) if flip else view)
+        return transforms.normalize(torch.stack(seen), mean, std)
+
+    def eager(images: Tensor) -> Sequence[Tensor]:
+        view = views(images, ids, tables[0])
+        if mix == "cutmix":
+            view = torch.where(inside, views(images, partners, tables[1]), view)
+        return [view.to(dtype, memory_format=torch.channels_last)]
+
+    moved = IMAGES * 3 * (height * width + dtype.itemsize * size**2)  # every pixel of a view has one source
+    name = f"{IMAGES} of {len(images)} x 3 x {size} x {size}{', CutMix' if mixed else ''}"
+    return Case(name, dtype, [images], {"ours": ours, "eager": eager}, moved)
+
+
+def soft_label_case(kind: Kind, num_teachers: int, dtype: torch.dtype) -> Case:
+    """Loss of ImageNet's logits, beside SRe2L's KL divergence and G-VBSM's MSE with cross-entropy, as published."""
+    batch, classes, temperature, ce_weight = 1024, 1000, 20.0, 0.1
+    student = torch.randn(batch, classes, device=DEVICE).to(dtype).requires_grad_()
+    teachers = torch.randn(num_teachers, batch, classes, device=DEVICE).to(dtype)
+    labels, partners = (torch.randint(classes, (batch,), device=DEVICE) for _ in range(2))
+    share = torch.rand(batch, device=DEVICE)
+
+    def ours(student: Tensor, teachers: Tensor) -> Sequence[Tensor]:
+        options = {"temperature": temperature, "ce_weight": ce_weight}
+        return [soft_label_loss(student, teachers, labels, partners, share, kind=kind, **options)]
+
+    def eager(student: Tensor, teachers: Tensor) -> Sequence[Tensor]:
+        z, t = student.float(), teachers.float().mean(0)
+        if kind == "kl":
+            log_q, p = F.log_softmax(z / temperature, 1), F.softmax(t / temperature, 1)
+            return [F.kl_div(log_q, p, reduction="batchmean")]
+        own, other = (F.cross_entropy(z, index, reduction="none") for index in (labels, partners))
+        return [F.mse_loss(z, t) + ce_weight * (share * own + (1 - share) * other).mean()]
+
+    size = student.numel() * dtype.itemsize
+    variants = {"ours": ours, "eager": eager, "compiled": compiled(eager)}
+    name = f"{kind}, {batch} x {classes}, {num_teachers} teachers"
+    # forward leaves something of the logits' size to backward
+    return Case(name, dtype, [student, teachers], variants, (2 + num_teachers) * size, 2 * size)
+
+
 def pixel_adam_case() -> Case:
     """Adam and the clip, beside PyTorch's Adam (foreach and fused) and a clip of each channel."""
     inputs = [torch.rand(IMAGES, 3, 224, 224, device=DEVICE) for _ in range(2)]
@@ -186,12 +278,23 @@ def pixel_adam_case() -> Case:
 
 
 STATISTICS = [(64, 112), (64, 56), (256, 14), (512, 7)]
-BATCH_NORMS = [(64, 112, False), (64, 56, True), (256, 14, False), (512, 7, True)]
+BATCH_NORMS = [
+    (64, 112, False, False),
+    (64, 56, True, False),
+    (64, 56, False, True),
+    (64, 56, True, True),
+    (256, 14, False, False),
+    (512, 7, True, False),
+]
+SOFT_LABELS: list[tuple[Kind, int]] = [("kl", 1), ("mse_ce", 4)]
 
 OPERATORS: dict[str, list[Callable[[], Case]]] = {
     "frozen_batch_norm": [partial(batch_norm_case, *shape, dtype) for shape in BATCH_NORMS for dtype in DTYPES],
     "frozen_batch_norm_pool": [partial(stem_case, dtype) for dtype in DTYPES],
     "feature_maps": [partial(statistics_case, *shape, dtype) for shape in STATISTICS for dtype in DTYPES],
     "crop": [partial(crop_case, dtype) for dtype in DTYPES],
+    "image_prior": [partial(prior_case, dtype) for dtype in DTYPES],
     "pixel_adam": [pixel_adam_case],
+    "replay_crop": [partial(replay_case, mix, dtype) for mix in ("none", "cutmix") for dtype in DTYPES],
+    "soft_label": [partial(soft_label_case, *loss, dtype) for loss in SOFT_LABELS for dtype in DTYPES],
 }

@@ -17,7 +17,7 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from fastcondense.matching import mean_norm, total_variation
+from fastcondense.kernels.image_prior import image_prior_reference
 from fastcondense.vision import torchvision
 
 PATCH = 16
@@ -153,8 +153,8 @@ class Loss(nn.Module):
             distances = [hook.distance for hook in self.hooks]
             loss = loss + self.objective.match_weight * (FIRST * distances[0] + sum(distances[1:]))
         if self.objective.tv_weight or self.objective.l2_weight:
-            loss = loss + self.objective.tv_weight * total_variation(view)
-            loss = loss + self.objective.l2_weight * mean_norm(view)
+            variation, norm = image_prior_reference(view)
+            loss = loss + self.objective.tv_weight * variation + self.objective.l2_weight * norm
         return loss
 
 

@@ -7,7 +7,8 @@ plain-channels_last  the same in the channels_last layout; plain-bf16: in bf16 t
 published            plain with the paper's statistics in forward hooks, as published (fp32 with TF32 convolutions)
 published-bf16       the same in bf16, channels_last and without reading the loss on the host
 compiled             published-bf16 under torch.compile(mode="max-autotune"), statistics written as var_mean
-ours-fp32, -tf32, -bf16  fastcondense's step; ours-unmatched: its kernels in fp32, cross-entropy alone
+ours-fp32, -tf32, -bf16  fastcondense's step, on a GPU as a CUDA graph; its fp32 rounds nothing to TF32
+ours-bf16-eager      the same without a graph; ours-unmatched: ours-tf32's kernels and graph, cross-entropy alone
 
 Each line is a variant: median and quartiles in milliseconds, and the ratios of its median to plain's, to that of the
 plain step of its own dtype and layout, and to the published one's.
@@ -24,9 +25,10 @@ from pathlib import Path
 import torch
 from measure import DEVICE, Line, copy_ceiling, interleaved, missing_compiler, write
 from peers import Objective, PeerStep, Style
-from steps import Unavailable, our_step
+from steps import OurStep, our_step
 
 from fastcondense import zoo
+from fastcondense.precision import Precision
 
 CHANNELS_LAST = Style(channels_last=True)
 BF16 = Style(channels_last=True, bf16=True, reads_loss=False)
@@ -41,8 +43,13 @@ PLAIN_OF = {
     "ours-fp32": "plain-channels_last",
     "ours-tf32": "plain-channels_last",
     "ours-bf16": "plain-bf16",
+    "ours-bf16-eager": "plain-bf16",
 }
 ON_CPU = ["plain", "plain-channels_last", "published", "ours-unmatched", "ours-fp32"]
+
+
+class Unavailable(Exception):
+    """A variant that cannot run here, and why."""
 
 
 def make(variant: str, network: str, num_images: int, size: int, objective: Objective) -> Callable[[], None]:
@@ -50,7 +57,10 @@ def make(variant: str, network: str, num_images: int, size: int, objective: Obje
     torch.manual_seed(0)
     net, alone = zoo.build(network, 1000), Objective()
     peer = partial(PeerStep, net, num_images, size, device=DEVICE)
-    ours = partial(our_step, net, num_images, size, device=DEVICE)
+
+    def ours(aim: Objective, precision: Precision) -> OurStep:
+        return our_step(net, num_images, size, aim, DEVICE, precision)
+
     if variant == "compiled" and (reason := missing_compiler()):
         raise Unavailable(reason)
     steps: dict[str, Callable[[], Callable[[], None]]] = {
@@ -60,10 +70,11 @@ def make(variant: str, network: str, num_images: int, size: int, objective: Obje
         "published": partial(peer, objective, Style()),
         "published-bf16": partial(peer, objective, BF16),
         "compiled": partial(peer, objective, replace(BF16, compiled=True)),
-        "ours-unmatched": partial(ours, alone),
-        "ours-fp32": partial(ours, objective),
-        "ours-tf32": partial(ours, objective, precision="tf32"),
-        "ours-bf16": partial(ours, objective, precision="bf16"),
+        "ours-unmatched": lambda: ours(alone, "tf32").captured(),
+        "ours-fp32": lambda: ours(objective, "fp32").captured(),
+        "ours-tf32": lambda: ours(objective, "tf32").captured(),
+        "ours-bf16": lambda: ours(objective, "bf16").captured(),
+        "ours-bf16-eager": lambda: ours(objective, "bf16"),
     }
     return steps[variant]()
 

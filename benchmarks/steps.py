@@ -2,19 +2,21 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
+
 import torch
-from peers import Objective
+from peers import MOMENTUM, PATCH, Objective
 from torch import Tensor, nn
 from torch.nn import functional as F
 
+from fastcondense.graph import Graphs
 from fastcondense.kernels.crop import crop
+from fastcondense.matching import Matching, layer_weights
+from fastcondense.moments import Moments
+from fastcondense.precision import Precision, arithmetic, network_dtype
 from fastcondense.recipe import Dataset, Recipe, Recover
 from fastcondense.recover import RecoverStep, jobs
 from fastcondense.teacher import Teacher
-
-
-class Unavailable(Exception):
-    """A variant that cannot run here, and why."""
 
 
 def our_step(
@@ -23,40 +25,74 @@ def our_step(
     size: int,
     objective: Objective,
     device: torch.device,
-    precision: str = "fp32",
+    precision: Precision = "fp32",
     num_classes: int = 1000,
 ) -> OurStep:
-    """RecoverStep of a job. Raises Unavailable for an objective or a precision that fastcondense has not."""
-    if objective.statistics == "edc":
-        raise Unavailable("fastcondense has no convolution statistics yet")
-    if precision != "fp32":
-        raise Unavailable(f"fastcondense has no precision {precision} yet")
+    """RecoverStep of a job; EDC's compares with random targets, half of all classes and half of the images' own."""
+    is_edc = objective.statistics == "edc"
     recover = Recover(
         iterations=64,
         batch_size=num_images,
-        roll=(0, size // 7),
+        crop_scale=objective.crop_scale,
+        roll=(0, 0 if is_edc else size // 7),
         match_weight=objective.match_weight,
+        statistics=("bn", "conv", "patch") if is_edc else ("bn",),
+        patch_size=PATCH,
+        statistics_ema=MOMENTUM if is_edc else 0.0,
+        ema_start="zero",
+        precision=precision,
         tv_weight=objective.tv_weight,
         l2_weight=objective.l2_weight,
     )
     recipe = Recipe(dataset=Dataset(image_size=size, resize=size), recover=recover)
-    teacher = Teacher.of(net, "benchmark", [str(k) for k in range(num_classes)], range(num_classes), recipe.dataset)
+    names = [str(k) for k in range(num_classes)]
+    teacher = Teacher.of(
+        net, "benchmark", names, range(num_classes), recipe.dataset, recover.statistics, recover.patch_size
+    )
+    teacher = teacher.to(device).cast(network_dtype(precision))
+    if is_edc:
+        kept = random_targets(teacher, size, device)
+        teacher.targets = {layer.name: vectors for layer, vectors in zip(teacher.layers, kept, strict=True)}
     kind = Unmatched if objective.statistics == "none" else OurStep
-    return kind(recipe, jobs(recipe, num_classes)[0], [teacher.to(device)], device)
+    step = kind(recipe, jobs(recipe, num_classes)[0], [teacher], device)
+    if is_edc:
+        sets = [(0.5, teacher.matched_targets()), (0.5, random_targets(teacher, size, device))]
+        weights = layer_weights(len(teacher.layers), recover.first_layer_weight, device)
+        step.matching = [Matching(sets, weights, recover.statistics_ema, recover.ema_start)]
+    return step
+
+
+def random_targets(teacher: Teacher, size: int, device: torch.device) -> Moments:
+    """Vectors of the shapes of the teacher's moments."""
+    image = torch.zeros(1, 3, size, size, device=device, dtype=teacher.dtype or torch.float32)
+    with torch.no_grad():
+        _, moments = teacher(image.contiguous(memory_format=torch.channels_last))
+    return [tuple(torch.rand_like(vector) for vector in layer) for layer in moments]
 
 
 class OurStep(RecoverStep):
     """Goes on for ever: the iteration counter wraps, so that any number of steps can be timed."""
 
     def __call__(self, which: int = 0) -> None:
-        super().__call__(which)
-        self.step.remainder_(self.recover.iterations)
+        with arithmetic(self.recover.precision):
+            super().__call__(which)
+            self.step.remainder_(self.recover.iterations)
+
+    def captured(self) -> Callable[[], None]:
+        """The step as users run it: on a GPU a CUDA graph, which holds on to its buffers."""
+        replay = Graphs(self.images.device).capture(self, self.step.zero_)
+
+        def advance(_: OurStep = self) -> None:
+            replay()
+
+        return advance
 
 
 class Unmatched(OurStep):
     """The same kernels, but cross-entropy alone is minimised: what remains is the share of matching."""
 
     def loss(self, images: Tensor, which: int, windows_now: Tensor) -> Tensor:
-        logits, _ = self.teachers[which](crop(images, windows_now, self.size))
+        teacher = self.teachers[which]
+        logits, _ = teacher(crop(images, windows_now, self.size, dtype=teacher.dtype))
         entropy = F.cross_entropy(logits, self.wanted[which])
         return torch.stack((entropy, entropy, torch.zeros_like(entropy)))

@@ -55,7 +55,8 @@ if [ "${1:-}" = --dry-run ]; then
     digits=(--train.seeds 1 --squeeze.epochs 1 --squeeze.gate_images 0 --recover.iterations 2 --train.epochs 1)
     rest=(tests/test_measure.py)
 fi
-uncompiled=(plain plain-channels_last plain-bf16 published published-bf16 ours-unmatched ours-fp32 ours-tf32 ours-bf16)
+uncompiled=(plain plain-channels_last plain-bf16 published published-bf16)
+uncompiled+=(ours-unmatched ours-fp32 ours-tf32 ours-bf16 ours-bf16-eager)
 
 part copy 30 "$python" benchmarks/measure.py --out "$results"
 part kernel-tests 120 "$python" -m pytest "${kernel_tests[@]}"

@@ -10,9 +10,11 @@ import torch
 from measure import Rotation, Timing, beyond_cache, environment, interleaved, write
 from operators import OPERATORS, Case
 from peers import Objective, PeerStep, Style
+from steps import our_step
 from torch import Tensor, nn
 
 import kernels
+from fastcondense.precision import Precision, network_dtype
 
 CPU = torch.device("cpu")
 
@@ -74,10 +76,11 @@ def test_forward_and_backward_are_timed_apart(monkeypatch: pytest.MonkeyPatch) -
     assert found == {"forward": (800, ["ours"]), "backward": (1200, ["ours"])}
 
 
-@pytest.mark.parametrize("operator", OPERATORS)
-def test_operators_agree_with_their_peers(operator: str, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr("operators.IMAGES", 1)
-    case = OPERATORS[operator][-1]()
+@pytest.mark.parametrize(("operator", "k"), [(name, k) for name, cases in OPERATORS.items() for k in range(len(cases))])
+def test_operators_agree_with_their_peers(operator: str, k: int, monkeypatch: pytest.MonkeyPatch) -> None:
+    torch.manual_seed(0)
+    monkeypatch.setattr("operators.IMAGES", 2 if operator == "replay_crop" else 1)
+    case = OPERATORS[operator][k]()
     results = {}
     for name, function in case.variants.items():
         if name != "compiled":
@@ -116,6 +119,21 @@ def test_peer_steps_move_their_images(statistics: str, style: str) -> None:
     assert torch.isfinite(step.images).all() and not torch.equal(step.images, before)
     assert len(step.loss.hooks) == {"none": 0, "sre2l": 1, "edc": 3}[statistics]
     assert (step.best is None) == (not STYLES[style].reads_loss)
+
+
+@pytest.mark.parametrize("statistics", ["none", "sre2l", "edc"])
+@pytest.mark.parametrize("precision", ["fp32", "bf16"])
+def test_our_step_moves_its_images(statistics: str, precision: Precision) -> None:
+    torch.manual_seed(0)
+    step = our_step(Tiny(), 3, 20, Objective(statistics, tv_weight=0.1), CPU, precision, num_classes=10)
+    before, advance = step.images.clone(), step.captured()
+    for _ in range(step.recover.iterations + 1):
+        advance()
+    assert torch.isfinite(step.images).all() and not torch.equal(step.images, before)
+    assert step.step.item() == 1
+    assert {weight.dtype for weight in step.teachers[0].fused.parameters()} == {network_dtype(precision)}
+    assert bool(step.losses[:, 2].all()) == (statistics != "none")
+    assert len(step.matching[0].targets) == (2 if statistics == "edc" else 1)
 
 
 def test_patch_statistics_of_the_edc_peer() -> None:

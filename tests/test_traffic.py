@@ -19,26 +19,24 @@ from traffic import OBJECTIVES, ours, published, traffic
 
 from fastcondense.kernels.crop import crop
 from fastcondense.kernels.feature_maps import feature_maps
-from fastcondense.kernels.frozen_batch_norm import frozen_batch_norm
+from fastcondense.kernels.frozen_batch_norm import Activation, frozen_batch_norm
 from fastcondense.kernels.frozen_batch_norm_pool import frozen_batch_norm_pool
+from fastcondense.kernels.image_prior import image_prior
 from fastcondense.kernels.pixel_adam import pixel_adam
+from fastcondense.kernels.replay_crop import replay_crop
+from fastcondense.kernels.soft_label import Kind, soft_label_loss
 
 BIG = 256  # bytes: more than the vectors and tables, of which kernels read parts, or the same part in every program
 
 
-def normalize(residual: bool, relu: bool) -> None:
+def normalize(activation: Activation, residual: bool, has_output: bool, goes_on: bool = True) -> None:
     x = torch.randn(2, 24, 9, 5).contiguous(memory_format=torch.channels_last).requires_grad_()
     other = torch.randn_like(x).requires_grad_() if residual else None
-    vectors = [torch.rand(24) for _ in range(3)]
-    y, mean, var = frozen_batch_norm(x, *vectors, residual=other, relu=relu)
-    (y.sum() + mean.sum() + var.sum()).backward()
-
-
-def match_moments_alone() -> None:
-    x = torch.randn(2, 24, 9, 5).contiguous(memory_format=torch.channels_last).requires_grad_()
-    frozen_batch_norm(x, *(torch.rand(24) for _ in range(3)), residual=torch.rand_like(x), relu=True)[
-        1
-    ].sum().backward()
+    vectors = [torch.rand(24) for _ in range(4)]
+    outputs = frozen_batch_norm(
+        x, *vectors[:3], residual=other, activation=activation, output_center=vectors[3] if has_output else None
+    )
+    torch.stack([output.sum() for output in (outputs if goes_on else outputs[1:])]).sum().backward()
 
 
 def pool(has_output: bool) -> None:
@@ -69,12 +67,44 @@ def step_pixels() -> None:
     pixel_adam(images, gradient, first, second, one, one, betas=(0.5, 0.9), low=-bound, high=bound)
 
 
+def vary(has_variation: bool, has_norm: bool) -> None:
+    images = torch.randn(2, 3, 12, 12).requires_grad_()
+    variation, norm = image_prior(images)
+    torch.stack([variation] * has_variation + [norm] * has_norm).sum().backward()
+
+
+def replay(mix: str) -> None:
+    """Two images, all of whose pixels are seen: with CutMix the right half in their own view, the left in the other."""
+    images = torch.randint(256, (2, 3, 12, 12), dtype=torch.uint8)
+    ids, windows = torch.arange(2), torch.tensor([(0, 0, 12, 12, 1, 0, 0)] * 2, dtype=torch.int32)
+    partners = {} if mix == "none" else {"partners": ids.flip(0), "partner_windows": windows.clone()}
+    boxes = torch.tensor([(0, 12, 0, 6)] * 2) if mix == "cutmix" else None
+    share = torch.rand(2) if mix == "mixup" else None
+    gain, offset = torch.rand(3), torch.rand(3)
+    replay_crop(images, ids, windows, 12, gain=gain, offset=offset, boxes=boxes, share=share, **partners)
+
+
+def soften(kind: Kind, needs_gradient: bool) -> None:
+    student = torch.randn(6, 40).requires_grad_(needs_gradient)
+    teachers = None if kind == "ce" else torch.randn(2, 6, 40)
+    labels, share = torch.arange(6), torch.rand(6)
+    loss = soft_label_loss(student, teachers, labels, labels.flip(0), share, kind=kind, ce_weight=0.1)
+    if needs_gradient:
+        loss.backward()
+
+
 CASES: dict[str, Callable[[], None]] = {
-    "bn": lambda: normalize(False, False),
-    "bn-relu": lambda: normalize(False, True),
-    "bn-residual": lambda: normalize(True, False),
-    "bn-residual-relu": lambda: normalize(True, True),
-    "bn-moments-alone": match_moments_alone,
+    "bn": lambda: normalize("none", False, False),
+    "bn-relu": lambda: normalize("relu", False, False),
+    "bn-residual": lambda: normalize("none", True, False),
+    "bn-residual-relu": lambda: normalize("relu", True, False),
+    "bn-residual-silu": lambda: normalize("silu", True, False),
+    "bn-relu-output": lambda: normalize("relu", False, True),
+    "bn-residual-output": lambda: normalize("none", True, True),
+    "bn-residual-relu-output": lambda: normalize("relu", True, True),
+    "bn-residual-silu-output": lambda: normalize("silu", True, True),
+    "bn-moments-alone": lambda: normalize("relu", True, False, goes_on=False),
+    "bn-moments-alone-output": lambda: normalize("relu", True, True, goes_on=False),
     "pool": lambda: pool(False),
     "pool-output": lambda: pool(True),
     "maps": lambda: measure_maps(False, True, False),
@@ -82,7 +112,17 @@ CASES: dict[str, Callable[[], None]] = {
     "maps-neighbours-channels": lambda: measure_maps(True, True, True),
     "crop-shared": lambda: cut(True, False),
     "crop-gain": lambda: cut(False, True),
+    "prior": lambda: vary(True, True),
+    "prior-variation": lambda: vary(True, False),
+    "prior-norm": lambda: vary(False, True),
     "adam": step_pixels,
+    "replay": lambda: replay("none"),
+    "replay-cutmix": lambda: replay("cutmix"),
+    "replay-mixup": lambda: replay("mixup"),
+    "labels-kl": lambda: soften("kl", True),
+    "labels-kl-evaluation": lambda: soften("kl", False),
+    "labels-mse": lambda: soften("mse_ce", True),
+    "labels-ce": lambda: soften("ce", True),
 }
 
 
@@ -115,8 +155,10 @@ class Accesses:
 
     def size(self, kind: str, x: Tensor) -> tuple[int, int]:
         """Bytes of x's distinct elements that were accessed, and of all accesses."""
-        begin, end = x.data_ptr(), x.data_ptr() + x.untyped_storage().nbytes()
-        inside = [(at[(begin <= at) & (at < end)], size) for at, size in self.found[kind]]
+        elements = x.data_ptr() + np.array(0)
+        for extent, stride in zip(x.shape, x.stride(), strict=True):
+            elements = np.add.outer(elements, np.arange(extent) * stride * x.element_size())
+        inside = [(at[np.isin(at, elements)], size) for at, size in self.found[kind]]
         distinct = {(address, size) for at, size in inside for address in at.tolist()}
         return sum(size for _, size in distinct), sum(at.size * size for at, size in inside)
 
@@ -133,8 +175,7 @@ def test_the_table_says_what_kernels_read_and_write(case: str) -> None:
         names.append(name)
         table = KERNELS[name]
         gathered = [arguments[f"{key}_ptr"].data_ptr() for key in table.gathers.split()]
-        pointers = {key: value for key, value in arguments.items() if isinstance(value, Tensor)}
-        tensors = {x.data_ptr(): x for x in pointers.values()}
+        tensors = {x.data_ptr(): x for x in arguments.values() if isinstance(x, Tensor) and x.numel()}
         for kind, listed in (("read", table.reads), ("written", table.writes)):
             wanted = {x.data_ptr(): x for x in table.tensors(listed, arguments)}
             for address, x in tensors.items():
@@ -187,9 +228,9 @@ class Tiny(nn.Module):
 
 def test_passes_over_a_layer(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr("fastcondense.zoo.build", lambda *_: Tiny())
-    plain, hooks, edc, fused = (
-        traffic(partial(style, "tiny", OBJECTIVES[name], 64), 100)
-        for name, style in (("plain", published), ("sre2l", published), ("edc", published), ("sre2l", ours))
+    steps = (("plain", published), ("sre2l", published), ("edc", published), ("sre2l", ours), ("edc", ours))
+    plain, hooks, edc, fused, fused_edc = (
+        traffic(partial(style, "tiny", OBJECTIVES[name], 64), 100) for name, style in steps
     )
     # BatchNorm 2, ReLU 2; ReLU 3, BatchNorm 2
     assert plain.passes("BatchNorm")["norm"] == pytest.approx(9, abs=0.01)
@@ -197,4 +238,7 @@ def test_passes_over_a_layer(monkeypatch: pytest.MonkeyPatch) -> None:
     assert hooks.passes("BatchNorm")["norm"] == pytest.approx(9 + 16, abs=0.01)
     assert fused.passes("BatchNorm")["all"] == pytest.approx(5, abs=0.1)
     assert edc.passes("convolution input", plain)["conv"] == pytest.approx(38, abs=0.1)
-    assert (hooks.syncs, fused.syncs) == (1, 0)
+    # patches: read forward; gradient and input read, gradient written; the BatchNorm has the channels' moments
+    assert fused_edc.passes("convolution input", plain)["last"] == pytest.approx(4, abs=0.3)
+    assert fused_edc.passes("BatchNorm")["all"] == pytest.approx(5, abs=0.4)
+    assert (hooks.syncs, fused.syncs, fused_edc.syncs) == (1, 0, 0)
