@@ -79,13 +79,9 @@ class OurStep(RecoverStep):
             self.step.remainder_(self.recover.iterations)
 
     def captured(self) -> Callable[[], None]:
-        """The step as users run it: on a GPU a CUDA graph, which holds on to its buffers."""
-        replay = Graphs(self.images.device).capture(self, self.step.zero_)
-
-        def advance(_: OurStep = self) -> None:
-            replay()
-
-        return advance
+        """The step as users run it: on a GPU a CUDA graph."""
+        self.replay = Graphs(self.images.device).capture(self, self.step.zero_)
+        return lambda: self.replay()  # holds on to the buffers too, which the graph alone does not
 
 
 class Unmatched(OurStep):

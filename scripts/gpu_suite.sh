@@ -70,7 +70,7 @@ part digits-result 15 "$python" benchmarks/measure.py --result digits "$scratch/
 part traffic 60 "$python" benchmarks/traffic.py "${traffic[@]}" --out "$results"
 for statistics in sre2l edc; do
     part "recover-step-$statistics-compiled" 150 "$python" benchmarks/recover_step.py --statistics "$statistics" \
-        "${step[@]}" --variants plain plain-bf16 published compiled ours-tf32 ours-bf16 --out "$results"
+        "${step[@]}" --variants plain{,-channels_last,-bf16} published compiled ours-{tf32,bf16} --out "$results"
 done
 part all-tests "$seconds" "$python" -m pytest "${rest[@]}"
 
