@@ -15,6 +15,7 @@ import torch
 from torch import fx, nn
 from torch.nn import functional as F
 
+from .convolution import FrozenConvolution
 from .kernels.frozen_batch_norm import Activation
 from .moments import ConvolutionTap, FrozenBatchNorm, Keeper, Kept, Layer
 from .vision import torchvision
@@ -44,7 +45,7 @@ _IDENTITIES = (nn.Identity, nn.Dropout, nn.Dropout2d, torchvision.ops.Stochastic
 
 class _Tracer(fx.Tracer):
     def is_leaf_module(self, module: nn.Module, name: str) -> bool:
-        return isinstance(module, (Keeper, *_IDENTITIES)) or super().is_leaf_module(module, name)
+        return isinstance(module, (Keeper, FrozenConvolution, *_IDENTITIES)) or super().is_leaf_module(module, name)
 
 
 def fuse(
@@ -59,6 +60,9 @@ def fuse(
     are channels_last. Raises ValueError for a BatchNorm without running statistics.
     """
     net = channels_last(copy.deepcopy(net).eval().requires_grad_(False))
+    for part in net.modules():
+        if type(part) is nn.Conv2d:
+            FrozenConvolution.adopt(part)
     layers = _replace(net, statistics, patch_size)
     try:
         graph = _Tracer().trace(net)

@@ -330,12 +330,12 @@ def test_memory_is_flat_over_epochs(compressed):
         for _ in loader.batches(np.split(Stream(0, "x").permutation(25, k), [9, 18]), windowed(k, size=224), RAISE):
             pass
 
-    for k in range(5):
+    held = []
+    for k in range(65):
         epoch(k)
-    before = memory()
-    for k in range(20):
-        epoch(k)
-    assert memory() - before < 4e6  # an epoch's squares alone are 3.8 MB
+        held.append(memory())
+    grown = [held[k + 20] - held[k] for k in (4, 24, 44)]  # the allocator moves by some MB now and then; a leak always
+    assert min(grown) < 4e6  # an epoch's squares alone are 3.8 MB
 
 
 def test_a_sidecar_of_another_file_is_refused(raw, tmp_path):

@@ -1,0 +1,58 @@
+"""Frozen convolutions against plain ones, where the weights outweigh the maps and where they do not."""
+
+import copy
+
+import pytest
+import torch
+from torch import nn
+
+from fastcondense.convolution import FrozenConvolution
+
+CASES = {
+    "weights outweigh maps": ({"in_channels": 24, "out_channels": 40, "kernel_size": 3, "padding": 1}, 3),
+    "stride, no bias": ({"in_channels": 24, "out_channels": 40, "kernel_size": 3, "stride": 2, "bias": False}, 5),
+    "groups, dilation": ({"in_channels": 24, "out_channels": 48, "kernel_size": 5, "groups": 4, "dilation": 2}, 10),
+    "reflected border": (
+        {"in_channels": 24, "out_channels": 40, "kernel_size": 3, "padding": 1, "padding_mode": "reflect"},
+        4,
+    ),
+    "maps outweigh weights": ({"in_channels": 3, "out_channels": 8, "kernel_size": 7, "padding": 3}, 20),
+}
+
+
+def pair(settings):
+    torch.manual_seed(0)
+    plain = nn.Conv2d(**settings).requires_grad_(False)
+    frozen = copy.deepcopy(plain).to(memory_format=torch.channels_last)
+    FrozenConvolution.adopt(frozen)
+    return plain, frozen
+
+
+@pytest.mark.parametrize("name", CASES)
+@pytest.mark.parametrize("dtype", [torch.float32, torch.float64])
+def test_equals_a_plain_convolution(name, dtype):
+    settings, size = CASES[name]
+    plain, frozen = pair(settings)
+    x = torch.randn(2, settings["in_channels"], size, size, dtype=torch.float64)
+    truth = x.clone().requires_grad_()
+    expected = plain.double()(truth)
+    ours = x.to(dtype, memory_format=torch.channels_last).requires_grad_()
+    y = frozen.to(dtype)(ours)
+    assert y.is_contiguous(memory_format=torch.channels_last)
+    assert (frozen.planar_weight is not None) == (name != "maps outweigh weights")
+    upstream = torch.randn_like(expected)
+    (gradient,) = torch.autograd.grad(y, ours, upstream.to(dtype))
+    (wanted,) = torch.autograd.grad(expected, truth, upstream)
+    tolerance = 1e-6 if dtype == torch.float32 else 1e-13
+    for made, right in ((y, expected), (gradient, wanted)):
+        assert float((made.detach().double() - right.detach()).norm() / right.detach().norm()) < tolerance
+
+
+def test_the_copy_of_the_weights_follows_their_type():
+    plain, frozen = pair(CASES["weights outweigh maps"][0])
+    x = torch.randn(1, 24, 3, 3)
+    frozen(x)
+    torch.testing.assert_close(frozen.double()(x.double()), plain.double()(x.double()))
+    frozen.weight.data, frozen.bias.data = frozen.weight.data.bfloat16(), frozen.bias.data.bfloat16()
+    assert frozen(x.bfloat16()).dtype == torch.bfloat16
+    assert set(frozen.state_dict()) == {"weight", "bias"}
