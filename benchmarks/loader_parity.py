@@ -13,14 +13,15 @@ from __future__ import annotations
 
 import argparse
 import json
-import subprocess
 import tempfile
 from pathlib import Path
 
 import numpy as np
 import torch
+from measure import write
 from torch import Tensor, nn
 
+from fastcondense import zoo
 from fastcondense.files import read_checkpoint
 from fastcondense.loaders.folder import FolderLoader, index_folder
 from fastcondense.loaders.source import Centered, Cut, Faults, Loader, Windowed
@@ -33,28 +34,7 @@ from fastcondense.vision import timm
 from fastcondense.windows import Views, windows
 
 CPU = torch.device("cpu")
-
-
-class FDMobileNet(nn.Module):
-    """FD-MobileNet of width 0.5: a stem and eleven depthwise-separable pairs, all with BatchNorm and ReLU."""
-
-    def __init__(self) -> None:
-        super().__init__()
-        inputs, features = 16, nn.ModuleDict()
-        features["conv_0"], features["norm_0"] = nn.Conv2d(3, inputs, 3, 2, 1, bias=False), nn.BatchNorm2d(inputs)
-        for k, outputs in enumerate((32, 64, 64, 128, 128, 256, 256, 256, 256, 256, 512)):
-            stride = 2 if k in (0, 1, 3, 5) else 1
-            features[f"dw_conv_{k}"] = nn.Conv2d(inputs, inputs, 3, stride, 1, groups=inputs, bias=False)
-            features[f"dw_norm_{k}"] = nn.BatchNorm2d(inputs)
-            features[f"pw_conv_{k}"] = nn.Conv2d(inputs, outputs, 1, bias=False)
-            features[f"pw_norm_{k}"] = nn.BatchNorm2d(outputs)
-            inputs = outputs
-        self.features, self.classifier = features, nn.Linear(inputs, 1000)
-
-    def forward(self, x: Tensor) -> Tensor:
-        for name, layer in self.features.items():
-            x = layer(x).relu() if "norm" in name else layer(x)
-        return self.classifier(x.mean((2, 3)))
+ROOT = Path(__file__).resolve().parents[1]
 
 
 def open_loaders(files: list[Path], data: Path, workers: int, folder: Path) -> dict[str, Loader]:
@@ -104,15 +84,14 @@ def main() -> None:
     if options.teacher:
         wnids = timm.data.ImageNetInfo().label_names()
         labels = torch.tensor([wnids.index(name) for name in classes])[torch.from_numpy(label_numbers)]
-        teacher = FDMobileNet()
+        teacher = zoo.build(f"{ROOT}/tests/architectures.py:fd_mobilenet", 1000)
         load_weights(teacher, state_dict(read_checkpoint(options.teacher), options.teacher), options.teacher)
         teacher.eval()
-    commit = subprocess.run(["git", "rev-parse", "--short", "HEAD"], capture_output=True, text=True).stdout.strip()
     with tempfile.TemporaryDirectory() as folder:
         truth: dict[str, Tensor] = {}
         for name, loader in open_loaders(files, options.data, options.workers, Path(folder)).items():
-            line = {"what": "loader_parity", "variant": name, "data": "/".join(options.data.parts[-2:])}
-            line |= {"images": len(files), "resize": options.resize, "commit": commit}
+            line = {"benchmark": "loader_parity", "variant": name, "data": "/".join(options.data.parts[-2:])}
+            line |= {"images": len(files), "resize": options.resize}
             for kind, cut in cuts.items():
                 pixels = pixels_of(loader, cut)
                 distance = (pixels.float() - truth.setdefault(kind, pixels).float()).abs()
@@ -123,11 +102,8 @@ def main() -> None:
                 }
             if options.teacher:  # `pixels` are those of the evaluation
                 line["top1"] = round(top1(teacher, pixels, labels), 3)
-            print(json.dumps(line))
-            if options.out:
-                options.out.parent.mkdir(parents=True, exist_ok=True)
-                with options.out.open("a") as file:
-                    file.write(json.dumps(line) + "\n")
+            print(json.dumps(line), flush=True)
+            write([line], options.out)
 
 
 if __name__ == "__main__":

@@ -21,17 +21,15 @@ from __future__ import annotations
 import argparse
 import json
 import os
-import platform
 import statistics
-import subprocess
 import sys
 import time
 from collections.abc import Callable
-from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
 
 import numpy as np
 import torch
+from measure import write
 from PIL import Image
 
 from fastcondense.loaders.folder import FolderLoader, index_folder
@@ -182,16 +180,6 @@ def finish() -> None:
         idle = time.process_time() - busy < 0.001
 
 
-def versions() -> dict[str, str]:
-    found = {"torch": torch.__version__}
-    for package in ("pillow", "ffcv", "nvidia-dali-cuda130"):
-        try:
-            found[package] = version(package)
-        except PackageNotFoundError:
-            continue
-    return found
-
-
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--data", type=Path, required=True)
@@ -222,12 +210,11 @@ def main() -> None:
     def ratio(one: tuple[str, str], other: tuple[str, str]) -> float:
         return round(statistics.median(a / b for a, b in zip(speeds[one], speeds[other], strict=True)), 3)
 
-    commit = subprocess.run(["git", "rev-parse", "--short", "HEAD"], capture_output=True, text=True).stdout.strip()
     for (name, kind), values in speeds.items():
         low, median, high = statistics.quantiles(values, n=4)
         own = name.replace("dali", "dali_own", 1) if name == "dali" else name.replace("ffcv ", "ffcv_own ", 1)
         line = {
-            "what": "loaders",
+            "benchmark": "loaders",
             "variant": name,
             "crops": kind,
             "data": options.data.name,
@@ -239,19 +226,13 @@ def main() -> None:
             "quartiles": [round(low, 1), round(high, 1)],
             "images_per_s_per_core": round(median / min(options.workers, len(os.sched_getaffinity(0))), 1),
             "ratio_to_torchvision": ratio((name, kind), ("torchvision", kind)),
-            "device": torch.cuda.get_device_name() if device.type == "cuda" else platform.machine(),
-            "versions": versions(),
-            "commit": commit,
         }
         if name != "torchvision":  # whose work is that of other processes
             line["cpu_ms_per_image"] = round(statistics.median(busy[name, kind]), 3)
         if own != name and (own, kind) in speeds:
             line["ratio_to_own"] = ratio((name, kind), (own, kind))
         print(json.dumps(line))
-        if options.out:
-            options.out.parent.mkdir(parents=True, exist_ok=True)
-            with options.out.open("a") as file:
-                file.write(json.dumps(line) + "\n")
+        write([line], options.out)
 
 
 if __name__ == "__main__":

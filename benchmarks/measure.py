@@ -135,7 +135,7 @@ def environment(device: torch.device = DEVICE) -> dict[str, Any]:
         "cores": os.cpu_count(),
         "threads": torch.get_num_threads(),
         "python": platform.python_version(),
-        **{name: _version(name) for name in ("torch", "triton", "numba")},
+        **{name: _version(name) for name in ("torch", "triton", "numba", "pillow", "ffcv", "nvidia-dali-cuda130")},
         "commit": os.environ.get("COMMIT") or _output("git", "describe", "--always", "--dirty"),
         "date": datetime.datetime.now(datetime.UTC).date().isoformat(),
     }
