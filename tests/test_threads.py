@@ -1,0 +1,46 @@
+"""How numba kernels run: over torch's memory, on torch's threads, cached where that is possible."""
+
+import subprocess
+import sys
+from pathlib import Path
+
+import numba
+import pytest
+import torch
+
+from fastcondense.kernels.threads import NUM_CHUNKS, chunk_length, kernel, launch, planes
+
+ROOT = Path(__file__).parents[1]
+SOURCE = "def add(x, y):\n    for i in numba.prange(x.size):\n        x[i] += y\n"
+
+
+def test_a_function_without_a_place_for_its_cache_is_compiled_all_the_same():
+    names = {"numba": numba}
+    exec(compile(SOURCE, "<nowhere>", "exec"), names)
+    x = torch.zeros(5, requires_grad=True)
+    launch(kernel(names["add"]), x, 2.0)
+    assert x.tolist() == [2.0] * 5
+
+
+def test_the_first_launch_leaves_torchs_thread_count_alone():
+    code = (
+        "import torch; torch.set_num_threads(1)\n"
+        "from fastcondense.kernels.image_prior import image_prior\n"
+        "image_prior(torch.zeros(2, 3, 4, 4)); print(torch.get_num_threads())"
+    )
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True, cwd=ROOT)
+    assert done.stdout.split() == ["1"]
+
+
+@pytest.mark.parametrize("length", [0, 1, 63, 64, 65, 1000])
+def test_chunks_cover_all_rows(length):
+    assert chunk_length(length) * NUM_CHUNKS >= length and chunk_length(max(1, length)) * NUM_CHUNKS < length + 2 * 64
+
+
+@pytest.mark.parametrize("layout", [torch.contiguous_format, torch.channels_last])
+def test_planes_are_rows_of_the_same_memory(layout):
+    x = torch.arange(2 * 3 * 4 * 5.0).view(2, 3, 4, 5).contiguous(memory_format=layout)
+    rows, apart = planes(x)
+    assert rows.data_ptr() == x.data_ptr() and rows.is_contiguous()
+    plane = rows[1 * 3 + 2] if apart == 1 else rows[1][:, 2::3]
+    assert apart == (1 if layout == torch.contiguous_format else 3) and torch.equal(plane, x[1, 2])
