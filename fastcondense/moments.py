@@ -45,11 +45,6 @@ class Layer:
             return None
         return tuple(vector for keeper, what in self.parts for vector in keeper.kept[what])
 
-    def forget(self) -> None:
-        """Lets go of the moments, and so of the autograd graph behind them."""
-        for keeper, _ in self.parts:
-            keeper.kept.clear()
-
 
 class FrozenBatchNorm(Keeper):
     """A BatchNorm in evaluation mode, with what follows it: a residual, an activation, the stem's 3x3 max-pooling."""

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import copy
+import functools
 from collections.abc import Collection, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -69,6 +70,11 @@ class Teacher:
         }
         return Teacher(name, sha256, fused, layers, targets, torch.tensor(outputs), num_outputs, note)
 
+    @functools.cached_property
+    def keepers(self) -> list[Keeper]:
+        """All modules that keep moments, also those whose moments are not matched."""
+        return [module for module in self.fused.modules() if isinstance(module, Keeper)]
+
     def to(self, device: torch.device) -> Teacher:
         """Moves it, in place."""
         self.fused.to(device)
@@ -89,8 +95,8 @@ class Teacher:
         """x: normalised [N, 3, H, W] channels_last -> float32 logits [N, num_outputs], the moments of its layers."""
         logits = self.fused(x)
         moments = [layer.moments or () for layer in self.layers]
-        for layer in self.layers:
-            layer.forget()  # the caller alone decides how long the autograd graph lives
+        for keeper in self.keepers:
+            keeper.kept.clear()  # the caller alone decides how long the autograd graph lives
         return logits.float() if self.dtype is not None else logits, moments
 
     def logits(self, x: Tensor) -> Tensor:

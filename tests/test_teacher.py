@@ -312,6 +312,16 @@ def test_running_targets_are_the_running_statistics(trained):
         assert torch.equal(mean, norm.running_mean) and torch.equal(var, norm.running_var)
 
 
+@pytest.mark.parametrize("statistics", [("bn",), ("conv",), ("patch",), ("bn", "conv", "patch")])
+def test_no_module_keeps_moments_after_a_call(trained, statistics):
+    teacher = Teacher.of(trained, "a", "0123456789", list(range(10)), DIGITS, statistics, 4)
+    for made in (teacher, teacher.cast(torch.bfloat16)):
+        _, moments = made(torch.zeros(2, 3, 8, 8, dtype=made.dtype, requires_grad=True))
+        vectors = [vector for layer in moments for vector in layer]
+        assert len(moments) == len(made.layers) > 0 and all(vector.requires_grad for vector in vectors)
+        assert len(made.keepers) >= 3 and all(not keeper.kept for keeper in made.keepers)
+
+
 def test_a_network_whose_output_does_not_fit_is_refused():
     with pytest.raises(ValueError, match="teacher mine has 4 outputs, but 10 classes are needed"):
         Teacher.of(zoo.build("zoo/convnet1", 4), "mine", "0123456789", list(range(10)), DIGITS)
