@@ -137,7 +137,8 @@ class FFCVLoader:
         self.rows = np.arange(len(self.beton)) if rows is None else np.asarray(rows)
         if len(np.unique(self.rows)) < len(self.rows):
             raise ValueError("rows of a .beton file are named twice")
-        self.workers = max(1, min(workers, numba.config.NUMBA_NUM_THREADS))  # type: ignore[attr-defined]
+        settings: Any = numba.config  # not declared in its annotations
+        self.workers = max(1, min(workers, settings.NUMBA_NUM_THREADS))
         self._decoder = _WindowDecoder(len(self.beton))
         self._engine: Any = None
         self._epoch: _Epoch | None = None

@@ -163,10 +163,10 @@ def _attempt(function: Callable[..., Item], *arguments: Any) -> Item | ValueErro
 def windows_of_files(files: Sequence[ImageFile | ValueError], batch: np.ndarray, cut: Cut) -> np.ndarray:
     """Window table of a batch, int32 [B, 7]; rows of files that could not be read, and of Centered, are 0."""
     table = np.zeros((len(batch), 7), dtype=np.int32)
-    read = [k for k, file in enumerate(files) if isinstance(file, ImageFile)]
-    if read and not isinstance(cut, Centered):
-        sizes = np.array([(files[k].header.height, files[k].header.width) for k in read])  # type: ignore[union-attr]
-        table[read] = cut.windows_of(batch[read], sizes[:, 0], sizes[:, 1])
+    sizes = {k: (file.header.height, file.header.width) for k, file in enumerate(files) if isinstance(file, ImageFile)}
+    if sizes and not isinstance(cut, Centered):
+        read, (heights, widths) = list(sizes), np.array(list(sizes.values())).T
+        table[read] = cut.windows_of(batch[read], heights, widths)
     return table
 
 

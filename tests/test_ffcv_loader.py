@@ -5,7 +5,6 @@ FFCV compiles for seconds once a loader, so the tests share one loader a .beton 
 
 import subprocess
 import sys
-from pathlib import Path
 
 import numpy as np
 import pytest
@@ -14,6 +13,7 @@ import torch
 pytest.importorskip("ffcv", reason="the extra ffcv is not installed: bash scripts/setup.sh dev ffcv")
 
 from image_files import good_files, jpeg, scene, write_folder
+from memory import growth_over_20_epochs
 
 from fastcondense.loaders.beton import Sidecar, read_beton
 from fastcondense.loaders.decode_numba import NUM_COLUMNS, cut_square
@@ -318,11 +318,6 @@ def test_ffcvs_own_loader_reads_the_file(raw):
     assert error.mean() < 6
 
 
-def memory() -> int:
-    """Bytes that this process holds."""
-    return int(Path("/proc/self/statm").read_text().split()[1]) * 4096
-
-
 def test_memory_is_flat_over_epochs(compressed):
     _, loader = compressed
 
@@ -330,12 +325,7 @@ def test_memory_is_flat_over_epochs(compressed):
         for _ in loader.batches(np.split(Stream(0, "x").permutation(25, k), [9, 18]), windowed(k, size=224), RAISE):
             pass
 
-    held = []
-    for k in range(65):
-        epoch(k)
-        held.append(memory())
-    grown = [held[k + 20] - held[k] for k in (4, 24, 44)]  # the allocator moves by some MB now and then; a leak always
-    assert min(grown) < 4e6  # an epoch's squares alone are 3.8 MB
+    assert growth_over_20_epochs(epoch) < 4e6  # an epoch's squares alone are 3.8 MB
 
 
 def test_a_sidecar_of_another_file_is_refused(raw, tmp_path):

@@ -1,11 +1,11 @@
 """All loaders give the same samples and windows, whatever the ranks, workers and batches; pixels differ little."""
 
 import gc
-import resource
 
 import numpy as np
 import pytest
 import torch
+from memory import growth_over_20_epochs
 from photographs import broken_files, odd_files, write_jpegs
 
 from fastcondense import sources
@@ -123,22 +123,17 @@ def test_every_kind_of_file_is_read_or_named(tmp_path, name):
         assert str(files[sample]) in reason and "\n" not in reason
 
 
-def resident():
-    """Bytes of memory that the process holds."""
-    with open("/proc/self/statm") as file:
-        return int(file.read().split()[1]) * resource.getpagesize()
-
-
 @pytest.mark.parametrize("name", LOADERS)
 def test_memory_is_flat_over_20_epochs(files, tmp_path, name):
-    loader, held = LOADERS[name](files, 2, tmp_path), []
-    for epoch in range(28):
-        cut = Windowed(320, lambda *sizes, epoch=epoch: whole_or_half(epoch, *sizes))
+    loader = LOADERS[name](files, 2, tmp_path)
+
+    def epoch(k):
+        cut = Windowed(320, lambda *sizes: whole_or_half(k, *sizes))
         for _ in loader.batches(batches_of(np.arange(12), 6), cut, Faults()):
             pass
-        held.append(resident())
+
     # a leak of one batch an epoch would be 20 x 6 x 320 x 320 x 3 bytes = 37 MB
-    assert held[-1] - held[7] < 12e6
+    assert growth_over_20_epochs(epoch) < 12e6
 
 
 def whole_or_half(epoch, _ids, heights, widths):
