@@ -26,8 +26,8 @@ from fastcondense.files import read_checkpoint
 from fastcondense.loaders.folder import FolderLoader, index_folder
 from fastcondense.loaders.source import Centered, Cut, Faults, Loader, Windowed
 from fastcondense.real import Normalization
-from fastcondense.recipe import Dataset
 from fastcondense.rng import Stream
+from fastcondense.settings import Dataset
 from fastcondense.sources import is_installed
 from fastcondense.teacher import load_weights, state_dict
 from fastcondense.vision import timm

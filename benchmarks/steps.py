@@ -10,12 +10,14 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 from fastcondense.graph import Graphs
+from fastcondense.jobs import jobs
 from fastcondense.kernels.crop import crop
 from fastcondense.matching import Matching, layer_weights
 from fastcondense.moments import Moments
 from fastcondense.precision import Precision, arithmetic, network_dtype
-from fastcondense.recipe import Dataset, Recipe, Recover
-from fastcondense.recover import RecoverStep, jobs
+from fastcondense.recipe import Recipe
+from fastcondense.recover import RecoverStep
+from fastcondense.settings import Dataset, Recover
 from fastcondense.teacher import Teacher
 
 

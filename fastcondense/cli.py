@@ -11,7 +11,7 @@ import sys
 import traceback
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Annotated
+from typing import Annotated, Any
 
 import torch
 import tyro
@@ -157,10 +157,15 @@ def _refuse(unknown: list[str], flags: list[str]) -> None:
 
 def _flags() -> list[str]:
     """Every flag, as tyro spells it."""
-    flags = ["--recipe", "--data", "--out", "--device"]
-    for name, value in dataclasses.asdict(Recipe()).items():
-        flags += [f"--{name}.{key}" for key in value] if isinstance(value, dict) else [f"--{name}"]
-    return [flag.replace("_", "-") for flag in flags]
+
+    def of(tree: dict[str, Any], prefix: str) -> list[str]:
+        flags = []
+        for name, value in tree.items():
+            flags += of(value, f"{prefix}{name}.") if isinstance(value, dict) else [prefix + name]
+        return flags
+
+    names = ["recipe", "data", "out", "device", *of(dataclasses.asdict(Recipe()), "")]
+    return [f"--{name}".replace("_", "-") for name in names]
 
 
 def _device(name: str) -> torch.device:

@@ -13,7 +13,7 @@ from torch import Tensor
 
 from .files import read_json, read_tensors, write_json, write_tensors
 
-FORMAT = 1
+FORMAT = 2
 
 
 @dataclass(frozen=True)
@@ -73,26 +73,26 @@ def _short(value: Any) -> str:
 
 
 def write_shard(
-    folder: Path, job: int, images: Tensor, classes: Tensor, slot: int, losses: Tensor, metadata: Mapping[str, str]
+    folder: Path, job: int, images: Tensor, classes: Tensor, slots: Tensor, losses: Tensor, metadata: Mapping[str, str]
 ) -> None:
-    """One finished job: images uint8 [n, 3, S, S] of `classes` int64 [n], all of one slot; losses float32 [T, 3]."""
-    tensors = {"images": images, "classes": classes, "slot": torch.tensor(slot), "losses": losses}
+    """One finished job: images uint8 [n, 3, S, S], their classes and slots int64 [n], losses float32 [T, 3]."""
+    tensors = {"images": images, "classes": classes, "slots": slots, "losses": losses}
     write_tensors(shard_path(folder, job), tensors, metadata)
 
 
-def read_set(folder: Path, num_jobs_per_slot: int, ipc: int, classes: tuple[str, ...]) -> CondensedSet:
-    """The first `ipc` slots. Raises ValueError if a job of them is missing or damaged."""
+def read_set(folder: Path, num_jobs: int, ipc: int, classes: tuple[str, ...]) -> CondensedSet:
+    """The `ipc` slots that the first `num_jobs` jobs make. Raises ValueError if one of them is missing or damaged."""
     images: Tensor | None = None
     filled = torch.zeros(len(classes), ipc, dtype=torch.bool)
-    for job in range(num_jobs_per_slot * ipc):
+    for job in range(num_jobs):
         path = shard_path(folder, job)
         if not path.exists():
             raise ValueError(f"{folder} is not finished: {path.name} is missing; run recover again")
         shard, _ = read_tensors(path)
         if images is None:
             images = torch.empty(len(classes), ipc, *shard["images"].shape[1:], dtype=torch.uint8)
-        images[shard["classes"], int(shard["slot"])] = shard["images"]
-        filled[shard["classes"], int(shard["slot"])] = True
+        images[shard["classes"], shard["slots"]] = shard["images"]
+        filled[shard["classes"], shard["slots"]] = True
     if images is None or not bool(filled.all()):
         raise ValueError(f"{folder} does not hold {ipc} images of each of {len(classes)} classes")
     return CondensedSet(images, classes)

@@ -15,8 +15,8 @@ from torch import Tensor, nn
 
 from .files import read_checkpoint, write_atomic
 from .precision import arithmetic, mixed
-from .recipe import Optimization
 from .rng import Stream
+from .settings import Optimization
 
 Batches = Callable[[int], Iterable[tuple[Tensor, Any]]]  # epoch -> (views, whatever the loss needs)
 _SECONDS_BETWEEN_CHECKPOINTS = 20.0

@@ -18,8 +18,8 @@ from torch import Tensor
 from .kernels.replay_crop import replay_crop
 from .kernels.soft_label import soft_label_loss
 from .real import Normalization, split_batches
-from .recipe import Labels, Train
 from .rng import Stream
+from .settings import Labels, Train
 from .teacher import Teacher
 from .windows import windows
 

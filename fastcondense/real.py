@@ -15,8 +15,8 @@ from .kernels.crop import crop
 from .loaders.folder import cut_center
 from .loaders.prefetch import on_device
 from .loaders.source import Centered, Windowed
-from .recipe import Dataset
 from .rng import Stream
+from .settings import Dataset
 from .sources import open_source
 from .windows import Views, windows
 

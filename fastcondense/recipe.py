@@ -1,7 +1,8 @@
 """A recipe is one run: frozen dataclasses, TOML in and out. Papers are recipes (data), never branches of code.
 
-``load("sre2l/cifar10-ipc50")`` reads ``recipes/sre2l/cifar10.toml`` and sets ipc to 50, after applying that file's
-``[by_ipc.50]`` table if it has one. A path to a TOML file works the same way.
+``load("edc/cifar10-corrected-ipc50")`` reads ``recipes/edc/cifar10.toml``, merges its ``[corrected]`` table and then
+its ``[by_ipc.50]`` table if it has one, and sets ipc to 50. A file may begin with ``extends = ["data/cifar10"]``, the
+shared files (``recipes/shared/data/cifar10.toml``) that it adds to. A path to a TOML file works the same way.
 """
 
 from __future__ import annotations
@@ -19,141 +20,10 @@ from typing import Any, Literal
 
 import tomli_w
 
-from .precision import Precision
-from .windows import Views
+from .settings import Dataset, Evaluate, Labels, Recover, Squeeze, Train
 
 RECIPES = Path(__file__).parent / "recipes"
-
-
-@dataclass(frozen=True, kw_only=True)
-class Dataset:
-    """The real images."""
-
-    name: Literal["digits", "cifar10", "cifar100", "tiny-imagenet", "folder"] = "folder"
-    """digits ships with scikit-learn; the others come from --data. folder: <split>/<class>/<image>, as ImageNet."""
-    image_size: int = 224
-    """Side of the square that networks see and that is recovered, in pixels."""
-    resize: int = 256
-    """At evaluation the short side is resized to this before the central image_size square is cut."""
-    mean: tuple[float, float, float] = (0.485, 0.456, 0.406)
-    std: tuple[float, float, float] = (0.229, 0.224, 0.225)
-    classes: tuple[str, ...] = ()
-    """Only these classes, in this order; empty takes all, in the data set's own order."""
-    workers: int = 2
-    """Threads that decode images."""
-    loader: Literal["auto", "ffcv", "dali", "folder"] = "auto"
-    """What reads the images: ffcv needs packed ones, dali and folder (Pillow) read files. They differ by rounding."""
-    on_error: Literal["raise", "skip"] = "raise"
-    """A file that cannot be read ends the run, or it is left out and listed in the log."""
-
-
-@dataclass(frozen=True, kw_only=True)
-class Optimization:
-    """How a network is trained."""
-
-    epochs: int = 300
-    batch_size: int = 128
-    optimizer: Literal["adamw", "adam", "sgd"] = "adamw"
-    lr: float = 1e-3
-    weight_decay: float = 0.01
-    """Applied to weights of more than one dimension only, unless decay_all."""
-    decay_all: bool = False
-    momentum: float = 0.9
-    """SGD's."""
-    betas: tuple[float, float] = (0.9, 0.999)
-    """Adam's and AdamW's."""
-    schedule: Literal["cosine", "linear", "constant"] = "cosine"
-    """cosine: (1 + cos(pi e / (stretch E))) / 2 for epoch e of E after the warm-up."""
-    schedule_stretch: float = 1.0
-    """zeta; 2 is the smoothed schedule of RDED and EDC, which ends at half the learning rate."""
-    warmup_epochs: int = 0
-    """Linear from a hundredth of the learning rate."""
-    ema: float = 0.0
-    """Decay a step of the exponential moving average of the weights that is evaluated; 0 evaluates the weights."""
-    evaluate_every: int = 10
-    """Epochs between evaluations; the last is always evaluated."""
-    precision: Precision = "fp32"
-    """Arithmetic of the network; bf16 is autocast, with float32 weights."""
-
-
-@dataclass(frozen=True, kw_only=True)
-class Squeeze(Optimization, Views):
-    """Teachers: where they come from, and how those that are trained here are trained."""
-
-    teachers: tuple[str, ...] = ("torchvision/resnet18",)
-    """zoo/NAME (small images), torchvision/NAME, timm/NAME, or your own module:function(num_classes=...)."""
-    weights: tuple[str, ...] = ("train",)
-    """One a teacher or one for all: train, torchvision's weights name or timm's tag (or "default"), or a checkpoint."""
-    classes_file: str = ""
-    """Text file with the class name of each output of the checkpoints, one a line, if it differs from the data set."""
-    gate_images: int = 10
-    """Real training images a class on which every teacher must beat chance before anything is recovered; 0: no gate."""
-
-
-@dataclass(frozen=True, kw_only=True)
-class Recover(Views):
-    """Images by gradient descent on cross-entropy plus the matching of BatchNorm statistics (SRe2L, CDA)."""
-
-    iterations: int = 4000
-    lr: float = 0.25
-    betas: tuple[float, float] = (0.5, 0.9)
-    batch_size: int = 100
-    """Images optimised together: one of each of so many different classes."""
-    match_weight: float = 0.01
-    """Weight of the BatchNorm matching loss (r_bn)."""
-    first_layer_weight: float = 10.0
-    """Weight of the first layer among those that are matched."""
-    statistics: tuple[Literal["bn", "conv", "patch"], ...] = ("bn",)
-    """What is matched: mean and variance of the inputs of BatchNorms (with the running ones), of convolutions (with the
-    data set's), and with patch the mean and variance of every patch of the convolutions' inputs too (G-VBSM)."""
-    patch_size: int = 16
-    """Side of a patch: 16 for 224-pixel images, 4 for 32 and 64."""
-    statistics_ema: float = 0.0
-    """Decay an iteration of the running mean that is compared instead of the batch's statistics (G-VBSM's alpha)."""
-    ema_start: Literal["first", "zero"] = "first"
-    """The running mean's first value: the first batch's, or 0 as in the published code."""
-    precision: Precision = "fp32"
-    """Arithmetic of the teachers; images and statistics are float32 in any case."""
-    tv_weight: float = 0.0
-    l2_weight: float = 0.0
-    curriculum: Literal["none", "step", "linear", "cosine"] = "none"
-    """CDA: the crop's smallest area share falls from 1 to crop_scale's lower end in the first `milestone` of it."""
-    milestone: float = 1.0
-    per_image_windows: bool = False
-    """One window an image instead of one a batch; a change of method."""
-
-
-@dataclass(frozen=True, kw_only=True)
-class Labels(Views):
-    """Soft labels: computed on the fly by the teachers, on views that a seed replays."""
-
-    mix: Literal["none", "cutmix", "mixup"] = "cutmix"
-    mix_alpha: float = 1.0
-    """lambda ~ Beta(alpha, alpha)."""
-    mix_probability: float = 1.0
-
-
-@dataclass(frozen=True, kw_only=True)
-class Train(Optimization):
-    """Students on the condensed set."""
-
-    student: str = "torchvision/resnet18"
-    loss: Literal["kl", "kl_t2", "mse_ce"] = "kl"
-    """kl: KL(teacher || student) at `temperature`; kl_t2: times its square; mse_ce: MSE of logits + ce_weight * CE."""
-    temperature: float = 20.0
-    ce_weight: float = 0.1
-    seeds: int = 1
-    """Students, each from another seed."""
-
-
-@dataclass(frozen=True, kw_only=True)
-class Evaluate:
-    """Honest baselines: the same student, epochs and views on something else than the condensed images."""
-
-    baselines: tuple[Literal["random_soft", "random_hard", "full"], ...] = ("random_soft", "random_hard")
-    """random_soft, random_hard: random real images of the same IPC with soft or hard labels; full: all real images."""
-    full_epochs: int = 0
-    """Epochs on the full data; 0 takes squeeze.epochs."""
+CORRECTED = "corrected"
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -174,35 +44,87 @@ class Recipe:
 
     def check(self) -> Recipe:
         """Returns self; raises ValueError for values that no run could mean."""
-        for views in (self.squeeze, self.recover, self.labels):
+        for views in (self.squeeze, self.recover, self.recover.initial, self.labels):
             views.check()
-        at_least_one = {
-            "ipc": self.ipc,
-            "dataset.image_size": self.dataset.image_size,
-            "recover.iterations": self.recover.iterations,
-            "recover.batch_size": self.recover.batch_size,
-            "squeeze.epochs": self.squeeze.epochs,
-            "squeeze.batch_size": self.squeeze.batch_size,
-            "train.epochs": self.train.epochs,
-            "train.batch_size": self.train.batch_size,
-            "train.seeds": self.train.seeds,
-            "number of squeeze.teachers": len(self.squeeze.teachers),
-        }
-        for name, value in at_least_one.items():
-            if value < 1:
-                raise ValueError(f"{name} must be at least 1, got {value}")
-        if len(self.squeeze.weights) not in (1, len(self.squeeze.teachers)):
+        self._check_counts()
+        self._check_teachers()
+        recover = self.recover
+        if len(recover.targets) != len(recover.target_weights) or not recover.targets:
             raise ValueError(
-                f"squeeze.weights needs one entry, or one a teacher ({len(self.squeeze.teachers)}), "
-                f"got {len(self.squeeze.weights)}"
+                f"recover.target_weights needs one weight for each of the targets {', '.join(recover.targets)}, "
+                f"got {recover.target_weights}"
             )
-        if len(set(self.squeeze.teachers)) < len(self.squeeze.teachers):
-            raise ValueError(f"squeeze.teachers must differ from each other, got {self.squeeze.teachers}")
+        shares = {
+            "recover.gradient_share": recover.gradient_share,
+            "recover.residual": recover.residual,
+            "labels.pool": self.labels.pool,
+        }
+        for name, share in shares.items():
+            if not 0 < share <= 1:
+                raise ValueError(f"{name} must lie in (0, 1], got {share}")
+        if not 0 <= recover.drop_rate < 1:
+            raise ValueError(f"recover.drop_rate must lie in [0, 1), got {recover.drop_rate}")
         if not 0 <= self.seed < 2**64:
             raise ValueError(f"seed must lie in [0, 2^64), got {self.seed}")
         if not 0 < self.train.temperature:
             raise ValueError(f"train.temperature must be positive, got {self.train.temperature}")
         return self
+
+    def _check_counts(self) -> None:
+        at_least_one = {
+            "ipc": self.ipc,
+            "dataset.image_size": self.dataset.image_size,
+            "recover.batch_size": self.recover.batch_size,
+            "recover.initial.factor": self.recover.initial.factor,
+            "recover.initial.crops": self.recover.initial.crops,
+            "recover.committee.size": self.recover.committee.size,
+            "squeeze.epochs": self.squeeze.epochs,
+            "squeeze.batch_size": self.squeeze.batch_size,
+            "train.epochs": self.train.epochs,
+            "train.batch_size": self.train.batch_size,
+            "train.accumulate": self.train.accumulate,
+            "train.seeds": self.train.seeds,
+            "labels.tile_shuffle": self.labels.tile_shuffle,
+            "labels.tile_pick": self.labels.tile_pick,
+            "labels.batch_norm_size": self.labels.batch_norm_size,
+            "number of squeeze.teachers": len(self.squeeze.teachers),
+        }
+        at_least_zero = {
+            "recover.iterations": self.recover.iterations,
+            "recover.slots_per_job": self.recover.slots_per_job,
+            "recover.classes_per_job": self.recover.classes_per_job,
+            "recover.initial.candidates": self.recover.initial.candidates,
+        }
+        for least, counts in ((1, at_least_one), (0, at_least_zero)):
+            for name, value in counts.items():
+                if value < least:
+                    raise ValueError(f"{name} must be at least {least}, got {value}")
+
+    def _check_teachers(self) -> None:
+        teachers = self.squeeze.teachers
+        if len(self.squeeze.weights) not in (1, len(teachers)):
+            raise ValueError(
+                f"squeeze.weights needs one entry, or one a teacher ({len(teachers)}), got {len(self.squeeze.weights)}"
+            )
+        if len(set(teachers)) < len(teachers):
+            raise ValueError(f"squeeze.teachers must differ from each other, got {teachers}")
+        chosen = {
+            "recover.teachers": self.recover.teachers,
+            "recover.initial.teachers": self.recover.initial.teachers,
+            "labels.teachers": self.labels.teachers,
+        }
+        for name, some in chosen.items():
+            if unknown := [teacher for teacher in some if teacher not in teachers]:
+                raise ValueError(f"{name} names {unknown[0]!r}, which is not among squeeze.teachers")
+        priors = {
+            "recover.committee.priors": (self.recover.committee.priors, self.recover.teachers),
+            "labels.priors": (self.labels.priors, self.labels.teachers),
+        }
+        for name, (values, some) in priors.items():
+            if values and len(values) != len(some or teachers):
+                raise ValueError(f"{name} needs one number a teacher ({len(some or teachers)}), got {len(values)}")
+        if self.recover.committee.size > len(self.recover.teachers or teachers):
+            raise ValueError(f"recover.committee.size is {self.recover.committee.size}, but there are fewer teachers")
 
     def parts(self, *names: str) -> dict[str, Any]:
         """The named parts as a JSON-like tree (all that decides results, if none is named)."""
@@ -220,22 +142,31 @@ class Recipe:
         """The recipe as TOML, every field written out; `from_toml` reads it back."""
         return tomli_w.dumps(dataclasses.asdict(self))
 
+    def recover_parts(self) -> tuple[str, ...]:
+        """The parts that decide the condensed images: not ipc, where an IPC-n set is the beginning of an IPC-K set."""
+        recover = self.recover
+        is_ranked = recover.initial.kind == "mosaic" and recover.initial.layout == "rank-major"
+        has_groups = recover.slots_per_job != 1 or recover.ema_carried or recover.objective == "features"
+        return (*SQUEEZE_PARTS, "method", "recover", *(["ipc"] if is_ranked or has_groups else []))
 
-# The parts that decide what a stage makes: a finished stage is reused by any recipe that agrees in these.
+    def train_parts(self) -> tuple[str, ...]:
+        """The parts that decide the students."""
+        return tuple(dict.fromkeys((*self.recover_parts(), "ipc", "labels", "train")))
+
+
+# The parts that decide the teachers: a finished stage is reused by any recipe that agrees in what decides it.
 SQUEEZE_PARTS = ("seed", "dataset", "squeeze")
-RECOVER_PARTS = (*SQUEEZE_PARTS, "method", "recover")  # not ipc: an IPC-n set is the beginning of an IPC-K set
-TRAIN_PARTS = (*RECOVER_PARTS, "ipc", "labels", "train")
 
 
-def from_toml(text: str, source: str, ipc: int | None = None) -> Recipe:
+def from_toml(text: str, source: str, ipc: int | None = None, *, corrected: bool = False) -> Recipe:
     """TOML -> Recipe. Raises ValueError for unknown keys (with the nearest valid one) and wrong types."""
-    try:
-        tree = tomllib.loads(text)
-    except tomllib.TOMLDecodeError as error:
-        raise ValueError(f"{source} is not valid TOML: {error}") from None
-    by_ipc = tree.pop("by_ipc", {})
+    tree = _tree(text, source)
+    by_ipc, variant = tree.pop("by_ipc", {}), tree.pop(CORRECTED, {})
+    tree.pop("published", None)
     ipc = ipc if ipc is not None else tree.get("ipc", Recipe.ipc)
     tree["ipc"] = ipc
+    if corrected:
+        _merge(tree, variant)
     _merge(tree, by_ipc.get(str(ipc), {}))
     try:
         recipe: Recipe = _build(Recipe, tree, "")
@@ -255,19 +186,44 @@ def load(name_or_file: str) -> Recipe:
     stem, ipc = name_or_file, None
     if match := re.fullmatch(r"(.+)-ipc(\d+)", name_or_file):
         stem, ipc = match[1], int(match[2])
-    path = RECIPES / f"{stem}.toml"
     if stem not in names():
         near = difflib.get_close_matches(stem, names(), 1, 0.0)
         raise ValueError(
             f"there is no recipe {name_or_file!r}; the nearest is {near[0]!r} (known: {', '.join(names())})"
         )
-    recipe = from_toml(path.read_text(), f"recipe {stem}", ipc)
+    file = RECIPES / f"{stem.removesuffix(f'-{CORRECTED}')}.toml"
+    recipe = from_toml(file.read_text(), f"recipe {stem}", ipc, corrected=stem.endswith(f"-{CORRECTED}"))
     return dataclasses.replace(recipe, name=f"{stem}-ipc{recipe.ipc}")
 
 
 def names() -> list[str]:
-    """Names of the recipes that ship, without the -ipc suffix."""
-    return sorted(path.relative_to(RECIPES).with_suffix("").as_posix() for path in RECIPES.glob("*/*.toml"))
+    """Names of the recipes that ship, without the -ipc suffix; a file with a [corrected] table is two of them."""
+    found = []
+    for path in RECIPES.glob("*/*.toml"):
+        name = path.relative_to(RECIPES).with_suffix("").as_posix()
+        found += [name, *([f"{name}-{CORRECTED}"] if CORRECTED in _tree(path.read_text(), name) else [])]
+    return sorted(found)
+
+
+def published(name: str) -> dict[str, Any]:
+    """What the authors of the recipe `name` (without suffixes) published: source, and top-1 by student and ipc."""
+    return dict(_tree((RECIPES / f"{name}.toml").read_text(), f"recipe {name}").get("published", {}))
+
+
+def _tree(text: str, source: str) -> dict[str, Any]:
+    """A TOML text over the shared files that it extends, in their order."""
+    try:
+        own = tomllib.loads(text)
+    except tomllib.TOMLDecodeError as error:
+        raise ValueError(f"{source} is not valid TOML: {error}") from None
+    tree: dict[str, Any] = {}
+    for name in own.pop("extends", []):
+        path = RECIPES / "shared" / f"{name}.toml"
+        if not path.is_file():
+            raise ValueError(f"{source} extends {name!r}, but there is no {path.name} among the shared recipes")
+        _merge(tree, _tree(path.read_text(), f"{name} of {source}"))
+    _merge(tree, own)
+    return tree
 
 
 def _merge(tree: dict[str, Any], over: dict[str, Any]) -> None:

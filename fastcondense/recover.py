@@ -1,14 +1,12 @@
 """Recover: images by gradient descent through frozen teachers (SRe2L, CDA; spec sections 1.2 and 2).
 
-A job is one image of each of up to batch_size consecutive classes, all of one slot. Its images depend on the recipe,
-the seed and the job alone; jobs are numbered slot by slot, so an IPC-n set is the beginning of an IPC-K set.
+The images of a job depend on the recipe, the seed and the job alone.
 """
 
 from __future__ import annotations
 
 import math
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass
 
 import numpy as np
 import torch
@@ -16,46 +14,19 @@ from torch import Tensor
 from torch.nn import functional as F
 
 from .graph import Graphs
+from .initial import InitialImages, noise
+from .jobs import Job
 from .kernels.crop import crop
 from .kernels.image_prior import image_prior
 from .kernels.pixel_adam import pixel_adam
 from .matching import Matching, layer_weights
 from .precision import arithmetic, network_dtype
 from .real import Normalization
-from .recipe import Recipe, Recover
+from .recipe import Recipe
 from .rng import Stream
+from .settings import Recover
 from .teacher import Teacher
 from .windows import windows
-
-
-@dataclass(frozen=True)
-class Job:
-    """Images that are optimised together: slot `slot` of the classes [first_class, first_class + num_classes)."""
-
-    index: int
-    slot: int
-    first_class: int
-    num_classes: int
-
-    def classes(self) -> Tensor:
-        """int64 [num_classes]."""
-        return torch.arange(self.first_class, self.first_class + self.num_classes)
-
-
-def blocks(num_classes: int, batch_size: int) -> int:
-    """Jobs a slot."""
-    return -(-num_classes // batch_size)
-
-
-def jobs(recipe: Recipe, num_classes: int) -> list[Job]:
-    """All jobs of a recipe, slot by slot."""
-    size = recipe.recover.batch_size
-    num_blocks = blocks(num_classes, size)
-    return [
-        Job(slot * num_blocks + block, slot, block * size, min(size, num_classes - block * size))
-        for slot in range(recipe.ipc)
-        for block in range(num_blocks)
-    ]
 
 
 def learning_rates(recover: Recover) -> Tensor:
@@ -81,26 +52,37 @@ def crop_lower_bounds(recover: Recover) -> np.ndarray:
 
 
 def window_table(recipe: Recipe, job: Job) -> Tensor:
-    """Windows of every iteration, int32 [T, 1 or num_classes, 7]: one shared by the batch, or one an image."""
+    """Windows of every iteration, int32 [T, 1 or num_images, 7]: one shared by the batch, or one an image."""
     recover, size = recipe.recover, recipe.dataset.image_size
-    iterations = np.arange(recover.iterations)
-    if recover.per_image_windows:
-        stream, ids = Stream(recipe.seed, f"recover/windows/slot-{job.slot}"), job.classes().numpy()
-    else:
-        stream, ids = Stream(recipe.seed, "recover/windows"), np.array([job.index])
-    rows, columns = np.repeat(iterations, len(ids)), np.tile(ids, len(iterations))
-    low = crop_lower_bounds(recover)[rows]
-    table = windows(stream, recover, columns, rows, size, size, scale_low=low)
-    return torch.from_numpy(table).reshape(len(iterations), len(ids), 7)
+    rows = np.arange(recover.iterations)[:, None]
+    low = np.broadcast_to(crop_lower_bounds(recover)[:, None], (len(rows), 1))
+    if not recover.per_image_windows:
+        stream = Stream(recipe.seed, "recover/windows")
+        table = windows(stream, recover, np.array([job.index]), rows, size, size, scale_low=low)
+        return torch.from_numpy(table)
+    classes, slots = job.classes().numpy(), job.slots().numpy()
+    table = np.empty((len(rows), job.num_images, 7), dtype=np.int32)
+    for slot in np.unique(slots):
+        stream, mine = Stream(recipe.seed, f"recover/windows/slot-{slot}"), slots == slot
+        table[:, mine] = windows(stream, recover, classes[mine], rows, size, size, scale_low=low)
+    return torch.from_numpy(table)
 
 
 class RecoverStep:
     """One iteration on static buffers, so that it can be captured; nothing in it is read by the host."""
 
-    def __init__(self, recipe: Recipe, job: Job, teachers: Sequence[Teacher], device: torch.device):
+    def __init__(
+        self,
+        recipe: Recipe,
+        job: Job,
+        teachers: Sequence[Teacher],
+        device: torch.device,
+        initial: InitialImages | None = None,
+    ):
         recover, size = recipe.recover, recipe.dataset.image_size
         self.recipe, self.recover, self.size, self.teachers = recipe, recover, size, teachers
-        self.images = torch.empty(job.num_classes, 3, size, size, device=device)
+        self.initial = initial or noise(recipe, device)
+        self.images = torch.empty(job.num_images, 3, size, size, device=device)
         self.first, self.second = torch.empty_like(self.images), torch.empty_like(self.images)
         self.wanted = [teacher.outputs[job.classes().to(device)] for teacher in teachers]
         self.matching = [
@@ -120,12 +102,9 @@ class RecoverStep:
         self.load(job)
 
     def load(self, job: Job) -> None:
-        """Resets all buffers, in place, to the beginning of a job of the same number of images."""
+        """Resets all buffers, in place, to the beginning of a job of the same shape."""
         classes = job.classes()
-        noise = Stream(self.recipe.seed, "recover/noise").normal(
-            [(int(c), job.slot) for c in classes], 3 * self.size * self.size, self.images.device
-        )
-        self.images.copy_(noise.view_as(self.images))
+        self.images.copy_(self.initial(job))
         for zeroed in (self.first, self.second, self.losses, self.step):
             zeroed.zero_()
         for wanted, teacher in zip(self.wanted, self.teachers, strict=True):
@@ -171,23 +150,29 @@ class RecoverStep:
 
 
 class Recoverer:
-    """Recovers jobs one after another. Buffers and CUDA graphs are made once for each number of images."""
+    """Recovers jobs one after another. Buffers and CUDA graphs are made once for each shape of a job."""
 
-    def __init__(self, recipe: Recipe, teachers: Sequence[Teacher], device: torch.device):
-        self.recipe, self.device = recipe, device
+    def __init__(
+        self,
+        recipe: Recipe,
+        teachers: Sequence[Teacher],
+        device: torch.device,
+        initial: InitialImages | None = None,
+    ):
+        self.recipe, self.initial, self.device = recipe, initial, device
         self.teachers = [teacher.cast(network_dtype(recipe.recover.precision)) for teacher in teachers]
         self.graphs = Graphs(device)
-        self.steps: dict[int, tuple[RecoverStep, list[Callable[[], None]]]] = {}
+        self.steps: dict[tuple[int, int], tuple[RecoverStep, list[Callable[[], None]]]] = {}
 
     def __call__(self, job: Job) -> tuple[Tensor, Tensor]:
-        """Images uint8 [num_classes, 3, S, S] and losses float32 [T, 3], on the host; the teachers take turns.
+        """Images uint8 [num_images, 3, S, S] and losses float32 [T, 3], on the host; the teachers take turns.
 
         The last iterate is kept, as in SRe2L's code. Raises ValueError if it is not finite.
         """
         with arithmetic(self.recipe.recover.precision):
-            if job.num_classes not in self.steps:
-                self.steps[job.num_classes] = self._prepare(job)
-            step, turns = self.steps[job.num_classes]
+            if job.shape not in self.steps:
+                self.steps[job.shape] = self._prepare(job)
+            step, turns = self.steps[job.shape]
             step.load(job)
             for iteration in range(self.recipe.recover.iterations):
                 turns[iteration % len(turns)]()
@@ -197,7 +182,7 @@ class Recoverer:
         return Normalization.of(self.recipe.dataset, self.device).pixels(step.images).cpu(), losses
 
     def _prepare(self, job: Job) -> tuple[RecoverStep, list[Callable[[], None]]]:
-        step = RecoverStep(self.recipe, job, self.teachers, self.device)
+        step = RecoverStep(self.recipe, job, self.teachers, self.device, self.initial)
 
         def turn(which: int) -> Callable[[], None]:
             def advance() -> None:

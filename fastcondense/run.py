@@ -21,7 +21,7 @@ from .datasets import RealData, Split
 from .files import write_atomic, write_json
 from .log import Log
 from .real import EvaluationImages, Normalization, squares
-from .recipe import RECOVER_PARTS, SQUEEZE_PARTS, Recipe
+from .recipe import SQUEEZE_PARTS, Recipe
 from .rng import Stream
 from .sources import choose, skipped
 from .teacher import Teacher
@@ -70,7 +70,7 @@ class Run:
 
     def identity(self, stage: str) -> dict[str, Any]:
         """The settings that decide what `stage` ("squeeze" or "recover") makes."""
-        return self.recipe.parts(*{"squeeze": SQUEEZE_PARTS, "recover": RECOVER_PARTS}[stage])
+        return self.recipe.parts(*{"squeeze": SQUEEZE_PARTS, "recover": self.recipe.recover_parts()}[stage])
 
     @cached_property
     def real(self) -> RealData:

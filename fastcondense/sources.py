@@ -13,7 +13,7 @@ import torch
 from .datasets import Split
 from .loaders.folder import FolderLoader
 from .loaders.source import Faults, Loader
-from .recipe import Dataset
+from .settings import Dataset
 
 _INSTALL = {
     "ffcv": "apt-get install -y --no-install-recommends libopencv-dev libturbojpeg0-dev pkg-config && "

@@ -34,6 +34,12 @@ def squeeze(run: Run) -> list[Teacher]:
     return run.teachers
 
 
+def chosen(teachers: Sequence[Teacher], names: Sequence[str]) -> list[Teacher]:
+    """Those of the given names, in the names' order; all of them if none is named."""
+    by_name = {teacher.name: teacher for teacher in teachers}
+    return [by_name[name] for name in names] if names else list(teachers)
+
+
 def teacher_path(run: Run, architecture: str) -> Path:
     """Where a teacher's weights are kept."""
     slug = "".join(letter if letter.isalnum() or letter in "-_." else "-" for letter in architecture)

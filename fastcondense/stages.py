@@ -10,10 +10,11 @@ import torch
 from . import report, targets
 from .condensed import CondensedSet, open_folder, read_losses, read_set, shard_path, write_shard
 from .files import read_json, read_tensors, write_json
+from .jobs import Job, jobs
 from .labels import ReplayedViews
-from .recover import Job, Recoverer, blocks, jobs
+from .recover import Recoverer
 from .run import Run
-from .squeeze import squeeze, teacher_bytes, teacher_seconds
+from .squeeze import chosen, squeeze, teacher_bytes, teacher_seconds
 from .students import CONDENSED, arms, last_score, read_student, train_arm
 
 PROBES = 256
@@ -34,17 +35,17 @@ def recover(run: Run) -> None:
     todo = [job for job in everything if not _is_finished(run, job)]
     if len(todo) < len(everything):
         run.log.say(f"recover: {len(everything) - len(todo)} of {len(everything)} jobs are finished already")
-    recover_job = Recoverer(run.recipe, teachers, run.device)
+    recover_job = Recoverer(run.recipe, chosen(teachers, run.recipe.recover.teachers), run.device)
     for job in run.log.track(todo, "recover"):
         with run.stopwatch() as watch:
             images, losses = recover_job(job)
         metadata = {"seconds": f"{watch.seconds:.3f}", "images": "uint8 NCHW, RGB"}
-        write_shard(folder, job.index, images, job.classes(), job.slot, losses, metadata)
+        write_shard(folder, job.index, images, job.classes(), job.slots(), losses, metadata)
         total, entropy, matching = losses[-1].tolist()
         run.log.event(
             "job",
             index=job.index,
-            slot=job.slot,
+            slot=job.first_slot,
             seconds=watch.seconds,
             loss=total,
             cross_entropy=entropy,
@@ -66,8 +67,8 @@ def _is_finished(run: Run, job: Job) -> bool:
 
 def condensed_set(run: Run) -> CondensedSet:
     """The finished condensed images of the run."""
-    per_slot = blocks(len(run.real.classes), run.recipe.recover.batch_size)
-    return read_set(run.out / "condensed", per_slot, run.recipe.ipc, run.real.classes)
+    num_jobs = len(jobs(run.recipe, len(run.real.classes)))
+    return read_set(run.out / "condensed", num_jobs, run.recipe.ipc, run.real.classes)
 
 
 def relabel(run: Run) -> dict[str, Any]:
@@ -76,7 +77,7 @@ def relabel(run: Run) -> dict[str, Any]:
     The fingerprint is the five largest logits of up to 256 unmixed views of epoch 0, by which another machine can tell
     that it computes the same labels. Returns the replay specification.
     """
-    teachers, condensed = squeeze(run), condensed_set(run)
+    teachers, condensed = chosen(squeeze(run), run.recipe.labels.teachers), condensed_set(run)
     pixels, labels = condensed.flat()
     views = ReplayedViews(
         pixels.to(run.device), labels.to(run.device), run.recipe.labels, run.normalize, run.recipe.seed
@@ -113,7 +114,7 @@ def relabel(run: Run) -> dict[str, Any]:
 
 def train(run: Run) -> None:
     """Trains all students: on the condensed set and on each baseline."""
-    teachers, condensed = squeeze(run), condensed_set(run)
+    teachers, condensed = chosen(squeeze(run), run.recipe.labels.teachers), condensed_set(run)
     for arm in arms(run):
         train_arm(run, arm, condensed, teachers)
 

@@ -16,10 +16,10 @@ from .files import read_json, read_tensors, write_atomic, write_json, write_tens
 from .fit import fit
 from .labels import LabelSource, ReplayedViews, TeacherLabels, hard_labels, student_loss
 from .real import training_batches
-from .recipe import TRAIN_PARTS, Optimization
 from .rng import Stream
 from .run import Run
 from .score import score
+from .settings import Optimization
 from .teacher import Teacher
 
 CONDENSED = "condensed"
@@ -46,7 +46,7 @@ def arms(run: Run) -> tuple[str, ...]:
 def student_folder(run: Run, arm: str, number: int) -> Path:
     """students/<student>-<hash of the settings>/<arm>/seed<number>; other settings get another folder."""
     recipe = run.recipe
-    parts = (*TRAIN_PARTS, "evaluate") if arm == "full" else TRAIN_PARTS
+    parts = (*recipe.train_parts(), *(["evaluate"] if arm == "full" else []))
     slug = recipe.train.student.replace("/", "-").replace(":", "-")
     return run.out / "students" / f"{slug}-{recipe.sha256(*parts)[:8]}" / arm / f"seed{number}"
 

@@ -19,7 +19,7 @@ from .fuse import fuse
 from .moments import FrozenBatchNorm, Keeper, Layer, Moments
 from .precision import cast
 from .real import Normalization
-from .recipe import Dataset
+from .settings import Dataset
 from .vision import timm
 
 _CONTAINERS = ("state_dict", "model", "model_state_dict", "net", "teacher")

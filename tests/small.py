@@ -24,7 +24,7 @@ def shards(out: Path) -> dict[str, bytes]:
     from safetensors.numpy import load_file
 
     return {
-        path.name: b"".join(load_file(path)[key].tobytes() for key in ("images", "classes", "slot", "losses"))
+        path.name: b"".join(load_file(path)[key].tobytes() for key in ("images", "classes", "slots", "losses"))
         for path in sorted((out / "condensed").glob("shard-*.safetensors"))
     }
 

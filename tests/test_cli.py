@@ -80,7 +80,10 @@ def test_images_are_the_classes_of_the_manifest(finished):
     for k, path in enumerate(sorted((finished / "condensed").glob("shard-*"))):
         shard, _ = read_tensors(path)
         assert shard["images"].shape == (5, 3, 8, 8) and shard["images"].dtype == torch.uint8
-        assert shard["classes"].tolist() == list(range(5 * (k % 2), 5 * (k % 2) + 5)) and int(shard["slot"]) == k // 2
+        assert (
+            shard["classes"].tolist() == list(range(5 * (k % 2), 5 * (k % 2) + 5))
+            and shard["slots"].tolist() == [k // 2] * 5
+        )
     assert np.asarray(Image.open(finished / "condensed" / "grid.png")).shape == (10 * 66 + 2, 2 * 66 + 2, 3)
 
 

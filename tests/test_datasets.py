@@ -11,7 +11,7 @@ import pytest
 from PIL import Image
 
 from fastcondense.datasets import RealData, Split, load
-from fastcondense.recipe import Dataset
+from fastcondense.settings import Dataset
 
 RNG = np.random.default_rng(7)
 CIFAR10 = "airplane automobile bird cat deer dog frog horse ship truck".split()

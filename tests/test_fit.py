@@ -9,8 +9,8 @@ from torch.nn import functional as F
 
 from fastcondense import fit as fit_module
 from fastcondense.fit import fit, learning_rate_factor, make_optimizer
-from fastcondense.recipe import Optimization
 from fastcondense.rng import Stream
+from fastcondense.settings import Optimization
 
 # --- learning rate and optimizer -------------------------------------------------------------------------------------
 

@@ -13,8 +13,8 @@ from fastcondense.datasets import Split
 from fastcondense.loaders.folder import FolderLoader, cut_center, cut_window, decode, index_folder
 from fastcondense.loaders.source import Centered, Faults, Windowed
 from fastcondense.real import Normalization, split_batches, squares, training_batches
-from fastcondense.recipe import Dataset
 from fastcondense.rng import Stream
+from fastcondense.settings import Dataset
 from fastcondense.vision import torchvision
 from fastcondense.windows import Views, windows
 

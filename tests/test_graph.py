@@ -5,8 +5,10 @@ import torch
 
 from fastcondense import zoo
 from fastcondense.graph import WARM_UPS, Graphs
-from fastcondense.recipe import Dataset, Recipe, Recover
-from fastcondense.recover import Recoverer, RecoverStep, jobs
+from fastcondense.jobs import jobs
+from fastcondense.recipe import Recipe
+from fastcondense.recover import Recoverer, RecoverStep
+from fastcondense.settings import Dataset, Recover
 from fastcondense.teacher import Teacher
 
 DATASET = Dataset(name="digits", image_size=16, resize=16)
@@ -56,7 +58,7 @@ def test_a_graph_gives_the_bits_of_single_steps_without_a_synchronisation(statis
         for iteration in range(12):
             eager(iteration % 2)
         assert torch.equal(eager.losses.cpu(), losses)
-        step, turns = recoverer.steps[job.num_classes]
+        step, turns = recoverer.steps[job.shape]
         assert torch.equal(step.images, eager.images) and images.dtype == torch.uint8
         step.load(job)
         torch.cuda.synchronize()

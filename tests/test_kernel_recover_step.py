@@ -8,8 +8,10 @@ from kernel_checks import DEVICE
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from fastcondense.recipe import Dataset, Recipe, Recover
-from fastcondense.recover import RecoverStep, jobs
+from fastcondense.jobs import jobs
+from fastcondense.recipe import Recipe
+from fastcondense.recover import RecoverStep
+from fastcondense.settings import Dataset, Recover
 from fastcondense.teacher import Teacher
 
 DATASET = Dataset(name="digits", image_size=16, resize=16)

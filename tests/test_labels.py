@@ -16,7 +16,7 @@ from fastcondense.labels import (
     student_loss,
 )
 from fastcondense.real import Normalization, split_batches
-from fastcondense.recipe import Dataset, Labels, Train
+from fastcondense.settings import Dataset, Labels, Train
 from fastcondense.teacher import Teacher
 from fastcondense.windows import windows
 

@@ -13,8 +13,8 @@ from fastcondense.datasets import Split
 from fastcondense.loaders.folder import FolderLoader
 from fastcondense.loaders.source import Centered, Faults, Windowed
 from fastcondense.real import EvaluationImages, shares, split_batches, square_batches, training_batches
-from fastcondense.recipe import Dataset
 from fastcondense.rng import Stream
+from fastcondense.settings import Dataset
 from fastcondense.sources import choose, open_source, skipped
 from fastcondense.windows import Views, windows
 

@@ -8,11 +8,13 @@ from torch import nn
 
 from fastcondense import zoo
 from fastcondense.fit import fit
+from fastcondense.jobs import jobs
 from fastcondense.moments import FrozenBatchNorm
 from fastcondense.precision import arithmetic
-from fastcondense.recipe import Dataset, Optimization, Recipe, Recover
-from fastcondense.recover import Recoverer, RecoverStep, jobs
+from fastcondense.recipe import Recipe
+from fastcondense.recover import Recoverer, RecoverStep
 from fastcondense.rng import Stream
+from fastcondense.settings import Dataset, Optimization, Recover
 from fastcondense.teacher import Teacher
 
 CPU = torch.device("cpu")
@@ -53,7 +55,7 @@ def test_recover_in_bf16_follows_recover_in_fp32():
         settings = recipe(precision)
         recoverer = Recoverer(settings, [teacher()], CPU)
         images, losses[precision] = recoverer(jobs(settings, 6)[0])
-        step: RecoverStep = recoverer.steps[6][0]
+        step: RecoverStep = recoverer.steps[6, 1][0]
         assert step.images.dtype == step.first.dtype == step.losses.dtype == torch.float32
         assert images.dtype == torch.uint8
     assert torch.equal(losses["tf32"], losses["fp32"])  # there is no TF32 on a CPU

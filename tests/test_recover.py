@@ -10,9 +10,11 @@ from torch import nn
 from torch.nn import functional as F
 
 from fastcondense import zoo
+from fastcondense.jobs import jobs
 from fastcondense.real import Normalization
-from fastcondense.recipe import Dataset, Recipe, Recover
-from fastcondense.recover import Recoverer, RecoverStep, crop_lower_bounds, jobs, learning_rates, window_table
+from fastcondense.recipe import Recipe
+from fastcondense.recover import Recoverer, RecoverStep, crop_lower_bounds, learning_rates, window_table
+from fastcondense.settings import Dataset, Recover
 from fastcondense.teacher import Teacher
 
 CPU = torch.device("cpu")
@@ -137,7 +139,7 @@ def test_jobs_cover_every_image_once_slot_by_slot():
     settings = dataclasses.replace(recipe(), ipc=3)
     everything = jobs(settings, 6)
     assert [job.index for job in everything] == list(range(6))
-    seen = [(int(c), job.slot) for job in everything for c in job.classes()]
+    seen = [pair for job in everything for pair in zip(job.classes().tolist(), job.slots().tolist(), strict=True)]
     assert sorted(seen) == [(c, k) for c in range(6) for k in range(3)]
     assert [job.num_classes for job in everything[:2]] == [4, 2]
 

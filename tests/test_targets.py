@@ -10,7 +10,7 @@ from torch import nn
 
 from fastcondense import targets, zoo
 from fastcondense.condensed import read_losses
-from fastcondense.recipe import Dataset
+from fastcondense.settings import Dataset
 from fastcondense.targets import Collector
 from fastcondense.teacher import Teacher
 

@@ -13,7 +13,7 @@ from torch.nn import functional as F
 from fastcondense import zoo
 from fastcondense.datasets import load
 from fastcondense.files import read_checkpoint
-from fastcondense.recipe import Dataset
+from fastcondense.settings import Dataset
 from fastcondense.teacher import Teacher, check_gate, load_weights, match_classes, state_dict
 
 CPU = torch.device("cpu")

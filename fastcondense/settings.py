@@ -1,0 +1,288 @@
+"""The settings of a run, part by part: frozen dataclasses whose docstrings are the command line's help.
+
+Whatever a paper or its published code fixes is a field here, so that a method is data and never a branch of code.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, field
+from typing import Literal
+
+from .precision import Precision
+from .windows import Views
+
+
+@dataclass(frozen=True, kw_only=True)
+class Dataset:
+    """The real images."""
+
+    name: Literal["digits", "cifar10", "cifar100", "tiny-imagenet", "folder"] = "folder"
+    """digits ships with scikit-learn; the others come from --data. folder: <split>/<class>/<image>, as ImageNet."""
+    image_size: int = 224
+    """Side of the square that networks see and that is recovered, in pixels."""
+    resize: int = 256
+    """At evaluation the short side is resized to this before the central image_size square is cut."""
+    mean: tuple[float, float, float] = (0.485, 0.456, 0.406)
+    std: tuple[float, float, float] = (0.229, 0.224, 0.225)
+    classes: tuple[str, ...] = ()
+    """Only these classes, in this order; empty takes all, in the data set's own order."""
+    workers: int = 2
+    """Threads that decode images."""
+    loader: Literal["auto", "ffcv", "dali", "folder"] = "auto"
+    """What reads the images: ffcv needs packed ones, dali and folder (Pillow) read files. They differ by rounding."""
+    on_error: Literal["raise", "skip"] = "raise"
+    """A file that cannot be read ends the run, or it is left out and listed in the log."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class Optimization:
+    """How a network is trained."""
+
+    epochs: int = 300
+    batch_size: int = 128
+    optimizer: Literal["adamw", "adam", "sgd"] = "adamw"
+    lr: float = 1e-3
+    weight_decay: float = 0.01
+    """Applied to weights of more than one dimension only, unless decay_all."""
+    decay_all: bool = False
+    momentum: float = 0.9
+    """SGD's."""
+    betas: tuple[float, float] = (0.9, 0.999)
+    """Adam's and AdamW's."""
+    schedule: Literal["cosine", "linear", "constant", "cosine_drop", "multistep"] = "cosine"
+    """cosine: (1 + cos(pi e / (stretch E))) / 2 for epoch e of E after the warm-up; linear: 1 - e / (stretch E);
+    cosine_drop: cosine up to 5 E / 6, then its value there times 1 - e / E (EDC's equation 33); multistep: gamma to the
+    number of milestones that have passed."""
+    schedule_stretch: float = 1.0
+    """zeta; 2 is the smoothed schedule of RDED and EDC, which ends at half the learning rate."""
+    milestones: tuple[float, ...] = ()
+    """Shares of all epochs after which a multistep schedule multiplies the learning rate by gamma."""
+    gamma: float = 0.1
+    warmup_epochs: int = 0
+    """Linear from a hundredth of the learning rate."""
+    ema: float = 0.0
+    """Decay a step of the exponential moving average of the weights that is evaluated; 0 evaluates the weights."""
+    accumulate: int = 1
+    """Parts that a batch is split into for the network's forward: BatchNorm sees a part, the optimiser the batch."""
+    evaluate_every: int = 10
+    """Epochs between evaluations; the last is always evaluated."""
+    precision: Precision = "fp32"
+    """Arithmetic of the network; bf16 is autocast, with float32 weights."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class SelfSupervision(Optimization, Views):
+    """How a teacher's backbone learns from images without labels, before a linear probe is fitted on it (SC-DD)."""
+
+    method: Literal["none", "moco", "dino"] = "none"
+    """none: teachers are trained with labels. moco: MoCo v2; dino: DINO."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class Probe(Optimization):
+    """How the linear layer on a frozen self-supervised backbone is trained."""
+
+    epochs: int = 100
+    optimizer: Literal["adamw", "adam", "sgd"] = "sgd"
+    lr: float = 0.1
+    weight_decay: float = 0.0
+
+
+@dataclass(frozen=True, kw_only=True)
+class Squeeze(Optimization, Views):
+    """Teachers: where they come from, and how those that are trained here are trained."""
+
+    teachers: tuple[str, ...] = ("torchvision/resnet18",)
+    """zoo/NAME (small images), torchvision/NAME, timm/NAME, or your own module:function(num_classes=...)."""
+    weights: tuple[str, ...] = ("train",)
+    """One a teacher or one for all: train, torchvision's weights name or timm's tag (or "default"), or a checkpoint."""
+    classes_file: str = ""
+    """Text file with the class name of each output of the checkpoints, one a line, if it differs from the data set."""
+    gate_images: int = 10
+    """Real training images a class on which every teacher must beat chance before anything is recovered; 0: no gate."""
+    self_supervision: SelfSupervision = field(default_factory=SelfSupervision)
+    probe: Probe = field(default_factory=Probe)
+
+
+@dataclass(frozen=True, kw_only=True)
+class Initial(Views):
+    """Where the optimisation of an image starts. Views: the crops that mosaics are chosen from."""
+
+    kind: Literal["noise", "real", "mosaic"] = "noise"
+    """noise: normal, in normalised pixels; real: random training images; mosaic: the crops that teachers know best."""
+    teachers: tuple[str, ...] = ()
+    """Those that score crops, by the mean of their logits; empty: all of squeeze.teachers."""
+    candidates: int = 300
+    """Random training images a class that crops are cut from (RDED's mipc); 0: all of them."""
+    crops: int = 5
+    """Random crops of each."""
+    factor: int = 2
+    """Crops a side of a mosaic: factor^2 crops an image."""
+    layout: Literal["rank-major", "contiguous"] = "rank-major"
+    """Which ranks tile an image. rank-major: tile q of image j of n has rank q n + j, as published; contiguous: image j
+    has the ranks j factor^2 to (j + 1) factor^2 - 1: the first images are what RDED chooses for a smaller ipc."""
+    flip: float = 0.0
+    crop_ratio: tuple[float, float] = (1.0, 1.0)
+
+
+@dataclass(frozen=True, kw_only=True)
+class Committee:
+    """Several teachers an iteration, each weighted by what it is known to be worth (CV-DD, spec 2.3)."""
+
+    size: int = 1
+    """Teachers that look at an image together; 1: the teachers take turns."""
+    choice: Literal["pairs", "random"] = "pairs"
+    """pairs: slot k gets the k-th of all committees of that size, in the teachers' order; random: a drawn one."""
+    priors: tuple[float, ...] = ()
+    """Worth of each of recover.teachers, in per cent; empty: the same."""
+    temperature: float = 5.0
+    """Weights are softmax(prior / temperature) over the committee."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class Features:
+    """Matching of a network's features of tiles with those of real images, its anchors (CIM)."""
+
+    layer: str = ""
+    """Module of the first teacher whose input is matched, by its name in the network, e.g. "layer3" or "fc"."""
+    weight_decay: float = 0.01
+    """AdamW's, of the additive change of the images."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class Recover(Views):
+    """Images by gradient descent on cross-entropy plus the matching of statistics (SRe2L, CDA, G-VBSM, EDC, ...)."""
+
+    objective: Literal["statistics", "features"] = "statistics"
+    """statistics: cross-entropy and layers' statistics through the teachers; features: see recover.features (CIM)."""
+    teachers: tuple[str, ...] = ()
+    """Those of squeeze.teachers that are matched; they take turns. Empty: all of them."""
+    iterations: int = 4000
+    """0 keeps the initial images (RDED)."""
+    lr: float = 0.25
+    betas: tuple[float, float] = (0.5, 0.9)
+    batch_size: int = 100
+    """Images optimised together, at most."""
+    slots_per_job: int = 1
+    """Images of a class that are optimised together; 0: all of them."""
+    classes_per_job: int = 0
+    """Classes that are optimised together; 0: as many as batch_size holds."""
+    initial: Initial = field(default_factory=Initial)
+    committee: Committee = field(default_factory=Committee)
+    features: Features = field(default_factory=Features)
+    match_weight: float = 0.01
+    """Weight of the matching loss (r_bn)."""
+    first_layer_weight: float = 10.0
+    """Weight of the first layer among those that are matched."""
+    statistics: tuple[Literal["bn", "conv", "patch"], ...] = ("bn",)
+    """What is matched: mean and variance of the inputs of BatchNorms (with the running ones), of convolutions (with the
+    data set's), and with patch the mean and variance of every patch of the convolutions' inputs too (G-VBSM)."""
+    patch_size: int = 16
+    """Side of a patch: 16 for 224-pixel images, 4 for 32 and 64."""
+    targets: tuple[Literal["global", "category", "local"], ...] = ("global",)
+    """What they are matched with. global: the whole data set's; category: those of the batch's classes, averaged over
+    its images (EDC, LPLD); local: those of a batch of real images of the same classes."""
+    target_weights: tuple[float, ...] = (1.0,)
+    """Of each of the targets: 0.5 0.5 for EDC's half global, half category."""
+    class_variance: Literal["within-image", "full"] = "within-image"
+    """A class's variance: the mean of its images' own variances, as published, or that of all its pixels."""
+    swapped_patches: bool = False
+    """Take a class's patch means for variances and the reverse, as EDC's published code does."""
+    local_repeats: int = 1
+    """Real images behind local targets, for each image of a job."""
+    statistics_files: str = ""
+    """Folder of the published layout (ConvFeatureHook, BNFeatureHook) whose statistics are taken, not collected."""
+    gradient_share: float = 1.0
+    """Match only the layers that together give this share of the matching loss's image gradient for the least cost."""
+    statistics_ema: float = 0.0
+    """Decay an iteration of the running mean that is compared instead of the batch's statistics (G-VBSM's alpha)."""
+    ema_start: Literal["first", "zero"] = "first"
+    """The running mean's first value: the first batch's, or 0 as in the published code."""
+    ema_carried: bool = False
+    """Whether a job goes on with the running means of the job before, as in the published code."""
+    drop_rate: float = 0.0
+    """Probability that a convolution is not matched in an iteration (G-VBSM's beta)."""
+    distance: Literal["norm", "squared"] = "norm"
+    """Euclidean norm of a vector's difference from its target, or its square."""
+    layer_scale: Literal["none", "relative"] = "none"
+    """relative: distances are divided by the targets' norms and by the sum of the layers' weights, so that one
+    match_weight serves networks of any size."""
+    precision: Precision = "fp32"
+    """Arithmetic of the teachers; images and statistics are float32 in any case."""
+    tv_weight: float = 0.0
+    l2_weight: float = 0.0
+    densification_weight: float = 0.0
+    """Of G-VBSM's data densification: KL between a class's Gram eigenvalues as they are and flattened."""
+    densification_temperature: float = 4.0
+    flatness_weight: float = 0.0
+    """Of EDC's flatness: KL between the answers to the images and to their running mean."""
+    flatness_decay: float = 0.99
+    flatness_temperature: float = 4.0
+    stages: tuple[int, ...] = ()
+    """Sides of the images in equal parts of the iterations (FADRM); empty: image_size throughout."""
+    residual: float = 1.0
+    """Share of the optimised images that is kept between stages; the rest is the initial images' (FADRM's alpha)."""
+    curriculum: Literal["none", "step", "linear", "cosine"] = "none"
+    """CDA: the crop's smallest area share falls from 1 to crop_scale's lower end in the first `milestone` of it."""
+    milestone: float = 1.0
+    per_image_windows: bool = False
+    """One window an image instead of one a batch; a change of method."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class Labels(Views):
+    """Soft labels: computed on the fly by the teachers, on views that a seed replays."""
+
+    teachers: tuple[str, ...] = ()
+    """Those of squeeze.teachers whose labels are averaged; empty: all of them."""
+    ensemble: Literal["mean", "norm-equalized"] = "mean"
+    """Mean of logits; norm-equalized: of logits scaled to the teachers' mean norm in the batch (G-VBSM)."""
+    priors: tuple[float, ...] = ()
+    """Worth of each of labels.teachers, in per cent: the mean is weighted by softmax(prior / prior_temperature)."""
+    prior_temperature: float = 10.0
+    batch_norm: Literal["eval", "train"] = "eval"
+    """train: the teachers' BatchNorms take the statistics of batch_norm_size views that are seen together (CV-DD)."""
+    batch_norm_size: int = 8
+    dropout: bool = False
+    """Whether the teachers' dropout layers are active, as in code that leaves teachers in training mode."""
+    pool: float = 1.0
+    """Share of all batches of views that exist; below 1, epochs draw theirs from the first ones (LPLD's pruning)."""
+    mix: Literal["none", "cutmix", "mixup"] = "cutmix"
+    mix_alpha: float = 1.0
+    """lambda ~ Beta(alpha, alpha)."""
+    mix_probability: float = 1.0
+    tile_shuffle: int = 1
+    """Columns, and rows, of tiles an image that are permuted before the crop (RDED)."""
+    tile_pick: int = 1
+    """Tiles a side: a view shows one tile, enlarged, or with probability 1 / tile_pick^2 the whole image (CIM)."""
+    augment: tuple[
+        Literal["flip", "brightness", "saturation", "contrast", "crop", "scale", "rotate", "cutout"], ...
+    ] = ()
+    """Differentiable siamese augmentations of the normalised view (Zhao and Bilen, ICML'21), one draw an image."""
+    rand_augment: tuple[int, int] = (0, 0)
+    """RandAugment's number of operations and magnitude (Cubuk et al., 2020); 0 0: none."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class Train(Optimization):
+    """Students on the condensed set."""
+
+    student: str = "torchvision/resnet18"
+    loss: Literal["kl", "kl_t2", "mse_ce"] = "kl"
+    """kl: KL(teacher || student) at `temperature`; kl_t2: times its square; mse_ce: MSE of logits + ce_weight * CE."""
+    temperature: float = 20.0
+    ce_weight: float = 0.1
+    ce_labels: Literal["mixed", "own"] = "mixed"
+    """mse_ce's classes of a mixed view: both by their shares, or the base image's alone as published."""
+    seeds: int = 1
+    """Students, each from another seed."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class Evaluate:
+    """Honest baselines: the same student, epochs and views on something else than the condensed images."""
+
+    baselines: tuple[Literal["random_soft", "random_hard", "full"], ...] = ("random_soft", "random_hard")
+    """random_soft, random_hard: random real images of the same IPC with soft or hard labels; full: all real images."""
+    full_epochs: int = 0
+    """Epochs on the full data; 0 takes squeeze.epochs."""
