@@ -60,7 +60,7 @@ def our_step(
     if is_edc:
         sets = [(0.5, teacher.matched_targets()), (0.5, random_targets(teacher, size, device))]
         weights = layer_weights(len(teacher.layers), recover.first_layer_weight, device)
-        step.matching = [Matching(sets, weights, recover.statistics_ema, recover.ema_start)]
+        step.matching = [Matching(sets, weights, ema=recover.statistics_ema, ema_start=recover.ema_start)]
     return step
 
 

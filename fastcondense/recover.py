@@ -89,8 +89,10 @@ class RecoverStep:
             Matching(
                 [(1.0, teacher.matched_targets())],
                 layer_weights(len(teacher.layers), recover.first_layer_weight, device),
-                recover.statistics_ema,
-                recover.ema_start,
+                ema=recover.statistics_ema,
+                ema_start=recover.ema_start,
+                distance=recover.distance,
+                layer_scale=recover.layer_scale,
             )
             for teacher in teachers
         ]
