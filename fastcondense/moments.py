@@ -39,6 +39,11 @@ class Layer:
     parts: list[tuple[Keeper, Kept]]
 
     @property
+    def is_batch_norm(self) -> bool:
+        """Whether it is the input of a BatchNorm, rather than that of a convolution."""
+        return all(isinstance(keeper, FrozenBatchNorm) and what == "input" for keeper, what in self.parts)
+
+    @property
     def moments(self) -> tuple[Tensor, ...] | None:
         """Mean and variance of each part, in a row; None before a forward."""
         if any(what not in keeper.kept for keeper, what in self.parts):

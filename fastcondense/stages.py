@@ -8,7 +8,15 @@ from typing import Any
 import torch
 
 from . import report, targets
-from .condensed import CondensedSet, open_folder, read_losses, read_set, shard_path, write_shard
+from .condensed import (
+    CondensedSet,
+    open_folder,
+    read_losses,
+    read_running_means,
+    read_set,
+    shard_path,
+    write_shard,
+)
 from .files import read_json, read_tensors, write_json
 from .jobs import Job, jobs
 from .labels import ReplayedViews
@@ -16,14 +24,14 @@ from .recover import Recoverer
 from .run import Run
 from .squeeze import chosen, squeeze, teacher_bytes, teacher_seconds
 from .students import CONDENSED, arms, last_score, read_student, train_arm
+from .teacher import Teacher
 
 PROBES = 256
 
 
 def recover(run: Run) -> None:
     """Makes the condensed images; finished jobs are kept, unreadable ones are made again."""
-    teachers = squeeze(run)
-    targets.complete(run, teachers)
+    recipe, teachers = run.recipe, squeeze(run)
     folder = run.out / "condensed"
     manifest = {
         "classes": list(run.real.classes),
@@ -31,17 +39,20 @@ def recover(run: Run) -> None:
         "teachers": {teacher.name: teacher.sha256 for teacher in teachers},
     }
     open_folder(folder, manifest)
-    everything = jobs(run.recipe, len(run.real.classes))
+    everything = jobs(recipe, len(run.real.classes))
     todo = [job for job in everything if not _is_finished(run, job)]
     if len(todo) < len(everything):
         run.log.say(f"recover: {len(everything) - len(todo)} of {len(everything)} jobs are finished already")
-    recover_job = Recoverer(run.recipe, chosen(teachers, run.recipe.recover.teachers), run.device)
+    if not todo:
+        return
+    recover_job = _recoverer(run, teachers)
     for job in run.log.track(todo, "recover"):
+        carried = read_running_means(folder, job.index - 1) if recipe.recover.ema_carried and job.index else None
         with run.stopwatch() as watch:
-            images, losses = recover_job(job)
+            made = recover_job(job, carried)
         metadata = {"seconds": f"{watch.seconds:.3f}", "images": "uint8 NCHW, RGB"}
-        write_shard(folder, job.index, images, job.classes(), job.slots(), losses, metadata)
-        total, entropy, matching = losses[-1].tolist()
+        write_shard(folder, job, made.images, made.losses, made.running_means, metadata)
+        total, entropy, matching = made.losses[-1].tolist() if len(made.losses) else (0.0, 0.0, 0.0)
         run.log.event(
             "job",
             index=job.index,
@@ -51,6 +62,15 @@ def recover(run: Run) -> None:
             cross_entropy=entropy,
             matching=matching,
         )
+
+
+def _recoverer(run: Run, teachers: list[Teacher]) -> Recoverer:
+    """What recovers the run's jobs, with all that it needs: target statistics and initial images."""
+    recipe = run.recipe
+    matched = chosen(teachers, recipe.recover.teachers)
+    if recipe.recover.iterations:
+        targets.complete(run, matched)
+    return Recoverer(recipe, matched, run.device)
 
 
 def _is_finished(run: Run, job: Job) -> bool:
@@ -179,8 +199,11 @@ def inspect(run: Run) -> None:
     condensed, folder = condensed_set(run), run.out / "condensed"
     report.image_grid(condensed, folder / "grid.png")
     losses = read_losses(folder, len(jobs(run.recipe, len(condensed.classes))))
-    report.loss_curves(losses, folder / "losses.png")
-    for name in ("grid.png", "losses.png"):
+    pictures = ["grid.png"]
+    if losses.shape[1]:
+        report.loss_curves(losses, folder / "losses.png")
+        pictures.append("losses.png")
+    for name in pictures:
         run.log.say(f"inspect: {folder / name}")
 
 

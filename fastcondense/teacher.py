@@ -105,9 +105,7 @@ class Teacher:
             return self(x)[0][:, self.outputs]
 
     def matched_targets(self) -> Moments:
-        """What its layers' moments should be. Raises ValueError if there are no layers, or a target is missing."""
-        if not self.layers:
-            raise ValueError(f"teacher {self.name} has no layer to match (recover.statistics)")
+        """What its layers' moments should be. Raises ValueError if a target is missing."""
         for layer in self.layers:
             if layer.name not in self.targets:
                 raise ValueError(f"teacher {self.name} has no target for the statistics of its layer {layer.name}")
