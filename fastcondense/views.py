@@ -1,8 +1,9 @@
 """Replayed views of a condensed set.
 
-View contract: what is seen of sample i in epoch e (tile, RandAugment, window, flip) depends on (seed, e, i); its mixing
-partner, lambda and box on (seed, e, the sample's position in the epoch's seeded order). Batch size, workers and devices
-do not enter. Published code draws one lambda and box a batch; ours are per position, which makes that possible.
+View contract: what is seen of sample i in epoch e (tile, window, flip, augmentation) depends on (seed, e, i); its
+mixing partner, lambda and box on (seed, e, the sample's position in the epoch's seeded order). Batch size, workers and
+devices do not enter. Published code draws one lambda and box, and CIM's kind of augmentation, a batch; ours are per
+position and sample, which makes that possible.
 """
 
 from __future__ import annotations
@@ -16,6 +17,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
+from .diff_augment import augment, augmentations
 from .kernels.replay_crop import replay_crop
 from .real import Normalization, split_batches
 from .rng import Array, Stream
@@ -94,6 +96,7 @@ class ReplayedViews:
         self.shuffle_stream = Stream(seed, "views/tile-shuffle")
         self.pick_stream = Stream(seed, "views/tile-pick")
         self.rand_augment_stream = Stream(seed, "views/rand-augment")
+        self.augment_stream = Stream(seed, "views/augment")
 
     def epoch(self, epoch: int, train: Optimization) -> Iterator[ViewBatch]:
         """The batches of views that a student is trained on in an epoch."""
@@ -169,13 +172,14 @@ class ReplayedViews:
         """Normalised, unmixed views of the samples `ids` in `epoch`: float32 [len(ids), 3, S, S]."""
         samples, seen = torch.from_numpy(ids).to(self.images.device), torch.from_numpy(self.seen_windows(ids, epoch))
         images, rows, _ = self._prepared(epoch, samples, samples)
-        return self._crop(images, rows, seen)
+        return self._augmented(self._crop(images, rows, seen), epoch, samples)
 
     def _batch(self, table: ViewTable, span: Span) -> ViewBatch:
         images, rows, partner_rows = self._prepared(span.epoch, table.ids, table.partners)
         mixed = {"partners": partner_rows, "partner_windows": table.partner_windows}
         mixed |= {"share": table.share} if table.boxes is None else {"boxes": table.boxes}
         views = self._crop(images, rows, table.windows, **({} if self.settings.mix == "none" else mixed))
+        views = self._augmented(views, span.epoch, table.ids)
         return ViewBatch(views, self.labels[table.ids], self.labels[table.partners], table.share, span)
 
     def _prepared(self, epoch: int, ids: Tensor, partners: Tensor) -> tuple[Tensor, Tensor, Tensor]:
@@ -197,6 +201,14 @@ class ReplayedViews:
     def _crop(self, images: Tensor, rows: Tensor, seen: Tensor, **mixed: Any) -> Tensor:
         gain, offset = self.normalize.gain, self.normalize.offset
         return replay_crop(images, rows, seen, images.shape[-1], gain=gain, offset=offset, **mixed)
+
+    def _augmented(self, views: Tensor, epoch: int, ids: Tensor) -> Tensor:
+        """The differentiable augmentations of the settings, which do not go with mixing."""
+        operations = self.settings.augment
+        if not operations:
+            return views
+        table = augmentations(self.augment_stream, operations, ids.cpu().numpy(), epoch, views.shape[-1])
+        return augment(views, table.to(views.device), operations)
 
 
 def cutmix_boxes(lam: np.ndarray, u_row: np.ndarray, u_column: np.ndarray, size: int) -> np.ndarray:

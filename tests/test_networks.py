@@ -1,10 +1,13 @@
 """Networks of torchvision and timm by name, as students and as teachers: sizes, a step, layers, fused logits."""
 
+import statistics
+
 import pytest
 import torch
 from torch.nn import functional as F
 
 from fastcondense.fit import make_optimizer
+from fastcondense.fuse import fuse
 from fastcondense.settings import Dataset, Optimization
 from fastcondense.teacher import Teacher
 from fastcondense.vision import torchvision
@@ -56,16 +59,14 @@ def test_each_can_be_a_teacher_and_takes_a_step(name):
     with torch.no_grad():
         expected = net.eval()(x)
     assert float((teacher.logits(x) - expected).norm() / expected.norm()) < 1e-5
-    if not num_norms:
-        without = Teacher.of(net, name, "abcd", range(4), dataset, ("bn",))
-        with pytest.raises(ValueError, match="no layer to match"):
-            without.matched_targets()
+    if name in ("torchvision/alexnet", "torchvision/convnext_tiny"):
+        assert fuse(net, ("bn",))[1] == []
+    if name == "torchvision/alexnet":
+        return  # a teacher of EDC's and FADRM's, no student, and large
 
     optimizer = make_optimizer(net, Optimization(optimizer="sgd", momentum=0.0, weight_decay=0.0, lr=1e-4))
     loss = F.cross_entropy(net.train()(x), torch.tensor([1, 3, 0]))
     loss.backward()
-    before = [parameter.detach().clone() for parameter in net.parameters() if parameter.dim() == 1]
     optimizer.step()
-    assert bool(loss.isfinite()) and all(bool(p.grad.isfinite().all()) for p in net.parameters())
-    after = [parameter.detach() for parameter in net.parameters() if parameter.dim() == 1]
-    assert sum(not torch.equal(*pair) for pair in zip(before, after, strict=True)) > 0.9 * len(before)
+    assert bool(loss.isfinite()) and all(bool(p.grad.isfinite().all() and p.isfinite().all()) for p in net.parameters())
+    assert statistics.fmean(bool(parameter.grad.any()) for parameter in net.parameters()) > 0.9

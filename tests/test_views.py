@@ -4,6 +4,7 @@ import numpy as np
 import pytest
 import torch
 
+from fastcondense.diff_augment import augment, augmentations
 from fastcondense.kernels.crop import crop
 from fastcondense.real import Normalization, split_batches
 from fastcondense.rng import Stream
@@ -21,6 +22,7 @@ CHANGES = {
     "shuffle": {"tile_shuffle": 3},
     "pick": {"tile_pick": 2},
     "rand": {"mix": "mixup", "rand_augment": (2, 9)},
+    "augment": {"mix": "none", "augment": ("flip", "brightness", "saturation", "contrast", "crop", "scale", "cutout")},
     "all": {"tile_shuffle": 2, "tile_pick": 2, "rand_augment": (1, 14)},
 }
 
@@ -84,7 +86,11 @@ def seen_by_hand(source, sample, epoch):
             top, left = side * (tile // settings.tile_pick), side * (tile % settings.tile_pick)
             image = image[:, top : top + side, left : left + side]
     table = windows(Stream(3, "views/windows"), settings, np.array([sample]), epoch, *image.shape[1:])
-    return crop(image[None].contiguous(), torch.from_numpy(table), 8, gain=NORMALIZE.gain, offset=NORMALIZE.offset)[0]
+    view = crop(image[None].contiguous(), torch.from_numpy(table), 8, gain=NORMALIZE.gain, offset=NORMALIZE.offset)
+    if settings.augment:
+        drawn = augmentations(Stream(3, "views/augment"), settings.augment, np.array([sample]), epoch, 8)
+        view = augment(view, drawn, settings.augment)
+    return view[0]
 
 
 @pytest.mark.parametrize("change", CHANGES)
@@ -112,7 +118,7 @@ def test_views_are_those_of_the_contract(change):
     assert torch.equal(partner_labels, source.labels[torch.from_numpy(order if mix == "none" else partners)])
 
 
-@pytest.mark.parametrize("change", ["shuffle", "pick", "rand"])
+@pytest.mark.parametrize("change", ["shuffle", "pick", "rand", "augment"])
 def test_a_change_is_seen_and_is_another_in_another_epoch(change):
     plain = {"crop_scale": (1.0, 1.0), "crop_ratio": (1.0, 1.0), "flip": 0.0, "mix": "none"}
     source, unchanged = views(**CHANGES[change] | plain), views(**plain)
