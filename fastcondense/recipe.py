@@ -62,6 +62,10 @@ class Recipe:
         for name, share in shares.items():
             if not 0 < share <= 1:
                 raise ValueError(f"{name} must lie in (0, 1], got {share}")
+        for name, optimization in (("squeeze", self.squeeze), ("train", self.train)):
+            milestones, is_multistep = optimization.milestones, optimization.schedule == "multistep"
+            if is_multistep and not (milestones and all(0 < share < 1 for share in milestones)):
+                raise ValueError(f"{name}.schedule multistep needs {name}.milestones in (0, 1), got {milestones}")
         if not 0 <= recover.drop_rate < 1:
             raise ValueError(f"recover.drop_rate must lie in [0, 1), got {recover.drop_rate}")
         if not 0 <= self.seed < 2**64:

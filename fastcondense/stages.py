@@ -5,6 +5,7 @@ from __future__ import annotations
 import statistics
 from typing import Any
 
+import numpy as np
 import torch
 
 from . import report, targets
@@ -19,12 +20,14 @@ from .condensed import (
 )
 from .files import read_json, read_tensors, write_json
 from .jobs import Job, jobs
-from .labels import ReplayedViews
+from .labels import TeacherLabels
+from .real import split_batches
 from .recover import Recoverer
 from .run import Run
 from .squeeze import chosen, squeeze, teacher_bytes, teacher_seconds
 from .students import CONDENSED, arms, last_score, read_student, train_arm
 from .teacher import Teacher
+from .views import ReplayedViews, Span
 
 PROBES = 256
 
@@ -94,8 +97,8 @@ def condensed_set(run: Run) -> CondensedSet:
 def relabel(run: Run) -> dict[str, Any]:
     """Writes what replays the labels into the manifest, instead of labels: settings, seeds, teachers, a fingerprint.
 
-    The fingerprint is the five largest logits of up to 256 unmixed views of epoch 0, by which another machine can tell
-    that it computes the same labels. Returns the replay specification.
+    The fingerprint is the five largest logits of up to 256 unmixed views of epoch 0, labelled in batches of 64: they
+    tell another machine whether it computes the same labels. Returns the replay specification.
     """
     teachers, condensed = chosen(squeeze(run), run.recipe.labels.teachers), condensed_set(run)
     pixels, labels = condensed.flat()
@@ -103,8 +106,11 @@ def relabel(run: Run) -> dict[str, Any]:
         pixels.to(run.device), labels.to(run.device), run.recipe.labels, run.normalize, run.recipe.seed
     )
     ids = views.order_stream.permutation(len(labels), 0)[:PROBES]
-    crops = torch.cat([views.crops(0, ids[begin : begin + 64]) for begin in range(0, len(ids), 64)])
-    logits = torch.stack([teacher.logits(crops) for teacher in teachers]).mean(0).cpu()
+    source, parts = TeacherLabels(teachers, run.recipe.labels, run.recipe.seed), []
+    for positions in split_batches(np.arange(len(ids)), 64):
+        span = Span(0, int(positions[0]), int(positions[-1]) + 1)
+        parts.append(source.logits(views.crops(0, ids[positions]), span).mean(0))
+    logits = torch.cat(parts).cpu()
     values, indices = logits.topk(min(5, logits.shape[1]), dim=1)
     agreement = 100 * float((indices[:, 0] == labels[torch.from_numpy(ids)]).float().mean())
     recipe = run.recipe
@@ -113,6 +119,7 @@ def relabel(run: Run) -> dict[str, Any]:
         "seeds": [recipe.seed + number for number in range(recipe.train.seeds)],
         "views": recipe.parts("labels")["labels"],
         "epochs": recipe.train.epochs,
+        "batch_size": recipe.train.batch_size,
         "ipc": recipe.ipc,
         "crop": "bilinear, antialiased, float32, from uint8",
         "teachers": {teacher.name: teacher.sha256 for teacher in teachers},

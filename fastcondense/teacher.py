@@ -5,7 +5,7 @@ from __future__ import annotations
 import copy
 import functools
 from collections.abc import Collection, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -21,6 +21,7 @@ from .precision import cast
 from .real import Normalization
 from .settings import Dataset
 from .vision import timm
+from .zoo import channels_last
 
 _CONTAINERS = ("state_dict", "model", "model_state_dict", "net", "teacher")
 _PREFIXES = ("module.", "_orig_mod.", "model.", "net.", "backbone.", "encoder.")
@@ -43,6 +44,8 @@ class Teacher:
     """Why the network could not be traced, if so."""
     dtype: torch.dtype | None = None
     """Of its weights and feature maps, where that is not the images' own."""
+    unfused: nn.Module | None = None
+    """The network itself, frozen and in evaluation mode, if it was asked for: labels in training mode need it."""
 
     @staticmethod
     def of(
@@ -53,6 +56,7 @@ class Teacher:
         dataset: Dataset,
         statistics: Collection[str] = ("bn",),
         patch_size: int = 16,
+        has_unfused: bool = False,
     ) -> Teacher:
         """Freezes and fuses `net`, and tries it on a black image. Raises ValueError if its output does not fit."""
         net = net.float()
@@ -68,7 +72,9 @@ class Teacher:
             for keeper, what in layer.parts
             if isinstance(keeper, FrozenBatchNorm) and what == "input"
         }
-        return Teacher(name, sha256, fused, layers, targets, torch.tensor(outputs), num_outputs, note)
+        unfused = channels_last(copy.deepcopy(net).eval().requires_grad_(False)) if has_unfused else None
+        output_of_class = torch.tensor(outputs)
+        return Teacher(name, sha256, fused, layers, targets, output_of_class, num_outputs, note, unfused=unfused)
 
     @functools.cached_property
     def keepers(self) -> list[Keeper]:
@@ -78,15 +84,20 @@ class Teacher:
     def to(self, device: torch.device) -> Teacher:
         """Moves it, in place."""
         self.fused.to(device)
+        if self.unfused is not None:
+            self.unfused.to(device)
         self.outputs = self.outputs.to(device)
         self.targets = {name: tuple(vector.to(device) for vector in kept) for name, kept in self.targets.items()}
         return self
 
     def cast(self, dtype: torch.dtype) -> Teacher:
-        """Itself, or a copy whose weights and feature maps are of another type; moments stay float32."""
+        """Itself, or a copy whose weights and feature maps are of another type, without the unfused network.
+
+        Moments stay float32.
+        """
         if dtype == torch.float32:
             return self
-        copied = copy.deepcopy(self)
+        copied = copy.deepcopy(replace(self, unfused=None))
         copied.dtype = dtype
         cast(copied.fused, dtype, kept=(Keeper,))
         return copied
