@@ -114,8 +114,17 @@ class Initial(Views):
     """Those that score crops, by the mean of their logits; empty: all of squeeze.teachers."""
     candidates: int = 300
     """Random training images a class that crops are cut from (RDED's mipc); 0: all of them."""
+    preselected: int = 0
+    """Only so many of the candidates, those whose evaluation squares score best, are cropped (EDC: 300); 0: all."""
     crops: int = 5
-    """Random crops of each."""
+    """Random crops of each; 0: its evaluation square instead (CIM)."""
+    one_per_image: bool = True
+    """Whether the best crop of an image alone is ranked, or all of its crops are (EDC)."""
+    crop_size: Literal["tile", "image"] = "tile"
+    """What crops are resized to before they are scored. tile: image_size / factor, in a frame of mean colour (RDED);
+    image: image_size, and a mosaic shows them smaller (CIM, EDC). Evaluation squares are always of image_size."""
+    resize: Literal["nearest", "antialias"] = "nearest"
+    """How a crop is resized to its tile where their sizes differ: nearest pixels as published, or bilinear."""
     factor: int = 2
     """Crops a side of a mosaic: factor^2 crops an image."""
     layout: Literal["rank-major", "contiguous"] = "rank-major"
