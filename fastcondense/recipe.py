@@ -78,6 +78,7 @@ class Recipe:
             "recover.initial.factor": self.recover.initial.factor,
             "recover.initial.crops": self.recover.initial.crops,
             "recover.committee.size": self.recover.committee.size,
+            "recover.features.batch_size": self.recover.features.batch_size,
             "squeeze.epochs": self.squeeze.epochs,
             "squeeze.batch_size": self.squeeze.batch_size,
             "train.epochs": self.train.epochs,
