@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Collection
+from typing import Literal, get_args
 
 import numpy as np
 import torch
@@ -21,8 +22,9 @@ FLIP, BRIGHTNESS, SATURATION, CONTRAST, SHIFT_Y, SHIFT_X, SCALE_Y, SCALE_X, ANGL
 CUT_TOP, CUT_BOTTOM, CUT_LEFT, CUT_RIGHT = range(9, 13)
 COLUMNS = 13
 
-GEOMETRIC = ("crop", "scale", "rotate")
-OPERATIONS = ("flip", "brightness", "saturation", "contrast", *GEOMETRIC, "cutout")
+Operation = Literal["flip", "brightness", "saturation", "contrast", "crop", "scale", "rotate", "cutout"]
+OPERATIONS: tuple[Operation, ...] = get_args(Operation)
+GEOMETRIC: tuple[Operation, ...] = ("crop", "scale", "rotate")
 
 _BRIGHTNESS = 0.5  # added: -0.5 ... 0.5
 _SATURATION = 2.0  # times 0 ... 2
@@ -73,14 +75,9 @@ def augmentations(
         table[..., SATURATION] = _SATURATION * u_saturation
     if "contrast" in operations:
         table[..., CONTRAST] = _CONTRAST[0] + (_CONTRAST[1] - _CONTRAST[0]) * u_contrast
-    reach = math.floor(_SHIFT * size + 0.5)
     geometric = {
-        "crop": {
-            column: np.floor(u * (2 * reach + 1)) - reach for column, u in ((SHIFT_Y, u_shift_y), (SHIFT_X, u_shift_x))
-        },
-        "scale": {
-            column: 1 / _SCALE + (_SCALE - 1 / _SCALE) * u for column, u in ((SCALE_Y, u_scale_y), (SCALE_X, u_scale_x))
-        },
+        "crop": {SHIFT_Y: _shift(u_shift_y, size), SHIFT_X: _shift(u_shift_x, size)},
+        "scale": {SCALE_Y: _scale(u_scale_y), SCALE_X: _scale(u_scale_x)},
         "rotate": {ANGLE: _ANGLE * (2 * u_angle - 1)},
     }
     for which, name in enumerate(listed):
@@ -92,6 +89,15 @@ def augmentations(
             begin = np.floor(u * (size + 1 - side % 2)) - side // 2
             table[..., column], table[..., column + 1] = np.clip(begin, 0, size), np.clip(begin + side, 0, size)
     return torch.from_numpy(table).float()
+
+
+def _shift(u: Array, size: int) -> Array:
+    reach = math.floor(_SHIFT * size + 0.5)
+    return np.floor(u * (2 * reach + 1)) - reach
+
+
+def _scale(u: Array) -> Array:
+    return 1 / _SCALE + (_SCALE - 1 / _SCALE) * u
 
 
 def augment(images: Tensor, table: Tensor, operations: Collection[str]) -> Tensor:

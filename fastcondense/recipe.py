@@ -83,6 +83,7 @@ class Recipe:
             "recover.batch_size": self.recover.batch_size,
             "recover.initial.factor": self.recover.initial.factor,
             "recover.committee.size": self.recover.committee.size,
+            "recover.features.batch_size": self.recover.features.batch_size,
             "squeeze.epochs": self.squeeze.epochs,
             "squeeze.batch_size": self.squeeze.batch_size,
             "train.epochs": self.train.epochs,

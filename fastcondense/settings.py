@@ -8,6 +8,7 @@ from __future__ import annotations
 from dataclasses import dataclass, field
 from typing import Literal
 
+from .diff_augment import Operation
 from .precision import Precision
 from .windows import Views
 
@@ -156,6 +157,10 @@ class Features:
     """Module of the first teacher whose input is matched, by its name in the network, e.g. "layer3" or "fc"."""
     weight_decay: float = 0.01
     """AdamW's, of the additive change of the images."""
+    augment: tuple[Operation, ...] = ("flip", "crop", "cutout")
+    """Differentiable augmentations, drawn in each iteration for all tiles and anchors alike."""
+    batch_size: int = 64
+    """Pairs of a tile and its anchor that go through the network together; results differ by rounding alone."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -265,9 +270,7 @@ class Labels(Views):
     """Columns, and rows, of tiles an image that are permuted before the crop (RDED)."""
     tile_pick: int = 1
     """Tiles a side: a view shows one tile, enlarged, or with probability 1 / tile_pick^2 the whole image (CIM)."""
-    augment: tuple[
-        Literal["flip", "brightness", "saturation", "contrast", "crop", "scale", "rotate", "cutout"], ...
-    ] = ()
+    augment: tuple[Operation, ...] = ()
     """Differentiable siamese augmentations of the normalised view (Zhao and Bilen, ICML'21), one draw an image."""
     rand_augment: tuple[int, int] = (0, 0)
     """RandAugment's number of operations and magnitude, before the crop (Cubuk et al., 2020); 0 0: none."""

@@ -110,6 +110,13 @@ def test_one_row_is_done_to_all(size):
     torch.testing.assert_close(together[2:3], augment(images[2:3], row, OPERATIONS), rtol=0, atol=1e-12)
 
 
+def test_the_host_reads_nothing():
+    """Tensors without values stand for a GPU's; flip and crop are a kernel's, whose own tests see to that."""
+    others = tuple(name for name in OPERATIONS if name not in ("flip", "crop"))
+    table = augmentations(STREAM, others, np.arange(4), 0, 9)
+    assert augment(pictures(4, 9).to("meta"), table.to("meta"), others).shape == (4, 3, 9, 9)
+
+
 @pytest.mark.parametrize("operation", OPERATIONS)
 def test_gradients(operation):
     table = augmentations(STREAM, (operation,), np.arange(3), 0, 5)
