@@ -44,7 +44,7 @@ class Recipe:
 
     def check(self) -> Recipe:
         """Returns self; raises ValueError for values that no run could mean."""
-        for views in (self.squeeze, self.recover, self.recover.initial, self.labels):
+        for views in (self.squeeze, self.squeeze.self_supervision, self.recover, self.recover.initial, self.labels):
             views.check()
         self._check_counts()
         self._check_teachers()
@@ -86,6 +86,8 @@ class Recipe:
             "recover.features.batch_size": self.recover.features.batch_size,
             "squeeze.epochs": self.squeeze.epochs,
             "squeeze.batch_size": self.squeeze.batch_size,
+            "squeeze.probe.epochs": self.squeeze.probe.epochs,
+            "squeeze.probe.batch_size": self.squeeze.probe.batch_size,
             "train.epochs": self.train.epochs,
             "train.batch_size": self.train.batch_size,
             "train.accumulate": self.train.accumulate,
@@ -113,6 +115,10 @@ class Recipe:
         if len(self.squeeze.weights) not in (1, len(teachers)):
             raise ValueError(
                 f"squeeze.weights needs one entry, or one a teacher ({len(teachers)}), got {len(self.squeeze.weights)}"
+            )
+        if len(probes := self.squeeze.probe_weights) not in (0, 1, len(teachers)):
+            raise ValueError(
+                f"squeeze.probe_weights needs none, one, or one a teacher ({len(teachers)}), got {len(probes)}"
             )
         if len(set(teachers)) < len(teachers):
             raise ValueError(f"squeeze.teachers must differ from each other, got {teachers}")

@@ -72,18 +72,115 @@ class Optimization:
 
 
 @dataclass(frozen=True, kw_only=True)
+class MoCo:
+    """Momentum contrast: an image's two views agree, and differ from those of a queue of other images (MoCo v2)."""
+
+    temperature: float = 0.2
+    features: int = 128
+    """Length of the vectors that are compared."""
+    queue: int = 65536
+    """Views of earlier batches that a view is told from; few images want fewer than there are of them."""
+    decay: float = 0.999
+    """Of the key encoder, a step: the running mean of the query encoder's weights."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class DINO:
+    """Self-distillation: a network predicts its running mean's answers to other views of an image (DINO)."""
+
+    network: Literal["teacher", "student"] = "teacher"
+    """Which one is kept, after training here and from a checkpoint file."""
+    outputs: int = 65536
+    hidden: int = 2048
+    bottleneck: int = 256
+    """Widths of the projection head."""
+    student_temperature: float = 0.1
+    teacher_temperature: float = 0.04
+    first_teacher_temperature: float = 0.04
+    """It rises, or falls, linearly from this in the first `temperature_epochs`."""
+    temperature_epochs: int = 0
+    center_decay: float = 0.9
+    """Of the running mean of the teacher's answers, which is taken from them."""
+    decay: float = 0.996
+    """Of the teacher, the running mean of the student's weights, in the first step; it grows to 1 as a cosine."""
+    frozen_epochs: int = 1
+    """First epochs in which the head's last layer stays as it is."""
+    local_crops: int = 6
+    """Small views of an image, which the student alone sees, beside the two large ones."""
+    local_size: int = 96
+    """Their side, in pixels."""
+    local_scale: tuple[float, float] = (0.05, 0.14)
+    """Range of their share of the image's area; for the large ones crop_scale, as published 0.14 to 1."""
+
+
+@dataclass(frozen=True, kw_only=True)
 class SelfSupervision(Optimization, Views):
-    """How a teacher's backbone learns from images without labels, before a linear probe is fitted on it (SC-DD)."""
+    """How a teacher's backbone learns from images without labels, before a linear probe is fitted on it (SC-DD).
+
+    Defaults are MoCo v2's on ImageNet. DINO's ResNet-50 has the same optimiser, crop_scale 0.14 1, blur 1 0.1 0.5,
+    solarize 0 0.2 0 and hue 0.1.
+    """
 
     method: Literal["none", "moco", "dino"] = "none"
     """none: teachers are trained with labels. moco: MoCo v2; dino: DINO."""
+    epochs: int = 200
+    batch_size: int = 256
+    optimizer: Literal["adamw", "adam", "sgd"] = "sgd"
+    lr: float = 0.03
+    weight_decay: float = 1e-4
+    decay_all: bool = True
+    accumulate: int = 1
+    """Parts of a batch whose BatchNorms are apart; MoCo's keys are shuffled among them (published: 8, one a GPU)."""
+    crop_scale: tuple[float, float] = (0.2, 1.0)
+    jitter: tuple[float, float, float, float] = (0.4, 0.4, 0.4, 0.1)
+    """Largest relative change of brightness, contrast and saturation, and largest turn of the hue."""
+    jitter_probability: float = 0.8
+    grey: float = 0.2
+    """Probability that a view loses its colours."""
+    blur: tuple[float, ...] = (0.5,)
+    """Probability of a Gaussian blur, for all views, or for the first, the second, and those after them."""
+    blur_sigma: tuple[float, float] = (0.1, 2.0)
+    """Range of its standard deviation, in pixels."""
+    solarize: tuple[float, ...] = (0.0,)
+    """Probability that values of a half and above are inverted; given as blur is."""
+    moco: MoCo = field(default_factory=MoCo)
+    dino: DINO = field(default_factory=DINO)
+
+    def check(self) -> None:
+        """Raises ValueError for views and counts that make no sense."""
+        super().check()
+        for name, values in (("blur", self.blur), ("solarize", self.solarize)):
+            if len(values) not in (1, 3) or not all(0 <= value <= 1 for value in values):
+                raise ValueError(f"self_supervision.{name} needs one or three probabilities, got {values}")
+        low, high = self.dino.local_scale
+        if not 0 < low <= high <= 1:
+            raise ValueError(f"dino.local_scale needs 0 < low <= high <= 1, got {self.dino.local_scale}")
+        counts = {
+            "epochs": (self.epochs, 1),
+            "batch_size": (self.batch_size, 2),
+            "accumulate": (self.accumulate, 1),
+            "moco.features": (self.moco.features, 1),
+            "dino.outputs": (self.dino.outputs, 2),
+            "dino.local_crops": (self.dino.local_crops, 0),
+            "dino.local_size": (self.dino.local_size, 1),
+        }
+        for name, (value, least) in counts.items():
+            if value < least:
+                raise ValueError(f"self_supervision.{name} must be at least {least}, got {value}")
+        if self.method == "moco" and self.moco.queue < self.batch_size:
+            raise ValueError(f"moco.queue must hold a batch of {self.batch_size} views, got {self.moco.queue}")
 
 
 @dataclass(frozen=True, kw_only=True)
 class Probe(Optimization):
-    """How the linear layer on a frozen self-supervised backbone is trained."""
+    """How the linear layer on a frozen self-supervised backbone is trained, on views as squeeze's own.
+
+    The backbone stays in evaluation mode: neither its weights nor its running statistics change. Published: MoCo v2 lr
+    30, multistep 0.6 0.8; MoCo v3 90 epochs, lr 0.1 for 256 images; SwAV lr 0.3, decay 1e-6; DINO lr 1e-3 for 256.
+    """
 
     epochs: int = 100
+    batch_size: int = 256
     optimizer: Literal["adamw", "adam", "sgd"] = "sgd"
     lr: float = 0.1
     weight_decay: float = 0.0
@@ -96,7 +193,11 @@ class Squeeze(Optimization, Views):
     teachers: tuple[str, ...] = ("torchvision/resnet18",)
     """zoo/NAME (small images), torchvision/NAME, timm/NAME, or your own module:function(num_classes=...)."""
     weights: tuple[str, ...] = ("train",)
-    """One a teacher or one for all: train, torchvision's weights name or timm's tag (or "default"), or a checkpoint."""
+    """One a teacher or one for all: train, torchvision's weights name or timm's tag (or "default"), or a checkpoint;
+    those of MoCo, SwAV and DINO are recognised."""
+    probe_weights: tuple[str, ...] = ()
+    """A linear layer in place of the weights' own, one a teacher or one for all: a file of its weights, "train" to fit
+    it on the frozen network, or "" for none. Self-supervised checkpoints need one."""
     classes_file: str = ""
     """Text file with the class name of each output of the checkpoints, one a line, if it differs from the data set."""
     gate_images: int = 10
