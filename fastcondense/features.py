@@ -5,7 +5,7 @@ The images of a job depend on the recipe, the seed, the job and its anchors alon
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 
 import numpy as np
 import torch
@@ -21,6 +21,7 @@ from .kernels.pixel_adam import pixel_adam
 from .precision import arithmetic, network_dtype
 from .real import Normalization
 from .recipe import Recipe
+from .recover import Recovered
 from .rng import Stream
 from .teacher import Teacher
 
@@ -147,8 +148,8 @@ class FeatureRecoverer:
         self.graphs = Graphs(device)
         self.steps: dict[tuple[int, int], tuple[FeatureStep, Callable[[], None]]] = {}
 
-    def __call__(self, job: Job) -> tuple[Tensor, Tensor]:
-        """Images uint8 [num_images, 3, S, S], and losses float32 [T, 3]: total, 0, total; on the host.
+    def __call__(self, job: Job, running_means: Mapping[str, Tensor] | None = None) -> Recovered:
+        """Recovers a job; losses are total, 0, total. There are no running means.
 
         The last iterate is kept, clamped and rounded. The published product is neither: it is float32, so the
         published students see slightly other pixels. Raises ValueError if images or losses are not finite.
@@ -163,7 +164,7 @@ class FeatureRecoverer:
         images, losses = step.images(step.delta), step.losses.cpu()
         if not bool(torch.isfinite(images).all() & torch.isfinite(step.losses).all()):
             raise ValueError(f"recover diverged in job {job.index}: not all is finite; try a smaller recover.lr")
-        return Normalization.of(self.recipe.dataset, self.device).pixels(images).cpu(), losses
+        return Recovered(Normalization.of(self.recipe.dataset, self.device).pixels(images).cpu(), losses, {})
 
     def _prepare(self, job: Job) -> tuple[FeatureStep, Callable[[], None]]:
         step = FeatureStep(self.recipe, job, self.observer, self.device)

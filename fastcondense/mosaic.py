@@ -56,14 +56,22 @@ class Mosaics:
         self.run, self.ranked = run, ranked
 
     def __call__(self, job: Job) -> Tensor:
+        recipe = self.run.recipe
+        return stitch(self._crops(job), recipe.dataset.image_size, recipe.recover.initial.resize)
+
+    def anchors(self, job: Job) -> Tensor:
+        """The crops as they were before they were made to fit: number k num_images + i is tile k of image i (CIM)."""
+        return self._crops(job).transpose(0, 1).flatten(0, 1)
+
+    def _crops(self, job: Job) -> Tensor:
+        # [num_images, factor^2, 3, side, side]
         run, initial = self.run, self.run.recipe.recover.initial
         ids, crops = [], []
         for label, slot in zip(job.classes().tolist(), job.slots().tolist(), strict=True):
             ranks = tile_ranks(initial, run.recipe.ipc, slot)
             ids.append(self.ranked[label].ids[ranks])
             crops.append(self.ranked[label].crops[ranks])
-        tiles = read_crops(run, torch.cat(ids), torch.cat(crops)).unflatten(0, (job.num_images, -1))
-        return stitch(tiles, run.recipe.dataset.image_size, initial.resize)
+        return read_crops(run, torch.cat(ids), torch.cat(crops)).unflatten(0, (job.num_images, -1))
 
 
 def mosaics(run: Run, teachers: Sequence[Teacher]) -> Mosaics:

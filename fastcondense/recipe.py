@@ -68,6 +68,13 @@ class Recipe:
                 raise ValueError(f"{name}.schedule multistep needs {name}.milestones in (0, 1), got {milestones}")
         if recover.initial.factor > self.dataset.image_size:
             raise ValueError(f"recover.initial.factor {recover.initial.factor} is more than dataset.image_size")
+        initial = recover.initial
+        has_anchors = initial.kind == "mosaic" and (initial.crops == 0 or initial.crop_size == "image")
+        if recover.objective == "features" and not (has_anchors and recover.features.layer):
+            raise ValueError(
+                "recover.objective features needs recover.features.layer, and mosaics of whole images "
+                "(recover.initial.kind mosaic with crops 0 or crop_size image)"
+            )
         if not 0 <= recover.drop_rate < 1:
             raise ValueError(f"recover.drop_rate must lie in [0, 1), got {recover.drop_rate}")
         if not 0 <= self.seed < 2**64:

@@ -8,7 +8,7 @@ from typing import Any
 import numpy as np
 import torch
 
-from . import report, targets
+from . import initial, report, targets
 from .condensed import (
     CondensedSet,
     open_folder,
@@ -18,11 +18,14 @@ from .condensed import (
     shard_path,
     write_shard,
 )
+from .features import FeatureRecoverer
 from .files import read_json, read_tensors, write_json
 from .jobs import Job, jobs
 from .labels import TeacherLabels
 from .real import split_batches
-from .recover import Recoverer
+from .mosaic import Mosaics
+from .pruning import prune
+from .recover import Recoverer, Sources
 from .run import Run
 from .squeeze import chosen, squeeze, teacher_bytes, teacher_seconds
 from .students import CONDENSED, arms, last_score, read_student, train_arm
@@ -67,13 +70,18 @@ def recover(run: Run) -> None:
         )
 
 
-def _recoverer(run: Run, teachers: list[Teacher]) -> Recoverer:
-    """What recovers the run's jobs, with all that it needs: target statistics and initial images."""
-    recipe = run.recipe
-    matched = chosen(teachers, recipe.recover.teachers)
-    if recipe.recover.iterations:
+def _recoverer(run: Run, teachers: list[Teacher]) -> Recoverer | FeatureRecoverer:
+    """What recovers the run's jobs, with all that it needs: initial images, target statistics, anchors."""
+    recipe, recover = run.recipe, run.recipe.recover
+    matched, images = chosen(teachers, recover.teachers), initial.make(run, teachers)
+    if recover.objective == "features":
+        assert isinstance(images, Mosaics)
+        return FeatureRecoverer(recipe, matched, run.device, images, images.anchors)
+    if recover.iterations:
         targets.complete(run, matched)
-    return Recoverer(recipe, matched, run.device)
+        prune(run, matched)
+    local = targets.local_images(run) if "local" in recover.targets else None
+    return Recoverer(recipe, matched, run.device, Sources(images, local))
 
 
 def _is_finished(run: Run, job: Job) -> bool:
