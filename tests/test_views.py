@@ -41,7 +41,7 @@ def whole_epoch(source, epoch, batch_size):
 
 
 @pytest.mark.parametrize("change", CHANGES)
-@pytest.mark.parametrize("batch_size", [1, 4, 7])
+@pytest.mark.parametrize("batch_size", [1, 7])
 def test_views_have_the_same_bits_for_any_batch_size(change, batch_size):
     source = views(**CHANGES[change])
     for one, other in zip(whole_epoch(source, 2, batch_size), whole_epoch(source, 2, 23), strict=True):
@@ -144,7 +144,7 @@ def test_shuffled_tiles_are_those_of_a_loop(factor):
 
 
 def test_every_order_of_strips_is_as_likely():
-    count = 6000
+    count = 3000
     images = torch.arange(9, dtype=torch.uint8).view(1, 1, 3, 3).expand(count, 1, 3, 3).contiguous()
     made = shuffle_tiles(images, 3, Stream(0, "test"), np.arange(count), 0)[:, 0]
     orders, counts = torch.unique(made.flatten(1), dim=0, return_counts=True)
@@ -232,13 +232,13 @@ def test_without_a_pool_an_epoch_has_its_own_batches():
 def test_a_pool_is_the_first_full_batches_and_each_is_drawn_as_often(pool, size):
     """Of 20 epochs with 5 full batches each: 23 images in batches of 4, 3 of an epoch in none."""
     source, train = views(pool=pool), Train(batch_size=4, epochs=20)
-    drawn = [span for epoch in range(2000) for span in source.spans(epoch, train)]
-    assert len(drawn) == 2000 * 5
+    drawn = [span for epoch in range(600) for span in source.spans(epoch, train)]
+    assert len(drawn) == 3000
     places = np.array([span.epoch * 5 + span.begin // 4 for span in drawn])
     assert all(span.begin % 4 == 0 and span.end == span.begin + 4 <= 20 for span in drawn)
     counts = np.bincount(places)
     assert len(counts) == size
-    assert float(((counts - 1e4 / size) ** 2 / (1e4 / size)).sum()) < 60  # chi-square of at most 28: p < 0.001
+    assert float(((counts - 3000 / size) ** 2 / (3000 / size)).sum()) < 60  # chi-square of at most 28: p < 0.001
 
 
 @pytest.mark.parametrize("change", CHANGES)
