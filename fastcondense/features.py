@@ -56,17 +56,16 @@ class FeatureStep:
     def __init__(self, recipe: Recipe, job: Job, observer: Cut, device: torch.device):
         recover, size = recipe.recover, recipe.dataset.image_size
         self.recipe, self.settings, self.size, self.observer = recipe, recover.features, size, observer
-        self.initial = torch.empty(job.num_images, 3, size, size, device=device)
-        self.delta = torch.empty_like(self.initial)
-        self.first, self.second = torch.empty_like(self.delta), torch.empty_like(self.delta)
+        self.initial = torch.zeros(job.num_images, 3, size, size, device=device)
+        self.delta, self.first, self.second = (torch.zeros_like(self.initial) for _ in range(3))
         windows = tile_windows(size, recover.initial.factor)
-        self.anchors = torch.empty(len(windows) * job.num_images, 3, size, size, device=device)
+        self.anchors = torch.zeros(len(windows) * job.num_images, 3, size, size, device=device)
         self.windows = windows.repeat_interleave(job.num_images, 0).to(device)
         self.image_of = torch.arange(job.num_images, device=device).repeat(len(windows))
         self.contrast = 255 * Normalization.of(recipe.dataset, device).gain[:, None, None]  # 1 / deviation
         self.rate = torch.tensor(recover.lr, device=device)
         self.low, self.high = (torch.full((3,), bound, device=device) for bound in (-torch.inf, torch.inf))
-        self.table = torch.empty_like(augmentation_table(recipe, job), device=device)
+        self.table = augmentation_table(recipe, job).to(device)
         self.losses = torch.zeros(recover.iterations, 3, device=device)
         self.step = torch.zeros(1, dtype=torch.int64, device=device)
 
@@ -168,5 +167,4 @@ class FeatureRecoverer:
 
     def _prepare(self, job: Job) -> tuple[FeatureStep, Callable[[], None]]:
         step = FeatureStep(self.recipe, job, self.observer, self.device)
-        step.load(job, self.initial, self.anchors)
         return step, self.graphs.capture(step, step.step.zero_)
