@@ -6,6 +6,7 @@ The images of a job depend on the recipe, the seed, the job and its anchors alon
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping, Sequence
+from itertools import pairwise
 
 import numpy as np
 import torch
@@ -24,6 +25,7 @@ from .recipe import Recipe
 from .recover import Recovered
 from .rng import Stream
 from .teacher import Teacher
+from .tiles import strip_bounds
 
 Anchors = Callable[[Job], Tensor]
 """Normalised real images of a job, float32 [factor^2 num_images, 3, S, S], on the device of the run: number
@@ -35,7 +37,8 @@ def tile_windows(size: int, factor: int) -> Tensor:
 
     The first size % factor rows and columns of tiles are a pixel larger than the others.
     """
-    strips = [(int(strip[0]), len(strip)) for strip in np.array_split(np.arange(size), factor)]
+    bounds = strip_bounds(size, factor).tolist()
+    strips = [(begin, end - begin) for begin, end in pairwise(bounds)]
     rows = [[top, left, height, width, 0, 0, 0] for top, height in strips for left, width in strips]
     return torch.tensor(rows, dtype=torch.int32)
 
@@ -147,7 +150,7 @@ class FeatureRecoverer:
         self.graphs = Graphs(device)
         self.steps: dict[tuple[int, int], tuple[FeatureStep, Callable[[], None]]] = {}
 
-    def __call__(self, job: Job, running_means: Mapping[str, Tensor] | None = None) -> Recovered:
+    def __call__(self, job: Job, _running_means: Mapping[str, Tensor] | None = None) -> Recovered:
         """Recovers a job; losses are total, 0, total. There are no running means.
 
         The last iterate is kept, clamped and rounded. The published product is neither: it is float32, so the

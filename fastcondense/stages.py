@@ -22,9 +22,9 @@ from .features import FeatureRecoverer
 from .files import read_json, read_tensors, write_json
 from .jobs import Job, jobs
 from .labels import TeacherLabels
-from .real import split_batches
 from .mosaic import Mosaics
 from .pruning import prune
+from .real import split_batches
 from .recover import Recoverer, Sources
 from .run import Run
 from .squeeze import chosen, squeeze, teacher_bytes, teacher_seconds

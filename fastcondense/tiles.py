@@ -10,8 +10,12 @@ from .rng import Array, Stream
 
 
 def strip_bounds(size: int, factor: int) -> np.ndarray:
-    """Where the `factor` strips of `size` pixels begin, and the last one's end: int64 [factor + 1]."""
-    return np.arange(factor + 1) * size // factor
+    """Where the `factor` strips of `size` pixels begin, and the last one's end: int64 [factor + 1].
+
+    The first size % factor strips are a pixel wider than the others, as in the mosaics themselves.
+    """
+    starts = [strip[0] for strip in np.array_split(np.arange(size), factor)]
+    return np.array([*starts, size], dtype=np.int64)
 
 
 def shuffle_tiles(images: Tensor, factor: int, stream: Stream, ids: np.ndarray, epoch: int) -> Tensor:

@@ -119,12 +119,13 @@ class ConvNet(nn.Module):
         self.norms = nn.ModuleList(nn.BatchNorm2d(width) for _ in range(depth))
         self.relu = nn.ReLU()
         self.pool = nn.AvgPool2d(2, ceil_mode=True)
+        self.last_pool = nn.AdaptiveAvgPool2d(1)
         self.head = nn.Linear(width, num_classes)
 
     def forward(self, x: Tensor) -> Tensor:
         for conv, norm in zip(self.convs, self.norms, strict=True):
             x = self.pool(self.relu(norm(conv(x))))
-        return self.head(x.mean((2, 3)))
+        return self.head(self.last_pool(x).flatten(1))
 
 
 class InstanceConvNet(nn.Module):
