@@ -105,25 +105,32 @@ def training_batches(
 
 
 def square_batches(
-    split: Split, dataset: Dataset, device: torch.device, batch_size: int = 128
+    split: Split,
+    dataset: Dataset,
+    device: torch.device,
+    batch_size: int = 128,
+    *,
+    ids: np.ndarray | None = None,
 ) -> Iterator[tuple[Tensor, Tensor]]:
     """The split as the evaluation transform sees it, in order: uint8 [B, 3, S, S] and sample ids [B] on `device`.
 
-    With dataset.on_error "skip", images that cannot be read are missing.
+    With `ids`, int64, only these samples, in their order. With dataset.on_error "skip", images that cannot be read are
+    missing.
     """
-    size, batches = dataset.image_size, np.split(np.arange(len(split)), range(batch_size, len(split), batch_size))
+    size, order = dataset.image_size, np.arange(len(split)) if ids is None else ids
+    batches = np.split(order, range(batch_size, len(order), batch_size))
     if split.images is None:
         source = open_source(split, dataset, device)
         made = source.loader.batches(batches, Centered(size, dataset.resize), source.faults)
         yield from ((pixels, ids.to(device)) for pixels, ids in on_device(made, device))
         return
     is_square = split.images.shape[1:3] == (size, size) and dataset.resize == size
-    for ids in batches:
-        images = split.images[ids]
+    for batch in batches:
+        images = split.images[batch]
         if not is_square:
             cuts = (cut_center(Image.fromarray(image), dataset.resize, size) for image in images)
             images = np.stack([np.asarray(cut) for cut in cuts])
-        yield torch.from_numpy(images).permute(0, 3, 1, 2).to(device), torch.from_numpy(ids).to(device)
+        yield torch.from_numpy(images).permute(0, 3, 1, 2).to(device), torch.from_numpy(batch).to(device)
 
 
 def squares(split: Split, dataset: Dataset, device: torch.device) -> tuple[Tensor, Tensor]:
