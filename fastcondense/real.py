@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 
 import numpy as np
@@ -86,22 +86,33 @@ def training_batches(
     Of every batch of `batch_size` images, `rank` gets its share; the epoch begins with batch number `first_batch`.
     With dataset.on_error "skip", images that cannot be read are missing.
     """
-    normalize, size = Normalization.of(dataset, device), dataset.image_size
     order = stream.permutation(len(split), epoch)
     batches = shares(split_batches(order, batch_size), rank, world)[first_batch:]
     labels = torch.from_numpy(split.labels).to(device)
+    cut = Windowed(dataset.image_size, lambda ids, heights, widths: windows(stream, views, ids, epoch, heights, widths))
+    for images, ids in window_batches(split, dataset, batches, cut, device):
+        yield images, labels[ids]
+
+
+def window_batches(
+    split: Split, dataset: Dataset, batches: Sequence[np.ndarray], cut: Windowed, device: torch.device
+) -> Iterator[tuple[Tensor, Tensor]]:
+    """Normalised windows [B, 3, cut.size, cut.size] and sample ids [B] on `device`, for every array of ids in turn.
+
+    With dataset.on_error "skip", images that cannot be read are missing.
+    """
+    normalize = Normalization.of(dataset, device)
     if split.images is None:
         source = open_source(split, dataset, device)
-        cut = Windowed(size, lambda ids, heights, widths: windows(stream, views, ids, epoch, heights, widths))
         for pixels, ids in on_device(source.loader.batches(batches, cut, source.faults), device):
-            yield normalize(pixels), labels[ids.to(device)]
+            yield normalize(pixels), ids.to(device)
         return
     _, height, width, _ = split.images.shape
     for batch in batches:
-        table = torch.from_numpy(windows(stream, views, batch, epoch, height, width))
+        table = cut.windows_of(batch, np.full(len(batch), height), np.full(len(batch), width))
         pixels = torch.from_numpy(split.images[batch]).to(device).permute(0, 3, 1, 2)
-        x = crop(pixels, table, size, gain=normalize.gain, offset=normalize.offset)
-        yield x, labels[torch.from_numpy(batch).to(device)]
+        x = crop(pixels, torch.from_numpy(table), cut.size, gain=normalize.gain, offset=normalize.offset)
+        yield x, torch.from_numpy(batch).to(device)
 
 
 def square_batches(

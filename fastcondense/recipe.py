@@ -62,6 +62,12 @@ class Recipe:
         for name, share in shares.items():
             if not 0 < share <= 1:
                 raise ValueError(f"{name} must lie in (0, 1], got {share}")
+        for name, optimization in (("squeeze", self.squeeze), ("train", self.train)):
+            milestones, is_multistep = optimization.milestones, optimization.schedule == "multistep"
+            if is_multistep and not (milestones and all(0 < share < 1 for share in milestones)):
+                raise ValueError(f"{name}.schedule multistep needs {name}.milestones in (0, 1), got {milestones}")
+        if recover.initial.factor > self.dataset.image_size:
+            raise ValueError(f"recover.initial.factor {recover.initial.factor} is more than dataset.image_size")
         if not 0 <= recover.drop_rate < 1:
             raise ValueError(f"recover.drop_rate must lie in [0, 1), got {recover.drop_rate}")
         if not 0 <= self.seed < 2**64:
@@ -76,7 +82,6 @@ class Recipe:
             "dataset.image_size": self.dataset.image_size,
             "recover.batch_size": self.recover.batch_size,
             "recover.initial.factor": self.recover.initial.factor,
-            "recover.initial.crops": self.recover.initial.crops,
             "recover.committee.size": self.recover.committee.size,
             "squeeze.epochs": self.squeeze.epochs,
             "squeeze.batch_size": self.squeeze.batch_size,
@@ -94,6 +99,8 @@ class Recipe:
             "recover.slots_per_job": self.recover.slots_per_job,
             "recover.classes_per_job": self.recover.classes_per_job,
             "recover.initial.candidates": self.recover.initial.candidates,
+            "recover.initial.preselected": self.recover.initial.preselected,
+            "recover.initial.crops": self.recover.initial.crops,
         }
         for least, counts in ((1, at_least_one), (0, at_least_zero)):
             for name, value in counts.items():

@@ -114,8 +114,17 @@ class Initial(Views):
     """Those that score crops, by the mean of their logits; empty: all of squeeze.teachers."""
     candidates: int = 300
     """Random training images a class that crops are cut from (RDED's mipc); 0: all of them."""
+    preselected: int = 0
+    """Only so many of the candidates, those whose evaluation squares score best, are cropped (EDC: 300); 0: all."""
     crops: int = 5
-    """Random crops of each."""
+    """Random crops of each; 0: its evaluation square instead (CIM)."""
+    one_per_image: bool = True
+    """Whether the best crop of an image alone is ranked, or all of its crops are (EDC)."""
+    crop_size: Literal["tile", "image"] = "tile"
+    """What crops are resized to before they are scored. tile: image_size / factor, in a frame of mean colour (RDED);
+    image: image_size, and a mosaic shows them smaller (CIM, EDC). Evaluation squares are always of image_size."""
+    resize: Literal["nearest", "antialias"] = "nearest"
+    """How a crop is resized to its tile where their sizes differ: nearest pixels as published, or bilinear."""
     factor: int = 2
     """Crops a side of a mosaic: factor^2 crops an image."""
     layout: Literal["rank-major", "contiguous"] = "rank-major"
@@ -236,17 +245,18 @@ class Labels(Views):
     teachers: tuple[str, ...] = ()
     """Those of squeeze.teachers whose labels are averaged; empty: all of them."""
     ensemble: Literal["mean", "norm-equalized"] = "mean"
-    """Mean of logits; norm-equalized: of logits scaled to the teachers' mean norm in the batch (G-VBSM)."""
+    """Mean of logits; norm-equalized: of logits scaled to the teachers' mean norm in the training batch (G-VBSM)."""
     priors: tuple[float, ...] = ()
     """Worth of each of labels.teachers, in per cent: the mean is weighted by softmax(prior / prior_temperature)."""
     prior_temperature: float = 10.0
     batch_norm: Literal["eval", "train"] = "eval"
     """train: the teachers' BatchNorms take the statistics of batch_norm_size views that are seen together (CV-DD)."""
     batch_norm_size: int = 8
+    """As many as the student's BatchNorms see, train.batch_size / train.accumulate, so that both see the same views."""
     dropout: bool = False
     """Whether the teachers' dropout layers are active, as in code that leaves teachers in training mode."""
     pool: float = 1.0
-    """Share of all batches of views that exist; below 1, epochs draw theirs from the first ones (LPLD's pruning)."""
+    """Share of all batches of views that exist; below 1, epochs draw theirs from the first of them (LPLD's pruning)."""
     mix: Literal["none", "cutmix", "mixup"] = "cutmix"
     mix_alpha: float = 1.0
     """lambda ~ Beta(alpha, alpha)."""
@@ -260,7 +270,31 @@ class Labels(Views):
     ] = ()
     """Differentiable siamese augmentations of the normalised view (Zhao and Bilen, ICML'21), one draw an image."""
     rand_augment: tuple[int, int] = (0, 0)
-    """RandAugment's number of operations and magnitude (Cubuk et al., 2020); 0 0: none."""
+    """RandAugment's number of operations and magnitude, before the crop (Cubuk et al., 2020); 0 0: none."""
+
+    @property
+    def is_in_training(self) -> bool:
+        """Whether some layers of the teachers are in training mode."""
+        return self.batch_norm == "train" or self.dropout
+
+    def check(self) -> None:
+        """Raises ValueError if the settings make no sense, alone or together."""
+        super().check()
+        if self.augment and self.mix != "none":
+            raise ValueError(f"labels.augment needs labels.mix none, got {self.mix}")
+        if self.tile_pick > 1 and self.padding:
+            raise ValueError("labels.tile_pick needs labels.padding 0: beyond a tile are the others, not black pixels")
+        if self.batch_norm == "train" and self.batch_norm_size < 2:
+            raise ValueError(
+                f"labels.batch_norm train needs a batch_norm_size of 2 or more, got {self.batch_norm_size}"
+            )
+        if self.prior_temperature <= 0:
+            raise ValueError(f"labels.prior_temperature must be positive, got {self.prior_temperature}")
+        operations, magnitude = self.rand_augment
+        if operations < 0 or not 0 <= magnitude <= 30:
+            raise ValueError(
+                f"labels.rand_augment needs operations >= 0 and a magnitude up to 30, got {self.rand_augment}"
+            )
 
 
 @dataclass(frozen=True, kw_only=True)

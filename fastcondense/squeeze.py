@@ -105,7 +105,8 @@ def _frozen(run: Run, net: nn.Module, architecture: str, outputs: Sequence[int])
     """The network as a teacher with the statistics that recover is going to match, on the run's device."""
     recipe, classes = run.recipe, run.real.classes
     matched = recipe.recover.statistics, recipe.recover.patch_size
-    return Teacher.of(net, architecture, classes, outputs, recipe.dataset, *matched).to(run.device)
+    has_unfused = recipe.labels.is_in_training and architecture in (recipe.labels.teachers or recipe.squeeze.teachers)
+    return Teacher.of(net, architecture, classes, outputs, recipe.dataset, *matched, has_unfused).to(run.device)
 
 
 def _obtain(run: Run, number: int, architecture: str, weights: str, checkpoint: Path) -> tuple[nn.Module, list[int]]:

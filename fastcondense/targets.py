@@ -23,6 +23,7 @@ from .squeeze import teacher_path
 from .teacher import Teacher
 
 NamedVectors = dict[str, tuple[Tensor, ...]]
+"""Means and variances by the name of their layer."""
 
 
 def complete(run: Run, teachers: Sequence[Teacher]) -> None:
@@ -33,28 +34,14 @@ def complete(run: Run, teachers: Sequence[Teacher]) -> None:
     are read once for all teachers. With torch.distributed every worker sees its share of them. Where targets are local
     alone, nothing is needed.
     """
-    recover = run.recipe.recover
-    num_classes = len(run.real.classes) if "category" in recover.targets else 0
-    todo: dict[Path, Collector] = {}
-    for teacher in teachers:
-        teacher.class_variance, teacher.swapped_patches = recover.class_variance, recover.swapped_patches
-        if set(recover.targets) == {"local"}:
-            continue
-        names = [layer.name for layer in teacher.layers if layer.name not in teacher.targets]
-        needs_classes = num_classes > 0 and any(layer.name not in teacher.class_targets for layer in teacher.layers)
-        if names or needs_classes:
-            collector = Collector(teacher, names, num_classes if needs_classes else 0, recover.class_variance)
-            todo[_path(run, collector)] = collector
+    todo = _wanted(run, teachers)
     missing = {path: collector for path, collector in todo.items() if not path.exists()}
     if missing:
         with run.stopwatch() as watch, arithmetic("fp32"):
-            found = _imported(run, missing) if recover.statistics_files else _collected(run, missing)
-        for path, (vectors, class_vectors) in found.items():
-            if _rank() == 0:
-                tensors = {f"{name}/{k}": v for name, layer in vectors.items() for k, v in enumerate(layer)}
-                tensors |= {
-                    f"{name}/class/{k}": v for name, layer in class_vectors.items() for k, v in enumerate(layer)
-                }
+            found = _imported(run, missing) if run.recipe.recover.statistics_files else _collected(run, missing)
+        if _rank() == 0:
+            for path, layers in found.items():
+                tensors = {f"{name}/{k}": vector for name, layer in layers.items() for k, vector in enumerate(layer)}
                 metadata = {"teacher": missing[path].teacher.sha256, "seconds": f"{watch.seconds:.3f}"}
                 write_tensors(path, tensors, metadata)
         if _world() > 1:
@@ -62,6 +49,22 @@ def complete(run: Run, teachers: Sequence[Teacher]) -> None:
         run.log.event("targets", teachers=len(missing), seconds=watch.seconds)
     for path, collector in todo.items():
         _fill(collector, path, run.device)
+
+
+def _wanted(run: Run, teachers: Sequence[Teacher]) -> dict[Path, Collector]:
+    """What is to be collected for those teachers that lack targets, by the file that keeps it."""
+    recover = run.recipe.recover
+    has_classes = "category" in recover.targets
+    wanted: dict[Path, Collector] = {}
+    for teacher in teachers:
+        teacher.class_variance, teacher.swapped_patches = recover.class_variance, recover.swapped_patches
+        names = [layer.name for layer in teacher.layers if layer.name not in teacher.targets]
+        lacks_classes = has_classes and any(layer.name not in teacher.class_targets for layer in teacher.layers)
+        if set(recover.targets) != {"local"} and (names or lacks_classes):
+            num_classes = len(run.real.classes) if lacks_classes else 0
+            collector = Collector(teacher, names, num_classes, recover.class_variance)
+            wanted[_path(run, collector)] = collector
+    return wanted
 
 
 def _rank() -> int:
@@ -83,7 +86,7 @@ def _fill(collector: Collector, path: Path, device: torch.device) -> None:
     for name in collector.names:
         teacher.targets[name] = tuple(vector.to(device) for vector in vectors(name))
     if collector.num_classes:
-        teacher.class_targets |= {layer.name: vectors(f"{layer.name}/class") for layer in teacher.layers}
+        teacher.class_targets |= {layer.name: vectors(_of_classes(layer.name)) for layer in teacher.layers}
 
 
 def _path(run: Run, collector: Collector) -> Path:
@@ -110,22 +113,31 @@ def _published(run: Run, collector: Collector) -> PublishedStatistics:
     return PublishedStatistics(Path(recover.statistics_files), collector.teacher, collector.names, has_classes)
 
 
-def _imported(run: Run, missing: Mapping[Path, Collector]) -> dict[Path, tuple[NamedVectors, NamedVectors]]:
+def _imported(run: Run, missing: Mapping[Path, Collector]) -> dict[Path, NamedVectors]:
     size, found = run.recipe.dataset.image_size, {}
     for path, collector in missing.items():
         published = _published(run, collector)
-        found[path] = published.targets(size), published.class_targets(size, run.log)
+        found[path] = _joined(published.targets(size), published.class_targets(size, run.log))
     return found
 
 
-def _collected(run: Run, missing: Mapping[Path, Collector]) -> dict[Path, tuple[NamedVectors, NamedVectors]]:
+def _collected(run: Run, missing: Mapping[Path, Collector]) -> dict[Path, NamedVectors]:
     for images, labels in _views(run):
         for collector in missing.values():
             collector.add(images, labels)
     if _world() > 1:
         for collector in missing.values():
             collector.all_reduce()
-    return {path: (collector.targets(), collector.class_targets()) for path, collector in missing.items()}
+    return {path: _joined(collector.targets(), collector.class_targets()) for path, collector in missing.items()}
+
+
+def _joined(vectors: NamedVectors, class_vectors: NamedVectors) -> NamedVectors:
+    """Both under the names that they have in the file."""
+    return vectors | {_of_classes(name): tables for name, tables in class_vectors.items()}
+
+
+def _of_classes(name: str) -> str:
+    return f"{name}/class"
 
 
 def _views(run: Run) -> Iterator[tuple[Tensor, Tensor]]:

@@ -5,7 +5,7 @@ from __future__ import annotations
 import copy
 import functools
 from collections.abc import Collection, Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any, Literal
 
@@ -21,6 +21,7 @@ from .precision import cast
 from .real import Normalization
 from .settings import Dataset
 from .vision import timm
+from .zoo import channels_last
 
 _CONTAINERS = ("state_dict", "model", "model_state_dict", "net", "teacher")
 _PREFIXES = ("module.", "_orig_mod.", "model.", "net.", "backbone.", "encoder.")
@@ -43,6 +44,8 @@ class Teacher:
     """Why the network could not be traced, if so."""
     dtype: torch.dtype | None = None
     """Of its weights and feature maps, where that is not the images' own."""
+    unfused: nn.Module | None = None
+    """The network itself, frozen and in evaluation mode, if it was asked for: labels in training mode need it."""
     class_name: str = ""
     """The Python class of the network, after which published files of statistics are named."""
     class_targets: dict[str, tuple[Tensor, ...]] = field(default_factory=dict)
@@ -61,6 +64,7 @@ class Teacher:
         dataset: Dataset,
         statistics: Collection[str] = ("bn",),
         patch_size: int = 16,
+        has_unfused: bool = False,
     ) -> Teacher:
         """Freezes and fuses `net`, and tries it on a black image. Raises ValueError if its output does not fit."""
         net = net.float()
@@ -76,10 +80,10 @@ class Teacher:
             for keeper, what in layer.parts
             if isinstance(keeper, FrozenBatchNorm) and what == "input"
         }
-        positions = torch.tensor(outputs)
-        return Teacher(
-            name, sha256, fused, layers, targets, positions, num_outputs, note, class_name=type(net).__name__
-        )
+        unfused = channels_last(copy.deepcopy(net).eval().requires_grad_(False)) if has_unfused else None
+        output_of_class = torch.tensor(outputs)
+        networks = fused, layers, targets, output_of_class, num_outputs, note
+        return Teacher(name, sha256, *networks, unfused=unfused, class_name=type(net).__name__)
 
     @functools.cached_property
     def keepers(self) -> list[Keeper]:
@@ -89,15 +93,21 @@ class Teacher:
     def to(self, device: torch.device) -> Teacher:
         """Moves it, in place."""
         self.fused.to(device)
+        if self.unfused is not None:
+            self.unfused.to(device)
         self.outputs = self.outputs.to(device)
         self.targets = {name: tuple(vector.to(device) for vector in kept) for name, kept in self.targets.items()}
         return self
 
     def cast(self, dtype: torch.dtype) -> Teacher:
-        """Itself, or a copy whose weights and feature maps are of another type; moments stay float32."""
+        """Itself, or a copy whose weights and feature maps are of another type, without the unfused network.
+
+        Moments stay float32.
+        """
         if dtype == torch.float32:
             return self
-        copied = copy.deepcopy(self, {id(self.class_targets): self.class_targets})  # large, and never changed
+        # class targets are large, and never changed
+        copied = copy.deepcopy(replace(self, unfused=None), {id(self.class_targets): self.class_targets})
         copied.dtype = dtype
         cast(copied.fused, dtype, kept=(Keeper,))
         return copied
@@ -116,9 +126,7 @@ class Teacher:
             return self(x)[0][:, self.outputs]
 
     def matched_targets(self) -> Moments:
-        """What its layers' moments should be. Raises ValueError if there are no layers, or a target is missing."""
-        if not self.layers:
-            raise ValueError(f"teacher {self.name} has no layer to match (recover.statistics)")
+        """What its layers' moments should be. Raises ValueError if a target is missing."""
         for layer in self.layers:
             if layer.name not in self.targets:
                 raise ValueError(f"teacher {self.name} has no target for the statistics of its layer {layer.name}")
