@@ -8,7 +8,7 @@ from typing import Any
 import numpy as np
 import torch
 
-from . import initial, report, targets
+from . import initial, pruning, report, targets
 from .condensed import (
     CondensedSet,
     open_folder,
@@ -23,7 +23,6 @@ from .files import read_json, read_tensors, write_json
 from .jobs import Job, jobs
 from .labels import TeacherLabels
 from .mosaic import Mosaics
-from .pruning import prune
 from .real import split_batches
 from .recover import Recoverer, Sources
 from .run import Run
@@ -79,7 +78,7 @@ def _recoverer(run: Run, teachers: list[Teacher]) -> Recoverer | FeatureRecovere
         return FeatureRecoverer(recipe, matched, run.device, images, images.anchors)
     if recover.iterations:
         targets.complete(run, matched)
-        prune(run, matched)
+        pruning.prune(run, matched)
     local = targets.local_images(run) if "local" in recover.targets else None
     return Recoverer(recipe, matched, run.device, Sources(images, local))
 
