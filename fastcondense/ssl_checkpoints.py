@@ -120,7 +120,7 @@ def _reason(name: str, prefix: str, classifier: str, known: set[str]) -> str | N
 def _kind(state: Mapping[str, Tensor], prefix: str, classifier: str, container: str) -> str:
     owners, words = prefix.split("."), {word for name in state for word in name.split(".")}
     if "encoder_q" in owners:
-        return f"MoCo {'v2' if f'{prefix}{classifier}.0.weight' in state else 'v1'} pretraining"
+        return f"MoCo {'v1' if f'{prefix}{classifier}.weight' in state else 'v2'} pretraining"
     if "base_encoder" in owners:
         return "MoCo v3 pretraining"
     if words & {"prototypes", "projection_head"}:
