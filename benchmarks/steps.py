@@ -16,7 +16,8 @@ from fastcondense.matching import Matching, layer_weights
 from fastcondense.moments import Moments
 from fastcondense.precision import Precision, arithmetic, network_dtype
 from fastcondense.recipe import Recipe
-from fastcondense.recover import RecoverStep
+from fastcondense.recover import Canvas, RecoverStep
+from fastcondense.schedule import Turn
 from fastcondense.settings import Dataset, Recover
 from fastcondense.teacher import Teacher
 
@@ -60,7 +61,7 @@ def our_step(
     if is_edc:
         sets = [(0.5, teacher.matched_targets()), (0.5, random_targets(teacher, size, device))]
         weights = layer_weights(len(teacher.layers), recover.first_layer_weight, device)
-        step.matching = [Matching(sets, weights, recover.statistics_ema, recover.ema_start)]
+        step.matching = [Matching(sets, weights, ema=recover.statistics_ema, ema_start=recover.ema_start)]
     return step
 
 
@@ -75,9 +76,9 @@ def random_targets(teacher: Teacher, size: int, device: torch.device) -> Moments
 class OurStep(RecoverStep):
     """Goes on for ever: the iteration counter wraps, so that any number of steps can be timed."""
 
-    def __call__(self, which: int = 0) -> None:
+    def __call__(self, turn: Turn = ((0, 1.0),), canvas: Canvas | None = None) -> None:
         with arithmetic(self.recover.precision):
-            super().__call__(which)
+            super().__call__(turn, canvas)
             self.step.remainder_(self.recover.iterations)
 
     def captured(self) -> Callable[[], None]:
@@ -89,8 +90,9 @@ class OurStep(RecoverStep):
 class Unmatched(OurStep):
     """The same kernels, but cross-entropy alone is minimised: what remains is the share of matching."""
 
-    def loss(self, images: Tensor, which: int, windows_now: Tensor) -> Tensor:
+    def loss(self, canvas: Canvas, images: Tensor, turn: Turn, windows_now: Tensor) -> Tensor:
+        ((which, _),) = turn
         teacher = self.teachers[which]
-        logits, _ = teacher(crop(images, windows_now, self.size, dtype=teacher.dtype))
+        logits, _ = teacher(crop(images, windows_now, canvas.side, dtype=teacher.dtype))
         entropy = F.cross_entropy(logits, self.wanted[which])
         return torch.stack((entropy, entropy, torch.zeros_like(entropy)))

@@ -12,8 +12,10 @@ import torch
 from torch import Tensor
 
 from .files import read_json, read_tensors, write_json, write_tensors
+from .jobs import Job
 
 FORMAT = 2
+_RUNNING_MEANS = "running_means/"
 
 
 @dataclass(frozen=True)
@@ -73,11 +75,23 @@ def _short(value: Any) -> str:
 
 
 def write_shard(
-    folder: Path, job: int, images: Tensor, classes: Tensor, slots: Tensor, losses: Tensor, metadata: Mapping[str, str]
+    folder: Path,
+    job: Job,
+    images: Tensor,
+    losses: Tensor,
+    running_means: Mapping[str, Tensor],
+    metadata: Mapping[str, str],
 ) -> None:
-    """One finished job: images uint8 [n, 3, S, S], their classes and slots int64 [n], losses float32 [T, 3]."""
-    tensors = {"images": images, "classes": classes, "slots": slots, "losses": losses}
-    write_tensors(shard_path(folder, job), tensors, metadata)
+    """One finished job: images uint8 [n, 3, S, S], losses float32 [T, 3], running means for the job after it."""
+    tensors = {"images": images, "classes": job.classes(), "slots": job.slots(), "losses": losses}
+    tensors |= {_RUNNING_MEANS + key: value for key, value in running_means.items()}
+    write_tensors(shard_path(folder, job.index), tensors, metadata)
+
+
+def read_running_means(folder: Path, job: int) -> dict[str, Tensor]:
+    """Those that job number `job` ended with."""
+    shard, _ = read_tensors(shard_path(folder, job))
+    return {key.removeprefix(_RUNNING_MEANS): v for key, v in shard.items() if key.startswith(_RUNNING_MEANS)}
 
 
 def read_set(folder: Path, num_jobs: int, ipc: int, classes: tuple[str, ...]) -> CondensedSet:

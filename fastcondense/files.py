@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import argparse
 import hashlib
 import json
 import os
@@ -64,12 +65,14 @@ def read_tensors(path: Path) -> tuple[dict[str, Tensor], dict[str, str]]:
 def read_checkpoint(path: Path) -> Any:
     """A torch checkpoint, read without running any code in it (weights_only); safetensors files too.
 
+    The settings that published ones hold beside weights, argparse.Namespace of plain values, are let through.
     Raises ValueError that names a file which is missing, damaged or asks for code.
     """
     if path.suffix == ".safetensors":
         return read_tensors(path)[0]
     try:
-        return torch.load(path, map_location="cpu", weights_only=True)
+        with torch.serialization.safe_globals([argparse.Namespace]):
+            return torch.load(path, map_location="cpu", weights_only=True)
     except FileNotFoundError:
         raise ValueError(f"there is no checkpoint {path}") from None
     except Exception as error:  # a damaged pickle raises whatever its bytes happen to ask for

@@ -6,31 +6,52 @@ import copy
 import io
 import math
 import time
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import torch
 from torch import Tensor, nn
 
 from .files import read_checkpoint, write_atomic
 from .precision import arithmetic, mixed
+from .real import split_batches
 from .rng import Stream
 from .settings import Optimization
 
-Batches = Callable[[int], Iterable[tuple[Tensor, Any]]]  # epoch -> (views, whatever the loss needs)
+# epoch -> (views, whatever the loss needs); the latter can be sliced as the views are, if batches are split
+Batches = Callable[[int], Iterable[tuple[Tensor, Any]]]
 _SECONDS_BETWEEN_CHECKPOINTS = 20.0
 
 
 def learning_rate_factor(optimization: Optimization, epoch: int) -> float:
-    """Factor of the learning rate in an epoch: linear warm-up from 0.01, then the schedule over the other epochs."""
+    """Factor of the learning rate in an epoch: linear warm-up from 0.01, then the schedule over the other epochs.
+
+    Milestones are shares of all epochs, the warm-up included. Schedules: spec gvbsm_edc 3, equation 33 of EDC.
+    """
     warmup = optimization.warmup_epochs
     if epoch < warmup:
         return 0.01 + 0.99 * epoch / warmup
-    progress = (epoch - warmup) / max(1, optimization.epochs - warmup)
-    if optimization.schedule == "cosine":
-        return 0.5 * (1 + math.cos(math.pi * progress / optimization.schedule_stretch))
-    return 1 - progress if optimization.schedule == "linear" else 1.0
+    done, rest = epoch - warmup, max(1, optimization.epochs - warmup)
+    progress, stretch = done / rest, optimization.schedule_stretch
+
+    def cosine(progress: float) -> float:
+        return 0.5 * (1 + math.cos(math.pi * progress / stretch))
+
+    match optimization.schedule:
+        case "cosine":
+            return cosine(progress)
+        case "linear":
+            return 1 - progress / stretch
+        case "cosine_drop":  # not continuous: at 5 E / 6 it falls to a sixth
+            return cosine(progress) if 6 * done <= 5 * rest else cosine(5 / 6) * (1 - progress)
+        case "multistep":
+            # a share's rounding error must not move its epoch: 0.29 of 100 epochs are 29
+            passed = (epoch >= math.floor(share * optimization.epochs + 1e-6) for share in optimization.milestones)
+            return optimization.gamma ** sum(passed)
+        case "constant":
+            return 1.0
 
 
 def make_optimizer(net: nn.Module, optimization: Optimization) -> torch.optim.Optimizer:
@@ -85,15 +106,16 @@ def fit(
         total, count = torch.zeros((), device=next(net.parameters()).device), 0
         with stream.torch_generator(epoch), arithmetic(optimization.precision):
             for views, wanted in batches(epoch):
-                with mixed(optimization.precision, views.device):
-                    logits = net(views)
-                value = loss(logits.float(), wanted)
                 optimizer.zero_grad(set_to_none=True)
-                value.backward()
+                for part, wanted_of_part, share in _parts(views, wanted, optimization):
+                    with mixed(optimization.precision, views.device):
+                        logits = net(part)
+                    value = share * loss(logits.float(), wanted_of_part)
+                    value.backward()
+                    total += value.detach() * len(views)
                 optimizer.step()
                 if average is not None:
                     _update_average(average, net, optimization.ema)
-                total += value.detach() * len(views)
                 count += len(views)
         is_last = epoch + 1 == optimization.epochs
         is_evaluated = is_last or (epoch + 1) % optimization.evaluate_every == 0
@@ -113,8 +135,24 @@ def fit(
     return (average if average is not None else net), history
 
 
+def _parts(views: Tensor, wanted: Any, optimization: Optimization) -> Iterator[tuple[Tensor, Any, float]]:
+    """The parts of a batch that the network sees one by one: views, what the loss needs, share of the batch's images.
+
+    A part is 1 / accumulate of a whole batch; of a smaller batch, the last part is smaller (one image joins the part
+    before). The losses are means, so that their sum by the shares is the batch's.
+    """
+    if optimization.accumulate == 1:
+        yield views, wanted, 1.0
+        return
+    size = -(-optimization.batch_size // optimization.accumulate)
+    for positions in split_batches(np.arange(len(views)), size):
+        rows = slice(int(positions[0]), int(positions[-1]) + 1)
+        yield views[rows], wanted[rows], len(positions) / len(views)
+
+
 @torch.no_grad()
 def _update_average(average: nn.Module, net: nn.Module, decay: float) -> None:
+    """The weights' moving average; buffers are copied: BatchNorm evaluates it with the network's own statistics."""
     for mine, new in zip(average.parameters(), net.parameters(), strict=True):
         mine.lerp_(new, 1 - decay)
     for kept, buffer in zip(average.buffers(), net.buffers(), strict=True):

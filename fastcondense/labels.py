@@ -1,144 +1,29 @@
-"""Replayed views of a condensed set, and the labels of those views. No label is stored.
+"""Labels of replayed views. No label is stored: the teachers give it when a view is seen.
 
-View contract: the window of sample i in epoch e depends on (seed, e, i); its mixing partner, lambda and box on
-(seed, e, the sample's position in the epoch's seeded order). Batch size, workers and devices do not enter. Published
-code draws one lambda and box a batch; ours are per position, which is what makes that possible.
+Label contract: a label depends on (seed, epoch, sample), as its view does. In training mode, and in a norm-equalized
+ensemble, it depends on the views of its group or batch too. Those are pinned: neighbours in the epoch's order.
 """
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator, Sequence
+import contextlib
+from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import Any, Protocol
+from typing import Protocol
 
 import numpy as np
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 
-from .kernels.replay_crop import replay_crop
 from .kernels.soft_label import soft_label_loss
-from .real import Normalization, split_batches
+from .real import split_batches
 from .rng import Stream
 from .settings import Labels, Train
 from .teacher import Teacher
-from .windows import windows
+from .views import Span, ViewBatch
+from .vision import timm, torchvision
 
-
-@dataclass(frozen=True)
-class ViewBatch:
-    """Mixed views [B, 3, S, S] and what they show: a share [B] of the area is class `labels`, the rest `partners`."""
-
-    images: Tensor
-    labels: Tensor
-    partners: Tensor
-    share: Tensor
-
-
-@dataclass(frozen=True)
-class ViewTable:
-    """What N views show: image ids and partners, int64 [N]; windows, int32 [N, 7]; the rest as `replay_crop` takes it.
-
-    share: float32 [N], the part of each view's area (or of its pixels' values) that is the image's own.
-    """
-
-    ids: Tensor
-    partners: Tensor
-    windows: Tensor
-    partner_windows: Tensor
-    share: Tensor
-    boxes: Tensor | None
-
-    def to(self, device: torch.device) -> ViewTable:
-        """A copy there; the GPU's queue goes on meanwhile."""
-        is_cuda = device.type == "cuda"
-        return self._map(lambda x: (x.pin_memory() if is_cuda else x).to(device, non_blocking=True))
-
-    def rows(self, begin: int, end: int) -> ViewTable:
-        """Views begin to end - 1, in the same memory."""
-        return self._map(lambda x: x[begin:end])
-
-    def _map(self, change: Callable[[Tensor], Tensor]) -> ViewTable:
-        columns: dict[str, Any] = {name: None if x is None else change(x) for name, x in vars(self).items()}
-        return ViewTable(**columns)
-
-
-class ReplayedViews:
-    """The views of a set of images in every epoch, recomputed from a seed.
-
-    images: uint8 [N, 3, S, S] on the device where views are made; labels: int64 [N], there too.
-    """
-
-    def __init__(self, images: Tensor, labels: Tensor, settings: Labels, normalize: Normalization, seed: int):
-        self.images, self.labels = images.contiguous(), labels
-        self.settings, self.normalize = settings, normalize
-        self.order_stream = Stream(seed, "views/order")
-        self.partner_stream = Stream(seed, "views/partners")
-        self.window_stream = Stream(seed, "views/windows")
-        self.mix_stream = Stream(seed, "views/mix")
-        self.lambda_stream = Stream(seed, "views/lambda")
-
-    def epoch(self, epoch: int, batch_size: int) -> Iterator[ViewBatch]:
-        """All views of an epoch in its order, batched by `split_batches`."""
-        table = self.table(epoch).to(self.images.device)
-        for positions in split_batches(np.arange(len(self.images)), batch_size):
-            yield self._batch(table.rows(int(positions[0]), int(positions[-1]) + 1))
-
-    def table(self, epoch: int) -> ViewTable:
-        """What is seen in an epoch, in its order, on the host."""
-        count, size, mix = len(self.images), self.images.shape[-1], self.settings.mix
-        every = np.arange(count)
-        order = self.order_stream.permutation(count, epoch)
-        partners = self.partner_stream.permutation(count, epoch) if mix != "none" else order
-        seen = windows(self.window_stream, self.settings, every, epoch, size, size)
-        lam, boxes = np.ones(count), None
-        if mix != "none":
-            u_apply, u_row, u_column, _ = self.mix_stream.uniform(every, epoch)
-            lam = np.where(
-                u_apply < self.settings.mix_probability,
-                self.lambda_stream.beta(self.settings.mix_alpha, every, epoch),
-                1.0,
-            )
-            if mix == "cutmix":
-                corners = cutmix_boxes(lam, u_row, u_column, size)
-                lam = 1 - (corners[:, 1] - corners[:, 0]) * (corners[:, 3] - corners[:, 2]) / size**2
-                boxes = torch.from_numpy(corners).int()
-        return ViewTable(
-            ids=torch.from_numpy(order),
-            partners=torch.from_numpy(partners),
-            windows=torch.from_numpy(seen[order]),
-            partner_windows=torch.from_numpy(seen[partners]),
-            share=torch.from_numpy(lam).float(),
-            boxes=boxes,
-        )
-
-    def crops(self, epoch: int, ids: np.ndarray) -> Tensor:
-        """Normalised, unmixed crops of the samples `ids` in `epoch`: float32 [len(ids), 3, S, S]."""
-        size = self.images.shape[-1]
-        seen = windows(self.window_stream, self.settings, ids, epoch, size, size)
-        return self._crop(torch.from_numpy(ids), torch.from_numpy(seen))
-
-    def _batch(self, table: ViewTable) -> ViewBatch:
-        mixed = {"partners": table.partners, "partner_windows": table.partner_windows}
-        mixed |= {"share": table.share} if table.boxes is None else {"boxes": table.boxes}
-        images = self._crop(table.ids, table.windows, **({} if self.settings.mix == "none" else mixed))
-        return ViewBatch(images, self.labels[table.ids], self.labels[table.partners], table.share)
-
-    def _crop(self, ids: Tensor, seen: Tensor, **mixed: Any) -> Tensor:
-        gain, offset = self.normalize.gain, self.normalize.offset
-        return replay_crop(self.images, ids, seen, self.images.shape[-1], gain=gain, offset=offset, **mixed)
-
-
-def cutmix_boxes(lam: np.ndarray, u_row: np.ndarray, u_column: np.ndarray, size: int) -> np.ndarray:
-    """Top, bottom, left, right (ends excluded), int64 [N, 4]: sides floor(size sqrt(1 - lambda)), clipped."""
-    side = np.floor(size * np.sqrt(1 - lam)).astype(np.int64)
-    corners = []
-    for u in (u_row, u_column):
-        centre = np.floor(u * size).astype(np.int64)
-        corners += [np.clip(centre - side // 2, 0, size), np.clip(centre + side // 2, 0, size)]
-    return np.stack(corners, 1)
-
-
-# --- labels ----------------------------------------------------------------------------------------------------------
+_DROPOUTS = (nn.modules.dropout._DropoutNd, torchvision.ops.StochasticDepth, timm.layers.DropPath)
 
 
 @dataclass(frozen=True)
@@ -153,6 +38,10 @@ class Wanted:
     partners: Tensor
     share: Tensor
 
+    def __getitem__(self, rows: slice) -> Wanted:
+        logits = None if self.logits is None else self.logits[:, rows]
+        return Wanted(logits, self.labels[rows], self.partners[rows], self.share[rows])
+
 
 class LabelSource(Protocol):
     """Labels of a batch of views."""
@@ -161,14 +50,73 @@ class LabelSource(Protocol):
 
 
 class TeacherLabels:
-    """The teachers' logits, in evaluation mode."""
+    """The teachers' logits, scaled so that their mean is the recipe's ensemble.
 
-    def __init__(self, teachers: Sequence[Teacher]):
-        self.teachers = teachers
+    In training mode (labels.batch_norm train, labels.dropout) each labels.batch_norm_size consecutive views are one
+    forward; a last group of one view joins the one before. Dropout is drawn from (seed, epoch, the group's position).
+    Raises ValueError for a teacher without its unfused network there.
+    """
+
+    def __init__(self, teachers: Sequence[Teacher], settings: Labels, seed: int):
+        self.teachers, self.settings = list(teachers), settings
+        self.dropout_streams = [Stream(seed, f"labels/dropout/{teacher.name}") for teacher in teachers]
+        if settings.is_in_training:
+            for teacher in teachers:
+                if teacher.unfused is None:
+                    raise ValueError(f"teacher {teacher.name} has no unfused network for labels in training mode")
+                set_training(teacher.unfused, settings)
 
     def __call__(self, batch: ViewBatch) -> Wanted:
-        logits = torch.stack([teacher.logits(batch.images) for teacher in self.teachers])
-        return Wanted(logits, batch.labels, batch.partners, batch.share)
+        return Wanted(self.logits(batch.images, batch.span), batch.labels, batch.partners, batch.share)
+
+    @torch.no_grad()
+    def logits(self, images: Tensor, span: Span) -> Tensor:
+        """Logits [E, B, classes] of the views of a span, whose mean over the E teachers is their label."""
+        each = torch.stack([self._logits(number, images, span) for number in range(len(self.teachers))])
+        return each if (scales := ensemble_scales(each, self.settings)) is None else each * scales
+
+    def _logits(self, number: int, images: Tensor, span: Span) -> Tensor:
+        teacher, settings = self.teachers[number], self.settings
+        if not settings.is_in_training or teacher.unfused is None:
+            return teacher.logits(images)
+        parts = []
+        for group in split_batches(np.arange(len(images)), settings.batch_norm_size):
+            first, last = int(group[0]), int(group[-1])
+            stream = self.dropout_streams[number]
+            drawn = stream.torch_generator(span.epoch, span.begin + first)
+            with drawn if settings.dropout else contextlib.nullcontext():
+                parts.append(teacher.unfused(images[first : last + 1]))
+        return torch.cat(parts)[:, teacher.outputs]
+
+
+def set_training(net: nn.Module, settings: Labels) -> None:
+    """Puts BatchNorms, or dropout and stochastic depth, into training mode as the settings say; the rest stays.
+
+    BatchNorms then take the statistics of what they see, and do not keep them.
+    """
+    for module in net.modules():
+        if isinstance(module, nn.modules.batchnorm._BatchNorm) and settings.batch_norm == "train":
+            module.training, module.track_running_stats = True, False
+        elif isinstance(module, _DROPOUTS) and settings.dropout:
+            module.training = True
+
+
+def ensemble_scales(logits: Tensor, settings: Labels) -> Tensor | None:
+    """Factor of each teacher's logits, float32 [E, 1, 1], such that their plain mean is the ensemble; None for ones.
+
+    logits: [E, B, classes]. norm-equalized: z_t / ||z_t|| * mean_s ||z_s||, norms over the training batch and the
+    classes (G-VBSM, spec gvbsm_edc 1.6); priors: the mean is weighted by softmax(prior / prior_temperature) (CV-DD,
+    spec fadrm_cvdd_cim_lpld 2.4).
+    """
+    scales = None
+    if settings.ensemble == "norm-equalized":
+        norms = torch.linalg.vector_norm(logits.float(), dim=(1, 2), keepdim=True)
+        scales = norms.mean() / norms
+    if settings.priors:
+        weights = torch.softmax(torch.tensor(settings.priors, dtype=torch.float64) / settings.prior_temperature, 0)
+        weights = (len(weights) * weights).float().to(logits.device)[:, None, None]
+        scales = weights if scales is None else scales * weights
+    return scales
 
 
 def hard_labels(batch: ViewBatch) -> Wanted:
@@ -177,13 +125,17 @@ def hard_labels(batch: ViewBatch) -> Wanted:
 
 
 def student_loss(logits: Tensor, wanted: Wanted, train: Train) -> Tensor:
-    """The recipe's loss, as `soft_label_loss` defines it; cross-entropy where there are hard labels only."""
+    """The recipe's loss, as `soft_label_loss` defines it; cross-entropy where there are hard labels only.
+
+    With ce_labels "own" the cross-entropy beside soft labels is that of the base image's class (spec gvbsm_edc 3).
+    """
+    is_own = wanted.logits is not None and train.ce_labels == "own"
     return soft_label_loss(
         logits,
         wanted.logits,
         wanted.labels,
         wanted.partners,
-        wanted.share,
+        torch.ones_like(wanted.share) if is_own else wanted.share,
         kind="ce" if wanted.logits is None else train.loss,
         temperature=train.temperature,
         ce_weight=train.ce_weight,

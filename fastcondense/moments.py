@@ -16,7 +16,8 @@ from .kernels.frozen_batch_norm_pool import frozen_batch_norm_pool
 from .kernels.patch_moments import needs_neighbours, patch_moments
 
 Moments = Sequence[tuple[Tensor, ...]]
-"""Layer by layer, its vectors: mean and biased variance of the channels [C], of the patches [P], or both in a row."""
+"""Layer by layer, its vectors: mean and biased variance of the channels [C], of the patches [P], or both in a row;
+[N, C] and [N, P] where they are those of each image."""
 
 Kept = Literal["input", "output", "patches"]
 """Mean and variance of the channels of a module's input or output, or of the patches of its input."""
@@ -29,6 +30,8 @@ class Keeper(nn.Module):
         super().__init__()
         self.name = name
         self.kept: dict[Kept, tuple[Tensor, Tensor]] = {}
+        self.is_per_image = False
+        """Whether it keeps the moments of each image instead of the batch's; plain torch, so for statistics alone."""
 
 
 @dataclass
@@ -39,11 +42,34 @@ class Layer:
     parts: list[tuple[Keeper, Kept]]
 
     @property
+    def is_batch_norm(self) -> bool:
+        """Whether it is the input of a BatchNorm, rather than that of a convolution."""
+        return all(isinstance(keeper, FrozenBatchNorm) and what == "input" for keeper, what in self.parts)
+
+    @property
     def moments(self) -> tuple[Tensor, ...] | None:
         """Mean and variance of each part, in a row; None before a forward."""
         if any(what not in keeper.kept for keeper, what in self.parts):
             return None
         return tuple(vector for keeper, what in self.parts for vector in keeper.kept[what])
+
+
+def image_moments(x: Tensor) -> tuple[Tensor, Tensor]:
+    """Mean and biased variance of each image's channels over its pixels: x [N, C, H, W] -> [N, C] each."""
+    mean = x.mean((2, 3), keepdim=True)  # torch.var_mean takes fifty times as long on a CPU
+    return mean.flatten(1), (x - mean).square_().mean((2, 3))
+
+
+def image_patch_moments(x: Tensor, p: int) -> tuple[Tensor, Tensor]:
+    """Mean and biased variance of each image's p x p patches over channels and pixels: x [N, C, H, W] -> [N, P] each.
+
+    The feature is resized to the next multiples of p, and patches are counted, as in `patch_moments`.
+    """
+    height, width = (-(-size // p) * p for size in x.shape[2:])
+    y = F.interpolate(x, (height, width), mode="bilinear", align_corners=False)
+    tiles = y.unflatten(2, (-1, p)).unflatten(4, (-1, p))
+    mean = tiles.mean((1, 3, 5), keepdim=True)
+    return mean.flatten(1), (tiles - mean).square_().mean((1, 3, 5)).flatten(1)
 
 
 class FrozenBatchNorm(Keeper):
@@ -91,9 +117,9 @@ class FrozenBatchNorm(Keeper):
             y, mean, var, *output = frozen_batch_norm(
                 x, *vectors, residual=residual, activation=self.activation, output_center=center
             )
-        self.kept["input"] = (mean, var)
+        self.kept["input"] = image_moments(x) if self.is_per_image else (mean, var)
         if self.keeps_output:
-            self.kept["output"] = (output[0], output[1])
+            self.kept["output"] = image_moments(y) if self.is_per_image else (output[0], output[1])
         return y
 
 
@@ -112,6 +138,12 @@ class ConvolutionTap(Keeper):
 
     def forward(self, x: Tensor) -> Tensor:
         if not self.has_channels and self.patch_size is None:
+            return x
+        if self.is_per_image:
+            if self.has_channels:
+                self.kept["input"] = image_moments(x)
+            if self.patch_size is not None:
+                self.kept["patches"] = image_patch_moments(x, self.patch_size)
             return x
         x = x.contiguous(memory_format=torch.channels_last)
         num_images, channels, height, width = x.shape

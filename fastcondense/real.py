@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 
 import numpy as np
@@ -86,44 +86,62 @@ def training_batches(
     Of every batch of `batch_size` images, `rank` gets its share; the epoch begins with batch number `first_batch`.
     With dataset.on_error "skip", images that cannot be read are missing.
     """
-    normalize, size = Normalization.of(dataset, device), dataset.image_size
     order = stream.permutation(len(split), epoch)
     batches = shares(split_batches(order, batch_size), rank, world)[first_batch:]
     labels = torch.from_numpy(split.labels).to(device)
-    if split.images is None:
-        source = open_source(split, dataset, device)
-        cut = Windowed(size, lambda ids, heights, widths: windows(stream, views, ids, epoch, heights, widths))
-        for pixels, ids in on_device(source.loader.batches(batches, cut, source.faults), device):
-            yield normalize(pixels), labels[ids.to(device)]
-        return
-    _, height, width, _ = split.images.shape
-    for batch in batches:
-        table = torch.from_numpy(windows(stream, views, batch, epoch, height, width))
-        pixels = torch.from_numpy(split.images[batch]).to(device).permute(0, 3, 1, 2)
-        x = crop(pixels, table, size, gain=normalize.gain, offset=normalize.offset)
-        yield x, labels[torch.from_numpy(batch).to(device)]
+    cut = Windowed(dataset.image_size, lambda ids, heights, widths: windows(stream, views, ids, epoch, heights, widths))
+    for images, ids in window_batches(split, dataset, batches, cut, device):
+        yield images, labels[ids]
 
 
-def square_batches(
-    split: Split, dataset: Dataset, device: torch.device, batch_size: int = 128
+def window_batches(
+    split: Split, dataset: Dataset, batches: Sequence[np.ndarray], cut: Windowed, device: torch.device
 ) -> Iterator[tuple[Tensor, Tensor]]:
-    """The split as the evaluation transform sees it, in order: uint8 [B, 3, S, S] and sample ids [B] on `device`.
+    """Normalised windows [B, 3, cut.size, cut.size] and sample ids [B] on `device`, for every array of ids in turn.
 
     With dataset.on_error "skip", images that cannot be read are missing.
     """
-    size, batches = dataset.image_size, np.split(np.arange(len(split)), range(batch_size, len(split), batch_size))
+    normalize = Normalization.of(dataset, device)
+    if split.images is None:
+        source = open_source(split, dataset, device)
+        for pixels, ids in on_device(source.loader.batches(batches, cut, source.faults), device):
+            yield normalize(pixels), ids.to(device)
+        return
+    _, height, width, _ = split.images.shape
+    for batch in batches:
+        table = cut.windows_of(batch, np.full(len(batch), height), np.full(len(batch), width))
+        pixels = torch.from_numpy(split.images[batch]).to(device).permute(0, 3, 1, 2)
+        x = crop(pixels, torch.from_numpy(table), cut.size, gain=normalize.gain, offset=normalize.offset)
+        yield x, torch.from_numpy(batch).to(device)
+
+
+def square_batches(
+    split: Split,
+    dataset: Dataset,
+    device: torch.device,
+    batch_size: int = 128,
+    *,
+    ids: np.ndarray | None = None,
+) -> Iterator[tuple[Tensor, Tensor]]:
+    """The split as the evaluation transform sees it, in order: uint8 [B, 3, S, S] and sample ids [B] on `device`.
+
+    With `ids`, int64, only these samples, in their order. With dataset.on_error "skip", images that cannot be read are
+    missing.
+    """
+    size, order = dataset.image_size, np.arange(len(split)) if ids is None else ids
+    batches = np.split(order, range(batch_size, len(order), batch_size))
     if split.images is None:
         source = open_source(split, dataset, device)
         made = source.loader.batches(batches, Centered(size, dataset.resize), source.faults)
         yield from ((pixels, ids.to(device)) for pixels, ids in on_device(made, device))
         return
     is_square = split.images.shape[1:3] == (size, size) and dataset.resize == size
-    for ids in batches:
-        images = split.images[ids]
+    for batch in batches:
+        images = split.images[batch]
         if not is_square:
             cuts = (cut_center(Image.fromarray(image), dataset.resize, size) for image in images)
             images = np.stack([np.asarray(cut) for cut in cuts])
-        yield torch.from_numpy(images).permute(0, 3, 1, 2).to(device), torch.from_numpy(ids).to(device)
+        yield torch.from_numpy(images).permute(0, 3, 1, 2).to(device), torch.from_numpy(batch).to(device)
 
 
 def squares(split: Split, dataset: Dataset, device: torch.device) -> tuple[Tensor, Tensor]:

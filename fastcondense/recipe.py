@@ -44,7 +44,7 @@ class Recipe:
 
     def check(self) -> Recipe:
         """Returns self; raises ValueError for values that no run could mean."""
-        for views in (self.squeeze, self.recover, self.recover.initial, self.labels):
+        for views in (self.squeeze, self.squeeze.self_supervision, self.recover, self.recover.initial, self.labels):
             views.check()
         self._check_counts()
         self._check_teachers()
@@ -62,6 +62,19 @@ class Recipe:
         for name, share in shares.items():
             if not 0 < share <= 1:
                 raise ValueError(f"{name} must lie in (0, 1], got {share}")
+        for name, optimization in (("squeeze", self.squeeze), ("train", self.train)):
+            milestones, is_multistep = optimization.milestones, optimization.schedule == "multistep"
+            if is_multistep and not (milestones and all(0 < share < 1 for share in milestones)):
+                raise ValueError(f"{name}.schedule multistep needs {name}.milestones in (0, 1), got {milestones}")
+        if recover.initial.factor > self.dataset.image_size:
+            raise ValueError(f"recover.initial.factor {recover.initial.factor} is more than dataset.image_size")
+        initial = recover.initial
+        has_anchors = initial.kind == "mosaic" and (initial.crops == 0 or initial.crop_size == "image")
+        if recover.objective == "features" and not (has_anchors and recover.features.layer):
+            raise ValueError(
+                "recover.objective features needs recover.features.layer, and mosaics of whole images "
+                "(recover.initial.kind mosaic with crops 0 or crop_size image)"
+            )
         if not 0 <= recover.drop_rate < 1:
             raise ValueError(f"recover.drop_rate must lie in [0, 1), got {recover.drop_rate}")
         if not 0 <= self.seed < 2**64:
@@ -76,10 +89,12 @@ class Recipe:
             "dataset.image_size": self.dataset.image_size,
             "recover.batch_size": self.recover.batch_size,
             "recover.initial.factor": self.recover.initial.factor,
-            "recover.initial.crops": self.recover.initial.crops,
             "recover.committee.size": self.recover.committee.size,
+            "recover.features.batch_size": self.recover.features.batch_size,
             "squeeze.epochs": self.squeeze.epochs,
             "squeeze.batch_size": self.squeeze.batch_size,
+            "squeeze.probe.epochs": self.squeeze.probe.epochs,
+            "squeeze.probe.batch_size": self.squeeze.probe.batch_size,
             "train.epochs": self.train.epochs,
             "train.batch_size": self.train.batch_size,
             "train.accumulate": self.train.accumulate,
@@ -94,6 +109,8 @@ class Recipe:
             "recover.slots_per_job": self.recover.slots_per_job,
             "recover.classes_per_job": self.recover.classes_per_job,
             "recover.initial.candidates": self.recover.initial.candidates,
+            "recover.initial.preselected": self.recover.initial.preselected,
+            "recover.initial.crops": self.recover.initial.crops,
         }
         for least, counts in ((1, at_least_one), (0, at_least_zero)):
             for name, value in counts.items():
@@ -105,6 +122,10 @@ class Recipe:
         if len(self.squeeze.weights) not in (1, len(teachers)):
             raise ValueError(
                 f"squeeze.weights needs one entry, or one a teacher ({len(teachers)}), got {len(self.squeeze.weights)}"
+            )
+        if len(probes := self.squeeze.probe_weights) not in (0, 1, len(teachers)):
+            raise ValueError(
+                f"squeeze.probe_weights needs none, one, or one a teacher ({len(teachers)}), got {len(probes)}"
             )
         if len(set(teachers)) < len(teachers):
             raise ValueError(f"squeeze.teachers must differ from each other, got {teachers}")

@@ -1,14 +1,14 @@
-"""Recover: images by gradient descent through frozen teachers (SRe2L, CDA; spec sections 1.2 and 2).
+"""Recover: images by gradient descent through frozen teachers (SRe2L, CDA, G-VBSM, EDC, CV-DD, FADRM, LPLD).
 
-The images of a job depend on the recipe, the seed and the job alone.
+The images of a job depend on the recipe, the seed and the job alone; with recover.ema_carried, on the job before too.
 """
 
 from __future__ import annotations
 
-import math
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass
+from typing import NamedTuple
 
-import numpy as np
 import torch
 from torch import Tensor
 from torch.nn import functional as F
@@ -20,52 +20,51 @@ from .kernels.crop import crop
 from .kernels.image_prior import image_prior
 from .kernels.pixel_adam import pixel_adam
 from .matching import Matching, layer_weights
+from .moments import Moments
 from .precision import arithmetic, network_dtype
 from .real import Normalization
 from .recipe import Recipe
-from .rng import Stream
-from .settings import Recover
+from .regularizers import densification, flatness
+from .schedule import Turn, learning_rates, live_layers, stages, turns, window_table
 from .teacher import Teacher
-from .windows import windows
 
 
-def learning_rates(recover: Recover) -> Tensor:
-    """lr_t = lr (1 + cos(pi t / T)) / 2 for t = 0 ... T - 1, float32 [T]."""
-    t = torch.arange(recover.iterations, dtype=torch.float64)
-    return (0.5 * recover.lr * (1 + torch.cos(math.pi * t / recover.iterations))).float()
+@dataclass(frozen=True)
+class Sources:
+    """What a job begins with: its initial images, and the real images behind "local" targets."""
+
+    initial: InitialImages
+    local: Callable[[Job], Tensor] | None = None
 
 
-def crop_lower_bounds(recover: Recover) -> np.ndarray:
-    """Smallest area share of the crop in each iteration, float64 [T]: constant, or CDA's curriculum (spec 2)."""
-    low = recover.crop_scale[0]
-    t = np.arange(recover.iterations, dtype=np.float64)
-    span = recover.milestone * recover.iterations
-    if recover.curriculum == "none" or span == 0:
-        return np.full(len(t), low)
-    progress = t / span
-    during = {
-        "step": np.ones(len(t)),
-        "linear": low + (1 - low) * (1 - progress),
-        "cosine": low + (1 - low) * 0.5 * (1 + np.cos(math.pi * progress)),
-    }[recover.curriculum]
-    return np.where(t < span, during, low)
+class Recovered(NamedTuple):
+    """What a job makes, on the host: images uint8 [N, 3, S, S]; losses float32 [T, 3], in columns total, cross-entropy
+    and weighted matching; and, where they are carried on, the running means of its statistics."""
+
+    images: Tensor
+    losses: Tensor
+    running_means: dict[str, Tensor]
 
 
-def window_table(recipe: Recipe, job: Job) -> Tensor:
-    """Windows of every iteration, int32 [T, 1 or num_images, 7]: one shared by the batch, or one an image."""
-    recover, size = recipe.recover, recipe.dataset.image_size
-    rows = np.arange(recover.iterations)[:, None]
-    low = np.broadcast_to(crop_lower_bounds(recover)[:, None], (len(rows), 1))
-    if not recover.per_image_windows:
-        stream = Stream(recipe.seed, "recover/windows")
-        table = windows(stream, recover, np.array([job.index]), rows, size, size, scale_low=low)
-        return torch.from_numpy(table)
-    classes, slots = job.classes().numpy(), job.slots().numpy()
-    table = np.empty((len(rows), job.num_images, 7), dtype=np.int32)
-    for slot in np.unique(slots):
-        stream, mine = Stream(recipe.seed, f"recover/windows/slot-{slot}"), slots == slot
-        table[:, mine] = windows(stream, recover, classes[mine], rows, size, size, scale_low=low)
-    return torch.from_numpy(table)
+class Canvas:
+    """Static buffers of one size: the images, their optimiser's moments, and their running mean (EDC's flatness)."""
+
+    def __init__(self, num_images: int, side: int, device: torch.device):
+        self.side = side
+        self.images = torch.empty(num_images, 3, side, side, device=device)
+        self.first, self.second, self.average = (torch.empty_like(self.images) for _ in range(3))
+
+    def fill(self, images: Tensor) -> None:
+        """Begins with these images, in place, enlarged or shrunk if they are of another size."""
+        self.images.copy_(resized(images, self.side))
+        self.average.copy_(self.images)
+        self.first.zero_()
+        self.second.zero_()
+
+
+def resized(images: Tensor, side: int) -> Tensor:
+    """Bilinear, without antialiasing, as FADRM changes sizes (spec 3.2)."""
+    return images if images.shape[-1] == side else F.interpolate(images, (side, side), mode="bilinear")
 
 
 class RecoverStep:
@@ -77,70 +76,122 @@ class RecoverStep:
         job: Job,
         teachers: Sequence[Teacher],
         device: torch.device,
-        initial: InitialImages | None = None,
+        sources: Sources | None = None,
     ):
-        recover, size = recipe.recover, recipe.dataset.image_size
-        self.recipe, self.recover, self.size, self.teachers = recipe, recover, size, teachers
-        self.initial = initial or noise(recipe, device)
-        self.images = torch.empty(job.num_images, 3, size, size, device=device)
-        self.first, self.second = torch.empty_like(self.images), torch.empty_like(self.images)
+        recover = recipe.recover
+        self.recipe, self.recover, self.teachers, self.num_slots = recipe, recover, teachers, job.num_slots
+        self.sources = sources or Sources(noise(recipe, device))
+        self.stages = stages(recipe)
+        self.canvases = {side: Canvas(job.num_images, side, device) for side, _ in self.stages}
+        self.canvas = self.canvases[self.stages[0][0]]
+        self.initial = torch.empty(job.num_images, 3, *2 * (recipe.dataset.image_size,), device=device)
         self.wanted = [teacher.outputs[job.classes().to(device)] for teacher in teachers]
         self.matching = [
             Matching(
-                [(1.0, teacher.matched_targets())],
+                list(zip(recover.target_weights, self._targets(teacher, job), strict=True)),
                 layer_weights(len(teacher.layers), recover.first_layer_weight, device),
-                recover.statistics_ema,
-                recover.ema_start,
+                ema=recover.statistics_ema,
+                ema_start=recover.ema_start,
+                distance=recover.distance,
+                layer_scale=recover.layer_scale,
             )
             for teacher in teachers
         ]
+        self.live = [live.to(device) for live in self._live(job)]
         self.low, self.high = Normalization.of(recipe.dataset, device).range()
         self.windows = torch.empty_like(window_table(recipe, job), device=device)
         self.rates = learning_rates(recover).to(device)
         self.losses = torch.zeros(recover.iterations, 3, device=device)
         self.step = torch.zeros(1, dtype=torch.int64, device=device)
+        self.updates = torch.zeros(1, device=device)
+        """Of the optimiser since the stage began."""
         self.load(job)
 
-    def load(self, job: Job) -> None:
-        """Resets all buffers, in place, to the beginning of a job of the same shape."""
+    @property
+    def images(self) -> Tensor:
+        """The current images, normalised [N, 3, S, S]."""
+        return self.canvas.images
+
+    def load(self, job: Job, running_means: Mapping[str, Tensor] | None = None) -> None:
+        """Resets all buffers, in place, to the beginning of a job of the same shape.
+
+        running_means: what `running_means` gave after another job, to go on with; otherwise they begin anew.
+        """
         classes = job.classes()
-        self.images.copy_(self.initial(job))
-        for zeroed in (self.first, self.second, self.losses, self.step):
+        self.initial.copy_(self.sources.initial(job))
+        self.canvas = self.canvases[self.stages[0][0]]
+        self.canvas.fill(self.initial)
+        for zeroed in (self.losses, self.step, self.updates):
             zeroed.zero_()
-        for wanted, teacher in zip(self.wanted, self.teachers, strict=True):
-            wanted.copy_(teacher.outputs[classes.to(teacher.outputs.device)])
-        for matching in self.matching:
-            matching.reset()
+        for number, teacher in enumerate(self.teachers):
+            self.wanted[number].copy_(teacher.outputs[classes.to(teacher.outputs.device)])
+            for which, moments in enumerate(self._targets(teacher, job)):
+                self.matching[number].set_targets(which, moments)
+            self.matching[number].reset()
+            if running_means is not None:
+                mine = {key.partition("/")[2]: v for key, v in running_means.items() if key.startswith(f"{number}/")}
+                self.matching[number].load_state(mine)
+        for live, now in zip(self.live, self._live(job), strict=True):
+            live.copy_(now)
         self.windows.copy_(window_table(self.recipe, job))
 
-    def loss(self, images: Tensor, which: int, windows_now: Tensor) -> Tensor:
-        """images [N, 3, S, S] normalised -> total, cross-entropy and weighted matching loss of teacher `which`: [3]."""
-        recover, teacher = self.recover, self.teachers[which]
-        views = crop(images, windows_now, self.size, dtype=teacher.dtype)
-        logits, moments = teacher(views)
-        entropy = F.cross_entropy(logits, self.wanted[which])
-        matching = recover.match_weight * self.matching[which](moments)
+    def running_means(self) -> dict[str, Tensor]:
+        """The running means of all teachers' statistics as they are now, on the host."""
+        states = (matching.state() for matching in self.matching)
+        return {f"{number}/{key}": v.cpu() for number, state in enumerate(states) for key, v in state.items()}
+
+    def enter_stage(self, stage: int) -> None:
+        """Goes on at the stage's size, with a share of the initial images and a new optimiser (spec 3.2)."""
+        side, share = self.stages[stage][0], self.recover.residual
+        images = torch.lerp(resized(self.initial, side), resized(self.images, side), share)
+        self.canvas = self.canvases[side]
+        self.canvas.fill(images)
+        self.updates.zero_()
+
+    def loss(self, canvas: Canvas, images: Tensor, turn: Turn, windows_now: Tensor) -> Tensor:
+        """images: those of the canvas, normalised [N, 3, S, S]. Total, cross-entropy, weighted matching loss: [3]."""
+        recover = self.recover
+        views = crop(images, windows_now, canvas.side, dtype=self.teachers[0].dtype)
+        answers, entropies, distances = [], [], []
+        for which, weight in turn:
+            logits, moments = self.teachers[which](views)
+            live = self.live[which].index_select(0, self.step)[0] if recover.drop_rate else None
+            answers.append(logits)
+            entropies.append(weight * F.cross_entropy(logits, self.wanted[which]))
+            distances.append(weight * recover.match_weight * self.matching[which](moments, live))
+        entropy, matching = sum(entropies[1:], entropies[0]), sum(distances[1:], distances[0])
         total = entropy + matching
         if recover.tv_weight or recover.l2_weight:
             variation, norm = image_prior(views)
-            if recover.tv_weight:
-                total = total + recover.tv_weight * variation
-            if recover.l2_weight:
-                total = total + recover.l2_weight * norm
+            total = total + recover.tv_weight * variation + recover.l2_weight * norm
+        if recover.densification_weight:
+            num_classes = len(images) // self.num_slots
+            dense = densification(views.float(), num_classes, recover.densification_temperature)
+            total = total + recover.densification_weight * dense
+        if recover.flatness_weight:
+            with torch.no_grad():
+                mean_views = crop(canvas.average, windows_now, canvas.side, dtype=self.teachers[0].dtype)
+                before = [self.teachers[which](mean_views)[0] for which, _ in turn]
+            for (_, weight), logits, old in zip(turn, answers, before, strict=True):
+                total = total + weight * recover.flatness_weight * flatness(logits, old, recover.flatness_temperature)
         return torch.stack((total, entropy, matching))
 
-    def __call__(self, which: int) -> None:
-        """Advances images, optimiser state, loss log and step counter by one iteration through teacher `which`."""
-        images = self.images.detach().requires_grad_()
-        losses = self.loss(images, which, self.windows.index_select(0, self.step)[0])
+    def __call__(self, turn: Turn, canvas: Canvas | None = None) -> None:
+        """Advances images, optimiser state, loss log and step counter by one iteration."""
+        canvas = canvas or self.canvas
+        images = canvas.images.detach().requires_grad_()
+        losses = self.loss(canvas, images, turn, self.windows.index_select(0, self.step)[0])
         (gradient,) = torch.autograd.grad(losses[0], images)
+        if self.recover.flatness_weight:
+            canvas.average.lerp_(canvas.images, 1 - self.recover.flatness_decay)
+        self.updates += 1
         pixel_adam(
-            self.images,
+            canvas.images,
             gradient,
-            self.first,
-            self.second,
+            canvas.first,
+            canvas.second,
             self.rates.index_select(0, self.step)[0],
-            (self.step[0] + 1).float(),
+            self.updates[0],
             betas=self.recover.betas,
             low=self.low,
             high=self.high,
@@ -148,47 +199,87 @@ class RecoverStep:
         self.losses.index_copy_(0, self.step, losses.detach()[None])
         self.step += 1
 
+    def _targets(self, teacher: Teacher, job: Job) -> list[Moments]:
+        """What the teacher's moments are compared with, for each of recover.targets."""
+        made: list[Moments] = []
+        for kind in self.recover.targets:
+            if kind == "local":
+                if self.sources.local is None:
+                    raise ValueError("recover.targets local needs real images")
+                made.append(teacher.batch_targets(self.sources.local(job)))
+            else:
+                made.append(teacher.matched_targets() if kind == "global" else teacher.category_targets(job.classes()))
+        return made
+
+    def _live(self, job: Job) -> list[Tensor]:
+        return [
+            live_layers(self.recipe, job, teacher.name, [not layer.is_batch_norm for layer in teacher.layers])
+            for teacher in self.teachers
+        ]
+
 
 class Recoverer:
     """Recovers jobs one after another. Buffers and CUDA graphs are made once for each shape of a job."""
 
     def __init__(
-        self,
-        recipe: Recipe,
-        teachers: Sequence[Teacher],
-        device: torch.device,
-        initial: InitialImages | None = None,
+        self, recipe: Recipe, teachers: Sequence[Teacher], device: torch.device, sources: Sources | None = None
     ):
-        self.recipe, self.initial, self.device = recipe, initial, device
+        self.recipe, self.device, self.sources = recipe, device, sources
         self.teachers = [teacher.cast(network_dtype(recipe.recover.precision)) for teacher in teachers]
+        check_layers(recipe, self.teachers)
         self.graphs = Graphs(device)
-        self.steps: dict[tuple[int, int], tuple[RecoverStep, list[Callable[[], None]]]] = {}
+        self.steps: dict[tuple[int, int], RecoverStep] = {}
+        self.advances: dict[tuple[tuple[int, int], Turn, int], Callable[[], None]] = {}
 
-    def __call__(self, job: Job) -> tuple[Tensor, Tensor]:
-        """Images uint8 [num_images, 3, S, S] and losses float32 [T, 3], on the host; the teachers take turns.
+    def __call__(self, job: Job, running_means: Mapping[str, Tensor] | None = None) -> Recovered:
+        """Recovers a job; `running_means` are those that the job before ended with, where they are carried on.
 
-        The last iterate is kept, as in SRe2L's code. Raises ValueError if it is not finite.
+        The last iterate is kept, as in the published codes. Raises ValueError if it is not finite.
         """
-        with arithmetic(self.recipe.recover.precision):
+        recipe = self.recipe
+        if recipe.recover.iterations == 0:
+            images = (self.sources or Sources(noise(recipe, self.device))).initial(job)
+            return Recovered(self._pixels(images), torch.zeros(0, 3), {})
+        with arithmetic(recipe.recover.precision):
             if job.shape not in self.steps:
-                self.steps[job.shape] = self._prepare(job)
-            step, turns = self.steps[job.shape]
-            step.load(job)
-            for iteration in range(self.recipe.recover.iterations):
-                turns[iteration % len(turns)]()
+                self.steps[job.shape] = RecoverStep(recipe, job, self.teachers, self.device, self.sources)
+            step, order = self.steps[job.shape], turns(recipe, len(self.teachers), job)
+            advances = [[self._advance(job.shape, turn, side) for turn in order] for side, _ in step.stages]
+            step.load(job, running_means)
+            iteration = 0
+            for stage, (_, count) in enumerate(step.stages):
+                if stage:
+                    step.enter_stage(stage)
+                for _ in range(count):
+                    advances[stage][iteration % len(order)]()
+                    iteration += 1
         losses = step.losses.cpu()
         if not bool(torch.isfinite(step.images).all()):
             raise ValueError(f"recover diverged in job {job.index}: images are not finite; try a smaller recover.lr")
-        return Normalization.of(self.recipe.dataset, self.device).pixels(step.images).cpu(), losses
+        return Recovered(self._pixels(step.images), losses, step.running_means() if recipe.recover.ema_carried else {})
 
-    def _prepare(self, job: Job) -> tuple[RecoverStep, list[Callable[[], None]]]:
-        step = RecoverStep(self.recipe, job, self.teachers, self.device, self.initial)
+    def _advance(self, shape: tuple[int, int], turn: Turn, side: int) -> Callable[[], None]:
+        """One iteration of a turn on the canvas of that size: on a GPU a graph, captured once."""
+        key = shape, turn, side
+        if key not in self.advances:
+            step, canvas = self.steps[shape], self.steps[shape].canvases[side]
 
-        def turn(which: int) -> Callable[[], None]:
             def advance() -> None:
-                step(which)
+                step(turn, canvas)
 
-            return advance
+            self.advances[key] = self.graphs.capture(advance, step.step.zero_)
+        return self.advances[key]
 
-        turns = [self.graphs.capture(turn(which), step.step.zero_) for which in range(len(self.teachers))]
-        return step, turns
+    def _pixels(self, images: Tensor) -> Tensor:
+        return Normalization.of(self.recipe.dataset, self.device).pixels(images).cpu()
+
+
+def check_layers(recipe: Recipe, teachers: Sequence[Teacher]) -> None:
+    """Raises ValueError if statistics are to be matched, and no teacher has a layer that keeps them.
+
+    Some teachers may have none, as AlexNet among networks with BatchNorm (FADRM+, spec 3.3): theirs is cross-entropy.
+    """
+    recover = recipe.recover
+    if recover.iterations and recover.match_weight and not any(teacher.layers for teacher in teachers):
+        names = ", ".join(teacher.name for teacher in teachers)
+        raise ValueError(f"no layer to match in {names} (recover.statistics {' '.join(recover.statistics)})")

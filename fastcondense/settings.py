@@ -8,6 +8,7 @@ from __future__ import annotations
 from dataclasses import dataclass, field
 from typing import Literal
 
+from .diff_augment import Operation
 from .precision import Precision
 from .windows import Views
 
@@ -71,18 +72,115 @@ class Optimization:
 
 
 @dataclass(frozen=True, kw_only=True)
+class MoCo:
+    """Momentum contrast: an image's two views agree, and differ from those of a queue of other images (MoCo v2)."""
+
+    temperature: float = 0.2
+    features: int = 128
+    """Length of the vectors that are compared."""
+    queue: int = 65536
+    """Views of earlier batches that a view is told from; few images want fewer than there are of them."""
+    decay: float = 0.999
+    """Of the key encoder, a step: the running mean of the query encoder's weights."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class DINO:
+    """Self-distillation: a network predicts its running mean's answers to other views of an image (DINO)."""
+
+    network: Literal["teacher", "student"] = "teacher"
+    """Which one is kept, after training here and from a checkpoint file."""
+    outputs: int = 65536
+    hidden: int = 2048
+    bottleneck: int = 256
+    """Widths of the projection head."""
+    student_temperature: float = 0.1
+    teacher_temperature: float = 0.04
+    first_teacher_temperature: float = 0.04
+    """It rises, or falls, linearly from this in the first `temperature_epochs`."""
+    temperature_epochs: int = 0
+    center_decay: float = 0.9
+    """Of the running mean of the teacher's answers, which is taken from them."""
+    decay: float = 0.996
+    """Of the teacher, the running mean of the student's weights, in the first step; it grows to 1 as a cosine."""
+    frozen_epochs: int = 1
+    """First epochs in which the head's last layer stays as it is."""
+    local_crops: int = 6
+    """Small views of an image, which the student alone sees, beside the two large ones."""
+    local_size: int = 96
+    """Their side, in pixels."""
+    local_scale: tuple[float, float] = (0.05, 0.14)
+    """Range of their share of the image's area; for the large ones crop_scale, as published 0.14 to 1."""
+
+
+@dataclass(frozen=True, kw_only=True)
 class SelfSupervision(Optimization, Views):
-    """How a teacher's backbone learns from images without labels, before a linear probe is fitted on it (SC-DD)."""
+    """How a teacher's backbone learns from images without labels, before a linear probe is fitted on it (SC-DD).
+
+    Defaults are MoCo v2's on ImageNet. DINO's ResNet-50 has the same optimiser, crop_scale 0.14 1, blur 1 0.1 0.5,
+    solarize 0 0.2 0 and hue 0.1.
+    """
 
     method: Literal["none", "moco", "dino"] = "none"
     """none: teachers are trained with labels. moco: MoCo v2; dino: DINO."""
+    epochs: int = 200
+    batch_size: int = 256
+    optimizer: Literal["adamw", "adam", "sgd"] = "sgd"
+    lr: float = 0.03
+    weight_decay: float = 1e-4
+    decay_all: bool = True
+    accumulate: int = 1
+    """Parts of a batch whose BatchNorms are apart; MoCo's keys are shuffled among them (published: 8, one a GPU)."""
+    crop_scale: tuple[float, float] = (0.2, 1.0)
+    jitter: tuple[float, float, float, float] = (0.4, 0.4, 0.4, 0.1)
+    """Largest relative change of brightness, contrast and saturation, and largest turn of the hue."""
+    jitter_probability: float = 0.8
+    grey: float = 0.2
+    """Probability that a view loses its colours."""
+    blur: tuple[float, ...] = (0.5,)
+    """Probability of a Gaussian blur, for all views, or for the first, the second, and those after them."""
+    blur_sigma: tuple[float, float] = (0.1, 2.0)
+    """Range of its standard deviation, in pixels."""
+    solarize: tuple[float, ...] = (0.0,)
+    """Probability that values of a half and above are inverted; given as blur is."""
+    moco: MoCo = field(default_factory=MoCo)
+    dino: DINO = field(default_factory=DINO)
+
+    def check(self) -> None:
+        """Raises ValueError for views and counts that make no sense."""
+        super().check()
+        for name, values in (("blur", self.blur), ("solarize", self.solarize)):
+            if len(values) not in (1, 3) or not all(0 <= value <= 1 for value in values):
+                raise ValueError(f"self_supervision.{name} needs one or three probabilities, got {values}")
+        low, high = self.dino.local_scale
+        if not 0 < low <= high <= 1:
+            raise ValueError(f"dino.local_scale needs 0 < low <= high <= 1, got {self.dino.local_scale}")
+        counts = {
+            "epochs": (self.epochs, 1),
+            "batch_size": (self.batch_size, 2),
+            "accumulate": (self.accumulate, 1),
+            "moco.features": (self.moco.features, 1),
+            "dino.outputs": (self.dino.outputs, 2),
+            "dino.local_crops": (self.dino.local_crops, 0),
+            "dino.local_size": (self.dino.local_size, 1),
+        }
+        for name, (value, least) in counts.items():
+            if value < least:
+                raise ValueError(f"self_supervision.{name} must be at least {least}, got {value}")
+        if self.method == "moco" and self.moco.queue < self.batch_size:
+            raise ValueError(f"moco.queue must hold a batch of {self.batch_size} views, got {self.moco.queue}")
 
 
 @dataclass(frozen=True, kw_only=True)
 class Probe(Optimization):
-    """How the linear layer on a frozen self-supervised backbone is trained."""
+    """How the linear layer on a frozen self-supervised backbone is trained, on views as squeeze's own.
+
+    The backbone stays in evaluation mode: neither its weights nor its running statistics change. Published: MoCo v2 lr
+    30, multistep 0.6 0.8; MoCo v3 90 epochs, lr 0.1 for 256 images; SwAV lr 0.3, decay 1e-6; DINO lr 1e-3 for 256.
+    """
 
     epochs: int = 100
+    batch_size: int = 256
     optimizer: Literal["adamw", "adam", "sgd"] = "sgd"
     lr: float = 0.1
     weight_decay: float = 0.0
@@ -95,7 +193,11 @@ class Squeeze(Optimization, Views):
     teachers: tuple[str, ...] = ("torchvision/resnet18",)
     """zoo/NAME (small images), torchvision/NAME, timm/NAME, or your own module:function(num_classes=...)."""
     weights: tuple[str, ...] = ("train",)
-    """One a teacher or one for all: train, torchvision's weights name or timm's tag (or "default"), or a checkpoint."""
+    """One a teacher or one for all: train, torchvision's weights name or timm's tag (or "default"), or a checkpoint;
+    those of MoCo, SwAV and DINO are recognised."""
+    probe_weights: tuple[str, ...] = ()
+    """A linear layer in place of the weights' own, one a teacher or one for all: a file of its weights, "train" to fit
+    it on the frozen network, or "" for none. Self-supervised checkpoints need one."""
     classes_file: str = ""
     """Text file with the class name of each output of the checkpoints, one a line, if it differs from the data set."""
     gate_images: int = 10
@@ -114,8 +216,17 @@ class Initial(Views):
     """Those that score crops, by the mean of their logits; empty: all of squeeze.teachers."""
     candidates: int = 300
     """Random training images a class that crops are cut from (RDED's mipc); 0: all of them."""
+    preselected: int = 0
+    """Only so many of the candidates, those whose evaluation squares score best, are cropped (EDC: 300); 0: all."""
     crops: int = 5
-    """Random crops of each."""
+    """Random crops of each; 0: its evaluation square instead (CIM)."""
+    one_per_image: bool = True
+    """Whether the best crop of an image alone is ranked, or all of its crops are (EDC)."""
+    crop_size: Literal["tile", "image"] = "tile"
+    """What crops are resized to before they are scored. tile: image_size / factor, in a frame of mean colour (RDED);
+    image: image_size, and a mosaic shows them smaller (CIM, EDC). Evaluation squares are always of image_size."""
+    resize: Literal["nearest", "antialias"] = "nearest"
+    """How a crop is resized to its tile where their sizes differ: nearest pixels as published, or bilinear."""
     factor: int = 2
     """Crops a side of a mosaic: factor^2 crops an image."""
     layout: Literal["rank-major", "contiguous"] = "rank-major"
@@ -147,6 +258,10 @@ class Features:
     """Module of the first teacher whose input is matched, by its name in the network, e.g. "layer3" or "fc"."""
     weight_decay: float = 0.01
     """AdamW's, of the additive change of the images."""
+    augment: tuple[Operation, ...] = ("flip", "crop", "cutout")
+    """Differentiable augmentations, drawn in each iteration for all tiles and anchors alike."""
+    batch_size: int = 64
+    """Pairs of a tile and its anchor that go through the network together; results differ by rounding alone."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -236,17 +351,18 @@ class Labels(Views):
     teachers: tuple[str, ...] = ()
     """Those of squeeze.teachers whose labels are averaged; empty: all of them."""
     ensemble: Literal["mean", "norm-equalized"] = "mean"
-    """Mean of logits; norm-equalized: of logits scaled to the teachers' mean norm in the batch (G-VBSM)."""
+    """Mean of logits; norm-equalized: of logits scaled to the teachers' mean norm in the training batch (G-VBSM)."""
     priors: tuple[float, ...] = ()
     """Worth of each of labels.teachers, in per cent: the mean is weighted by softmax(prior / prior_temperature)."""
     prior_temperature: float = 10.0
     batch_norm: Literal["eval", "train"] = "eval"
     """train: the teachers' BatchNorms take the statistics of batch_norm_size views that are seen together (CV-DD)."""
     batch_norm_size: int = 8
+    """As many as the student's BatchNorms see, train.batch_size / train.accumulate, so that both see the same views."""
     dropout: bool = False
     """Whether the teachers' dropout layers are active, as in code that leaves teachers in training mode."""
     pool: float = 1.0
-    """Share of all batches of views that exist; below 1, epochs draw theirs from the first ones (LPLD's pruning)."""
+    """Share of all batches of views that exist; below 1, epochs draw theirs from the first of them (LPLD's pruning)."""
     mix: Literal["none", "cutmix", "mixup"] = "cutmix"
     mix_alpha: float = 1.0
     """lambda ~ Beta(alpha, alpha)."""
@@ -255,12 +371,34 @@ class Labels(Views):
     """Columns, and rows, of tiles an image that are permuted before the crop (RDED)."""
     tile_pick: int = 1
     """Tiles a side: a view shows one tile, enlarged, or with probability 1 / tile_pick^2 the whole image (CIM)."""
-    augment: tuple[
-        Literal["flip", "brightness", "saturation", "contrast", "crop", "scale", "rotate", "cutout"], ...
-    ] = ()
+    augment: tuple[Operation, ...] = ()
     """Differentiable siamese augmentations of the normalised view (Zhao and Bilen, ICML'21), one draw an image."""
     rand_augment: tuple[int, int] = (0, 0)
-    """RandAugment's number of operations and magnitude (Cubuk et al., 2020); 0 0: none."""
+    """RandAugment's number of operations and magnitude, before the crop (Cubuk et al., 2020); 0 0: none."""
+
+    @property
+    def is_in_training(self) -> bool:
+        """Whether some layers of the teachers are in training mode."""
+        return self.batch_norm == "train" or self.dropout
+
+    def check(self) -> None:
+        """Raises ValueError if the settings make no sense, alone or together."""
+        super().check()
+        if self.augment and self.mix != "none":
+            raise ValueError(f"labels.augment needs labels.mix none, got {self.mix}")
+        if self.tile_pick > 1 and self.padding:
+            raise ValueError("labels.tile_pick needs labels.padding 0: beyond a tile are the others, not black pixels")
+        if self.batch_norm == "train" and self.batch_norm_size < 2:
+            raise ValueError(
+                f"labels.batch_norm train needs a batch_norm_size of 2 or more, got {self.batch_norm_size}"
+            )
+        if self.prior_temperature <= 0:
+            raise ValueError(f"labels.prior_temperature must be positive, got {self.prior_temperature}")
+        operations, magnitude = self.rand_augment
+        if operations < 0 or not 0 <= magnitude <= 30:
+            raise ValueError(
+                f"labels.rand_augment needs operations >= 0 and a magnitude up to 30, got {self.rand_augment}"
+            )
 
 
 @dataclass(frozen=True, kw_only=True)

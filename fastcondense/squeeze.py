@@ -12,13 +12,17 @@ from torch.nn import functional as F
 
 from . import zoo
 from .condensed import first_difference
+from .encoders import classifier_name, feature_size
 from .files import read_checkpoint, read_tensors, write_tensors
 from .fit import fit
+from .probe import read_probe, train_probe
 from .real import training_batches
 from .recipe import SQUEEZE_PARTS
 from .rng import Stream
 from .run import Run
 from .score import score
+from .self_supervision import pretrain
+from .ssl_checkpoints import import_backbone, is_self_supervised
 from .teacher import Teacher, check_gate, count_outputs, head_size, load_weights, match_classes, state_dict
 
 
@@ -96,7 +100,8 @@ def _teacher(run: Run, number: int, architecture: str, weights: str) -> Teacher:
         "seconds": f"{watch.seconds:.3f}",
     }
     write_tensors(path, net.state_dict(), metadata)
-    checkpoint.unlink(missing_ok=True)
+    for finished in (checkpoint, _probe_path(checkpoint)):
+        finished.unlink(missing_ok=True)
     run.log.event("teacher", architecture=architecture, top1=top1, gate=gate, seconds=watch.seconds)
     return teacher
 
@@ -105,7 +110,8 @@ def _frozen(run: Run, net: nn.Module, architecture: str, outputs: Sequence[int])
     """The network as a teacher with the statistics that recover is going to match, on the run's device."""
     recipe, classes = run.recipe, run.real.classes
     matched = recipe.recover.statistics, recipe.recover.patch_size
-    return Teacher.of(net, architecture, classes, outputs, recipe.dataset, *matched).to(run.device)
+    has_unfused = recipe.labels.is_in_training and architecture in (recipe.labels.teachers or recipe.squeeze.teachers)
+    return Teacher.of(net, architecture, classes, outputs, recipe.dataset, *matched, has_unfused).to(run.device)
 
 
 def _obtain(run: Run, number: int, architecture: str, weights: str, checkpoint: Path) -> tuple[nn.Module, list[int]]:
@@ -115,22 +121,62 @@ def _obtain(run: Run, number: int, architecture: str, weights: str, checkpoint: 
     if settings.classes_file:
         names = Path(settings.classes_file).read_text().split("\n")
         names = [name.strip() for name in names if name.strip()]
-    if weights == "train":
+    method, is_trained = settings.self_supervision.method, weights == "train"
+    probe = next(iter(settings.probe_weights[number:] or settings.probe_weights[:1]), "")
+    if is_trained:
         with Stream(run.recipe.seed, "squeeze/init").torch_generator(number):
             net = zoo.build(architecture, len(classes))
-        return _train(run, net, number, architecture, checkpoint), list(range(len(classes)))
-    if (
+        if method == "none":
+            return _train(run, net, number, architecture, checkpoint), list(range(len(classes)))
+        net, probe = pretrain(run, net, number, architecture, checkpoint), "train"
+    elif (
         Path(weights).suffix in (".pt", ".pth", ".tar", ".th", ".ckpt", ".bin", ".safetensors")
         or Path(weights).exists()
     ):
-        state = state_dict(read_checkpoint(Path(weights)), Path(weights))
-        small, large = (zoo.build(architecture, count).state_dict() for count in (len(classes), len(classes) + 1))
-        net = zoo.build(architecture, len(names) if names else head_size(state, small, large) or len(classes))
-        load_weights(net, state, Path(weights))
+        net = _read(run, architecture, Path(weights), len(names or ()), bool(probe))
     else:
         net = zoo.build(architecture, len(classes), weights)
+    if probe == "train":
+        net = train_probe(run, net, classifier_name(architecture), number, _probe_path(checkpoint))
+        return net, list(range(len(classes)))
+    if probe:
+        classifier = classifier_name(architecture)
+        layer = read_probe(read_checkpoint(Path(probe)), Path(probe), feature_size(net, classifier))
+        net.set_submodule(classifier, layer)
     num_outputs = count_outputs(net, run.recipe.dataset.image_size, architecture)
     return net, match_classes(num_outputs, names, classes, architecture)
+
+
+def _probe_path(checkpoint: Path) -> Path:
+    return checkpoint.with_name(checkpoint.name.replace("checkpoint", "probe"))
+
+
+def _read(run: Run, architecture: str, path: Path, num_outputs: int, has_probe: bool) -> nn.Module:
+    """The network in a checkpoint file, with so many outputs, or as many as the file says if that is 0.
+
+    A self-supervised backbone gets an untrained classifier, if there is a probe to replace it; else ValueError.
+    """
+    loaded, classes = read_checkpoint(path), run.real.classes
+    state = {} if is_self_supervised(loaded, path) else state_dict(loaded, path)
+    small, large = (zoo.build(architecture, count).state_dict() for count in (len(classes), len(classes) + 1))
+    size = head_size(state, small, large)
+    if size is None:
+        classifier = classifier_name(architecture)
+        imported = import_backbone(loaded, small, classifier, path, run.recipe.squeeze.self_supervision.dino.network)
+        run.log.say(imported.report)
+        state = imported.state
+        if imported.has_classifier:
+            size = head_size(state, small, large)
+        elif has_probe:
+            state |= {name: value for name, value in small.items() if name.startswith(f"{classifier}.")}
+        else:
+            raise ValueError(
+                f"checkpoint {path} has no classifier; name a file of a linear probe in squeeze.probe_weights, or "
+                f"train one there. {imported.report}"
+            )
+    net = zoo.build(architecture, num_outputs or size or len(classes))
+    load_weights(net, state, path)
+    return net
 
 
 def _train(run: Run, net: nn.Module, number: int, architecture: str, checkpoint: Path) -> nn.Module:

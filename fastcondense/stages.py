@@ -5,25 +5,38 @@ from __future__ import annotations
 import statistics
 from typing import Any
 
+import numpy as np
 import torch
 
-from . import report, targets
-from .condensed import CondensedSet, open_folder, read_losses, read_set, shard_path, write_shard
+from . import initial, pruning, report, targets
+from .condensed import (
+    CondensedSet,
+    open_folder,
+    read_losses,
+    read_running_means,
+    read_set,
+    shard_path,
+    write_shard,
+)
+from .features import FeatureRecoverer
 from .files import read_json, read_tensors, write_json
 from .jobs import Job, jobs
-from .labels import ReplayedViews
-from .recover import Recoverer
+from .labels import TeacherLabels
+from .mosaic import Mosaics
+from .real import split_batches
+from .recover import Recoverer, Sources
 from .run import Run
 from .squeeze import chosen, squeeze, teacher_bytes, teacher_seconds
 from .students import CONDENSED, arms, last_score, read_student, train_arm
+from .teacher import Teacher
+from .views import ReplayedViews, Span
 
 PROBES = 256
 
 
 def recover(run: Run) -> None:
     """Makes the condensed images; finished jobs are kept, unreadable ones are made again."""
-    teachers = squeeze(run)
-    targets.complete(run, teachers)
+    recipe, teachers = run.recipe, squeeze(run)
     folder = run.out / "condensed"
     manifest = {
         "classes": list(run.real.classes),
@@ -31,17 +44,20 @@ def recover(run: Run) -> None:
         "teachers": {teacher.name: teacher.sha256 for teacher in teachers},
     }
     open_folder(folder, manifest)
-    everything = jobs(run.recipe, len(run.real.classes))
+    everything = jobs(recipe, len(run.real.classes))
     todo = [job for job in everything if not _is_finished(run, job)]
     if len(todo) < len(everything):
         run.log.say(f"recover: {len(everything) - len(todo)} of {len(everything)} jobs are finished already")
-    recover_job = Recoverer(run.recipe, chosen(teachers, run.recipe.recover.teachers), run.device)
+    if not todo:
+        return
+    recover_job = _recoverer(run, teachers)
     for job in run.log.track(todo, "recover"):
+        carried = read_running_means(folder, job.index - 1) if recipe.recover.ema_carried and job.index else None
         with run.stopwatch() as watch:
-            images, losses = recover_job(job)
+            made = recover_job(job, carried)
         metadata = {"seconds": f"{watch.seconds:.3f}", "images": "uint8 NCHW, RGB"}
-        write_shard(folder, job.index, images, job.classes(), job.slots(), losses, metadata)
-        total, entropy, matching = losses[-1].tolist()
+        write_shard(folder, job, made.images, made.losses, made.running_means, metadata)
+        total, entropy, matching = made.losses[-1].tolist() if len(made.losses) else (0.0, 0.0, 0.0)
         run.log.event(
             "job",
             index=job.index,
@@ -51,6 +67,20 @@ def recover(run: Run) -> None:
             cross_entropy=entropy,
             matching=matching,
         )
+
+
+def _recoverer(run: Run, teachers: list[Teacher]) -> Recoverer | FeatureRecoverer:
+    """What recovers the run's jobs, with all that it needs: initial images, target statistics, anchors."""
+    recipe, recover = run.recipe, run.recipe.recover
+    matched, images = chosen(teachers, recover.teachers), initial.make(run, teachers)
+    if recover.objective == "features":
+        assert isinstance(images, Mosaics)
+        return FeatureRecoverer(recipe, matched, run.device, images, images.anchors)
+    if recover.iterations:
+        targets.complete(run, matched)
+        pruning.prune(run, matched)
+    local = targets.local_images(run) if "local" in recover.targets else None
+    return Recoverer(recipe, matched, run.device, Sources(images, local))
 
 
 def _is_finished(run: Run, job: Job) -> bool:
@@ -74,8 +104,8 @@ def condensed_set(run: Run) -> CondensedSet:
 def relabel(run: Run) -> dict[str, Any]:
     """Writes what replays the labels into the manifest, instead of labels: settings, seeds, teachers, a fingerprint.
 
-    The fingerprint is the five largest logits of up to 256 unmixed views of epoch 0, by which another machine can tell
-    that it computes the same labels. Returns the replay specification.
+    The fingerprint is the five largest logits of up to 256 unmixed views of epoch 0, labelled in batches of 64: they
+    tell another machine whether it computes the same labels. Returns the replay specification.
     """
     teachers, condensed = chosen(squeeze(run), run.recipe.labels.teachers), condensed_set(run)
     pixels, labels = condensed.flat()
@@ -83,8 +113,11 @@ def relabel(run: Run) -> dict[str, Any]:
         pixels.to(run.device), labels.to(run.device), run.recipe.labels, run.normalize, run.recipe.seed
     )
     ids = views.order_stream.permutation(len(labels), 0)[:PROBES]
-    crops = torch.cat([views.crops(0, ids[begin : begin + 64]) for begin in range(0, len(ids), 64)])
-    logits = torch.stack([teacher.logits(crops) for teacher in teachers]).mean(0).cpu()
+    source, parts = TeacherLabels(teachers, run.recipe.labels, run.recipe.seed), []
+    for positions in split_batches(np.arange(len(ids)), 64):
+        span = Span(0, int(positions[0]), int(positions[-1]) + 1)
+        parts.append(source.logits(views.crops(0, ids[positions]), span).mean(0))
+    logits = torch.cat(parts).cpu()
     values, indices = logits.topk(min(5, logits.shape[1]), dim=1)
     agreement = 100 * float((indices[:, 0] == labels[torch.from_numpy(ids)]).float().mean())
     recipe = run.recipe
@@ -93,6 +126,7 @@ def relabel(run: Run) -> dict[str, Any]:
         "seeds": [recipe.seed + number for number in range(recipe.train.seeds)],
         "views": recipe.parts("labels")["labels"],
         "epochs": recipe.train.epochs,
+        "batch_size": recipe.train.batch_size,
         "ipc": recipe.ipc,
         "crop": "bilinear, antialiased, float32, from uint8",
         "teachers": {teacher.name: teacher.sha256 for teacher in teachers},
@@ -179,8 +213,11 @@ def inspect(run: Run) -> None:
     condensed, folder = condensed_set(run), run.out / "condensed"
     report.image_grid(condensed, folder / "grid.png")
     losses = read_losses(folder, len(jobs(run.recipe, len(condensed.classes))))
-    report.loss_curves(losses, folder / "losses.png")
-    for name in ("grid.png", "losses.png"):
+    pictures = ["grid.png"]
+    if losses.shape[1]:
+        report.loss_curves(losses, folder / "losses.png")
+        pictures.append("losses.png")
+    for name in pictures:
         run.log.say(f"inspect: {folder / name}")
 
 

@@ -14,13 +14,14 @@ from . import zoo
 from .condensed import CondensedSet
 from .files import read_json, read_tensors, write_atomic, write_json, write_tensors
 from .fit import fit
-from .labels import LabelSource, ReplayedViews, TeacherLabels, hard_labels, student_loss
+from .labels import LabelSource, TeacherLabels, hard_labels, student_loss
 from .real import training_batches
 from .rng import Stream
 from .run import Run
 from .score import score
 from .settings import Optimization
 from .teacher import Teacher
+from .views import ReplayedViews
 
 CONDENSED = "condensed"
 
@@ -132,9 +133,9 @@ def _task(run: Run, arm: str, seed: int, condensed: CondensedSet, teachers: Sequ
 
     pixels, labels = condensed.flat() if arm == CONDENSED else run.real_images(recipe.ipc, "baselines/random", seed)
     views = ReplayedViews(pixels.to(run.device), labels.to(run.device), recipe.labels, run.normalize, seed)
-    source: LabelSource = hard_labels if arm == "random_hard" else TeacherLabels(teachers)
+    source: LabelSource = hard_labels if arm == "random_hard" else TeacherLabels(teachers, recipe.labels, seed)
 
     def batches(epoch: int):
-        return ((batch.images, source(batch)) for batch in views.epoch(epoch, recipe.train.batch_size))
+        return ((batch.images, source(batch)) for batch in views.epoch(epoch, recipe.train))
 
     return recipe.train, batches, lambda logits, wanted: student_loss(logits, wanted, recipe.train)

@@ -5,9 +5,9 @@ from __future__ import annotations
 import copy
 import functools
 from collections.abc import Collection, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field, replace
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal
 
 import torch
 from scipy.optimize import linear_sum_assignment
@@ -21,6 +21,7 @@ from .precision import cast
 from .real import Normalization
 from .settings import Dataset
 from .vision import timm
+from .zoo import channels_last
 
 _CONTAINERS = ("state_dict", "model", "model_state_dict", "net", "teacher")
 _PREFIXES = ("module.", "_orig_mod.", "model.", "net.", "backbone.", "encoder.")
@@ -43,6 +44,16 @@ class Teacher:
     """Why the network could not be traced, if so."""
     dtype: torch.dtype | None = None
     """Of its weights and feature maps, where that is not the images' own."""
+    unfused: nn.Module | None = None
+    """The network itself, frozen and in evaluation mode, if it was asked for: labels in training mode need it."""
+    class_name: str = ""
+    """The Python class of the network, after which published files of statistics are named."""
+    class_targets: dict[str, tuple[Tensor, ...]] = field(default_factory=dict)
+    """The same for the images of each class: float32 [classes, length] each, on the host."""
+    class_variance: Literal["within-image", "full"] = "within-image"
+    """Which variances class_targets hold."""
+    swapped_patches: bool = False
+    """Whether category targets take patch means for variances and the reverse (EDC's published code)."""
 
     @staticmethod
     def of(
@@ -53,6 +64,7 @@ class Teacher:
         dataset: Dataset,
         statistics: Collection[str] = ("bn",),
         patch_size: int = 16,
+        has_unfused: bool = False,
     ) -> Teacher:
         """Freezes and fuses `net`, and tries it on a black image. Raises ValueError if its output does not fit."""
         net = net.float()
@@ -68,7 +80,10 @@ class Teacher:
             for keeper, what in layer.parts
             if isinstance(keeper, FrozenBatchNorm) and what == "input"
         }
-        return Teacher(name, sha256, fused, layers, targets, torch.tensor(outputs), num_outputs, note)
+        unfused = channels_last(copy.deepcopy(net).eval().requires_grad_(False)) if has_unfused else None
+        output_of_class = torch.tensor(outputs)
+        networks = fused, layers, targets, output_of_class, num_outputs, note
+        return Teacher(name, sha256, *networks, unfused=unfused, class_name=type(net).__name__)
 
     @functools.cached_property
     def keepers(self) -> list[Keeper]:
@@ -78,15 +93,21 @@ class Teacher:
     def to(self, device: torch.device) -> Teacher:
         """Moves it, in place."""
         self.fused.to(device)
+        if self.unfused is not None:
+            self.unfused.to(device)
         self.outputs = self.outputs.to(device)
         self.targets = {name: tuple(vector.to(device) for vector in kept) for name, kept in self.targets.items()}
         return self
 
     def cast(self, dtype: torch.dtype) -> Teacher:
-        """Itself, or a copy whose weights and feature maps are of another type; moments stay float32."""
+        """Itself, or a copy whose weights and feature maps are of another type, without the unfused network.
+
+        Moments stay float32.
+        """
         if dtype == torch.float32:
             return self
-        copied = copy.deepcopy(self)
+        # class targets are large, and never changed
+        copied = copy.deepcopy(replace(self, unfused=None), {id(self.class_targets): self.class_targets})
         copied.dtype = dtype
         cast(copied.fused, dtype, kept=(Keeper,))
         return copied
@@ -105,13 +126,50 @@ class Teacher:
             return self(x)[0][:, self.outputs]
 
     def matched_targets(self) -> Moments:
-        """What its layers' moments should be. Raises ValueError if there are no layers, or a target is missing."""
-        if not self.layers:
-            raise ValueError(f"teacher {self.name} has no layer to match (recover.statistics)")
+        """What its layers' moments should be. Raises ValueError if a target is missing."""
         for layer in self.layers:
             if layer.name not in self.targets:
                 raise ValueError(f"teacher {self.name} has no target for the statistics of its layer {layer.name}")
         return [self.targets[layer.name] for layer in self.layers]
+
+    def category_targets(self, classes: Tensor) -> Moments:
+        """What its layers' moments should be for a batch of these classes, int64 [images]: the mean over its images of
+        their classes' vectors (EDC, spec 1.2), on its device.
+
+        Variances that are "full" are pooled: mean_k(v_k + (m_k - m)^2). Raises ValueError if a layer has no class
+        targets.
+        """
+        rows, pooled = classes.cpu(), []
+        for layer in self.layers:
+            if layer.name not in self.class_targets:
+                raise ValueError(f"teacher {self.name} has no class targets for its layer {layer.name}")
+            vectors = [table[rows].double() for table in self.class_targets[layer.name]]
+            moments: list[Tensor] = []
+            for (_, what), means, variances in zip(layer.parts, vectors[::2], vectors[1::2], strict=True):
+                mean, var = means.mean(0), variances.mean(0)
+                if self.class_variance == "full":
+                    var += means.var(0, correction=0)
+                moments += (var, mean) if self.swapped_patches and what == "patches" else (mean, var)
+            pooled.append(tuple(moment.float().to(self.outputs.device) for moment in moments))
+        return pooled
+
+    def batch_targets(self, images: Tensor) -> Moments:
+        """The moments of its layers for real images, pooled over all of them; no gradients.
+
+        images: normalised [N, 3, S, S] on its device.
+        """
+        with torch.no_grad():
+            return self(images if self.dtype is None else images.to(self.dtype))[1]
+
+    def image_moments(self, images: Tensor) -> Moments:
+        """The moments of its layers for each image, [N, length]; no gradients. images as in `batch_targets`."""
+        for keeper in self.keepers:
+            keeper.is_per_image = True
+        try:
+            return self.batch_targets(images)
+        finally:
+            for keeper in self.keepers:
+                keeper.is_per_image = False
 
 
 def count_outputs(net: nn.Module, size: int, name: str) -> int:

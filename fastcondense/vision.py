@@ -33,5 +33,6 @@ _library = _import_torchvision()  # alive as long as the process: its schemas va
 
 import timm  # noqa: E402
 import torchvision  # noqa: E402
+import torchvision.transforms.v2  # noqa: E402
 
 __all__ = ["timm", "torchvision"]

@@ -119,12 +119,35 @@ class ConvNet(nn.Module):
         self.norms = nn.ModuleList(nn.BatchNorm2d(width) for _ in range(depth))
         self.relu = nn.ReLU()
         self.pool = nn.AvgPool2d(2, ceil_mode=True)
+        self.last_pool = nn.AdaptiveAvgPool2d(1)
         self.head = nn.Linear(width, num_classes)
 
     def forward(self, x: Tensor) -> Tensor:
         for conv, norm in zip(self.convs, self.norms, strict=True):
             x = self.pool(self.relu(norm(conv(x))))
-        return self.head(x.mean((2, 3)))
+        return self.head(self.last_pool(x).flatten(1))
+
+
+class InstanceConvNet(nn.Module):
+    """`ConvNet` with instance normalisation, a GroupNorm of one channel a group, and a head that is not pooled.
+
+    G-VBSM's and EDC's ConvNets: the head sees the whole last map of a 32-pixel image; other sizes are pooled to that.
+    """
+
+    def __init__(self, num_classes: int, depth: int = 3, width: int = 128):
+        super().__init__()
+        channels, side = [3] + [width] * depth, 32 >> depth
+        self.convs = nn.ModuleList(nn.Conv2d(a, b, 3, padding=1, bias=False) for a, b in pairwise(channels))
+        self.norms = nn.ModuleList(nn.GroupNorm(width, width) for _ in range(depth))
+        self.relu = nn.ReLU()
+        self.pool = nn.AvgPool2d(2, ceil_mode=True)
+        self.last_pool = nn.AdaptiveAvgPool2d(side)
+        self.head = nn.Linear(width * side**2, num_classes)
+
+    def forward(self, x: Tensor) -> Tensor:
+        for conv, norm in zip(self.convs, self.norms, strict=True):
+            x = self.pool(self.relu(norm(conv(x))))
+        return self.head(self.last_pool(x).flatten(1))
 
 
 class _WideBlock(nn.Module):
@@ -219,14 +242,29 @@ def _small_shufflenet(name: str) -> Callable[[int], nn.Module]:
     return make
 
 
+def _small_densenet(num_classes: int) -> nn.Module:
+    """torchvision's DenseNet-121 with a stem that is a 3x3 convolution of stride 1 alone: no norm and no pooling."""
+    net = torchvision.models.densenet121(num_classes=num_classes)
+    net.features.conv0 = nn.Conv2d(3, 64, 3, padding=1, bias=False)
+    nn.init.kaiming_normal_(net.features.conv0.weight)
+    for name in ("norm0", "relu0", "pool0"):
+        net.features.set_submodule(name, nn.Identity())
+    return net
+
+
 ZOO: dict[str, Callable[[int], nn.Module]] = {
     **{name: _small_resnet(name) for name in ("resnet18", "resnet34", "resnet50", "resnet101")},
     **{f"convnet{depth}": partial(ConvNet, depth=depth) for depth in (1, 2, 3, 4, 5, 6)},
     "convnet3_w32": lambda n: ConvNet(n, 3, 32),
     "convnet3_w64": lambda n: ConvNet(n, 3, 64),
+    "convnet1_in": lambda n: InstanceConvNet(n, 1),
+    "convnet2_in": lambda n: InstanceConvNet(n, 2),
+    "convnet3_in": lambda n: InstanceConvNet(n, 3),
+    "convnet3_w32_in": lambda n: InstanceConvNet(n, 3, 32),
     "resnet20": lambda n: CifarResNet(n, 20),
     "resnet56": lambda n: CifarResNet(n, 56),
     "wrn16_2": lambda n: WideResNet(n, 16, 2),
+    "densenet121": _small_densenet,
     "mobilenet_v2": lambda n: torchvision.models.mobilenet_v2(num_classes=n, width_mult=0.5),
     "shufflenet_v2_x0_5": _small_shufflenet("shufflenet_v2_x0_5"),
     "shufflenet_v2_x1_0": _small_shufflenet("shufflenet_v2_x1_0"),

@@ -56,7 +56,8 @@ class DALILoader:
 
     def batches(self, ids: Sequence[np.ndarray], cut: Cut, faults: Faults) -> Iterator[tuple[Tensor, Tensor]]:
         """See source.Loader. Batches are channels_last."""
-        size = max((len(batch) for batch in ids), default=1)
+        longest = max((len(batch) for batch in ids), default=1)
+        size = 1 << (longest - 1).bit_length()  # a power of two: engines are few, whatever the batches
         key = type(cut), cut.size, size
         planned = (_Batch(batch, files, cut, self.workers) for batch, files in self.workers.read(self.files, ids))
         while True:

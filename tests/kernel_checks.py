@@ -8,6 +8,7 @@ from unittest import mock
 
 import torch
 from torch import Tensor
+from torch.utils._python_dispatch import TorchDispatchMode
 
 DEVICE = torch.device("cuda" if torch.cuda.is_available() else "cpu")
 TOLERANCE = {torch.float32: 1e-6, torch.bfloat16: 2**-7, torch.float16: 2**-10}
@@ -35,3 +36,16 @@ def poisoned() -> Iterator[None]:
         mock.patch.object(torch, "empty_like", lambda *args, **kwargs: poison(empty_like(*args, **kwargs))),
     ):
         yield
+
+
+class NoHostReads(TorchDispatchMode):
+    """Fails where the host reads a tensor's value, or a shape depends on one: a CUDA graph cannot capture either."""
+
+    _READERS = ("_local_scalar_dense", "equal", "nonzero", "masked_select", "repeat_interleave", "_linalg_eigh")
+
+    def __torch_dispatch__(self, function, types, args=(), kwargs=None):
+        name = function.overloadpacket.__name__
+        assert name not in self._READERS, f"{name} is read by the host"
+        if name == "index":
+            assert all(index is None or index.dtype != torch.bool for index in args[1]), "indexed by a mask"
+        return function(*args, **(kwargs or {}))

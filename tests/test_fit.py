@@ -42,6 +42,43 @@ def test_linear_and_constant():
     assert factors(epochs=3, schedule="constant") == [1, 1, 1]
 
 
+def test_a_stretched_line_and_the_cosine_end_where_the_specification_says():
+    """spec gvbsm_edc 3, zeta = 2, E = 300: cosine against line at e = 100, 150, 200, 299."""
+    cosine, line = (factors(epochs=300, schedule=name, schedule_stretch=2.0) for name in ("cosine", "linear"))
+    at = [100, 150, 200, 299]
+    assert [round(cosine[e], 3) for e in at] == [0.933, 0.854, 0.75, 0.503]
+    assert [round(line[e], 3) for e in at] == [0.833, 0.75, 0.667, 0.502]
+    assert round(cosine[299], 4) == 0.5026
+
+
+def test_cosine_drop_is_the_published_one():
+    """spec gvbsm_edc 3, zeta = 2, E = 300: 0.629 at e = 250, 0.103 at 251, 0.002 at 299."""
+    made = factors(epochs=300, schedule="cosine_drop", schedule_stretch=2.0)
+    assert [round(made[e], 3) for e in (250, 251, 299)] == [0.629, 0.103, 0.002]
+    assert made[:251] == factors(epochs=300, schedule="cosine", schedule_stretch=2.0)[:251]
+    last = 0.5 * (1 + math.cos(5 * math.pi / 12))
+    assert made[251:] == pytest.approx([last * (1 - e / 300) for e in range(251, 300)], abs=1e-12)
+    warm = factors(epochs=12 + 5, schedule="cosine_drop", warmup_epochs=5)
+    assert warm[5:] == factors(epochs=12, schedule="cosine_drop")
+
+
+@pytest.mark.parametrize(
+    ("epochs", "shares", "gamma"),
+    [(1000, (0.8, 0.9, 0.95), 0.5), (300, (2 / 3, 5 / 6), 0.2), (100, (0.29, 0.57, 0.58), 0.1)],
+)
+def test_multistep_is_torchs_multistep(epochs, shares, gamma):
+    optimizer = torch.optim.SGD([torch.zeros(1, requires_grad=True)], lr=1.0)
+    milestones = [round(share * epochs) for share in shares]
+    schedule, wanted = torch.optim.lr_scheduler.MultiStepLR(optimizer, milestones, gamma), []
+    for _ in range(epochs):
+        wanted.append(optimizer.param_groups[0]["lr"])
+        optimizer.step()
+        schedule.step()
+    made = factors(epochs=epochs, schedule="multistep", milestones=shares, gamma=gamma)
+    assert made == pytest.approx(wanted, rel=1e-12)
+    assert len(set(made)) == len(shares) + 1
+
+
 def test_warmup_rises_linearly_from_a_hundredth_and_the_schedule_takes_the_rest():
     made = factors(epochs=9, warmup_epochs=5, schedule="linear")
     assert made == pytest.approx([0.01, 0.208, 0.406, 0.604, 0.802, 1, 0.75, 0.5, 0.25])
@@ -224,6 +261,58 @@ def test_the_moving_average_and_the_history_are_those_of_a_loop_by_hand(tmp_path
     assert [entry["lr"] for entry in history] == pytest.approx([0.2 / 3, 0.1 / 3])
     assert all(entry["top1"] == 12.5 for entry in history)
     assert 0 < history[0]["seconds"] < history[1]["seconds"]
+
+
+@pytest.mark.parametrize(("batch_size", "accumulate", "parts"), [(6, 2, [3, 3]), (6, 3, [2, 2, 2]), (7, 2, [4, 2])])
+def test_batch_norm_sees_the_parts_of_a_batch_and_the_optimizer_the_batch(tmp_path, batch_size, accumulate, parts):
+    optimization = Optimization(
+        epochs=2,
+        optimizer="sgd",
+        lr=0.1,
+        momentum=0.0,
+        weight_decay=0.0,
+        schedule="constant",
+        batch_size=batch_size,
+        accumulate=accumulate,
+        evaluate_every=1,
+        ema=0.9,
+    )
+    net, by_hand = small(), small()
+    net.drop.p = by_hand.drop.p = 0.0
+    average, losses = {name: p.detach().clone() for name, p in by_hand.named_parameters()}, []
+    sizes = {6: parts, 3: [3]}  # of the last batch, the third image joins the two before
+    for epoch in range(2):
+        total = 0.0
+        for x, labels in batches(epoch):
+            by_hand.zero_grad()
+            pairs = zip(x.split(sizes[len(x)]), labels.split(sizes[len(x)]), strict=True)
+            loss = sum(F.cross_entropy(by_hand(part), wanted, reduction="sum") for part, wanted in pairs) / len(x)
+            loss.backward()
+            total += loss.item() * len(x) / 15
+            with torch.no_grad():
+                for name, p in by_hand.named_parameters():
+                    p -= 0.1 * p.grad
+                    average[name] = 0.9 * average[name] + 0.1 * p
+        losses.append(total)
+    averaged, history = run(optimization, tmp_path / "x.pt", net=net)
+    for name, value in by_hand.state_dict().items():
+        torch.testing.assert_close(net.state_dict()[name], value, rtol=1e-5, atol=1e-6)
+    for name, p in averaged.named_parameters():
+        torch.testing.assert_close(p, average[name], rtol=1e-5, atol=1e-6)
+    assert [entry["loss"] for entry in history] == pytest.approx(losses, rel=1e-5)
+    assert int(net.norm.num_batches_tracked) == 2 * (2 * len(parts) + 1)
+
+
+def test_parts_do_not_change_a_network_without_batch_norm(tmp_path):
+    def make():
+        torch.manual_seed(2)
+        return nn.Sequential(nn.Flatten(), nn.Linear(108, 7), nn.ReLU(), nn.Linear(7, 5))
+
+    settings = {"epochs": 2, "batch_size": 6, "optimizer": "sgd", "lr": 0.1}
+    whole, _ = run(Optimization(**settings), tmp_path / "whole.pt", net=make())
+    split, _ = run(Optimization(**settings, accumulate=4), tmp_path / "split.pt", net=make())
+    for name, value in whole.state_dict().items():
+        torch.testing.assert_close(split.state_dict()[name], value, rtol=1e-5, atol=1e-6)
 
 
 def test_without_a_moving_average_the_net_itself_is_evaluated(tmp_path):

@@ -53,12 +53,13 @@ def test_a_graph_gives_the_bits_of_single_steps_without_a_synchronisation(statis
     frozen = teachers(device, statistics)
     recoverer = Recoverer(settings, frozen, device)
     for job in jobs(settings, 6)[::3]:  # four images, then two: other buffers, other graphs
-        images, losses = recoverer(job)
+        images, losses, _ = recoverer(job)
         eager = RecoverStep(settings, job, recoverer.teachers, device)
         for iteration in range(12):
-            eager(iteration % 2)
+            eager(((iteration % 2, 1.0),))
         assert torch.equal(eager.losses.cpu(), losses)
-        step, turns = recoverer.steps[job.shape]
+        step = recoverer.steps[job.shape]
+        turns = [recoverer.advances[job.shape, ((which, 1.0),), 16] for which in (0, 1)]
         assert torch.equal(step.images, eager.images) and images.dtype == torch.uint8
         step.load(job)
         torch.cuda.synchronize()

@@ -70,12 +70,12 @@ def test_a_step_through_triton_equals_the_cpus(statistics: tuple[str, ...], monk
     job = jobs(recipe, 4)[0]
     closed = RecoverStep(recipe, job, [teacher(statistics)], torch.device("cpu"))
     for _ in range(2):
-        closed(0)
+        closed(((0, 1.0),))
     kernels = RecoverStep(recipe, job, [teacher(statistics).to(DEVICE)], DEVICE)
     if DEVICE.type == "cpu":
         monkeypatch.setattr(torch.Tensor, "is_cuda", property(lambda _: True))
     for _ in range(2):
-        kernels(0)
+        kernels(((0, 1.0),))
     torch.testing.assert_close(kernels.losses.cpu(), closed.losses, rtol=1e-5, atol=1e-6)
     # Adam divides by the gradient's own size, so a pixel without gradient amplifies rounding: compare as a whole.
     assert float((kernels.images.cpu() - closed.images).norm() / closed.images.norm()) < 1e-4

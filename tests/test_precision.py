@@ -12,7 +12,7 @@ from fastcondense.jobs import jobs
 from fastcondense.moments import FrozenBatchNorm
 from fastcondense.precision import arithmetic
 from fastcondense.recipe import Recipe
-from fastcondense.recover import Recoverer, RecoverStep
+from fastcondense.recover import Recoverer
 from fastcondense.rng import Stream
 from fastcondense.settings import Dataset, Optimization, Recover
 from fastcondense.teacher import Teacher
@@ -54,9 +54,9 @@ def test_recover_in_bf16_follows_recover_in_fp32():
     for precision in ("fp32", "tf32", "bf16"):
         settings = recipe(precision)
         recoverer = Recoverer(settings, [teacher()], CPU)
-        images, losses[precision] = recoverer(jobs(settings, 6)[0])
-        step: RecoverStep = recoverer.steps[6, 1][0]
-        assert step.images.dtype == step.first.dtype == step.losses.dtype == torch.float32
+        images, losses[precision], _ = recoverer(jobs(settings, 6)[0])
+        step = recoverer.steps[6, 1]
+        assert step.images.dtype == step.canvas.first.dtype == step.losses.dtype == torch.float32
         assert images.dtype == torch.uint8
     assert torch.equal(losses["tf32"], losses["fp32"])  # there is no TF32 on a CPU
     assert not torch.equal(losses["bf16"], losses["fp32"])

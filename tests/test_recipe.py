@@ -107,6 +107,9 @@ def test_hash_names_what_matters():
         ("seed = [", "not valid TOML"),
         ("[squeeze]\nweights = ['a', 'b']", "squeeze.weights needs one entry"),
         ("[labels]\ncrop_scale = [0.0, 1.0]", "crop_scale"),
+        ("[labels]\naugment = ['flip']", "labels.augment needs labels.mix none"),
+        ("[train]\nschedule = 'multistep'", "train.schedule multistep needs train.milestones in (0, 1), got ()"),
+        ("[squeeze]\nschedule = 'multistep'\nmilestones = [50.0]", "needs squeeze.milestones in (0, 1), got (50.0,)"),
     ],
 )
 def test_bad_recipes_are_refused(toml, message):

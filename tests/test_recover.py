@@ -13,11 +13,13 @@ from fastcondense import zoo
 from fastcondense.jobs import jobs
 from fastcondense.real import Normalization
 from fastcondense.recipe import Recipe
-from fastcondense.recover import Recoverer, RecoverStep, crop_lower_bounds, learning_rates, window_table
+from fastcondense.recover import Recoverer, RecoverStep
+from fastcondense.schedule import crop_lower_bounds, learning_rates, window_table
 from fastcondense.settings import Dataset, Recover
 from fastcondense.teacher import Teacher
 
 CPU = torch.device("cpu")
+ALONE = ((0, 1.0),)  # the turn of the first teacher
 DATASET = Dataset(name="digits", image_size=12, resize=12, mean=(0.4, 0.5, 0.3), std=(0.2, 0.3, 0.25))
 
 
@@ -90,7 +92,7 @@ def test_equals_the_published_loop(crop_scale):
     expected, losses = published_step(settings, [network().double()], job, 6)
     step = RecoverStep(settings, job, [teacher()], CPU)
     for _ in range(6):
-        step(0)
+        step(ALONE)
     np.testing.assert_allclose(step.losses.numpy(), losses, rtol=2e-5)
     # Adam divides by the gradient's own size, so a pixel without gradient amplifies rounding: compare as a whole.
     assert float((step.images.double() - expected).norm() / expected.norm()) < 1e-4
@@ -101,12 +103,12 @@ def test_one_image_gradient_equals_float64():
     job = jobs(settings, 6)[0]
     step = RecoverStep(settings, job, [teacher()], CPU)
     images = step.images.clone().requires_grad_()
-    (ours,) = torch.autograd.grad(step.loss(images, 0, step.windows[0])[0], images)
+    (ours,) = torch.autograd.grad(step.loss(step.canvas, images, ALONE, step.windows[0])[0], images)
     double = Teacher.of(network(), "wrn", [str(k) for k in range(6)], range(6), DATASET)
     double.fused.double()
     exact = RecoverStep(settings, job, [double], CPU)
     images64 = step.images.double().requires_grad_()
-    (truth,) = torch.autograd.grad(exact.loss(images64, 0, step.windows[0])[0], images64)
+    (truth,) = torch.autograd.grad(exact.loss(exact.canvas, images64, ALONE, step.windows[0])[0], images64)
     assert float((ours.double() - truth).norm() / truth.norm()) < 1e-5
 
 
@@ -114,7 +116,7 @@ def test_teachers_take_turns():
     settings = recipe()
     job = jobs(settings, 6)[0]
     expected, losses = published_step(settings, [network(0).double(), network(1).double()], job, 6)
-    images, ours = Recoverer(settings, [teacher(0), teacher(1)], CPU)(job)
+    images, ours, _ = Recoverer(settings, [teacher(0), teacher(1)], CPU)(job)
     np.testing.assert_allclose(ours.numpy(), losses, rtol=2e-5)
     pixels = Normalization.of(DATASET, CPU).pixels(expected.float())
     assert (images.int() - pixels.int()).abs().max() <= 1 and images.dtype == torch.uint8
@@ -183,4 +185,4 @@ def test_divergence_is_reported():
 def test_a_teacher_without_batch_norm_is_refused():
     plain = Teacher.of(nn.Sequential(nn.Flatten(), nn.Linear(432, 6)), "plain", range(6), range(6), DATASET)
     with pytest.raises(ValueError, match="no layer to match"):
-        RecoverStep(recipe(), jobs(recipe(), 6)[0], [plain], CPU)
+        Recoverer(recipe(), [plain], CPU)

@@ -24,6 +24,7 @@ def count(net):
         ("resnet20", 269_722),
         ("resnet56", 853_018),
         ("wrn16_2", 691_674),
+        ("densenet121", 6_956_298),
     ],
 )
 def test_parameter_counts_are_the_published_ones(name, parameters):
@@ -31,7 +32,8 @@ def test_parameter_counts_are_the_published_ones(name, parameters):
 
 
 @pytest.mark.parametrize(
-    ("name", "millions"), [("mobilenet_v2", 0.70), ("shufflenet_v2_x0_5", 0.35), ("resnet20", 0.27)]
+    ("name", "millions"),
+    [("mobilenet_v2", 0.70), ("shufflenet_v2_x0_5", 0.35), ("resnet20", 0.27), ("convnet3_in", 0.32)],
 )
 def test_parameter_counts_in_millions(name, millions):
     assert round(count(build(f"zoo/{name}", 10)) / 1e6, 2) == millions
@@ -42,6 +44,36 @@ def test_convnet_has_the_convolutions_norms_and_head_of_its_name(depth, width):
     blocks = int(str(depth)[0])
     convolutions = 27 * width + (blocks - 1) * 9 * width * width
     assert count(build(f"zoo/convnet{depth}", 7)) == convolutions + blocks * 2 * width + 7 * width + 7
+
+
+@pytest.mark.parametrize(
+    ("name", "depth", "width"),
+    [("convnet1_in", 1, 128), ("convnet2_in", 2, 128), ("convnet3_in", 3, 128), ("convnet3_w32_in", 3, 32)],
+)
+def test_the_convnets_with_instance_normalisation_are_those_of_torchs_instance_norm(name, depth, width):
+    net, blocks, inputs = build(f"zoo/{name}", 7), [], 3
+    for conv, norm in zip(net.convs, net.norms, strict=True):
+        plain = nn.InstanceNorm2d(width, affine=True)
+        nn.init.uniform_(norm.weight), nn.init.normal_(norm.bias)
+        plain.load_state_dict(norm.state_dict())
+        assert (conv.in_channels, conv.out_channels, conv.kernel_size, conv.bias) == (inputs, width, (3, 3), None)
+        blocks += [conv, plain, nn.ReLU(), nn.AvgPool2d(2)]
+        inputs = width
+    assert len(net.convs) == depth and net.head.in_features == width * (32 // 2**depth) ** 2
+    x = torch.randn(3, 3, 32, 32)
+    with torch.no_grad():
+        torch.testing.assert_close(net(x), nn.Sequential(*blocks, nn.Flatten(), net.head)(x), rtol=1e-4, atol=1e-5)
+
+
+def test_the_small_densenet_has_a_stem_without_norm_and_pool():
+    sizes = []
+    net = build("zoo/densenet121", 10).eval()
+    net.features.denseblock1.register_forward_hook(lambda _module, x, _y: sizes.append(x[0].shape))
+    with torch.no_grad():
+        net(torch.zeros(1, 3, 16, 16))
+    assert sizes == [(1, 64, 16, 16)]
+    first = next(name for name, module in net.named_modules() if isinstance(module, nn.BatchNorm2d))
+    assert first == "features.denseblock1.denselayer1.norm1"
 
 
 @pytest.mark.parametrize("name", ZOO)
