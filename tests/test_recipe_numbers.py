@@ -1,0 +1,397 @@
+"""Every recipe that ships holds the numbers of the published scripts, written down here from the specification.
+
+Sources: sre2l_cda_scdd_rded_mdc 6.1, 6.2 and 7; gvbsm_edc 1.1, 3, 4 and 5; fadrm_cvdd_cim_lpld 2 to 7.
+"""
+
+import dataclasses
+import re
+from functools import reduce
+from pathlib import Path
+
+import pytest
+
+from fastcondense import recipe
+from fastcondense.recipe import RECIPES, Recipe, from_toml, load
+
+WINDOWS = "recover.crop_scale recover.padding recover.flip recover.roll"
+SMALL, LARGE = (0.08, 1.0), (0.5, 1.0)
+WHOLE = (1.0, 1.0)
+
+
+def rows(columns: str, table: dict[str, tuple]) -> list:
+    """One test case for every row: a recipe, and what its settings are."""
+    cases = [(name, dict(zip(columns.split(), row, strict=True))) for name, row in table.items()]
+    return [pytest.param(*case, id=case[0]) for case in cases]
+
+
+RECOVER = rows(
+    f"recover.iterations recover.lr recover.match_weight recover.batch_size {WINDOWS}",
+    {
+        "sre2l/imagenet1k": (4000, 0.25, 0.01, 100, SMALL, 0, 0.5, (0, 32)),
+        "sre2l/tiny-imagenet": (4000, 0.1, 1.0, 100, SMALL, 0, 0.5, (-4, 4)),
+        "sre2l/cifar100": (1000, 0.25, 0.01, 100, WHOLE, 0, 0.0, (0, 4)),
+        "cda/imagenet1k": (4000, 0.25, 0.01, 100, SMALL, 0, 0.5, (0, 32)),
+        "cda/tiny-imagenet": (4000, 0.4, 0.05, 100, SMALL, 0, 0.5, (0, 4)),
+        "cda/imagenet21k": (2000, 0.05, 0.25, 100, SMALL, 0, 0.5, (0, 32)),
+        "scdd/imagenet1k": (1000, 0.1, 0.01, 50, SMALL, 0, 0.5, (0, 32)),
+        "scdd/cifar100": (1000, 0.4, 0.005, 100, WHOLE, 0, 0.0, (0, 4)),
+        "gvbsm/imagenet1k": (4000, 0.1, 0.01, 80, SMALL, 0, 0.5, (0, 32)),
+        "gvbsm/tiny-imagenet": (4000, 0.05, 0.01, 100, SMALL, 8, 0.5, (0, 32)),
+        "gvbsm/cifar100": (4000, 0.05, 0.01, 100, SMALL, 4, 0.5, (0, 32)),
+        "gvbsm/cifar10": (4000, 0.05, 0.01, 100, SMALL, 4, 0.5, (0, 32)),
+        "edc/imagenet1k": (1000, 0.05, 0.1, 80, LARGE, 0, 0.5, (0, 0)),
+        "edc/imagenet10": (50, 0.05, 0.01, 100, LARGE, 0, 0.5, (0, 0)),
+        "edc/tiny-imagenet": (2000, 0.05, 0.01, 100, LARGE, 0, 0.5, (0, 0)),
+        "edc/cifar100": (2000, 0.05, 0.01, 100, LARGE, 0, 0.5, (0, 0)),
+        "edc/cifar10": (75, 0.05, 0.01, 500, SMALL, 0, 0.5, (0, 0)),
+        "fadrm/imagenet1k": (2000, 0.25, 0.01, 100, SMALL, 0, 0.5, (0, 32)),
+        "fadrm/imagenette": (2000, 0.05, 0.01, 100, SMALL, 0, 0.5, (0, 32)),
+        "fadrm/tiny-imagenet": (1000, 0.01, 0.01, 100, SMALL, 0, 0.5, (0, 4)),
+        "fadrm/cifar100": (2000, 0.25, 0.01, 100, SMALL, 0, 0.5, (0, 4)),
+        "fadrm-plus/imagenet1k": (2000, 0.25, 0.01, 100, SMALL, 0, 0.5, (0, 32)),
+        "fadrm-plus/imagenette": (2000, 0.25, 0.01, 100, SMALL, 0, 0.5, (0, 32)),
+        "fadrm-plus/tiny-imagenet": (2000, 0.25, 0.01, 100, SMALL, 0, 0.5, (0, 4)),
+        "fadrm-plus/cifar100": (2000, 0.25, 0.01, 100, SMALL, 0, 0.5, (0, 4)),
+        "cvdd/imagenet1k": (4000, 0.25, 0.01, 100, SMALL, 0, 0.5, (0, 32)),
+        "cvdd/cifar10": (4000, 0.25, 0.01, 100, SMALL, 0, 0.5, (0, 4)),
+        "sre2l-plus-plus/tiny-imagenet": (4000, 0.25, 0.01, 100, SMALL, 0, 0.5, (0, 4)),
+        "lpld/imagenet1k": (4000, 0.25, 0.01, 200, SMALL, 0, 0.5, (0, 32)),
+        "lpld/tiny-imagenet": (4000, 0.1, 0.05, 100, SMALL, 0, 0.5, (-4, 4)),
+    },
+)
+
+STATISTICS = rows(
+    "recover.statistics_ema recover.ema_start recover.drop_rate recover.densification_weight recover.patch_size "
+    "recover.targets recover.target_weights recover.swapped_patches recover.class_variance recover.initial.kind",
+    {
+        "gvbsm/imagenet1k": (0.4, "zero", 0.0, 1.0, 16, ("global",), (1.0,), False, "within-image", "noise"),
+        "gvbsm/tiny-imagenet": (0.8, "zero", 0.4, 1.0, 4, ("global",), (1.0,), False, "within-image", "noise"),
+        "gvbsm/cifar100": (0.8, "zero", 0.4, 1.0, 4, ("global",), (1.0,), False, "within-image", "noise"),
+        "gvbsm/cifar10": (0.8, "zero", 0.4, 1.0, 4, ("global",), (1.0,), False, "within-image", "noise"),
+        "gvbsm/cifar10-corrected": (0.8, "first", 0.4, 1.0, 4, ("global",), (1.0,), False, "within-image", "noise"),
+        "edc/imagenet1k": (
+            *(0.8, "zero", 0.0, 0.0, 16, ("global", "category"), (0.5, 0.5), True, "within-image", "mosaic"),
+        ),
+        "edc/imagenet10": (
+            *(0.0, "zero", 0.0, 0.0, 16, ("global", "category"), (0.5, 0.5), True, "within-image", "mosaic"),
+        ),
+        "edc/tiny-imagenet": (
+            *(0.8, "zero", 0.0, 0.0, 4, ("global", "category"), (0.5, 0.5), True, "within-image", "real"),
+        ),
+        "edc/cifar100": (0.8, "zero", 0.0, 0.0, 4, ("global", "category"), (0.5, 0.5), True, "within-image", "real"),
+        "edc/cifar10": (0.8, "zero", 0.0, 0.0, 4, ("global", "category"), (0.5, 0.5), True, "within-image", "real"),
+        "edc/cifar10-corrected": (
+            *(0.8, "first", 0.0, 0.0, 4, ("global", "category"), (0.5, 0.5), False, "full", "real"),
+        ),
+        "lpld/imagenet1k": (0.0, "first", 0.0, 0.0, 16, ("category",), (1.0,), False, "within-image", "noise"),
+        "lpld/imagenet1k-corrected": (0.0, "first", 0.0, 0.0, 16, ("category",), (1.0,), False, "full", "noise"),
+    },
+)
+
+MOSAICS = rows(
+    "recover.initial.kind recover.initial.layout recover.initial.candidates recover.initial.crops "
+    "recover.initial.factor recover.initial.crop_scale recover.initial.crop_ratio recover.iterations",
+    {
+        "rded/imagenet1k": ("mosaic", "rank-major", 300, 5, 2, SMALL, WHOLE, 0),
+        "rded/imagenet10": ("mosaic", "rank-major", 300, 5, 2, SMALL, WHOLE, 0),
+        "rded/tiny-imagenet": ("mosaic", "rank-major", 300, 5, 1, SMALL, WHOLE, 0),
+        "rded/cifar100": ("mosaic", "rank-major", 300, 5, 1, SMALL, WHOLE, 0),
+        "rded/cifar10": ("mosaic", "rank-major", 300, 5, 1, SMALL, WHOLE, 0),
+        "edc/imagenet1k": ("mosaic", "contiguous", 0, 4, 2, SMALL, (3 / 4, 4 / 3), 1000),
+        "cim/imagenet1k": ("mosaic", "rank-major", 300, 0, 2, SMALL, WHOLE, 200),
+        "cim/imagenet1k-ipc100": ("mosaic", "rank-major", 500, 0, 2, SMALL, WHOLE, 200),
+        "cim/imagenet1k-ipc200": ("mosaic", "rank-major", 1000, 0, 2, SMALL, WHOLE, 200),
+    },
+)
+
+TRAIN = rows(
+    "train.epochs train.batch_size train.optimizer train.lr train.weight_decay train.schedule train.schedule_stretch "
+    "train.loss labels.mix labels.crop_scale",
+    {
+        "sre2l/imagenet1k": (300, 1024, "adamw", 1e-3, 0.01, "cosine", 1, "kl", "cutmix", SMALL),
+        "sre2l/tiny-imagenet": (100, 256, "sgd", 0.2, 1e-4, "cosine", 1, "kl_t2", "none", SMALL),
+        "sre2l/cifar100": (400, 128, "adamw", 1e-3, 0.01, "cosine", 1, "kl", "mixup", SMALL),
+        "cda/imagenet1k": (300, 128, "adamw", 1e-3, 0.01, "cosine", 1, "kl", "cutmix", SMALL),
+        "cda/tiny-imagenet": (100, 256, "sgd", 0.2, 1e-4, "cosine", 1, "kl_t2", "none", SMALL),
+        "cda/imagenet21k": (300, 1024, "adamw", 1e-3, 0.01, "cosine", 1, "kl", "cutmix", SMALL),
+        "scdd/imagenet1k": (300, 64, "adamw", 1e-3, 0.01, "cosine", 1, "kl", "cutmix", SMALL),
+        "scdd/cifar100": (200, 64, "adamw", 1e-3, 0.01, "cosine", 3, "kl", "mixup", SMALL),
+        "gvbsm/imagenet1k": (300, 1024, "adamw", 1e-3, 0.01, "cosine", 1, "mse_ce", "cutmix", SMALL),
+        "gvbsm/tiny-imagenet": (100, 100, "sgd", 0.1, 5e-4, "cosine", 1, "mse_ce", "cutmix", SMALL),
+        "gvbsm/cifar100": (1000, 64, "sgd", 0.1, 5e-4, "cosine", 1, "mse_ce", "cutmix", SMALL),
+        "gvbsm/cifar10": (1000, 100, "adamw", 1e-3, 0.0, "cosine", 1, "mse_ce", "cutmix", SMALL),
+        "edc/imagenet1k": (300, 100, "adamw", 1e-3, 0.01, "linear", 2, "mse_ce", "cutmix", LARGE),
+        "edc/imagenet1k-corrected": (300, 100, "adamw", 1e-3, 0.01, "cosine", 2, "mse_ce", "cutmix", LARGE),
+        "edc/imagenet10": (1000, 50, "adamw", 1e-3, 0.01, "cosine_drop", 2, "mse_ce", "cutmix", LARGE),
+        "edc/tiny-imagenet-ipc1": (1000, 100, "sgd", 0.1, 5e-4, "cosine", 2, "mse_ce", "cutmix", LARGE),
+        "edc/tiny-imagenet-ipc50": (300, 100, "sgd", 0.1, 5e-4, "cosine", 2, "mse_ce", "cutmix", LARGE),
+        "edc/cifar100": (1000, 50, "sgd", 0.1, 5e-4, "cosine_drop", 2, "mse_ce", "cutmix", LARGE),
+        "edc/cifar10-ipc1": (1000, 10, "adamw", 1e-3, 0.01, "multistep", 2, "mse_ce", "cutmix", SMALL),
+        "edc/cifar10-ipc10": (1000, 25, "adamw", 1e-3, 0.01, "multistep", 2, "mse_ce", "cutmix", SMALL),
+        "rded/cifar10-ipc1": (300, 10, "adamw", 1e-3, 0.01, "cosine", 2, "kl", "cutmix", WHOLE),
+        "rded/cifar10-ipc10": (300, 50, "adamw", 1e-3, 0.01, "cosine", 2, "kl", "cutmix", WHOLE),
+        "rded/cifar10-ipc50": (300, 100, "adamw", 1e-3, 0.01, "cosine", 2, "kl", "cutmix", WHOLE),
+        "rded/tiny-imagenet-ipc1": (300, 100, "adamw", 1e-3, 0.01, "cosine", 2, "kl", "cutmix", WHOLE),
+        "rded/imagenet1k-ipc1": (300, 20, "adamw", 1e-3, 0.01, "cosine", 2, "kl", "cutmix", LARGE),
+        "rded/imagenet1k-ipc10": (300, 100, "adamw", 1e-3, 0.01, "cosine", 2, "kl", "cutmix", LARGE),
+        "rded/imagenet1k-ipc50": (300, 200, "adamw", 1e-3, 0.01, "cosine", 2, "kl", "cutmix", LARGE),
+        "fadrm/cifar100-ipc1": (1000, 16, "adamw", 5e-4, 0.01, "cosine", 2, "kl", "cutmix", SMALL),
+        "fadrm/cifar100-ipc10": (1000, 16, "adamw", 1e-3, 0.01, "cosine", 2, "kl", "cutmix", SMALL),
+        "fadrm-plus/cifar100-ipc50": (1000, 16, "adamw", 1e-3, 0.01, "cosine", 1, "kl", "cutmix", SMALL),
+        "fadrm-plus/tiny-imagenet-ipc10": (300, 16, "adamw", 1e-3, 0.01, "cosine", 2, "kl", "cutmix", SMALL),
+        "fadrm-plus/tiny-imagenet-ipc50": (300, 16, "adamw", 1e-3, 0.01, "cosine", 1, "kl", "cutmix", SMALL),
+        "fadrm-plus/imagenette-ipc1": (300, 10, "adamw", 5e-4, 0.01, "cosine", 2, "kl", "cutmix", SMALL),
+        "fadrm-plus/imagenette-ipc10": (300, 10, "adamw", 5e-4, 0.01, "cosine", 1, "kl", "cutmix", SMALL),
+        "fadrm-plus/imagenet1k-ipc10": (300, 16, "adamw", 1e-3, 0.01, "cosine", 2, "kl", "cutmix", SMALL),
+        "fadrm-plus/imagenet1k-ipc50": (300, 16, "adamw", 1e-3, 0.01, "cosine", 1, "kl", "cutmix", SMALL),
+        "cvdd/cifar10-ipc1": (300, 10, "adamw", 1e-3, 0.01, "cosine", 1, "kl", "cutmix", SMALL),
+        "cvdd/cifar10-ipc10": (300, 16, "adamw", 1e-3, 0.01, "cosine", 1, "kl", "cutmix", SMALL),
+        "cvdd/cifar100-ipc10": (300, 16, "adamw", 1e-3, 0.01, "cosine", 2, "kl", "cutmix", SMALL),
+        "cvdd/cifar100-ipc50": (300, 16, "adamw", 1e-3, 0.01, "cosine", 1, "kl", "cutmix", SMALL),
+        "cvdd/tiny-imagenet-ipc10": (300, 16, "adamw", 1e-3, 0.01, "cosine", 1, "kl", "cutmix", SMALL),
+        "cvdd/tiny-imagenet-ipc50": (300, 16, "adamw", 1e-3, 0.01, "cosine", 2, "kl", "cutmix", SMALL),
+        "cvdd/imagenette-ipc50": (300, 10, "adamw", 5e-4, 0.01, "cosine", 2, "kl", "cutmix", SMALL),
+        "cvdd/imagenet1k-ipc10": (300, 16, "adamw", 1e-3, 0.01, "cosine", 2, "kl", "cutmix", SMALL),
+        "cvdd/imagenet1k-ipc50": (300, 16, "adamw", 1e-3, 0.01, "cosine", 1, "kl", "cutmix", SMALL),
+        "cim/cifar10-ipc1": (1000, 10, "adamw", 1e-3, 1e-4, "multistep", 1, "mse_ce", "none", WHOLE),
+        "cim/cifar10-ipc50": (1000, 50, "adamw", 1e-3, 1e-4, "multistep", 1, "mse_ce", "none", WHOLE),
+        "cim/cifar100-ipc1": (1000, 50, "adamw", 1e-3, 1e-4, "multistep", 1, "mse_ce", "none", WHOLE),
+        "cim/tiny-imagenet-ipc10": (1000, 100, "adamw", 1e-3, 1e-4, "multistep", 1, "mse_ce", "none", WHOLE),
+        "cim/imagenet1k-ipc10": (300, 100, "adamw", 1e-3, 1e-4, "multistep", 1, "mse_ce", "none", WHOLE),
+        "cim/imagenet1k-ipc50": (300, 200, "adamw", 1e-3, 1e-4, "multistep", 1, "mse_ce", "none", WHOLE),
+        "lpld/imagenet1k": (300, 128, "adamw", 1e-3, 0.01, "cosine", 1, "kl", "cutmix", SMALL),
+        "lpld/tiny-imagenet": (100, 64, "sgd", 0.2, 1e-4, "cosine", 1, "kl_t2", "none", SMALL),
+    },
+)
+
+SQUEEZE = rows(
+    "squeeze.epochs squeeze.batch_size squeeze.optimizer squeeze.lr squeeze.weight_decay squeeze.schedule "
+    "squeeze.padding",
+    {
+        "sre2l/tiny-imagenet": (50, 256, "sgd", 0.2, 1e-4, "cosine", 0),
+        "sre2l/cifar100": (200, 128, "sgd", 0.1, 5e-4, "cosine", 4),
+        "gvbsm/cifar10": (5, 64, "sgd", 0.05, 0.0, "constant", 4),
+        "gvbsm/cifar100": (50, 64, "sgd", 0.05, 0.0, "constant", 4),
+        "gvbsm/tiny-imagenet": (50, 128, "sgd", 0.1, 0.0, "cosine", 8),
+        "edc/imagenet10": (20, 128, "sgd", 0.01, 0.0, "cosine", 0),
+        "cvdd/cifar10": (200, 512, "adam", 1e-3, 1e-4, "cosine", 4),
+        "cvdd/tiny-imagenet": (50, 128, "sgd", 0.01, 1e-4, "cosine", 4),
+        "cvdd/imagenette": (300, 64, "sgd", 0.01, 1e-4, "cosine", 0),
+    },
+)
+
+SINGLE = [  # a number that belongs to one method, or to one recipe
+    ("sre2l/imagenet1k", "train.temperature", 20.0),
+    ("sre2l/cifar100", "train.temperature", 30.0),
+    ("sre2l/cifar100", "labels.mix_alpha", 0.8),
+    ("sre2l/cifar100", "labels.batch_norm", "train"),
+    ("sre2l/cifar100-corrected", "labels.batch_norm", "eval"),
+    ("sre2l/tiny-imagenet", "squeeze.warmup_epochs", 5),
+    ("scdd/cifar100", "train.temperature", 30.0),
+    ("scdd/cifar100", "squeeze.self_supervision.lr", 0.06),
+    ("scdd/tiny-imagenet", "recover.lr", 0.6),
+    ("scdd/imagenet1k", "squeeze.self_supervision.lr", 0.03),
+    ("gvbsm/imagenet1k", "train.ce_weight", 0.1),
+    ("gvbsm/imagenet1k", "labels.ensemble", "norm-equalized"),
+    ("gvbsm/cifar10", "labels.ensemble", "mean"),
+    ("gvbsm/cifar10", "train.ce_weight", 0.15),
+    ("gvbsm/tiny-imagenet", "train.ce_weight", 0.1),
+    ("gvbsm/tiny-imagenet", "train.accumulate", 2),
+    ("gvbsm/tiny-imagenet-ipc50", "recover.slots_per_job", 5),
+    ("gvbsm/tiny-imagenet-ipc100", "recover.slots_per_job", 10),
+    ("gvbsm/imagenet1k", "recover.slots_per_job", 0),
+    ("edc/cifar10", "train.milestones", (0.8, 0.9, 0.95)),
+    ("edc/cifar10", "train.gamma", 0.5),
+    ("edc/cifar10", "labels.rand_augment", (2, 9)),
+    ("edc/imagenet1k", "labels.rand_augment", (0, 0)),
+    ("edc/cifar100", "train.momentum", 0.875),
+    ("edc/imagenet10", "squeeze.schedule_stretch", 3.0),
+    ("edc/imagenet1k", "recover.initial.preselected", 300),
+    ("rded/imagenet1k", "labels.tile_shuffle", 2),
+    ("rded/cifar10", "labels.tile_shuffle", 1),
+    ("rded/tiny-imagenet", "dataset.resize", 72),
+    ("rded/cifar10", "dataset.std", (0.229, 0.224, 0.225)),
+    ("fadrm/imagenet1k", "recover.stages", (200, 224, 200, 224)),
+    ("fadrm/cifar100", "recover.stages", (32, 32, 32, 32)),
+    ("fadrm/tiny-imagenet", "recover.stages", (64, 64)),
+    ("fadrm/tiny-imagenet", "labels.batch_norm", "eval"),
+    ("fadrm-plus/tiny-imagenet", "recover.residual", 0.5),
+    ("fadrm-plus/tiny-imagenet", "labels.batch_norm", "train"),
+    ("cvdd/cifar10-ipc50", "recover.committee.choice", "random"),
+    ("cvdd/cifar10-ipc10", "recover.committee.choice", "pairs"),
+    ("cvdd/cifar10-ipc1", "recover.teachers", ("zoo/mobilenet_v2", "zoo/densenet121")),
+    ("cvdd/cifar10-ipc1", "recover.committee.priors", (67.6, 67.4)),
+    ("cvdd/cifar100-ipc1", "recover.committee.priors", (51.6, 59.4)),
+    ("cvdd/tiny-imagenet-ipc1", "recover.committee.priors", (46.5, 44.8)),
+    ("cvdd/imagenet1k-ipc1", "recover.committee.priors", (56.4, 52.5)),
+    ("cvdd/imagenet1k", "recover.committee.priors", (56.4, 42.3, 52.5, 44.2, 40.6)),
+    ("cvdd/imagenette", "labels.priors", (62.4, 52.0, 57.2, 54.0, 60.8)),
+    ("cvdd/cifar10", "labels.prior_temperature", 10.0),
+    ("cvdd/cifar10", "recover.committee.temperature", 5.0),
+    ("cim/imagenet1k", "recover.lr", 0.01),
+    ("cim/imagenet1k", "recover.features.layer", "layer3"),
+    ("cim/imagenet1k", "recover.features.weight_decay", 0.01),
+    ("cim/imagenet1k", "recover.features.augment", ("flip", "crop", "cutout")),
+    ("cim/cifar10", "recover.features.layer", "fc"),
+    ("cim/cifar10", "train.ce_weight", 0.0),
+    ("cim/cifar10", "train.gamma", 0.2),
+    ("cim/cifar10", "train.milestones", (2 / 3, 5 / 6)),
+    ("cim/cifar10", "labels.tile_pick", 2),
+    ("lpld/imagenet1k", "labels.pool", 0.025),
+    ("lpld/imagenet1k", "recover.classes_per_job", 1),
+    ("lpld/tiny-imagenet", "train.warmup_epochs", 5),
+]
+
+
+@pytest.mark.parametrize(
+    ("name", "settings"),
+    [*RECOVER, *STATISTICS, *MOSAICS, *TRAIN, *SQUEEZE, *((name, {key: value}) for name, key, value in SINGLE)],
+)
+def test_recipes_hold_the_published_numbers(name, settings):
+    found = load(name)
+    assert {key: reduce(getattr, key.split("."), found) for key in settings} == settings
+
+
+TEACHERS = {
+    "gvbsm/imagenet1k": "resnet18 mobilenet_v2 efficientnet_b0 shufflenet_v2_x0_5",
+    "gvbsm/cifar10": "resnet18 convnet3_in mobilenet_v2 wrn16_2 shufflenet_v2_x0_5",
+    "edc/imagenet1k": "resnet18 mobilenet_v2 efficientnet_b0 shufflenet_v2_x0_5 alexnet",
+    "edc/imagenet10": "resnet18 mobilenet_v2 shufflenet_v2_x0_5",
+    "edc/tiny-imagenet": "resnet18 convnet3_in mobilenet_v2 wrn16_2 shufflenet_v2_x0_5",
+    "edc/cifar10": "resnet18 convnet3_in mobilenet_v2 wrn16_2 shufflenet_v2_x0_5 convnet1_in convnet2_in "
+    "convnet3_w32_in",
+    "fadrm-plus/imagenet1k": "resnet18 densenet121 shufflenet_v2_x1_0 mobilenet_v2",
+    "fadrm-plus/imagenet1k-ipc1": "resnet18 mobilenet_v2 shufflenet_v2_x1_0 alexnet",
+    "fadrm-plus/tiny-imagenet": "resnet18 shufflenet_v2_x0_5 densenet121 mobilenet_v2",
+    "fadrm-plus/tiny-imagenet-ipc1": "resnet18 shufflenet_v2_x0_5 mobilenet_v2",
+    "cvdd/imagenet1k": "resnet18 resnet50 shufflenet_v2_x1_0 mobilenet_v2 densenet121",
+    "cvdd/cifar10": "resnet18 resnet50 shufflenet_v2_x0_5 mobilenet_v2 densenet121",
+    "scdd/imagenet1k": "resnet50",
+}
+
+
+@pytest.mark.parametrize("name", TEACHERS)
+def test_teachers_in_the_order_of_their_turns(name):
+    found = load(name)
+    teachers = found.recover.teachers or found.squeeze.teachers
+    assert " ".join(teacher.partition("/")[2] for teacher in teachers) == TEACHERS[name]
+
+
+EVERYWHERE = "cifar10 cifar100 tiny-imagenet imagenet10 imagenet1k digits"
+CELLS = {
+    **dict.fromkeys(("sre2l", "gvbsm", "edc", "rded", "fadrm", "fadrm-plus"), EVERYWHERE),
+    "cda": EVERYWHERE,
+    "scdd": "cifar100 tiny-imagenet imagenet1k",
+    "cvdd": "cifar10 cifar100 tiny-imagenet imagenette imagenet1k digits",
+    "sre2l-plus-plus": "cifar10 cifar100 tiny-imagenet imagenette imagenet1k digits",
+    "cim": "cifar10 cifar100 tiny-imagenet imagenet1k digits",
+    "lpld": "tiny-imagenet imagenet1k digits",
+}
+SIZES = {"digits": 8, "cifar10": 32, "cifar100": 32, "tiny-imagenet": 64}
+
+
+def test_every_method_has_its_data_sets():
+    cells = {f"{method}/{data}" for method, datas in CELLS.items() for data in datas.split()}
+    cells |= {f"{method}/imagenette" for method in CELLS}
+    assert cells <= set(recipe.names())
+
+
+@pytest.mark.parametrize("name", recipe.names())
+def test_every_recipe_loads_and_round_trips(name):
+    method, data = name.removesuffix("-corrected").split("/")
+    for ipc in (1, 10, 50):
+        found = load(f"{name}-ipc{ipc}")
+        assert (found.name, found.method, found.ipc) == (f"{name}-ipc{ipc}", method, ipc)
+        assert found.dataset.image_size == SIZES.get(data, 224)
+        assert from_toml(found.to_toml(), "copy") == found
+        parts = found.train.batch_size // found.train.accumulate
+        assert found.labels.batch_norm == "eval" or found.labels.batch_norm_size == parts
+
+
+@pytest.mark.parametrize("name", [name for name in recipe.names() if name.endswith("-corrected")])
+def test_corrected_variants_differ(name):
+    assert load(name).parts() != load(name.removesuffix("-corrected")).parts()
+
+
+def header(name: str) -> str:
+    """The comment at the head of a recipe's file, on one line."""
+    lines = (RECIPES / f"{name}.toml").read_text().split("\n")
+    last = next(k for k, line in enumerate(lines) if not line.startswith("#"))
+    return " ".join(line[1:].strip() for line in lines[:last])
+
+
+def published_files() -> list[str]:
+    return [name for name in recipe.names() if not name.endswith("-corrected")]
+
+
+@pytest.mark.parametrize("name", published_files())
+def test_headers_state_what_is_published(name):
+    """The header's accuracies, "48.6 (IPC 10)" or "48.6 (10)", are those of the recipe's own student, all of them."""
+    pairs = re.findall(r"(\d+\.\d+) \((?:IPC )?(\d+)\b", header(name))
+    stated = {ipc: float(accuracy) for accuracy, ipc in pairs}
+    table = recipe.published(name)
+    assert stated == table.get(load(name).train.student, {})
+    assert bool(table) == bool(stated) and (not table or table["source"])
+
+
+def test_published_accuracies():
+    """A few, from the tables of the specification."""
+
+    def of(name: str, student: str) -> list[float]:
+        return list(recipe.published(name)[student].values())
+
+    assert of("edc/cifar10", "zoo/resnet18") == [32.6, 79.1, 87.0]
+    assert of("edc/imagenet10", "torchvision/mobilenet_v2") == [36.4, 54.2, 80.2]
+    assert of("gvbsm/cifar10", "zoo/resnet18") == [53.5, 59.2]
+    assert of("rded/cifar10", "zoo/resnet18") == [22.9, 37.1, 62.1]
+    assert of("fadrm-plus/imagenet1k", "torchvision/resnet101") == [14.1, 58.1, 66.2]
+    assert of("cvdd/cifar100", "zoo/resnet50") == [15.5, 48.7, 64.8]
+    assert of("cim/imagenet1k", "torchvision/resnet18") == [7.3, 48.7, 60.4, 62.4]
+    assert of("lpld/imagenet1k", "torchvision/resnet18") == [20.2, 33.0, 46.7, 54.0, 59.6]
+    assert of("scdd/imagenet1k", "torchvision/resnet18") == [32.1, 53.1, 57.9, 63.5]
+
+
+def test_published_tables_name_students_and_numbers():
+    for name in published_files():
+        for student, accuracies in recipe.published(name).items():
+            if student != "source":
+                assert re.fullmatch(r"(zoo|torchvision|timm)/\w+", student)
+                assert all(int(ipc) > 0 and 0 < accuracy < 100 for ipc, accuracy in accuracies.items())
+
+
+def test_shared_files_are_all_used():
+    used = set()
+    for path in RECIPES.glob("**/*.toml"):
+        used |= set(re.findall(r'"([\w-]+/[\w-]+)"', path.read_text().partition("\n[")[0]))
+    shared = {path.relative_to(RECIPES / "shared").with_suffix("").as_posix() for path in shared_files()}
+    assert shared <= used
+
+
+def shared_files() -> list[Path]:
+    return sorted((RECIPES / "shared").glob("*/*.toml"))
+
+
+def test_what_is_not_set_is_off():
+    """Regularisers, curricula and committees appear in the methods that have them, and nowhere else."""
+    defaults = Recipe().recover
+    owners = {
+        "densification_weight": {"gvbsm"},
+        "statistics_ema": {"gvbsm", "edc"},
+        "swapped_patches": {"edc"},
+        "drop_rate": {"gvbsm"},
+        "curriculum": {"cda"},
+        "committee": {"cvdd", "sre2l-plus-plus"},
+        "stages": {"fadrm", "fadrm-plus"},
+        "residual": {"fadrm", "fadrm-plus"},
+        "features": {"cim"},
+        "objective": {"cim"},
+        "betas": {"cim"},
+        **dict.fromkeys(("tv_weight", "l2_weight", "flatness_weight", "gradient_share", "distance", "layer_scale"), ()),
+        **dict.fromkeys(("per_image_windows", "local_repeats", "statistics_files", "ema_carried"), ()),
+        "first_layer_weight": set(),
+    }
+    for name in recipe.names():
+        found = load(name)
+        for field in dataclasses.fields(found.recover):
+            if found.method not in owners.get(field.name, {found.method}):
+                assert getattr(found.recover, field.name) == getattr(defaults, field.name), (name, field.name)
