@@ -1,0 +1,195 @@
+"""The published-against-ours table: what is copied from a run, what counts as reduced, and README's part."""
+
+import dataclasses
+import json
+
+import accuracy
+import pytest
+from accuracy import BEGIN, END, add, differences, is_reduced, line_of, main, read_lines, replaced, table
+
+from fastcondense.recipe import load
+
+DAY = 1_795_000_000  # 2026-11-18
+
+
+def finished(folder, recipe_name, /, *, mean=50.04, std=0.26, time=DAY, **changes):
+    """The folder of a finished run of a recipe, with settings changed by dotted name ("train__epochs")."""
+    made = load(recipe_name)
+    for key, value in changes.items():
+        part, _, field = key.rpartition("__")
+        owner = getattr(made, part) if part else made
+        owner = dataclasses.replace(owner, **{field: value})
+        made = dataclasses.replace(made, **{part: owner}) if part else owner
+    score = {"mean": mean, "std": std}
+    scores = {"top1_last": score, "top1_best": {"mean": mean + 1, "std": std}, "top5_last": score}
+    result = {
+        "recipe": made.name,
+        "recipe_sha256": made.sha256(),
+        "dataset": made.dataset.name,
+        "method": made.method,
+        "ipc": made.ipc,
+        "student": made.train.student,
+        "teachers": list(made.squeeze.teachers),
+        "epochs": made.train.epochs,
+        "seed": made.seed,
+        "seeds": made.train.seeds,
+        "test_images": 10000,
+        **scores,
+        "baselines": {"random_soft": scores, "random_hard": scores},
+        "bytes": {"images": 1, "labels": 0, "teachers": 2},
+        "seconds": {"squeeze": 1.23456, "recover": 2.0, "train": 3.0, "evaluate": 4.0},
+        "versions": {"torch": "2.13.0"},
+    }
+    folder.mkdir(parents=True, exist_ok=True)
+    (folder / "recipe.toml").write_text(made.to_toml())
+    (folder / "result.json").write_text(json.dumps(result))
+    (folder / "environment.json").write_text(json.dumps({"torch": "2.13.0", "device": "cpu"}))
+    (folder / "log.jsonl").write_text(json.dumps({"time": time, "event": "result"}) + "\n")
+    return folder / "result.json"
+
+
+def row(text, name, student=""):
+    start = f"| `{name}`{student} |"
+    (found,) = [line for line in text.splitlines() if line.startswith(start)]
+    return [column.strip() for column in found.strip("|").split("|")][1:]
+
+
+def notes(text):
+    return [line for line in text.splitlines() if line[:1].isdigit()]
+
+
+def test_a_line_holds_the_figures_and_the_settings(tmp_path):
+    result = finished(tmp_path, "edc/cifar10-ipc10", train__seeds=3, squeeze__weights=("/home/me/net.pth",))
+    line = line_of(result)
+    assert (line["recipe"], line["ipc"], line["seeds"], line["epochs"]) == ("edc/cifar10", 10, 3, 1000)
+    assert line["top1_last"] == {"mean": 50.04, "std": 0.26} and line["top1_best"]["mean"] == 51.04
+    assert line["baselines"]["random_hard"]["top1_last"]["mean"] == 50.04
+    assert (line["date"], line["device"], line["seconds"]["squeeze"]) == ("2026-11-18", "cpu", 1.2)
+    assert line["settings"]["recover.iterations"] == 75 and "recover.first_layer_weight" not in line["settings"]
+    assert line["settings"]["squeeze.weights"] == ["net.pth"] and "/home" not in json.dumps(line)
+    assert differences(line) == {"squeeze.weights": (["net.pth"], ["train"])}
+
+
+@pytest.mark.parametrize(
+    ("changes", "wanted"),
+    [
+        ({}, {}),
+        ({"seed": 7, "train__seeds": 3, "train__evaluate_every": 99, "train__student": "zoo/convnet3"}, {}),
+        ({"recover__iterations": 9}, {"recover.iterations": (9, 75)}),
+        ({"train__epochs": 5, "train__lr": 0.5}, {"train.epochs": (5, 1000), "train.lr": (0.5, 1e-3)}),
+        ({"recover__iterations": 4000}, {"recover.iterations": (4000, 75)}),
+        ({"squeeze__teachers": ("zoo/resnet20",)}, None),
+    ],
+)
+def test_what_counts_as_reduced(tmp_path, changes, wanted):
+    """Every setting that decides the accuracy, and no other; the recipe's default of one is a difference as well."""
+    line = line_of(finished(tmp_path, "edc/cifar10-ipc10", **changes))
+    found = differences(line)
+    assert is_reduced(line) == bool(found)
+    assert found == wanted if wanted is not None else set(found) == {"squeeze.teachers"}
+
+
+def test_less_data_is_reduced_though_no_setting_says_so(tmp_path):
+    result = finished(tmp_path, "rded/cifar10-ipc10")
+    assert not is_reduced(line_of(result)) and is_reduced(line_of(result, "500 images a class"))
+
+
+def test_the_ipc_of_the_command_line_decides_the_cell(tmp_path):
+    line = line_of(finished(tmp_path, "rded/cifar10-ipc10", ipc=1))
+    assert (line["recipe"], line["ipc"]) == ("rded/cifar10", 1)
+    assert differences(line) == {"train.batch_size": (50, 10)}
+
+
+def test_results_of_other_recipes_are_refused(tmp_path, capsys):
+    result = finished(tmp_path / "a", "rded/cifar10-ipc10")
+    (tmp_path / "a" / "recipe.toml").write_text(load("rded/cifar10-ipc50").to_toml())
+    assert main(["add", str(result)]) == 1
+    assert "not a result of the recipe.toml beside it" in capsys.readouterr().err
+    assert main(["add", str(finished(tmp_path / "b", "rded/cifar10-ipc10", name="mine-ipc10"))]) == 1
+    assert "there is no recipe 'mine-ipc10'" in capsys.readouterr().err
+    assert main(["add", str(tmp_path / "absent" / "result.json")]) == 1
+
+
+def test_a_run_replaces_its_own_line_alone(tmp_path):
+    path = tmp_path / "results" / "accuracy.jsonl"
+    for number, mean in enumerate((10.0, 20.0, 30.0)):
+        add(line_of(finished(tmp_path / str(number), "rded/cifar10-ipc10", mean=mean, seed=number % 2)), path)
+    assert [line["top1_last"]["mean"] for line in read_lines(path)] == [20.0, 30.0]
+
+
+def test_cells_that_have_not_run():
+    text = table([])
+    assert row(text, "edc/cifar10") == ["32.6 (1), 79.1 (10), 87.0 (50)", "not run"]
+    assert not notes(text) and "`fadrm/cifar10`" in text.splitlines()[-1] and "corrected" not in text
+
+
+def test_the_table_of_some_runs(tmp_path):
+    lines = [
+        line_of(finished(tmp_path / "a", "edc/cifar10-ipc10", mean=78.94, train__seeds=3)),
+        line_of(finished(tmp_path / "b", "edc/cifar10-ipc50", mean=40.0, recover__iterations=9), "a tenth of the data"),
+        line_of(finished(tmp_path / "c", "edc/cifar10-corrected-ipc10", mean=80.0, time=DAY + 86400)),
+        line_of(finished(tmp_path / "d", "fadrm/cifar10-ipc1", mean=12.0)),
+    ]
+    text = table(lines)
+    published, ours = row(text, "edc/cifar10")
+    assert published == "32.6 (1), 79.1 (10), 87.0 (50)"
+    assert ours == (
+        "**78.9 ± 0.3** (10)<sup>1</sup>, **corrected 80.0** (10)<sup>2</sup>, *40.0 reduced* (50)<sup>3</sup>, not run (1)"
+    )
+    assert row(text, "fadrm/cifar10") == ["–", "**12.0** (1)<sup>4</sup>"]
+    first, second, third, _ = notes(text)
+    assert first == (
+        f"1. `edc/cifar10-ipc10` ({lines[0]['recipe_sha256'][:8]}), zoo/resnet18, 3 seeds from 0, 2026-11-18, cpu; best "
+        "epoch 79.9, random real with soft labels 78.9, with hard labels 78.9"
+    )
+    assert "1 seed from 0, 2026-11-19" in second
+    assert third.endswith("; reduced: recover.iterations 9 (recipe: 75); a tenth of the data")
+    assert len(notes(text)) == 4
+
+
+def test_an_unreduced_run_is_shown_before_a_later_reduced_one(tmp_path):
+    full = line_of(finished(tmp_path / "a", "rded/cifar10-ipc10", mean=37.0))
+    later = line_of(finished(tmp_path / "b", "rded/cifar10-ipc10", mean=99.0, train__epochs=1, time=DAY + 86400))
+    assert row(table([full, later]), "rded/cifar10")[1].startswith("**37.0** (10)")
+    assert row(table([later]), "rded/cifar10")[1].startswith("*99.0 reduced* (10)")
+
+
+def test_another_student_has_a_row_of_its_own(tmp_path):
+    line = line_of(finished(tmp_path, "edc/cifar10-ipc10", mean=75.0, train__student="zoo/resnet50"))
+    text = table([line])
+    assert row(text, "edc/cifar10")[1] == "not run"
+    wanted = ["30.6 (1), 76.0 (10), 86.9 (50)", "**75.0** (10)<sup>1</sup>, not run (1, 50)"]
+    assert row(text, "edc/cifar10", ", zoo/resnet50") == wanted
+
+
+def test_a_recipe_that_changes_makes_its_runs_reduced(tmp_path):
+    line = line_of(finished(tmp_path, "rded/cifar10-ipc10"))
+    assert not is_reduced(line)
+    del line["settings"]["train.schedule_stretch"]  # as if the recipe had had the default then
+    assert differences(line) == {"train.schedule_stretch": (1.0, 2.0)}
+
+
+def test_the_part_between_the_markers_is_replaced():
+    assert replaced(f"a\n{BEGIN}\nold\n{END}\nb", "new") == f"a\n{BEGIN}\nnew\n{END}\nb"
+    for text in ("no marker", f"{END}\n{BEGIN}", f"{BEGIN}\n{END}\n{BEGIN}\n{END}"):
+        with pytest.raises(ValueError, match="needs the markers"):
+            replaced(text, "new")
+
+
+def test_check_and_write(tmp_path, monkeypatch, capsys):
+    readme, lines = tmp_path / "README.md", tmp_path / "accuracy.jsonl"
+    readme.write_text(f"# x\n{BEGIN}\n{END}\n")
+    monkeypatch.setattr(accuracy, "README", readme)
+    monkeypatch.setattr(accuracy, "LINES", lines)
+    assert main(["table", "--check"]) == 1 and "not up to date" in capsys.readouterr().err
+    assert main(["table"]) == 0 and main(["table", "--check"]) == 0
+    line = line_of(finished(tmp_path / "run", "rded/cifar10-ipc10"))
+    lines.write_text(json.dumps(line | {"recipe": "rded/cifar99"}) + "\n")
+    assert main(["table", "--check"]) == 1 and "no recipe 'rded/cifar99'" in capsys.readouterr().err
+    lines.write_text(json.dumps(line) + "\n")
+    assert main(["table", "--check"]) == 1 and main(["table"]) == 0 and main(["table", "--check"]) == 0
+    assert "**50.0** (10)" in readme.read_text()
+
+
+def test_the_readme_is_up_to_date():
+    assert main(["table", "--check"]) == 0
