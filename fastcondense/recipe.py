@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import dataclasses
 import difflib
+import functools
 import hashlib
 import json
 import re
@@ -217,13 +218,14 @@ def load(name_or_file: str) -> Recipe:
     return dataclasses.replace(recipe, name=f"{stem}-ipc{recipe.ipc}")
 
 
-def names() -> list[str]:
+@functools.cache
+def names() -> tuple[str, ...]:
     """Names of the recipes that ship, without the -ipc suffix; a file with a [corrected] table is two of them."""
-    found = []
+    found: list[str] = []
     for path in RECIPES.glob("*/*.toml"):
         name = path.relative_to(RECIPES).with_suffix("").as_posix()
         found += [name, *([f"{name}-{CORRECTED}"] if CORRECTED in _tree(path.read_text(), name) else [])]
-    return sorted(found)
+    return tuple(sorted(found))
 
 
 def published(name: str) -> dict[str, Any]:
