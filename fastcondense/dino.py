@@ -30,7 +30,7 @@ def distill(
 
 
 class Head(nn.Module):
-    """Three linear layers with GELU, length one, and a last layer whose rows have length one."""
+    """Three linear layers with GELU (and BatchNorm), length one, and a last layer whose rows have length one."""
 
     is_frozen: Tensor
 
@@ -41,7 +41,9 @@ class Head(nn.Module):
         for layer in layers:
             nn.init.trunc_normal_(layer.weight, std=0.02)
             nn.init.zeros_(layer.bias)
-        self.layers = nn.Sequential(layers[0], nn.GELU(), layers[1], nn.GELU(), layers[2])
+        norm = nn.BatchNorm1d if settings.head_batch_norm else nn.Identity
+        hidden = [module for layer in layers[:2] for module in (layer, norm(settings.hidden), nn.GELU())]
+        self.layers = nn.Sequential(*hidden, layers[2])
         self.last = nn.Parameter(nn.init.trunc_normal_(torch.empty(settings.outputs, settings.bottleneck), std=0.02))
         self.register_buffer("is_frozen", torch.zeros((), dtype=torch.bool), persistent=False)
 

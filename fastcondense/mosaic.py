@@ -76,10 +76,10 @@ class Mosaics:
 
 def mosaics(run: Run, teachers: Sequence[Teacher]) -> Mosaics:
     """Ranks the crops of all classes; finished ones are read. Raises ValueError, first of all, as `ranked` does."""
-    labels, path = range(len(run.real.classes)), _paths(run, teachers)
+    labels, folder = range(len(run.real.classes)), _folder(run, teachers)
     for label, count in enumerate(np.bincount(run.real.train.labels, minlength=len(labels)).tolist()):
         _check_count(run, label, _most_crops(run.recipe.recover.initial, count))
-    todo = [label for label in labels if not path(label).exists()]
+    todo = [label for label in labels if not _path(folder, label).exists()]
     with run.stopwatch() as watch:
         for label in run.log.track(todo, "scores of real crops"):
             ranked(run, teachers, label)
@@ -93,7 +93,7 @@ def ranked(run: Run, teachers: Sequence[Teacher], label: int) -> Ranked:
     teachers: all of the recipe's; recover.initial.teachers says which observe. Read from the run's folder, or scored
     and kept there. Raises ValueError if the class has too few images that can be read.
     """
-    path = _paths(run, teachers)(label)
+    path = _path(_folder(run, teachers), label)
     if not path.exists():
         with arithmetic("fp32"):
             found = _rank(run, chosen(teachers, run.recipe.recover.initial.teachers), label)
@@ -151,6 +151,16 @@ def frame(crops: Tensor, size: int) -> Tensor:
     return F.pad(crops, (left, columns - left, top, rows - top)).contiguous(memory_format=torch.channels_last)
 
 
+def cross_entropy(logits: Tensor, label: int) -> Tensor:
+    """-log softmax(logits)[:, label], float32 [N], as log(1 + e^-margin): precise where it is far below 1e-7 too.
+
+    A crop that teachers are sure of has such a value; as 1 - p it would be 0, and all of them would tie.
+    """
+    others = logits.clone()
+    others[:, label] = -torch.inf
+    return F.softplus(others.logsumexp(1) - logits[:, label])
+
+
 # --- scores ----------------------------------------------------------------------------------------------------------
 
 
@@ -177,7 +187,7 @@ def _sorted(run: Run, observers: Sequence[Teacher], label: int, ids: np.ndarray,
         for images, samples in _batches(run, ids, number):
             framed = frame(images, size)
             logits = torch.stack([observer.logits(framed) for observer in observers]).mean(0)
-            scores.append(F.cross_entropy(logits, torch.full_like(samples, label), reduction="none"))
+            scores.append(cross_entropy(logits, label))
             crops.append(torch.full_like(samples, number))
             read.append(samples)
     if not read:
@@ -227,20 +237,19 @@ def _check_count(run: Run, label: int, count: int) -> None:
         )
 
 
-class _paths:
-    """Where the ranking of a class is kept: in a folder named after all that decides it."""
+def _folder(run: Run, teachers: Sequence[Teacher]) -> Path:
+    """Where rankings are kept: a folder named after all that decides them."""
+    initial = dataclasses.asdict(run.recipe.recover.initial)
+    observers = chosen(teachers, initial["teachers"])
+    identity = run.identity("squeeze") | {
+        "classes": run.real.classes,
+        "images": len(run.real.train),
+        "observers": {teacher.name: teacher.sha256 for teacher in observers},
+        "initial": {k: v for k, v in initial.items() if k not in ("kind", "teachers", "layout", "resize")},
+    }
+    digest = hashlib.sha256(json.dumps(identity, sort_keys=True).encode()).hexdigest()
+    return run.out / f"initial-{digest[:8]}"
 
-    def __init__(self, run: Run, teachers: Sequence[Teacher]):
-        initial = dataclasses.asdict(run.recipe.recover.initial)
-        observers = chosen(teachers, initial["teachers"])
-        identity = run.identity("squeeze") | {
-            "classes": run.real.classes,
-            "images": len(run.real.train),
-            "observers": {teacher.name: teacher.sha256 for teacher in observers},
-            "initial": {k: v for k, v in initial.items() if k not in ("kind", "teachers", "layout", "resize")},
-        }
-        digest = hashlib.sha256(json.dumps(identity, sort_keys=True).encode()).hexdigest()
-        self.folder = run.out / f"initial-{digest[:8]}"
 
-    def __call__(self, label: int) -> Path:
-        return self.folder / f"class-{label:05d}.safetensors"
+def _path(folder: Path, label: int) -> Path:
+    return folder / f"class-{label:05d}.safetensors"

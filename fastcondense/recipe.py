@@ -221,7 +221,7 @@ def load(name_or_file: str) -> Recipe:
 @functools.cache
 def names() -> tuple[str, ...]:
     """Names of the recipes that ship, without the -ipc suffix; a file with a [corrected] table is two of them."""
-    found = []
+    found: list[str] = []
     for path in RECIPES.glob("*/*.toml"):
         name = path.relative_to(RECIPES).with_suffix("").as_posix()
         found += [name, *([f"{name}-{CORRECTED}"] if CORRECTED in _tree(path.read_text(), name) else [])]

@@ -94,6 +94,9 @@ class DINO:
     hidden: int = 2048
     bottleneck: int = 256
     """Widths of the projection head."""
+    head_batch_norm: bool = False
+    """Whether its hidden layers have BatchNorms; without, small networks answer the same to all images at first, and
+    may end so."""
     student_temperature: float = 0.1
     teacher_temperature: float = 0.04
     first_teacher_temperature: float = 0.04

@@ -69,19 +69,22 @@ def rows(seed, count=3):
     return torch.randn(count, 2 * 3 * 36 + 3 * 3 * 16, generator=generator)
 
 
-def head_by_hand(head, x):
-    a, b, c = head.layers[0], head.layers[2], head.layers[4]
+def head_by_hand(head, x, has_norms):
+    a, b, c = head.layers[0], head.layers[3], head.layers[6]
     for layer in (a, b):
         y = x @ layer.weight.T + layer.bias
+        if has_norms:
+            y = (y - y.mean(0)) / (y.var(0, correction=0) + 1e-5).sqrt()
         x = y * 0.5 * (1 + torch.erf(y / math.sqrt(2)))
     x = x @ c.weight.T + c.bias
     return (x / x.norm(dim=1, keepdim=True)) @ (head.last / head.last.norm(dim=1, keepdim=True)).T
 
 
-def test_the_head():
+@pytest.mark.parametrize("has_norms", [False, True])
+def test_the_head(has_norms):
     torch.manual_seed(0)
-    head, x = Head(9, DINO(**SMALL)), torch.randn(6, 9)
-    torch.testing.assert_close(head(x), head_by_hand(head, x), rtol=1e-5, atol=1e-6)
+    head, x = Head(9, DINO(**SMALL, head_batch_norm=has_norms)), torch.randn(6, 9)
+    torch.testing.assert_close(head(x), head_by_hand(head, x, has_norms), rtol=1e-5, atol=2e-6)
     assert head(x).shape == (6, 11) and head(x).abs().max() <= 1
     assert 0.01 < Head(400, DINO(hidden=300)).layers[0].weight.std() < 0.03
 

@@ -135,7 +135,8 @@ METHODS = {
 
 
 @pytest.mark.parametrize(
-    ("source", "method"), [*itertools.product(["digits", "photographs"], METHODS), ("packed", "edc")]
+    ("source", "method"),
+    [("digits", "rded"), ("digits", "edc"), *itertools.product(["photographs"], METHODS), ("packed", "edc")],
 )
 def test_the_ranking_is_the_published_one(source, method, request, tmp_path):
     data = None if source == "digits" else request.getfixturevalue(source)
@@ -158,6 +159,15 @@ def test_the_ranking_is_the_published_one(source, method, request, tmp_path):
         torch.testing.assert_close(
             mosaic.read_crops(run, found.ids, found.crops), pixels, rtol=0, atol=level if source == "packed" else 2e-6
         )
+
+
+def test_scores_tell_crops_apart_that_the_teachers_are_sure_of():
+    logits = torch.tensor([[30.0, 1.0, 2.0], [25.0, 4.0, -3.0], [0.0, 90.0, 3.0], [0.5, 0.1, 0.2]])
+    exact = F.cross_entropy(logits.double(), torch.zeros(4, dtype=torch.int64), reduction="none")
+    found = mosaic.cross_entropy(logits, 0)
+    assert found.dtype == torch.float32 and float(found.min()) > 0
+    torch.testing.assert_close(found.double(), exact, rtol=1e-3, atol=0)  # float64 itself rounds 1 + 1e-12
+    torch.testing.assert_close(found[2:].double(), exact[2:], rtol=1e-6, atol=0)
 
 
 def shown(factor, size, tiles):

@@ -2,6 +2,7 @@
 
 import dataclasses
 import json
+import math
 
 import numpy as np
 import pytest
@@ -19,13 +20,14 @@ METHODS = {
     "dino": "--squeeze.self-supervision.dino.outputs 64 --squeeze.self-supervision.dino.hidden 32 "
     "--squeeze.self-supervision.dino.bottleneck 16 --squeeze.self-supervision.dino.local-crops 2 "
     "--squeeze.self-supervision.dino.local-size 6 --squeeze.self-supervision.dino.local-scale 0.3 0.6 "
-    "--squeeze.self-supervision.dino.decay 0.99",
+    "--squeeze.self-supervision.dino.decay 0.99 --squeeze.self-supervision.dino.head-batch-norm "
+    "--squeeze.self-supervision.dino.frozen-epochs 0",
 }
 VIEWS = (
-    "--squeeze.self-supervision.epochs 3 --squeeze.self-supervision.batch-size 128 --squeeze.self-supervision.flip 0 "
-    "--squeeze.self-supervision.lr 0.1 --squeeze.self-supervision.crop-scale 0.4 1 "
+    "--squeeze.self-supervision.epochs 3 --squeeze.self-supervision.batch-size 64 --squeeze.self-supervision.flip 0 "
+    "--squeeze.self-supervision.lr 0.05 --squeeze.self-supervision.crop-scale 0.4 1 "
     "--squeeze.self-supervision.evaluate-every 1 --squeeze.self-supervision.blur-sigma 0.1 0.5 "
-    "--squeeze.probe.epochs 4 --squeeze.probe.lr 0.01 --squeeze.probe.optimizer adamw"
+    "--squeeze.probe.epochs 6 --squeeze.probe.batch-size 64 --squeeze.probe.lr 0.03 --squeeze.probe.optimizer adamw"
 )
 
 
@@ -35,7 +37,9 @@ def test_squeeze_without_labels_then_a_probe(tmp_path, method, capsys):
     assert fastcondense("squeeze", tmp_path, *flags) == 0
     events = [json.loads(line) for line in (tmp_path / "log.jsonl").read_text().splitlines()]
     losses = [event["loss"] for event in events if event.get("what") == f"{method} of zoo/convnet3_w32"]
-    assert len(losses) == 3 and losses[-1] < losses[0]
+    assert len(losses) == 3
+    # MoCo's task stays the same; DINO's is the teacher's answers, which must not end uniform over the 64 outputs.
+    assert losses[-1] < (losses[0] if method == "moco" else 0.95 * math.log(64))
     probed = [event["top1"] for event in events if event.get("what") == "probe of zoo/convnet3_w32"]
     (teacher,) = [event for event in events if event["event"] == "teacher"]
     assert probed[-1] == pytest.approx(teacher["top1"]) and teacher["top1"] > 50 and teacher["gate"] > 0.5
