@@ -152,7 +152,7 @@ def table(lines: Iterable[Line]) -> str:
             mine = [line for line in runs if line["student"] == student]
             if accuracies or mine:
                 who = f"`{name}`" + f", {student}" * (student != default)
-                stated = ", ".join(f"{accuracy} ({ipc})" for ipc, accuracy in accuracies.items()) or "–"
+                stated = ", ".join(f"{accuracy} ({ipc})" for ipc, accuracy in accuracies.items()) or "none"
                 rows.append(f"| {who} | {stated} | {ours(mine, accuracies, notes)} |")
             else:
                 silent.append(f"`{name}`")

@@ -10,8 +10,9 @@ from pathlib import Path
 
 import pytest
 
-from fastcondense import recipe
+from fastcondense import recipe, zoo
 from fastcondense.recipe import RECIPES, Recipe, from_toml, load
+from fastcondense.vision import timm, torchvision
 
 WINDOWS = "recover.crop_scale recover.padding recover.flip recover.roll"
 SMALL, LARGE = (0.08, 1.0), (0.5, 1.0)
@@ -281,7 +282,7 @@ EVERYWHERE = "cifar10 cifar100 tiny-imagenet imagenet10 imagenet1k digits"
 CELLS = {
     **dict.fromkeys(("sre2l", "gvbsm", "edc", "rded", "fadrm", "fadrm-plus"), EVERYWHERE),
     "cda": EVERYWHERE,
-    "scdd": "cifar100 tiny-imagenet imagenet1k",
+    "scdd": "cifar10 cifar100 tiny-imagenet imagenet1k digits",
     "cvdd": "cifar10 cifar100 tiny-imagenet imagenette imagenet1k digits",
     "sre2l-plus-plus": "cifar10 cifar100 tiny-imagenet imagenette imagenet1k digits",
     "cim": "cifar10 cifar100 tiny-imagenet imagenet1k digits",
@@ -357,6 +358,20 @@ def test_published_tables_name_students_and_numbers():
             if student != "source":
                 assert re.fullmatch(r"(zoo|torchvision|timm)/\w+", student)
                 assert all(int(ipc) > 0 and 0 < accuracy < 100 for ipc, accuracy in accuracies.items())
+
+
+def test_networks_and_weights_exist():
+    known = {"zoo": set(zoo.ZOO), "torchvision": set(torchvision.models.list_models()), "timm": set(timm.list_models())}
+    for name in recipe.names():
+        for ipc in (1, 10, 50):
+            found = load(f"{name}-ipc{ipc}")
+            weights = found.squeeze.weights * len(found.squeeze.teachers)
+            networks = {found.train.student: "train", **dict(zip(found.squeeze.teachers, weights, strict=False))}
+            networks |= dict.fromkeys(set(recipe.published(name.removesuffix("-corrected"))) - {"source"}, "train")
+            for network, source in networks.items():
+                library, _, model = network.partition("/")
+                assert model in known[library], (name, network)
+                assert source == "train" or torchvision.models.get_model_weights(model)[source]
 
 
 def test_shared_files_are_all_used():
