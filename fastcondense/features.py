@@ -163,7 +163,7 @@ class FeatureRecoverer:
             step.load(job, self.initial, self.anchors)
             for _ in range(self.recipe.recover.iterations):
                 advance()
-        images, losses = step.images(step.delta), step.losses.cpu()
+        images, losses = step.images(step.delta), step.losses.to("cpu", copy=True)
         if not bool(torch.isfinite(images).all() & torch.isfinite(step.losses).all()):
             raise ValueError(f"recover diverged in job {job.index}: not all is finite; try a smaller recover.lr")
         return Recovered(Normalization.of(self.recipe.dataset, self.device).pixels(images).cpu(), losses, {})

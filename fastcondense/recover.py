@@ -253,7 +253,7 @@ class Recoverer:
                 for _ in range(count):
                     advances[stage][iteration % len(order)]()
                     iteration += 1
-        losses = step.losses.cpu()
+        losses = step.losses.to("cpu", copy=True)
         if not bool(torch.isfinite(step.images).all()):
             raise ValueError(f"recover diverged in job {job.index}: images are not finite; try a smaller recover.lr")
         return Recovered(self._pixels(step.images), losses, step.running_means() if recipe.recover.ema_carried else {})

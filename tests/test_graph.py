@@ -8,7 +8,7 @@ from fastcondense.graph import WARM_UPS, Graphs
 from fastcondense.jobs import jobs
 from fastcondense.recipe import Recipe
 from fastcondense.recover import Recoverer, RecoverStep
-from fastcondense.settings import Dataset, Recover
+from fastcondense.settings import Committee, Dataset, Recover
 from fastcondense.teacher import Teacher
 
 DATASET = Dataset(name="digits", image_size=16, resize=16)
@@ -70,6 +70,33 @@ def test_a_graph_gives_the_bits_of_single_steps_without_a_synchronisation(statis
         finally:
             torch.cuda.set_sync_debug_mode("default")
         assert torch.equal(step.losses.cpu(), losses)
+
+
+METHODS = {
+    "dropped layers, running means": {"statistics": ("bn", "conv", "patch"), "statistics_ema": 0.8, "drop_rate": 0.4},
+    "flatness": {"flatness_weight": 1.0},
+    "densification": {"densification_weight": 1.0, "slots_per_job": 0},
+    "committee": {"committee": Committee(size=2, priors=(60.0, 63.0))},
+    "stages": {"stages": (12, 16, 12, 16), "residual": 0.5},
+    "squared, relative": {"distance": "squared", "layer_scale": "relative"},
+}
+
+
+@needs_gpu
+@pytest.mark.parametrize("method", METHODS)
+def test_graphs_of_every_method_give_the_bits_of_single_steps(method, monkeypatch):
+    device = torch.device("cuda")
+    options = {"iterations": 12, "lr": 0.1, "batch_size": 4} | METHODS[method]
+    settings = Recipe(ipc=2, dataset=DATASET, recover=Recover(**options))
+    frozen = teachers(device, options.get("statistics", ("bn",)))
+    captured = Recoverer(settings, frozen, device)
+    with monkeypatch.context() as patched:
+        patched.setattr(Graphs, "capture", lambda _self, step, _rewind: step)
+        single = Recoverer(settings, frozen, device)
+        expected = [single(job) for job in jobs(settings, 6)]
+    for job, wanted in zip(jobs(settings, 6), expected, strict=True):
+        found = captured(job)
+        assert torch.equal(found.images, wanted.images) and torch.equal(found.losses, wanted.losses)
 
 
 @needs_gpu

@@ -154,6 +154,14 @@ def test_a_small_set_is_the_beginning_of_a_large_one():
         assert torch.equal(first[0], second[0]) and torch.equal(first[1], second[1])
 
 
+def test_what_a_job_made_outlives_the_next_job():
+    recoverer, everything = Recoverer(recipe(), [teacher()], CPU), jobs(recipe(), 6)
+    first = recoverer(everything[0])
+    images, losses = first.images.clone(), first.losses.clone()
+    recoverer(everything[2])
+    assert torch.equal(first.images, images) and torch.equal(first.losses, losses)
+
+
 def test_images_depend_on_seed_slot_and_class():
     settings = recipe()
     images = {
