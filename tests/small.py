@@ -1,10 +1,13 @@
-"""A run small enough for tests: the digits, a narrow network, a few iterations."""
+"""What is small enough for tests: a run on the digits, frozen networks, image folders."""
 
 from pathlib import Path
 
 import numpy as np
+import torch
 from PIL import Image
+from torch import nn
 
+from fastcondense import zoo
 from fastcondense.cli import main
 
 FLAGS = (
@@ -40,3 +43,14 @@ def image_folder(root: Path, classes: int = 3, train: int = 12, test: int = 4, s
                 pixels = generator.integers(0, 120, (size, size + 4, 3)) + 130 * (np.arange(3) == label % 3)
                 Image.fromarray(pixels.astype(np.uint8)).save(folder / f"{k}.png")
     return root
+
+
+def frozen_network(architecture: str, num_classes: int, seed: int = 0) -> nn.Module:
+    """In evaluation mode, with statistics in its BatchNorms that are not those of a new network."""
+    torch.manual_seed(seed)
+    net = zoo.build(architecture, num_classes).eval().requires_grad_(False)
+    for module in net.modules():
+        if isinstance(module, nn.BatchNorm2d):
+            torch.nn.init.normal_(module.running_mean, 0, 0.3)
+            torch.nn.init.uniform_(module.running_var, 0.5, 2)
+    return net

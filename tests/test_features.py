@@ -5,10 +5,9 @@ import dataclasses
 import numpy as np
 import pytest
 import torch
-from torch import nn
+from small import frozen_network
 from torch.nn import functional as F
 
-from fastcondense import zoo
 from fastcondense.cut import Cut
 from fastcondense.diff_augment import CUT_BOTTOM, CUT_LEFT, CUT_RIGHT, CUT_TOP, FLIP, SHIFT_X, SHIFT_Y
 from fastcondense.features import FeatureRecoverer, FeatureStep, augmentation_table, tile_windows
@@ -38,13 +37,7 @@ def recipe(size=16, factor=2, iterations=5, batch_size=64, ipc=3):
 
 
 def network():
-    torch.manual_seed(0)
-    net = zoo.build("zoo/resnet20", 4).eval().requires_grad_(False)
-    for module in net.modules():
-        if isinstance(module, nn.BatchNorm2d):
-            module.running_mean.normal_(0, 0.3)
-            module.running_var.uniform_(0.5, 2)
-    return net
+    return frozen_network("zoo/resnet20", 4)
 
 
 def teacher(settings):

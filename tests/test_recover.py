@@ -6,10 +6,10 @@ import math
 import numpy as np
 import pytest
 import torch
+from small import frozen_network
 from torch import nn
 from torch.nn import functional as F
 
-from fastcondense import zoo
 from fastcondense.jobs import jobs
 from fastcondense.real import Normalization
 from fastcondense.recipe import Recipe
@@ -29,13 +29,7 @@ def recipe(**recover):
 
 
 def network(seed=0):
-    torch.manual_seed(seed)
-    net = zoo.build("zoo/wrn16_2", 6).eval().requires_grad_(False)
-    for module in net.modules():
-        if isinstance(module, nn.BatchNorm2d):
-            module.running_mean.normal_(0, 0.3)
-            module.running_var.uniform_(0.5, 2)
-    return net
+    return frozen_network("zoo/wrn16_2", 6, seed)
 
 
 def teacher(seed=0):

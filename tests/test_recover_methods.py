@@ -7,10 +7,10 @@ import math
 import numpy as np
 import pytest
 import torch
+from small import frozen_network
 from torch import nn
 from torch.nn import functional as F
 
-from fastcondense import zoo
 from fastcondense.jobs import Job, jobs
 from fastcondense.recipe import Recipe
 from fastcondense.recover import Recoverer, RecoverStep, Sources
@@ -30,13 +30,7 @@ def recipe(ipc=2, **recover):
 
 
 def network(seed):
-    torch.manual_seed(seed)
-    net = zoo.build("zoo/convnet3_w32", 6).eval().requires_grad_(False)
-    for module in net.modules():
-        if isinstance(module, nn.BatchNorm2d):
-            module.running_mean.normal_(0, 0.3)
-            module.running_var.uniform_(0.5, 2)
-    return net
+    return frozen_network("zoo/convnet3_w32", 6, seed)
 
 
 def teacher(seed, statistics=("bn",)):
