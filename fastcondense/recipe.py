@@ -49,40 +49,43 @@ class Recipe:
             views.check()
         self._check_counts()
         self._check_teachers()
-        recover = self.recover
+        self._check_recover()
+        for name, optimization in (("squeeze", self.squeeze), ("train", self.train)):
+            milestones, is_multistep = optimization.milestones, optimization.schedule == "multistep"
+            if is_multistep and not (milestones and all(0 < share < 1 for share in milestones)):
+                raise ValueError(f"{name}.schedule multistep needs {name}.milestones in (0, 1), got {milestones}")
+        if not 0 < self.labels.pool <= 1:
+            raise ValueError(f"labels.pool must lie in (0, 1], got {self.labels.pool}")
+        if not 0 <= self.seed < 2**64:
+            raise ValueError(f"seed must lie in [0, 2^64), got {self.seed}")
+        if not 0 < self.train.temperature:
+            raise ValueError(f"train.temperature must be positive, got {self.train.temperature}")
+        return self
+
+    def _check_recover(self) -> None:
+        recover, initial, size = self.recover, self.recover.initial, self.dataset.image_size
         if len(recover.targets) != len(recover.target_weights) or not recover.targets:
             raise ValueError(
                 f"recover.target_weights needs one weight for each of the targets {', '.join(recover.targets)}, "
                 f"got {recover.target_weights}"
             )
-        shares = {
-            "recover.gradient_share": recover.gradient_share,
-            "recover.residual": recover.residual,
-            "labels.pool": self.labels.pool,
-        }
-        for name, share in shares.items():
-            if not 0 < share <= 1:
-                raise ValueError(f"{name} must lie in (0, 1], got {share}")
-        for name, optimization in (("squeeze", self.squeeze), ("train", self.train)):
-            milestones, is_multistep = optimization.milestones, optimization.schedule == "multistep"
-            if is_multistep and not (milestones and all(0 < share < 1 for share in milestones)):
-                raise ValueError(f"{name}.schedule multistep needs {name}.milestones in (0, 1), got {milestones}")
-        if recover.initial.factor > self.dataset.image_size:
-            raise ValueError(f"recover.initial.factor {recover.initial.factor} is more than dataset.image_size")
-        initial = recover.initial
+        for name in ("gradient_share", "residual"):
+            if not 0 < getattr(recover, name) <= 1:
+                raise ValueError(f"recover.{name} must lie in (0, 1], got {getattr(recover, name)}")
+        if not 0 <= recover.drop_rate < 1:
+            raise ValueError(f"recover.drop_rate must lie in [0, 1), got {recover.drop_rate}")
+        if min(recover.stages, default=1) < 1:
+            raise ValueError(f"recover.stages are sides in pixels, got {recover.stages}")
+        if "patch" in recover.statistics and any(side != size for side in recover.stages):
+            raise ValueError("recover.statistics patch needs images of one size: the number of patches depends on it")
+        if initial.factor > size:
+            raise ValueError(f"recover.initial.factor {initial.factor} is more than dataset.image_size")
         has_anchors = initial.kind == "mosaic" and (initial.crops == 0 or initial.crop_size == "image")
         if recover.objective == "features" and not (has_anchors and recover.features.layer):
             raise ValueError(
                 "recover.objective features needs recover.features.layer, and mosaics of whole images "
                 "(recover.initial.kind mosaic with crops 0 or crop_size image)"
             )
-        if not 0 <= recover.drop_rate < 1:
-            raise ValueError(f"recover.drop_rate must lie in [0, 1), got {recover.drop_rate}")
-        if not 0 <= self.seed < 2**64:
-            raise ValueError(f"seed must lie in [0, 2^64), got {self.seed}")
-        if not 0 < self.train.temperature:
-            raise ValueError(f"train.temperature must be positive, got {self.train.temperature}")
-        return self
 
     def _check_counts(self) -> None:
         at_least_one = {
