@@ -45,6 +45,7 @@ part() { # name limit command...: runs it within its time and what is left of al
 }
 
 mapfile -t kernel_tests < <(ls tests/test_kernel_*.py | grep -v compile)
+short=(--train.seeds 1 --train.epochs 10 --squeeze.epochs 5 --squeeze.self_supervision.epochs 5 --recover.iterations 40)
 kernels=() step=(--images 100 --size 224 --repeats 40) traffic=() digits=(--train.seeds 1)
 rest=(tests --ignore tests/test_style.py --ignore tests/test_kernel_compile.py)
 if [ "${1:-}" = --dry-run ]; then
@@ -52,6 +53,8 @@ if [ "${1:-}" = --dry-run ]; then
     kernels=(--operators pixel_adam --repeats 3 --warmup 1)
     step=(--images 2 --size 32 --repeats 3 --warmup 1)
     traffic=(--size 64)
+    short=(--train.seeds 1 --train.epochs 1 --squeeze.epochs 1 --squeeze.self_supervision.epochs 1 --squeeze.probe.epochs 1)
+    short+=(--squeeze.gate_images 0 --recover.iterations 2)
     digits=(--train.seeds 1 --squeeze.epochs 1 --squeeze.gate_images 0 --recover.iterations 2 --train.epochs 1)
     rest=(tests/test_measure.py)
 fi
@@ -67,6 +70,10 @@ for statistics in sre2l edc; do
 done
 part digits 75 "$python" -m fastcondense.cli run --recipe sre2l/digits-ipc10 --out "$scratch/digits" "${digits[@]}"
 part digits-result 15 "$python" benchmarks/measure.py --result digits "$scratch/digits/result.json" --out "$results"
+for method in edc gvbsm cvdd fadrm-plus lpld cim scdd; do
+    part "digits-$method" 25 "$python" -m fastcondense.cli run --recipe "$method/digits-ipc10" --out "$scratch/$method" \
+        "${short[@]}"
+done
 part traffic 60 "$python" benchmarks/traffic.py "${traffic[@]}" --out "$results"
 for statistics in sre2l edc; do
     part "recover-step-$statistics-compiled" 150 "$python" benchmarks/recover_step.py --statistics "$statistics" \
