@@ -3,9 +3,10 @@
     python benchmarks/accuracy.py add runs/sre2l/cifar10-ipc10/result.json [--reduced "2000 images a class"]
     python benchmarks/accuracy.py table [--check]
 
-add copies a finished run's figures and settings as a line into benchmarks/results/accuracy.jsonl. table writes README's
-part between its two markers: what is published for every recipe that ships, and what our runs gave. A run with other
-settings than its recipe's, or with less data (--reduced), is reduced: never equal to a published figure.
+add copies a finished run's figures and settings as a line into benchmarks/results/accuracy.jsonl. table writes
+accuracy.md beside it, all runs with their settings, and README's part between two markers: what is published for every
+recipe that ships, what our runs gave, and reduced runs by themselves. A run with other settings than its recipe's, or
+with less data (--reduced), is reduced: never equal to a published figure.
 """
 
 from __future__ import annotations
@@ -25,6 +26,7 @@ from fastcondense.recipe import CORRECTED, Recipe
 
 ROOT = Path(__file__).resolve().parents[1]
 README, LINES = ROOT / "README.md", ROOT / "benchmarks" / "results" / "accuracy.jsonl"
+PAGE = LINES.with_suffix(".md")
 BEGIN, END = "<!-- accuracy: begin -->", "<!-- accuracy: end -->"
 SAME_CELL = {  # settings that may differ from the recipe's in an unreduced run
     *("seed", "train.seeds", "train.student", "train.evaluate_every", "squeeze.evaluate_every"),
@@ -161,6 +163,39 @@ def table(lines: Iterable[Line]) -> str:
     return "\n".join([*head, *rows, *notes.lines(), *rest])
 
 
+def reduced_table(lines: Iterable[Line]) -> str:
+    """Reduced runs by method and cell: last epoch's top-1, in brackets that of random real images, soft labels."""
+    found: dict[str, dict[tuple[int, str, int], str]] = {}
+    for line in filter(is_reduced, lines):
+        method, data = line["recipe"].split("/")
+        variant = f" {CORRECTED}" * data.endswith(f"-{CORRECTED}")
+        data = data.removesuffix(f"-{CORRECTED}")
+        random = line["baselines"].get("random_soft", {}).get("top1_last", {}).get("mean", float("nan"))
+        text = f"{line['top1_last']['mean']:.1f} ({random:.1f})"
+        found.setdefault(method + variant, {})[*place(f"/{data}")[:1], data, line["ipc"]] = text
+    columns = sorted({column for cells in found.values() for column in cells})
+    head = [
+        f"| reduced | {' | '.join(f'{data}, IPC {ipc}' for _, data, ipc in columns)} |",
+        "| --- " * (len(columns) + 1) + "|",
+    ]
+    rows = [
+        f"| `{name}` | {' | '.join(cells.get(c, 'not run') for c in columns)} |"
+        for name, cells in sorted(found.items())
+    ]
+    return "\n".join([*head, *rows]) if rows else ""
+
+
+def readme_part(lines: list[Line]) -> str:
+    """Published figures and whole runs; then reduced runs."""
+    whole = table([line for line in lines if not is_reduced(line)])
+    return "\n\n".join(part for part in (whole, reduced_table(lines)) if part)
+
+
+def page(lines: list[Line]) -> str:
+    """All runs, with what each figure belongs to."""
+    return f"# Accuracy, published against ours\n\nWritten by `benchmarks/accuracy.py table`.\n\n{table(lines)}\n"
+
+
 def place(name: str) -> tuple[int, str]:
     """Rows are sorted by data set, then by method."""
     method, data = name.split("/")
@@ -251,19 +286,22 @@ def main(arguments: list[str] | None = None) -> int:
     adding = commands.add_parser("add", help="copy a run's figures")
     adding.add_argument("result", type=Path)
     adding.add_argument("--reduced", default="", help="what the recipe does not say, such as a part of the data")
-    commands.add_parser("table", help="write README's table").add_argument("--check", action="store_true")
+    commands.add_parser("table", help="write accuracy.md and README's part").add_argument(
+        "--check", action="store_true"
+    )
     options = parser.parse_args(arguments)
     try:
         if options.command == "add":
             add(line := line_of(options.result, options.reduced), LINES)
             print(note(line))
             return 0
-        readme = README.read_text()
-        wanted = replaced(readme, table(read_lines(LINES)))
-        if options.check and wanted != readme:
-            raise ValueError("README.md is not up to date: python benchmarks/accuracy.py table")
-        if not options.check:
-            write_atomic(README, wanted.encode())
+        lines = read_lines(LINES)
+        wanted = {README: replaced(README.read_text(), readme_part(lines)), PAGE: page(lines)}
+        for path, text in wanted.items():
+            if options.check and (not path.exists() or path.read_text() != text):
+                raise ValueError(f"{path.name} is not up to date: python benchmarks/accuracy.py table")
+            if not options.check:
+                write_atomic(path, text.encode())
     except (ValueError, OSError) as error:
         sys.stderr.write(f"accuracy: {error}\n")
         return 1

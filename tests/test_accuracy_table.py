@@ -5,7 +5,7 @@ import json
 
 import accuracy
 import pytest
-from accuracy import BEGIN, END, add, differences, is_reduced, line_of, main, read_lines, replaced, table
+from accuracy import BEGIN, END, add, differences, is_reduced, line_of, main, read_lines, readme_part, replaced, table
 
 from fastcondense.recipe import load
 
@@ -184,6 +184,7 @@ def test_check_and_write(tmp_path, monkeypatch, capsys):
     readme.write_text(f"# x\n{BEGIN}\n{END}\n")
     monkeypatch.setattr(accuracy, "README", readme)
     monkeypatch.setattr(accuracy, "LINES", lines)
+    monkeypatch.setattr(accuracy, "PAGE", tmp_path / "accuracy.md")
     assert main(["table", "--check"]) == 1 and "not up to date" in capsys.readouterr().err
     assert main(["table"]) == 0 and main(["table", "--check"]) == 0
     line = line_of(finished(tmp_path / "run", "rded/cifar10-ipc10"))
@@ -191,7 +192,26 @@ def test_check_and_write(tmp_path, monkeypatch, capsys):
     assert main(["table", "--check"]) == 1 and "no recipe 'rded/cifar99'" in capsys.readouterr().err
     lines.write_text(json.dumps(line) + "\n")
     assert main(["table", "--check"]) == 1 and main(["table"]) == 0 and main(["table", "--check"]) == 0
-    assert "**50.0** (10)" in readme.read_text()
+    assert "**50.0** (10)" in readme.read_text() and "**50.0** (10)" in (tmp_path / "accuracy.md").read_text()
+    (tmp_path / "accuracy.md").write_text("old")
+    assert main(["table", "--check"]) == 1 and "accuracy.md is not up to date" in capsys.readouterr().err
+
+
+def test_reduced_runs_stand_by_themselves(tmp_path):
+    names = ("rded/cifar10-ipc10", "edc/cifar10-corrected-ipc10", "edc/digits-ipc1")
+    lines = [line_of(finished(tmp_path / str(k), name, train__epochs=5)) for k, name in enumerate(names)]
+    lines += [line_of(finished(tmp_path / "whole", "rded/cifar10-ipc1", mean=33.3))]
+    part = readme_part(lines)
+    whole, reduced = part.split("| reduced |")
+    assert "**33.3 ± 0.3** (1)" in whole or "**33.3** (1)" in whole
+    assert "50.0" not in whole and "33.3" not in reduced
+    assert reduced.splitlines() == [
+        " cifar10, IPC 10 | digits, IPC 1 |",
+        "| --- | --- | --- |",
+        "| `edc` | not run | 50.0 (50.0) |",
+        "| `edc corrected` | 50.0 (50.0) | not run |",
+        "| `rded` | 50.0 (50.0) | not run |",
+    ]
 
 
 def test_the_readme_is_up_to_date():
