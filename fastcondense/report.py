@@ -85,7 +85,8 @@ def loss_curves(losses: Tensor, path: Path) -> None:
         values = losses[:, :, column].numpy()
         axis.plot(values.mean(0), linewidth=1)
         axis.fill_between(range(values.shape[1]), values.min(0), values.max(0), alpha=0.25, linewidth=0)
-        axis.set(xlabel="iteration", title=f"{name}, {len(values)} jobs", yscale="log")
+        scale = "log" if (values > 0).any() else "linear"  # CIM has no cross-entropy
+        axis.set(xlabel="iteration", title=f"{name}, {len(values)} jobs", yscale=scale)
         axis.grid(alpha=0.3)
     figure.savefig(path, dpi=120)
     pyplot.close(figure)

@@ -1,0 +1,28 @@
+"""Every method's recipe for the digits, from real images to a score, cut down to seconds; and what a rerun makes."""
+
+import pytest
+from small import shards
+
+from fastcondense import recipe
+from fastcondense.cli import main
+from fastcondense.files import read_json
+
+METHODS = sorted(name for name in recipe.names() if name.endswith(("/digits", "/digits-corrected")))
+SHORT = (
+    "--squeeze.epochs 2 --squeeze.gate-images 0 --squeeze.probe.epochs 1 --squeeze.self-supervision.epochs 1 "
+    "--recover.initial.candidates 20 --train.student zoo/convnet1 --train.epochs 1 --train.seeds 1 --device cpu"
+).split()
+
+
+@pytest.mark.parametrize("name", METHODS)
+def test_a_method_runs_from_end_to_end_and_the_same_way_again(name, tmp_path):
+    iterations = min(4, recipe.load(name).recover.iterations)
+    flags = ["--recipe", f"{name}-ipc2", *SHORT, "--recover.iterations", str(iterations), "--out", str(tmp_path)]
+    assert main(["run", *flags]) == 0
+    result, made = read_json(tmp_path / "result.json"), shards(tmp_path)
+    assert 0 <= result["top1_last"]["mean"] <= 100 and set(result["baselines"]) == {"random_soft", "random_hard"}
+    assert result["bytes"]["labels"] == 0 and result["bytes"]["images"] > 0
+    (last,) = sorted((tmp_path / "condensed").glob("shard-*"))[-1:]
+    last.unlink()
+    assert main(["recover", *flags]) == 0
+    assert shards(tmp_path) == made
