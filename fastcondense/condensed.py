@@ -41,12 +41,12 @@ def shard_path(folder: Path, job: int) -> Path:
 
 
 def open_folder(folder: Path, manifest: Mapping[str, Any]) -> dict[str, Any]:
-    """Starts or continues a condensed set. Returns the manifest on disk.
+    """Starts or continues a condensed set; one without images yet is started anew. Returns the manifest on disk.
 
     Raises ValueError if the folder holds images that were made from something else, and names what differs.
     """
     path = folder / "manifest.json"
-    if not path.exists():
+    if not path.exists() or not any(folder.glob("shard-*.safetensors")):
         write_json(path, {"format": FORMAT, **manifest})
         return dict(manifest)
     stored = read_json(path)

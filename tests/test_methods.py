@@ -26,3 +26,12 @@ def test_a_method_runs_from_end_to_end_and_the_same_way_again(name, tmp_path):
     last.unlink()
     assert main(["recover", *flags]) == 0
     assert shards(tmp_path) == made
+
+
+def test_a_setting_that_failed_before_any_image_can_be_mended(tmp_path, capsys):
+    flags = ["--recipe", "cim/digits-ipc2", *SHORT, "--recover.iterations", "2", "--out", str(tmp_path)]
+    assert main(["recover", *flags, "--recover.features.layer", "headd"]) == 1
+    assert "near: head" in capsys.readouterr().err
+    assert main(["recover", *flags]) == 0
+    assert main(["recover", *flags, "--recover.features.layer", "convs.1"]) == 1
+    assert "holds images of another recipe (recipe.recover.features.layer was" in capsys.readouterr().err
