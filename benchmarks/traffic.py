@@ -30,6 +30,7 @@ from steps import our_step
 from torch import nn
 
 from fastcondense import zoo
+from fastcondense.convolution import FrozenConvolution
 from fastcondense.kernels import crop
 from fastcondense.moments import ConvolutionTap, FrozenBatchNorm
 
@@ -99,7 +100,11 @@ def ours(network: str, objective: Objective, size: int, num_images: int) -> Mete
     for name, module in net.named_modules():
         if isinstance(module, nn.Conv2d):
             module.name = name  # which it keeps behind a tap
-    with launches(lambda *_: None), mock.patch.object(crop, "check_overhang"):  # the check is not run on a GPU
+    with (
+        launches(lambda *_: None),
+        mock.patch.object(crop, "check_overhang"),  # neither the check nor the planar convolutions are a GPU's
+        mock.patch.object(FrozenConvolution, "forward", nn.Conv2d.forward),
+    ):
         step = our_step(net, num_images, size, objective, CPU)
         return count(step, step.teachers[0].fused)
 

@@ -63,7 +63,7 @@ def test_the_view_of_a_sample_is_its_own(change):
 
 def shuffled_by_hand(image, factor, stream, sample, epoch):
     """The column strips of one image in the order of their keys, then its row strips."""
-    bounds = [k * 8 // factor for k in range(factor + 1)]
+    bounds = [k * (8 // factor) + min(k, 8 % factor) for k in range(factor + 1)]  # the first 8 % factor are wider
     keys = [stream.words(sample, epoch, k) for k in range(factor)]
     for axis, word in ((2, 0), (1, 1)):
         order = sorted(range(factor), key=lambda k: int(keys[k][word][0]))
