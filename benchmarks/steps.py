@@ -17,8 +17,9 @@ from fastcondense.moments import Moments
 from fastcondense.precision import Precision, arithmetic, network_dtype
 from fastcondense.recipe import Recipe
 from fastcondense.recover import Canvas, RecoverStep
+from fastcondense.recover_settings import Recover
 from fastcondense.schedule import Turn
-from fastcondense.settings import Dataset, Recover
+from fastcondense.settings import Dataset
 from fastcondense.teacher import Teacher
 
 

@@ -22,9 +22,9 @@ from .jobs import Job
 from .loaders.source import Windowed
 from .precision import arithmetic
 from .real import square_batches, window_batches
+from .recover_settings import Initial
 from .rng import Stream
 from .run import Run
-from .settings import Initial
 from .squeeze import chosen
 from .teacher import Teacher
 from .windows import windows

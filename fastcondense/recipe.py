@@ -21,7 +21,8 @@ from typing import Any, Literal
 
 import tomli_w
 
-from .settings import Dataset, Evaluate, Labels, Recover, Squeeze, Train
+from .recover_settings import Recover
+from .settings import Dataset, Evaluate, Labels, Squeeze, Train
 
 RECIPES = Path(__file__).parent / "recipes"
 CORRECTED = "corrected"

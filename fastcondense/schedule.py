@@ -11,8 +11,8 @@ from torch import Tensor
 
 from .jobs import Job
 from .recipe import Recipe
+from .recover_settings import Recover
 from .rng import Stream
-from .settings import Recover
 from .windows import windows
 
 Turn = tuple[tuple[int, float], ...]

@@ -14,7 +14,8 @@ from fastcondense.features import FeatureRecoverer, FeatureStep, augmentation_ta
 from fastcondense.jobs import jobs
 from fastcondense.real import Normalization
 from fastcondense.recipe import Recipe
-from fastcondense.settings import Dataset, Features, Initial, Recover
+from fastcondense.recover_settings import Features, Initial, Recover
+from fastcondense.settings import Dataset
 from fastcondense.teacher import Teacher
 
 CPU = torch.device("cpu")

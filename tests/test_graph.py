@@ -8,7 +8,8 @@ from fastcondense.graph import WARM_UPS, Graphs
 from fastcondense.jobs import jobs
 from fastcondense.recipe import Recipe
 from fastcondense.recover import Recoverer, RecoverStep
-from fastcondense.settings import Committee, Dataset, Recover
+from fastcondense.recover_settings import Committee, Recover
+from fastcondense.settings import Dataset
 from fastcondense.teacher import Teacher
 
 DATASET = Dataset(name="digits", image_size=16, resize=16)

@@ -19,9 +19,10 @@ from fastcondense.jobs import Job, jobs
 from fastcondense.loaders.folder import cut_center
 from fastcondense.log import Log
 from fastcondense.recipe import Recipe
+from fastcondense.recover_settings import Initial, Recover
 from fastcondense.rng import Stream
 from fastcondense.run import Run
-from fastcondense.settings import Dataset, Initial, Recover, Squeeze
+from fastcondense.settings import Dataset, Squeeze
 from fastcondense.teacher import Teacher
 from fastcondense.windows import windows
 

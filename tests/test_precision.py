@@ -13,8 +13,9 @@ from fastcondense.moments import FrozenBatchNorm
 from fastcondense.precision import arithmetic
 from fastcondense.recipe import Recipe
 from fastcondense.recover import Recoverer
+from fastcondense.recover_settings import Recover
 from fastcondense.rng import Stream
-from fastcondense.settings import Dataset, Optimization, Recover
+from fastcondense.settings import Dataset, Optimization
 from fastcondense.teacher import Teacher
 
 CPU = torch.device("cpu")

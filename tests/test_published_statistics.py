@@ -12,8 +12,8 @@ from fastcondense import targets, zoo
 from fastcondense.files import read_tensors
 from fastcondense.log import Log
 from fastcondense.recipe import Recipe, load
+from fastcondense.recover_settings import Recover
 from fastcondense.run import Run
-from fastcondense.settings import Recover
 from fastcondense.teacher import Teacher
 
 NAME = "zoo/convnet3_w32"

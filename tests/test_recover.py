@@ -14,8 +14,9 @@ from fastcondense.jobs import jobs
 from fastcondense.real import Normalization
 from fastcondense.recipe import Recipe
 from fastcondense.recover import Recoverer, RecoverStep
+from fastcondense.recover_settings import Recover
 from fastcondense.schedule import crop_lower_bounds, learning_rates, window_table
-from fastcondense.settings import Dataset, Recover
+from fastcondense.settings import Dataset
 from fastcondense.teacher import Teacher
 
 CPU = torch.device("cpu")

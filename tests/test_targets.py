@@ -15,8 +15,9 @@ from fastcondense.jobs import Job
 from fastcondense.log import Log
 from fastcondense.real import squares
 from fastcondense.recipe import Recipe, load
+from fastcondense.recover_settings import Recover
 from fastcondense.run import Run
-from fastcondense.settings import Dataset, Recover
+from fastcondense.settings import Dataset
 from fastcondense.teacher import Teacher
 
 DATASET = Dataset(name="digits", image_size=18, resize=18)
