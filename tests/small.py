@@ -46,11 +46,12 @@ def image_folder(root: Path, classes: int = 3, train: int = 12, test: int = 4, s
 
 
 def frozen_network(architecture: str, num_classes: int, seed: int = 0) -> nn.Module:
-    """In evaluation mode, with statistics in its BatchNorms that are not those of a new network."""
+    """In evaluation mode, with weights and statistics in its BatchNorms that do not hide a mistake."""
     torch.manual_seed(seed)
     net = zoo.build(architecture, num_classes).eval().requires_grad_(False)
     for module in net.modules():
         if isinstance(module, nn.BatchNorm2d):
-            torch.nn.init.normal_(module.running_mean, 0, 0.3)
-            torch.nn.init.uniform_(module.running_var, 0.5, 2)
+            nn.init.uniform_(module.weight, 0.5, 1.5)
+            nn.init.normal_(module.running_mean, 0, 0.3)
+            nn.init.uniform_(module.running_var, 0.5, 2)
     return net

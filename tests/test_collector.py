@@ -5,9 +5,10 @@ from pathlib import Path
 
 import pytest
 import torch
+from small import frozen_network
 from torch import distributed, multiprocessing, nn
 
-from fastcondense import targets, zoo
+from fastcondense import targets
 from fastcondense.collector import Collector
 from fastcondense.kernels.patch_moments import patch_moments_reference
 from fastcondense.log import Log
@@ -23,15 +24,7 @@ ROUNDING = 3e-7  # of the results, and of the BatchNorms' scales in the network 
 
 
 def network(name, num_classes=3):
-    """A network whose BatchNorms do not hide a mistake."""
-    torch.manual_seed(0)
-    net = zoo.build(name, num_classes).eval().requires_grad_(False)
-    for module in net.modules():
-        if isinstance(module, nn.BatchNorm2d):
-            nn.init.uniform_(module.weight, 0.5, 1.5)
-            nn.init.normal_(module.running_mean, 0, 0.3)
-            nn.init.uniform_(module.running_var, 0.5, 2)
-    return net
+    return frozen_network(name, num_classes)
 
 
 def made(name, size, p, statistics=STATISTICS):

@@ -8,9 +8,9 @@ import json
 import numpy as np
 import pytest
 import torch
-from torch import nn
+from small import frozen_network
 
-from fastcondense import pruning, targets, zoo
+from fastcondense import pruning, targets
 from fastcondense.jobs import jobs
 from fastcondense.kernels.patch_moments import patch_moments_reference
 from fastcondense.log import Log
@@ -26,14 +26,7 @@ STATISTICS = ("bn", "conv", "patch")
 
 
 def network(name, num_classes=10):
-    torch.manual_seed(0)
-    net = zoo.build(name, num_classes).eval().requires_grad_(False)
-    for module in net.modules():
-        if isinstance(module, nn.BatchNorm2d):
-            nn.init.uniform_(module.weight, 0.5, 1.5)
-            nn.init.normal_(module.running_mean, 0, 0.3)
-            nn.init.uniform_(module.running_var, 0.5, 2)
-    return net
+    return frozen_network(name, num_classes)
 
 
 def make(name, size, p, statistics=STATISTICS):
