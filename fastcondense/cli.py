@@ -1,30 +1,26 @@
-"""The command line: ``fastcondense COMMAND --recipe NAME [--any.recipe-field VALUE ...]``."""
+"""The command line: ``fastcondense COMMAND [RUN | --recipe NAME] [--any.recipe-field VALUE ...]``."""
 
 from __future__ import annotations
 
-import argparse
-import dataclasses
 import difflib
 import os
 import subprocess
 import sys
 import traceback
-from dataclasses import dataclass
+from collections.abc import Callable
 from pathlib import Path
-from typing import Annotated, Any
+from typing import Any
 
 import torch
-import tyro
 
 from . import __version__, recipe, stages
-from .loaders.pack import Packing
 from .log import Log
+from .options import parse_stage, parse_tool
 from .pack import PackOptions, pack_folders
-from .recipe import Recipe
 from .run import Run
 from .squeeze import squeeze
 
-COMMANDS = {
+STAGES: dict[str, tuple[Callable[[Run], object], str]] = {
     "run": (stages.everything, "squeeze, recover, relabel, train and evaluate, in a row; goes on where it was stopped"),
     "squeeze": (squeeze, "train or load the teachers, and check them on real images"),
     "recover": (stages.recover, "make the condensed images"),
@@ -33,21 +29,10 @@ COMMANDS = {
     "evaluate": (stages.evaluate, "score the students, print the honest table, write result.json"),
     "inspect": (stages.inspect, "write an image grid and the loss curves"),
 }
-
-
-@dataclass(frozen=True)
-class Options:
-    """Options of a command, and every field of the recipe."""
-
-    recipe: str
-    """A name that ships with fastcondense (see `fastcondense recipes`) or a TOML file."""
-    data: Path | None = None
-    """Folder of the data set."""
-    out: Path | None = None
-    """Folder of the run; default runs/<recipe>."""
-    device: str = "auto"
-    """auto, cpu, cuda or cuda:N."""
-    settings: Annotated[Recipe, tyro.conf.arg(name="")] = dataclasses.field(default_factory=Recipe)
+# what works on files, not on a run: a function of its options and a log, which returns the exit status or None for 0
+TOOLS: dict[str, tuple[Callable[[Any, Log], int | None], type, str]] = {
+    "pack": (pack_folders, PackOptions, "image folders into files that the ffcv loader reads"),
+}
 
 
 def main(arguments: list[str] | None = None) -> int:
@@ -82,17 +67,16 @@ def _main(arguments: list[str]) -> int:
         return 0
     if command == "bench":
         return _bench(rest)
-    if command == "pack":
-        pack_folders(_parse_pack(rest), Log())
-        return 0
-    if command not in COMMANDS:
-        near = difflib.get_close_matches(command, [*COMMANDS, "pack", "bench"], 1, 0.0)[0]
+    if command in TOOLS:
+        tool, kind, description = TOOLS[command]
+        return int(tool(parse_tool(command, description, kind, rest), Log()) or 0)
+    if command not in STAGES:
+        near = difflib.get_close_matches(command, [*STAGES, *TOOLS, "recipes", "bench"], 1, 0.0)[0]
         raise ValueError(f"there is no command {command!r}; the nearest is {near!r}")
-    options = _parse(command, rest)
-    stage, _ = COMMANDS[command]
-    run = Run(
-        options.settings, options.out or Path("runs") / options.settings.name, options.data, _device(options.device)
-    )
+    stage, description = STAGES[command]
+    options = parse_stage(command, description, rest)
+    assert options.out is not None
+    run = Run(options.settings, options.out, options.data, _device(options.device))
     run.open()
     stage(run)
     run.record()
@@ -111,61 +95,20 @@ def _bench(arguments: list[str]) -> int:
 
 
 def _usage() -> str:
-    lines = [f"  {name:10}{text}" for name, (_, text) in COMMANDS.items()]
+    others = {
+        "recipes": "list the recipes",
+        "bench": "run a benchmark of a checkout: bench loaders --data DIR",
+    }
+    helps = {name: text for name, (_, text) in STAGES.items()}
+    helps |= {name: text for name, (_, _, text) in TOOLS.items()} | others
+    lines = [f"  {name:10}{text}" for name, text in helps.items()]
     return (
-        "usage: fastcondense COMMAND --recipe NAME-or-FILE [--data DIR] [--out DIR] [--seed N] [--FIELD VALUE ...]\n\n"
+        "usage: fastcondense COMMAND --recipe NAME-or-FILE [--data DIR] [--out DIR] [--seed N] [--FIELD VALUE ...]\n"
+        "       fastcondense COMMAND RUN [--FIELD VALUE ...]    goes on in the folder of a run\n\n"
         + "\n".join(lines)
-        + "\n  recipes   list the recipes"
-        + "\n  pack      --data DIR --out FILE.beton or DIR: image folders into files that the ffcv loader reads"
-        + "\n  bench     run a benchmark of a checkout: bench loaders --data DIR\n\n"
-        + "fastcondense COMMAND --recipe NAME --help lists every FIELD and its value in that recipe.\n"
+        + "\n\nfastcondense COMMAND --recipe NAME --help lists every FIELD and its value in that recipe; "
+        "fastcondense pack --help what pack takes.\n"
     )
-
-
-def _parse(command: str, arguments: list[str]) -> Options:
-    first = argparse.ArgumentParser(add_help=False, allow_abbrev=False)
-    first.add_argument("--recipe")
-    name = first.parse_known_args(arguments)[0].recipe
-    is_help = "-h" in arguments or "--help" in arguments
-    if name is None and not is_help:
-        raise ValueError(f"--recipe is missing; known recipes: {', '.join(recipe.names())}")
-    settings = recipe.load(name) if name else Recipe()
-    options, unknown = tyro.cli(
-        Options,
-        prog=f"fastcondense {command}",
-        description=COMMANDS[command][1],
-        default=Options(recipe=name or "", settings=settings),
-        args=arguments,
-        return_unknown_args=True,
-    )
-    _refuse(unknown, _flags())
-    return options
-
-
-def _parse_pack(arguments: list[str]) -> PackOptions:
-    options, unknown = tyro.cli(PackOptions, prog="fastcondense pack", args=arguments, return_unknown_args=True)
-    names = [field.name for kind in (PackOptions, Packing) for field in dataclasses.fields(kind)]
-    _refuse(unknown, [f"--{name}".replace("_", "-") for name in names])
-    return options
-
-
-def _refuse(unknown: list[str], flags: list[str]) -> None:
-    if unknown:
-        near = difflib.get_close_matches(unknown[0].replace("_", "-"), flags, 1, 0.0)[0]
-        raise ValueError(f"unknown option {unknown[0]!r}; the nearest is {near!r}")
-
-
-def _flags() -> list[str]:
-    """Every flag, as tyro spells it."""
-
-    def of(tree: dict[str, Any], prefix: str) -> list[str]:
-        flags = []
-        for name, value in tree.items():
-            flags += of(value, f"{prefix}{name}.") if isinstance(value, dict) else [prefix + name]
-        return flags
-
-    names = ["recipe", "data", "out", "device", *of(dataclasses.asdict(Recipe()), "")]
-    return [f"--{name}".replace("_", "-") for name in names]
 
 
 def _device(name: str) -> torch.device:

@@ -116,6 +116,8 @@ class Recipe:
             "recover.initial.candidates": self.recover.initial.candidates,
             "recover.initial.preselected": self.recover.initial.preselected,
             "recover.initial.crops": self.recover.initial.crops,
+            "recover.snapshots": self.recover.snapshots,
+            "labels.top_k": self.labels.top_k,
         }
         for least, counts in ((1, at_least_one), (0, at_least_zero)):
             for name, value in counts.items():
@@ -158,6 +160,7 @@ class Recipe:
         del tree["name"]
         for key in ("workers", "loader", "on_error"):
             del tree["dataset"][key]
+        del tree["recover"]["snapshots"]
         return {name: tree[name] for name in names} if names else tree
 
     def sha256(self, *names: str) -> str:

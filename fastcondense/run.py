@@ -66,7 +66,8 @@ class Run:
         """Writes recipe.toml and environment.json; a recipe that a stage refuses must not replace what is there."""
         write_atomic(self.out / "recipe.toml", self.recipe.to_toml().encode())
         loader, _ = choose(self.real.train, self.recipe.dataset, self.device)
-        write_json(self.out / "environment.json", self.versions() | {"device": str(self.device), "loader": loader})
+        where = {"device": str(self.device), "loader": loader, "data": str(self.data.resolve()) if self.data else None}
+        write_json(self.out / "environment.json", self.versions() | where)
 
     def identity(self, stage: str) -> dict[str, Any]:
         """The settings that decide what `stage` ("squeeze" or "recover") makes."""

@@ -213,6 +213,14 @@ class Squeeze(Optimization, Views):
 class Labels(Views):
     """Soft labels: computed on the fly by the teachers, on views that a seed replays."""
 
+    source: Literal["teachers", "stored", "hard"] = "teachers"
+    """teachers: a label is computed when its view is seen; stored: read from files; hard: the classes themselves."""
+    stored: str = ""
+    """Folder of stored labels: ours (`relabel --store`), or FKD files of published code; empty: labels/ of the run."""
+    top_k: int = 0
+    """Logits that a stored label keeps, the largest ones; 0: all of them."""
+    precision: Precision = "fp32"
+    """Arithmetic of the teachers when they label; bf16: their weights and maps too."""
     teachers: tuple[str, ...] = ()
     """Those of squeeze.teachers whose labels are averaged; empty: all of them."""
     ensemble: Literal["mean", "norm-equalized"] = "mean"

@@ -12,6 +12,7 @@ import torch
 from torch import Tensor, distributed
 
 from .collector import Collector
+from .distributed import rank, world_size
 from .files import read_tensors, write_tensors
 from .jobs import Job
 from .precision import arithmetic
@@ -39,12 +40,12 @@ def complete(run: Run, teachers: Sequence[Teacher]) -> None:
     if missing:
         with run.stopwatch() as watch, arithmetic("fp32"):
             found = _imported(run, missing) if run.recipe.recover.statistics_files else _collected(run, missing)
-        if _rank() == 0:
+        if rank() == 0:
             for path, layers in found.items():
                 tensors = {f"{name}/{k}": vector for name, layer in layers.items() for k, vector in enumerate(layer)}
                 metadata = {"teacher": missing[path].teacher.sha256, "seconds": f"{watch.seconds:.3f}"}
                 write_tensors(path, tensors, metadata)
-        if _world() > 1:
+        if world_size() > 1:
             distributed.barrier()
         run.log.event("targets", teachers=len(missing), seconds=watch.seconds)
     for path, collector in todo.items():
@@ -65,14 +66,6 @@ def _wanted(run: Run, teachers: Sequence[Teacher]) -> dict[Path, Collector]:
             collector = Collector(teacher, names, num_classes, recover.class_variance)
             wanted[_path(run, collector)] = collector
     return wanted
-
-
-def _rank() -> int:
-    return distributed.get_rank() if distributed.is_initialized() else 0
-
-
-def _world() -> int:
-    return distributed.get_world_size() if distributed.is_initialized() else 1
 
 
 def _fill(collector: Collector, path: Path, device: torch.device) -> None:
@@ -125,7 +118,7 @@ def _collected(run: Run, missing: Mapping[Path, Collector]) -> dict[Path, NamedV
     for images, labels in _views(run):
         for collector in missing.values():
             collector.add(images, labels)
-    if _world() > 1:
+    if world_size() > 1:
         for collector in missing.values():
             collector.all_reduce()
     return {path: _joined(collector.targets(), collector.class_targets()) for path, collector in missing.items()}
@@ -146,7 +139,7 @@ def _views(run: Run) -> Iterator[tuple[Tensor, Tensor]]:
     size = recipe.squeeze.batch_size
     stream = Stream(recipe.seed, "squeeze/targets")
     batches = training_batches(
-        split, recipe.dataset, recipe.squeeze, stream, 0, size, run.device, rank=_rank(), world=_world()
+        split, recipe.dataset, recipe.squeeze, stream, 0, size, run.device, rank=rank(), world=world_size()
     )
     rounds = run.log.track(range(len(split_batches(np.arange(len(split)), size))), "target statistics")
     for _, batch in zip(rounds, batches, strict=False):  # a batch of unreadable files is missing

@@ -1,0 +1,118 @@
+"""What the command line says: a recipe or a run, what is changed in it, and where its files are."""
+
+from __future__ import annotations
+
+import argparse
+import dataclasses
+import difflib
+import json
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Annotated, Any, TypeVar
+
+import tyro
+
+from . import recipe
+from .recipe import Recipe
+
+Kind = TypeVar("Kind")
+
+
+@dataclass(frozen=True)
+class Options:
+    """Options of a stage, and every field of the recipe."""
+
+    recipe: str = ""
+    """A name that ships with fastcondense (see `fastcondense recipes`) or a TOML file; not beside the folder of a run,
+    which has its own."""
+    data: Path | None = None
+    """Folder of the data set; in the folder of a run, the one that it was made from."""
+    out: Path | None = None
+    """Folder of the run; default runs/<recipe>."""
+    device: str = "auto"
+    """auto, cpu, cuda or cuda:N."""
+    settings: Annotated[Recipe, tyro.conf.arg(name="")] = dataclasses.field(default_factory=Recipe)
+
+
+def parse_stage(command: str, description: str, arguments: list[str]) -> Options:
+    """Options of a stage: `[RUN] [--recipe NAME] [--FIELD VALUE ...]`.
+
+    RUN is the folder of a run: it stands for its recipe, for --out, and for the --data that it was made from.
+    """
+    run, arguments = _take_run(arguments)
+    first = argparse.ArgumentParser(add_help=False, allow_abbrev=False)
+    first.add_argument("--recipe")
+    name = first.parse_known_args(arguments)[0].recipe
+    if run is not None and name is not None:
+        raise ValueError(f"{run} has its own recipe; leave out --recipe {name}")
+    is_help = "-h" in arguments or "--help" in arguments
+    if run is None and name is None and not is_help:
+        raise ValueError(f"--recipe is missing; known recipes: {', '.join(recipe.names())}")
+    if run is not None:
+        default = _of_run(run)
+    else:
+        default = Options(name or "", settings=recipe.load(name) if name else Recipe())
+    options = _parse(Options, f"fastcondense {command}", description, arguments, default, _flags())
+    return dataclasses.replace(options, out=options.out or Path("runs") / options.settings.name)
+
+
+def parse_tool(command: str, description: str, kind: type[Kind], arguments: list[str]) -> Kind:
+    """Options of a command that is no stage of a run."""
+    names = [f"--{name}".replace("_", "-") for name in _names(kind)]
+    return _parse(kind, f"fastcondense {command}", description, arguments, None, names)
+
+
+def _take_run(arguments: list[str]) -> tuple[Path | None, list[str]]:
+    if not arguments or arguments[0].startswith("-"):
+        return None, arguments
+    run = Path(arguments[0])
+    if not (run / "recipe.toml").is_file():
+        raise ValueError(f"{run} is not the folder of a run: it has no recipe.toml")
+    return run, arguments[1:]
+
+
+def _of_run(run: Path) -> Options:
+    """What the run was made with."""
+    settings = recipe.load(str(run / "recipe.toml"))
+    environment = run / "environment.json"
+    data = json.loads(environment.read_text()).get("data") if environment.is_file() else None
+    return Options(data=Path(data) if data else None, out=run, settings=settings)
+
+
+def _parse(
+    kind: type[Kind], program: str, description: str, arguments: list[str], default: Kind | None, flags: list[str]
+) -> Kind:
+    """Raises ValueError for an option that there is not, and names the nearest of `flags`."""
+    default = tyro.MISSING_NONPROP if default is None else default
+    options, unknown = tyro.cli(
+        kind, prog=program, description=description, args=arguments, default=default, return_unknown_args=True
+    )
+    if unknown:
+        near = difflib.get_close_matches(unknown[0].replace("_", "-"), flags, 1, 0.0)[0]
+        raise ValueError(f"unknown option {unknown[0]!r}; the nearest is {near!r}")
+    return options
+
+
+def _names(kind: type) -> list[str]:
+    """Field names of a dataclass; those of a dataclass that is a field stand beside its own."""
+    names = []
+    for field in dataclasses.fields(kind):
+        inner = field.default_factory
+        names += _names(inner) if isinstance(inner, type) and dataclasses.is_dataclass(inner) else [field.name]
+    return names
+
+
+def _flags() -> list[str]:
+    """Every flag, as tyro spells it."""
+
+    def of(tree: dict[str, Any], prefix: str) -> list[str]:
+        flags = []
+        for name, value in tree.items():
+            flags += of(value, f"{prefix}{name}.") if isinstance(value, dict) else [prefix + name]
+        return flags
+
+    names = [
+        *(field.name for field in dataclasses.fields(Options) if field.name != "settings"),
+        *of(dataclasses.asdict(Recipe()), ""),
+    ]
+    return [f"--{name}".replace("_", "-") for name in names]
