@@ -18,11 +18,10 @@ from .log import Log
 from .options import parse_stage, parse_tool
 from .pack import PackOptions, pack_folders
 from .run import Run
-from .squeeze import squeeze
 
 STAGES: dict[str, tuple[Callable[[Run], object], str]] = {
     "run": (stages.everything, "squeeze, recover, relabel, train and evaluate, in a row; goes on where it was stopped"),
-    "squeeze": (squeeze, "train or load the teachers, and check them on real images"),
+    "squeeze": (stages.squeeze, "train or load the teachers, and check them on real images"),
     "recover": (stages.recover, "make the condensed images"),
     "relabel": (stages.relabel, "write what replays the soft labels; no label is stored"),
     "train": (stages.train, "train students on the condensed set and on the baselines"),

@@ -14,7 +14,7 @@ import torch
 from PIL import Image
 from small import FLAGS, fastcondense, image_folder, shards
 
-from fastcondense import stages
+from fastcondense import condense
 from fastcondense.cli import main
 from fastcondense.files import read_json, read_tensors
 
@@ -273,7 +273,7 @@ def test_ctrl_c_is_one_line(tmp_path, capsys, monkeypatch):
     def interrupt(*_):
         raise KeyboardInterrupt
 
-    monkeypatch.setattr(stages.Recoverer, "__call__", interrupt)
+    monkeypatch.setattr(condense.Recoverer, "__call__", interrupt)
     assert fastcondense("recover", tmp_path / "r") == 130
     assert "interrupted" in said(capsys)
 

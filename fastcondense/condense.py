@@ -1,0 +1,81 @@
+"""The stage that makes a run's condensed images, job by job; what is finished stays."""
+
+from __future__ import annotations
+
+from . import initial, pruning, targets
+from .condensed import CondensedSet, open_folder, read_running_means, read_set, shard_path, write_shard
+from .features import FeatureRecoverer
+from .files import read_tensors
+from .jobs import Job, jobs
+from .mosaic import Mosaics
+from .recover import Recoverer, Sources
+from .run import Run
+from .squeeze import chosen, squeeze
+from .teacher import Teacher
+
+
+def recover(run: Run) -> None:
+    """Makes the condensed images; finished jobs are kept, unreadable ones are made again."""
+    recipe, teachers = run.recipe, squeeze(run)
+    folder = run.out / "condensed"
+    manifest = {
+        "classes": list(run.real.classes),
+        "recipe": run.identity("recover"),
+        "teachers": {teacher.name: teacher.sha256 for teacher in teachers},
+    }
+    open_folder(folder, manifest)
+    everything = jobs(recipe, len(run.real.classes))
+    todo = [job for job in everything if not _is_finished(run, job)]
+    if len(todo) < len(everything):
+        run.log.say(f"recover: {len(everything) - len(todo)} of {len(everything)} jobs are finished already")
+    if not todo:
+        return
+    recover_job = _recoverer(run, teachers)
+    for job in run.log.track(todo, "recover"):
+        carried = read_running_means(folder, job.index - 1) if recipe.recover.ema_carried and job.index else None
+        with run.stopwatch() as watch:
+            made = recover_job(job, carried)
+        metadata = {"seconds": f"{watch.seconds:.3f}", "images": "uint8 NCHW, RGB"}
+        write_shard(folder, job, made.images, made.losses, made.running_means, metadata)
+        total, entropy, matching = made.losses[-1].tolist() if len(made.losses) else (0.0, 0.0, 0.0)
+        run.log.event(
+            "job",
+            index=job.index,
+            slot=job.first_slot,
+            seconds=watch.seconds,
+            loss=total,
+            cross_entropy=entropy,
+            matching=matching,
+        )
+
+
+def _recoverer(run: Run, teachers: list[Teacher]) -> Recoverer | FeatureRecoverer:
+    """What recovers the run's jobs, with all that it needs: initial images, target statistics, anchors."""
+    recipe, recover = run.recipe, run.recipe.recover
+    matched, images = chosen(teachers, recover.teachers), initial.make(run, teachers)
+    if recover.objective == "features":
+        assert isinstance(images, Mosaics)
+        return FeatureRecoverer(recipe, matched, run.device, images, images.anchors)
+    if recover.iterations:
+        targets.complete(run, matched)
+        pruning.prune(run, matched)
+    local = targets.local_images(run) if "local" in recover.targets else None
+    return Recoverer(recipe, matched, run.device, Sources(images, local))
+
+
+def _is_finished(run: Run, job: Job) -> bool:
+    path = shard_path(run.out / "condensed", job.index)
+    if not path.exists():
+        return False
+    try:
+        read_tensors(path)
+    except ValueError as error:
+        run.log.say(f"recover: {error}; the job is done again")
+        return False
+    return True
+
+
+def condensed_set(run: Run) -> CondensedSet:
+    """The finished condensed images of the run."""
+    num_jobs = len(jobs(run.recipe, len(run.real.classes)))
+    return read_set(run.out / "condensed", num_jobs, run.recipe.ipc, run.real.classes)
