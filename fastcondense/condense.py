@@ -2,12 +2,15 @@
 
 from __future__ import annotations
 
+from torch import Tensor
+
 from . import initial, pruning, targets
 from .condensed import CondensedSet, open_folder, read_running_means, read_set, shard_path, write_shard
 from .features import FeatureRecoverer
 from .files import read_tensors
 from .jobs import Job, jobs
 from .mosaic import Mosaics
+from .nested import Bank
 from .recover import Recoverer, Sources
 from .run import Run
 from .squeeze import chosen, squeeze
@@ -60,7 +63,14 @@ def _recoverer(run: Run, teachers: list[Teacher]) -> Recoverer | FeatureRecovere
         targets.complete(run, matched)
         pruning.prune(run, matched)
     local = targets.local_images(run) if "local" in recover.targets else None
-    return Recoverer(recipe, matched, run.device, Sources(images, local))
+    bank = Bank(matched, run.normalize, lambda job: _before(run, job)) if recover.nested.mode == "sequential" else None
+    return Recoverer(recipe, matched, run.device, Sources(images, local, bank))
+
+
+def _before(run: Run, job: Job) -> list[tuple[Job, Tensor]]:
+    """The finished jobs of the slots before that of `job`, and their images."""
+    cells = [cell for cell in jobs(run.recipe, len(run.real.classes)) if cell.first_slot < job.first_slot]
+    return [(cell, read_tensors(shard_path(run.out / "condensed", cell.index))[0]["images"]) for cell in cells]
 
 
 def _is_finished(run: Run, job: Job) -> bool:

@@ -75,6 +75,11 @@ class Recipe:
                 raise ValueError(f"recover.{name} must lie in (0, 1], got {getattr(recover, name)}")
         if not 0 <= recover.drop_rate < 1:
             raise ValueError(f"recover.drop_rate must lie in [0, 1), got {recover.drop_rate}")
+        nested = recover.nested
+        if not 0 <= nested.weight <= 1 or not 0 <= nested.ramp <= 1:
+            raise ValueError(f"recover.nested needs weight and ramp in [0, 1], got {nested.weight} and {nested.ramp}")
+        if nested.mode == "sequential" and (recover.slots_per_job != 1 or recover.objective != "statistics"):
+            raise ValueError("recover.nested.mode sequential needs recover.slots_per_job 1 and objective statistics")
         if min(recover.stages, default=1) < 1:
             raise ValueError(f"recover.stages are sides in pixels, got {recover.stages}")
         if "patch" in recover.statistics and any(side != size for side in recover.stages):

@@ -21,6 +21,7 @@ from .kernels.image_prior import image_prior
 from .kernels.pixel_adam import pixel_adam
 from .matching import Matching, layer_weights
 from .moments import Moments
+from .nested import Bank, PrefixMatching, prefix_weights
 from .precision import arithmetic, network_dtype
 from .real import Normalization
 from .recipe import Recipe
@@ -31,10 +32,12 @@ from .teacher import Teacher
 
 @dataclass(frozen=True)
 class Sources:
-    """What a job begins with: its initial images, and the real images behind "local" targets."""
+    """What a job begins with: its initial images, the real images behind "local" targets, and a bank."""
 
     initial: InitialImages
     local: Callable[[Job], Tensor] | None = None
+    bank: Bank | None = None
+    """The statistics of the slots before, which sequential jobs of nested recover have to know."""
 
 
 class Recovered(NamedTuple):
@@ -80,23 +83,22 @@ class RecoverStep:
     ):
         recover = recipe.recover
         self.recipe, self.recover, self.teachers, self.num_slots = recipe, recover, teachers, job.num_slots
+        self.device = device
         self.sources = sources or Sources(noise(recipe, device))
         self.stages = stages(recipe)
         self.canvases = {side: Canvas(job.num_images, side, device) for side, _ in self.stages}
         self.canvas = self.canvases[self.stages[0][0]]
         self.initial = torch.empty(job.num_images, 3, *2 * (recipe.dataset.image_size,), device=device)
         self.wanted = [teacher.outputs[job.classes().to(device)] for teacher in teachers]
-        self.matching = [
-            Matching(
-                list(zip(recover.target_weights, self._targets(teacher, job), strict=True)),
-                layer_weights(len(teacher.layers), recover.first_layer_weight, device),
-                ema=recover.statistics_ema,
-                ema_start=recover.ema_start,
-                distance=recover.distance,
-                layer_scale=recover.layer_scale,
-            )
-            for teacher in teachers
-        ]
+        targets = [list(zip(recover.target_weights, self._targets(teacher, job), strict=True)) for teacher in teachers]
+        self.matching = [self._matching(teacher, sets) for teacher, sets in zip(teachers, targets, strict=True)]
+        self.bank, self.prefixes = self.sources.bank, []
+        if self.bank is not None:
+            self.prefixes = [
+                PrefixMatching([self._matching(teacher, [one]) for one in sets], recover.targets, sets[0][1], device)
+                for teacher, sets in zip(teachers, targets, strict=True)
+            ]
+        self.prefix_weights = torch.zeros(recover.iterations, device=device)
         self.live = [live.to(device) for live in self._live(job)]
         self.low, self.high = Normalization.of(recipe.dataset, device).range()
         self.windows = torch.empty_like(window_table(recipe, job), device=device)
@@ -106,6 +108,17 @@ class RecoverStep:
         self.updates = torch.zeros(1, device=device)
         """Of the optimiser since the stage began."""
         self.load(job)
+
+    def _matching(self, teacher: Teacher, target_sets: Sequence[tuple[float, Moments]]) -> Matching:
+        recover = self.recover
+        return Matching(
+            target_sets,
+            layer_weights(len(teacher.layers), recover.first_layer_weight, self.device),
+            ema=recover.statistics_ema,
+            ema_start=recover.ema_start,
+            distance=recover.distance,
+            layer_scale=recover.layer_scale,
+        )
 
     @property
     def images(self) -> Tensor:
@@ -128,12 +141,15 @@ class RecoverStep:
             for which, moments in enumerate(self._targets(teacher, job)):
                 self.matching[number].set_targets(which, moments)
             self.matching[number].reset()
+            if self.bank is not None:
+                self.prefixes[number].load(self.bank, number, job, self._targets(teacher, job))
             if running_means is not None:
                 mine = {key.partition("/")[2]: v for key, v in running_means.items() if key.startswith(f"{number}/")}
                 self.matching[number].load_state(mine)
         for live, now in zip(self.live, self._live(job), strict=True):
             live.copy_(now)
         self.windows.copy_(window_table(self.recipe, job))
+        self.prefix_weights.copy_(prefix_weights(self.recover, job.first_slot))
 
     def running_means(self) -> dict[str, Tensor]:
         """The running means of all teachers' statistics as they are now, on the host."""
@@ -158,7 +174,11 @@ class RecoverStep:
             live = self.live[which].index_select(0, self.step)[0] if recover.drop_rate else None
             answers.append(logits)
             entropies.append(weight * F.cross_entropy(logits, self.wanted[which]))
-            distances.append(weight * recover.match_weight * self.matching[which](moments, live))
+            distance = self.matching[which](moments, live)
+            if self.prefixes:
+                common = self.prefixes[which](moments, live)
+                distance = torch.lerp(distance, common, self.prefix_weights.index_select(0, self.step)[0])
+            distances.append(weight * recover.match_weight * distance)
         entropy, matching = sum(entropies[1:], entropies[0]), sum(distances[1:], distances[0])
         total = entropy + matching
         if recover.tv_weight or recover.l2_weight:
