@@ -10,7 +10,7 @@ from .features import FeatureRecoverer
 from .files import read_tensors
 from .jobs import Job, jobs
 from .mosaic import Mosaics
-from .nested import Bank
+from .nested import FinishedSlots
 from .recover import Recoverer, Sources
 from .run import Run
 from .squeeze import chosen, squeeze
@@ -63,8 +63,10 @@ def _recoverer(run: Run, teachers: list[Teacher]) -> Recoverer | FeatureRecovere
         targets.complete(run, matched)
         pruning.prune(run, matched)
     local = targets.local_images(run) if "local" in recover.targets else None
-    bank = Bank(matched, run.normalize, lambda job: _before(run, job)) if recover.nested.mode == "sequential" else None
-    return Recoverer(recipe, matched, run.device, Sources(images, local, bank))
+    unions = None
+    if recover.nested.mode == "sequential":
+        unions = FinishedSlots(recover, matched, run.normalize, lambda job: _before(run, job))
+    return Recoverer(recipe, matched, run.device, Sources(images, local, unions))
 
 
 def _before(run: Run, job: Job) -> list[tuple[Job, Tensor]]:

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
+from typing import Protocol
 
 import numpy as np
 import torch
@@ -58,77 +59,88 @@ def merge(pools: Sequence[Pool]) -> Pool:
     return Pool(float(counts.sum()), mean, (shares * (variances + (means - mean) ** 2)).sum(0))
 
 
-class Bank:
-    """The pools of finished cells, for each teacher; a cell's images go through the teachers once."""
+class Unions(Protocol):
+    """What a cell is matched together with."""
 
-    def __init__(self, teachers: Sequence[Teacher], normalize: Normalization, finished: Finished):
-        self.teachers, self.normalize, self.finished = teachers, normalize, finished
+    def union(self, which: int, job: Job, kind: str) -> tuple[float, Pool | None]:
+        """For a teacher and a kind of targets, the other cells' share of the union, below 1, and their pool if it is
+        not 0. "global" targets are for cells of all classes, others for those of the job's own."""
+        ...
+
+    def weights(self, job: Job) -> tuple[Tensor, Tensor]:
+        """Of the cell's own matching and of the union's in every iteration, float32 [T] each."""
+        ...
+
+
+class FinishedSlots:
+    """Unions of a cell with all finished slots before it, whose images go through the teachers once (mode S).
+
+    The own cell counts as much as a slot before it, as if it were there once for each block of classes: the result
+    depends on finished slots alone. Raises ValueError where a slot is missing.
+    """
+
+    def __init__(self, recover: Recover, teachers: Sequence[Teacher], normalize: Normalization, finished: Finished):
+        self.recover, self.teachers, self.normalize, self.finished = recover, teachers, normalize, finished
         self.pools: dict[tuple[int, int], Pool] = {}
 
-    def prefix(self, which: int, job: Job, *, is_of_block: bool) -> Pool:
-        """What the finished cells before `job` have together, all of them or those of its own classes alone.
-
-        Raises ValueError if there are none.
-        """
-        pools = []
+    def union(self, which: int, job: Job, kind: str) -> tuple[float, Pool | None]:
+        slot, pools = job.first_slot, []
+        if slot == 0:
+            return 0.0, None
         for cell, images in self.finished(job):
-            if is_of_block and cell.first_class != job.first_class:
+            if kind != "global" and cell.first_class != job.first_class:
                 continue
             if (which, cell.index) not in self.pools:
                 pixels = self.normalize(images.to(self.normalize.gain.device))
                 self.pools[which, cell.index] = Pool.of(len(images), self.teachers[which].batch_targets(pixels))
             pools.append(self.pools[which, cell.index])
         if not pools:
-            raise ValueError(f"job {job.index} of slot {job.first_slot} has no finished cells before it")
-        return merge(pools)
+            raise ValueError(f"job {job.index} of slot {slot} has no finished cells before it")
+        return slot / (slot + 1), merge(pools)
+
+    def weights(self, job: Job) -> tuple[Tensor, Tensor]:
+        """beta is 0 in slot 0; otherwise it grows to `nested.weight` in the first `nested.ramp` of the iterations."""
+        nested, t = self.recover.nested, np.arange(self.recover.iterations, dtype=np.float64)
+        ramp = nested.ramp * self.recover.iterations
+        beta = (nested.weight if job.first_slot else 0.0) * np.minimum(1.0, t / ramp if ramp else np.ones_like(t))
+        return torch.from_numpy(1 - beta).float(), torch.from_numpy(beta).float()
 
 
-class PrefixMatching:
-    """rho sum_k a_k D_k(prefix + cell): the matching of what a cell and the finished prefix have together.
+class UnionMatching:
+    """sum_k a_k rho_k D_k(union): the matching of what a cell and others have together at a teacher's layers.
 
-    The own cell counts as much as a slot before it, so that it moves the pool by 1 / rho, rho its slot's number from 1,
-    and the result depends on finished slots alone. For the "global" target set the prefix is all cells before, for
-    the others those of the cell's own classes. matchings: one a target set. Buffers are static, as theirs.
+    rho = 1 / (1 - share of the others) restores the gradient, as a cell moves the union by 1 / rho. matchings: one for
+    each kind of targets. Buffers are static, as theirs.
     """
 
     def __init__(self, matchings: Sequence[Matching], kinds: Sequence[str], layout: Moments, device: torch.device):
         self.matchings, self.kinds, self.layout, self.device = list(matchings), list(kinds), layout, device
-        self.share = torch.zeros((), device=device)
-        """Of the prefix in the pool."""
-        self.prefixes = [[torch.zeros_like(v) for layer in layout for v in layer] for _ in kinds]
+        self.shares = torch.zeros(len(kinds), device=device)
+        self.others = [[torch.zeros_like(v) for layer in layout for v in layer] for _ in kinds]
 
-    def load(self, bank: Bank, which: int, job: Job, targets: Sequence[Moments]) -> None:
-        """Takes the prefix of a job and its target sets, in place; without a prefix, in slot 0, the cell is alone."""
-        slot = job.first_slot
-        self.share.fill_(slot / (slot + 1))
-        for kind, prefix, matching, wanted in zip(self.kinds, self.prefixes, self.matchings, targets, strict=True):
+    def load(self, which: int, job: Job, targets: Sequence[Moments], unions: Unions) -> None:
+        """Takes a job's unions and its targets of each kind, in place."""
+        for number, (kind, matching, wanted) in enumerate(zip(self.kinds, self.matchings, targets, strict=True)):
             matching.set_targets(0, wanted)
             matching.reset()
-            if slot and self.layout:
-                pool = bank.prefix(which, job, is_of_block=kind != "global").moments(self.layout, self.device)
-                for buffer, vector in zip(prefix, (v for layer in pool for v in layer), strict=True):
+            share, pool = unions.union(which, job, kind) if self.layout else (0.0, None)
+            self.shares[number] = share
+            if pool is not None:
+                vectors = (v for layer in pool.moments(self.layout, self.device) for v in layer)
+                for buffer, vector in zip(self.others[number], vectors, strict=True):
                     buffer.copy_(vector)
 
     def __call__(self, moments: Moments, live: Tensor | None = None) -> Tensor:
         """moments: of the cell. A scalar, of which the gradient is that of the cell."""
-        share, values = self.share, []
-        for prefix, matching in zip(self.prefixes, self.matchings, strict=True):
-            before, pooled = iter(prefix), []
+        values = []
+        for share, others, matching in zip(self.shares, self.others, self.matchings, strict=True):
+            known, pooled = iter(others), []
             for layer in moments:
                 vectors: list[Tensor] = []
                 for mean, var in zip(layer[::2], layer[1::2], strict=True):
-                    old_mean, old_var = next(before), next(before)
-                    spread = share * (1 - share) * (mean - old_mean) ** 2
-                    vectors += torch.lerp(mean, old_mean, share), torch.lerp(var, old_var, share) + spread
+                    other_mean, other_var = next(known), next(known)
+                    spread = share * (1 - share) * (mean - other_mean) ** 2
+                    vectors += torch.lerp(mean, other_mean, share), torch.lerp(var, other_var, share) + spread
                 pooled.append(tuple(vectors))
-            values.append(matching(pooled, live))
-        return sum(values[1:], values[0]) / (1 - share)
-
-
-def prefix_weights(recover: Recover, slot: int) -> Tensor:
-    """beta of every iteration, float32 [T]: 0 in slot 0, otherwise up to `nested.weight` in the first `nested.ramp`."""
-    nested, t = recover.nested, np.arange(recover.iterations, dtype=np.float64)
-    if slot == 0:
-        return torch.zeros(recover.iterations)
-    rise = np.ones_like(t) if nested.ramp == 0 else np.minimum(1.0, t / (nested.ramp * recover.iterations))
-    return torch.from_numpy(nested.weight * rise).float()
+            values.append(matching(pooled, live) / (1 - share))
+        return sum(values[1:], values[0])

@@ -21,7 +21,7 @@ from .kernels.image_prior import image_prior
 from .kernels.pixel_adam import pixel_adam
 from .matching import Matching, layer_weights
 from .moments import Moments
-from .nested import Bank, PrefixMatching, prefix_weights
+from .nested import UnionMatching, Unions
 from .precision import arithmetic, network_dtype
 from .real import Normalization
 from .recipe import Recipe
@@ -32,12 +32,12 @@ from .teacher import Teacher
 
 @dataclass(frozen=True)
 class Sources:
-    """What a job begins with: its initial images, the real images behind "local" targets, and a bank."""
+    """What a job begins with: its initial images, the real images behind "local" targets, and other images."""
 
     initial: InitialImages
     local: Callable[[Job], Tensor] | None = None
-    bank: Bank | None = None
-    """The statistics of the slots before, which sequential jobs of nested recover have to know."""
+    unions: Unions | None = None
+    """What the images of nested recover are matched together with."""
 
 
 class Recovered(NamedTuple):
@@ -92,13 +92,13 @@ class RecoverStep:
         self.wanted = [teacher.outputs[job.classes().to(device)] for teacher in teachers]
         targets = [list(zip(recover.target_weights, self._targets(teacher, job), strict=True)) for teacher in teachers]
         self.matching = [self._matching(teacher, sets) for teacher, sets in zip(teachers, targets, strict=True)]
-        self.bank, self.prefixes = self.sources.bank, []
-        if self.bank is not None:
-            self.prefixes = [
-                PrefixMatching([self._matching(teacher, [one]) for one in sets], recover.targets, sets[0][1], device)
+        self.unions: list[UnionMatching] = []
+        if self.sources.unions is not None:
+            self.unions = [
+                UnionMatching([self._matching(teacher, [one]) for one in sets], recover.targets, sets[0][1], device)
                 for teacher, sets in zip(teachers, targets, strict=True)
             ]
-        self.prefix_weights = torch.zeros(recover.iterations, device=device)
+        self.own_weights, self.union_weights = (torch.zeros(recover.iterations, device=device) for _ in range(2))
         self.live = [live.to(device) for live in self._live(job)]
         self.low, self.high = Normalization.of(recipe.dataset, device).range()
         self.windows = torch.empty_like(window_table(recipe, job), device=device)
@@ -141,15 +141,18 @@ class RecoverStep:
             for which, moments in enumerate(self._targets(teacher, job)):
                 self.matching[number].set_targets(which, moments)
             self.matching[number].reset()
-            if self.bank is not None:
-                self.prefixes[number].load(self.bank, number, job, self._targets(teacher, job))
+            if self.sources.unions is not None:
+                self.unions[number].load(number, job, self._targets(teacher, job), self.sources.unions)
             if running_means is not None:
                 mine = {key.partition("/")[2]: v for key, v in running_means.items() if key.startswith(f"{number}/")}
                 self.matching[number].load_state(mine)
         for live, now in zip(self.live, self._live(job), strict=True):
             live.copy_(now)
         self.windows.copy_(window_table(self.recipe, job))
-        self.prefix_weights.copy_(prefix_weights(self.recover, job.first_slot))
+        if self.sources.unions is not None:
+            own, union = self.sources.unions.weights(job)
+            self.own_weights.copy_(own)
+            self.union_weights.copy_(union)
 
     def running_means(self) -> dict[str, Tensor]:
         """The running means of all teachers' statistics as they are now, on the host."""
@@ -175,9 +178,9 @@ class RecoverStep:
             answers.append(logits)
             entropies.append(weight * F.cross_entropy(logits, self.wanted[which]))
             distance = self.matching[which](moments, live)
-            if self.prefixes:
-                common = self.prefixes[which](moments, live)
-                distance = torch.lerp(distance, common, self.prefix_weights.index_select(0, self.step)[0])
+            if self.unions:
+                own, union = (w.index_select(0, self.step)[0] for w in (self.own_weights, self.union_weights))
+                distance = own * distance + union * self.unions[which](moments, live)
             distances.append(weight * recover.match_weight * distance)
         entropy, matching = sum(entropies[1:], entropies[0]), sum(distances[1:], distances[0])
         total = entropy + matching

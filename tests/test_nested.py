@@ -7,7 +7,7 @@ from small import frozen_network
 
 from fastcondense.initial import noise
 from fastcondense.jobs import Job, jobs
-from fastcondense.nested import Bank, Pool, merge, prefix_weights
+from fastcondense.nested import FinishedSlots, Pool, merge
 from fastcondense.real import Normalization
 from fastcondense.recipe import Recipe
 from fastcondense.recover import Recoverer, RecoverStep, Sources
@@ -42,8 +42,10 @@ def recovered(settings, made, finished=None):
     def before(job):
         return [(cell, images[cell.index]) for cell in everything if cell.first_slot < job.first_slot]
 
-    bank = Bank([made], NORMALIZE, before) if settings.recover.nested.mode == "sequential" else None
-    make = Recoverer(settings, [made], CPU, Sources(noise(settings, CPU), bank=bank))
+    unions = FinishedSlots(settings.recover, [made], NORMALIZE, before)
+    if settings.recover.nested.mode == "independent":
+        unions = None
+    make = Recoverer(settings, [made], CPU, Sources(noise(settings, CPU), unions=unions))
     for job in everything:
         if job.index not in images:
             images[job.index] = make(job).images
@@ -91,10 +93,9 @@ def test_loss_and_gradient_are_those_of_the_prefix_and_the_cell_in_one_batch(kin
     job = cells[5]
     assert job == Job(5, 2, 1, 3, 3)
     pixels = {c.index: torch.randint(0, 256, (3, 3, 12, 12), dtype=torch.uint8) for c in cells[:4]}
-    bank = Bank([made], NORMALIZE, lambda job: [(c, pixels[c.index]) for c in cells if c.first_slot < job.first_slot])
-    step = RecoverStep(settings, job, [made], CPU, Sources(noise(settings, CPU), bank=bank))
-    step.step += 4  # the share has grown to its end
-    assert float(step.prefix_weights[4]) == 0.5
+    unions = FinishedSlots(settings.recover, [made], NORMALIZE, lambda _: [(c, pixels[c.index]) for c in cells[:4]])
+    step = RecoverStep(settings, job, [made], CPU, Sources(noise(settings, CPU), unions=unions))
+    step.step += 4  # the union's weight has grown to its end
     images = step.images.clone().requires_grad_()
     losses = step.loss(step.canvas, images, ((0, 1.0),), torch.tensor([[0, 0, 12, 12, 0, 0, 0]], dtype=torch.int32))
     (gradient,) = torch.autograd.grad(losses[2], images)
@@ -148,8 +149,13 @@ def test_prefixes_are_nearer_to_the_targets_than_independent_slots():
     assert all(distance(nested, n) < distance(independent, n) for n in (2, 3, 4))
 
 
-def test_the_share_of_the_prefix_grows():
-    settings = recipe(2, iterations=8).recover
-    assert prefix_weights(settings, 0).tolist() == [0.0] * 8
-    assert prefix_weights(settings, 3).tolist() == [0.0, 0.25, *[0.5] * 6]
-    assert prefix_weights(recipe(2, iterations=0).recover, 1).shape == (0,)
+def test_the_weight_of_the_union_grows():
+    def weights(slot, **nested):
+        settings = Recover(iterations=8, nested=Nested(mode="sequential", **nested))
+        own, union = FinishedSlots(settings, [], NORMALIZE, lambda _: []).weights(Job(0, slot, 1, 0, 4))
+        assert torch.equal(own, 1 - union)
+        return union.tolist()
+
+    assert weights(0) == [0.0] * 8
+    assert weights(3) == [0.0, 0.25, *[0.5] * 6]
+    assert weights(1, ramp=0.0, weight=0.75) == [0.75] * 8
