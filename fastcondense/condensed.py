@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import hashlib
 import json
 from collections.abc import Mapping
 from dataclasses import dataclass
@@ -34,6 +35,11 @@ class CondensedSet:
         """Images uint8 [classes * ipc, 3, S, S] and labels int64, class by class."""
         num_classes, ipc = self.images.shape[:2]
         return self.images.flatten(0, 1), torch.arange(num_classes).repeat_interleave(ipc)
+
+
+def digests(condensed: CondensedSet) -> list[str]:
+    """SHA-256 of the pixels of each class, in class order."""
+    return [hashlib.sha256(images.contiguous().numpy().tobytes()).hexdigest() for images in condensed.images]
 
 
 def shard_path(folder: Path, job: int) -> Path:

@@ -3,12 +3,13 @@
 from __future__ import annotations
 
 import argparse
+import contextlib
 import hashlib
 import json
 import os
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
 from pathlib import Path
-from typing import Any
+from typing import Any, BinaryIO
 
 import torch
 from safetensors import SafetensorError, safe_open
@@ -16,22 +17,34 @@ from safetensors.torch import save as safetensors_bytes
 from torch import Tensor
 
 
-def write_atomic(path: Path, data: bytes) -> None:
-    """Writes a temporary file beside `path`, flushes it to disk and renames it: a reader sees all of it or nothing.
+@contextlib.contextmanager
+def new_file(path: Path) -> Iterator[BinaryIO]:
+    """A temporary file beside `path` that is flushed to disk and renamed at the end: a reader sees all or nothing.
 
-    Raises OSError (disk full, no permission) and leaves nothing behind.
+    Raises OSError (disk full, no permission) and leaves nothing behind, as after any error in the block.
     """
     path.parent.mkdir(parents=True, exist_ok=True)
     temporary = path.with_name(f".{path.name}.{os.getpid()}.tmp")
     try:
         with temporary.open("wb") as file:
-            file.write(data)
+            yield file
             file.flush()
             os.fsync(file.fileno())
         temporary.replace(path)
     except BaseException:
         temporary.unlink(missing_ok=True)
         raise
+
+
+def write_atomic(path: Path, data: bytes) -> None:
+    """Writes a file as `new_file` does."""
+    with new_file(path) as file:
+        file.write(data)
+
+
+def slug(name: str) -> str:
+    """The name as part of a path: what is neither a letter, a digit, nor one of -_. becomes a dash."""
+    return "".join(letter if letter.isalnum() or letter in "-_." else "-" for letter in name)
 
 
 def write_json(path: Path, tree: Any) -> None:

@@ -13,6 +13,7 @@ from typing import Annotated, Any, TypeVar
 import tyro
 
 from . import recipe
+from .bundle import is_bundle, read_recipe
 from .recipe import Recipe
 
 Kind = TypeVar("Kind")
@@ -31,13 +32,15 @@ class Options:
     """Folder of the run; default runs/<recipe>."""
     device: str = "auto"
     """auto, cpu, cuda or cuda:N."""
+    bundle: tyro.conf.Suppress[Path | None] = None
     settings: Annotated[Recipe, tyro.conf.arg(name="")] = dataclasses.field(default_factory=Recipe)
 
 
 def parse_stage(command: str, description: str, arguments: list[str]) -> Options:
     """Options of a stage: `[RUN] [--recipe NAME] [--FIELD VALUE ...]`.
 
-    RUN is the folder of a run: it stands for its recipe, for --out, and for the --data that it was made from.
+    RUN is the folder of a run: it stands for its recipe, for --out, and for the --data that it was made from. Or it is
+    a bundle, which is to be unpacked into --out; the default is runs/ and the file's name.
     """
     run, arguments = _take_run(arguments)
     first = argparse.ArgumentParser(add_help=False, allow_abbrev=False)
@@ -66,13 +69,15 @@ def _take_run(arguments: list[str]) -> tuple[Path | None, list[str]]:
     if not arguments or arguments[0].startswith("-"):
         return None, arguments
     run = Path(arguments[0])
-    if not (run / "recipe.toml").is_file():
-        raise ValueError(f"{run} is not the folder of a run: it has no recipe.toml")
+    if not is_bundle(run) and not (run / "recipe.toml").is_file():
+        raise ValueError(f"{run} is neither the folder of a run, with a recipe.toml, nor a bundle")
     return run, arguments[1:]
 
 
 def _of_run(run: Path) -> Options:
-    """What the run was made with."""
+    """What the run was made with; for a bundle, its recipe."""
+    if is_bundle(run):
+        return Options(out=Path("runs") / run.stem, bundle=run, settings=read_recipe(run))
     settings = recipe.load(str(run / "recipe.toml"))
     environment = run / "environment.json"
     data = json.loads(environment.read_text()).get("data") if environment.is_file() else None

@@ -40,7 +40,7 @@ def honest_table(result: dict[str, Any]) -> Table:
 
 
 def _caption(result: dict[str, Any]) -> str:
-    sizes = ", ".join(f"{name} {_bytes(count)}" for name, count in result["bytes"].items())
+    sizes = ", ".join(f"{name} {bytes_text(count)}" for name, count in result["bytes"].items())
     times = ", ".join(f"{name} {seconds:.1f} s" for name, seconds in result["seconds"].items())
     return (
         f"top-1 and top-5 in % of {result['test_images']} test images; ± is the deviation over seeds; best is chosen "
@@ -48,7 +48,8 @@ def _caption(result: dict[str, Any]) -> str:
     )
 
 
-def _bytes(count: int) -> str:
+def bytes_text(count: int) -> str:
+    """A number of bytes for the reader."""
     if count < 1000:
         return f"{count} B"
     power = min(3, (len(str(count)) - 1) // 3)

@@ -7,7 +7,7 @@ from .condense import condensed_set, recover
 from .condensed import read_losses
 from .evaluate import evaluate
 from .jobs import jobs
-from .relabel import relabel
+from .relabel import check_teachers, relabel
 from .run import Run
 from .squeeze import chosen, squeeze
 from .students import arms, train_arm
@@ -18,6 +18,7 @@ __all__ = ["evaluate", "everything", "inspect", "recover", "relabel", "squeeze",
 def train(run: Run) -> None:
     """Trains all students: on the condensed set and on each baseline."""
     teachers, condensed = chosen(squeeze(run), run.recipe.labels.teachers), condensed_set(run)
+    check_teachers(run.out / "condensed", teachers)
     for arm in arms(run):
         train_arm(run, arm, condensed, teachers)
 
