@@ -65,7 +65,9 @@ def read_run(folder: Path) -> Contents:
     if "replay" not in manifest:
         raise ValueError(f"{folder} has no replay specification; run relabel first")
     classes = tuple(manifest["classes"])
-    condensed = read_set(folder / "condensed", len(jobs(recipe, len(classes))), recipe.ipc, classes)
+    condensed = read_set(folder / "condensed", jobs(recipe, len(classes)), recipe.ipc, classes)
+    if recipe.train.order != "slots":
+        condensed = condensed.ordered(torch.tensor(read_json(folder / "condensed" / "ranks.json")["ranks"]))
     paths = {name: teacher_path(folder, name) for name in recipe.squeeze.teachers}
     return Contents(recipe, condensed, manifest, {name: read_tensors(p) for name, p in paths.items() if p.exists()})
 
@@ -155,6 +157,9 @@ def unpack(path: Path, folder: Path) -> None:
     for job in everything:
         mine = condensed.images[job.classes(), job.slots()]
         write_shard(folder / "condensed", job, mine, torch.zeros(0, 3), {}, {"seconds": f"{seconds:.3f}"})
+    if recipe.train.order != "slots":  # the bundle holds them in that order already
+        ranks = torch.arange(recipe.ipc).expand(len(condensed.classes), -1)
+        write_json(folder / "condensed" / "ranks.json", {"images": digests(condensed), "ranks": ranks.tolist()})
     write_atomic(folder / "recipe.toml", recipe.to_toml().encode())
     write_json(target, {key: value for key, value in contents.manifest.items() if key != "bundle"})
 

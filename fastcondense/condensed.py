@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import hashlib
 import json
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -21,7 +21,7 @@ _RUNNING_MEANS = "running_means/"
 
 @dataclass(frozen=True)
 class CondensedSet:
-    """Images in class order, and within a class in slot order: the first n slots are the IPC-n set."""
+    """Images in class order, and within a class in order of rank: the first n are the IPC-n set."""
 
     images: Tensor
     """uint8 [classes, ipc, 3, S, S] on the host."""
@@ -30,6 +30,18 @@ class CondensedSet:
     @property
     def ipc(self) -> int:
         return self.images.shape[1]
+
+    def first(self, ipc: int) -> CondensedSet:
+        """The first images of each class. Raises ValueError if there are fewer."""
+        if ipc > self.ipc:
+            raise ValueError(f"the set has {self.ipc} images of each class, {ipc} are wanted")
+        return CondensedSet(self.images[:, :ipc], self.classes)
+
+    def ordered(self, ranks: Tensor) -> CondensedSet:
+        """With the slots of each class in another order: int64 [classes, ipc]."""
+        return CondensedSet(
+            torch.stack([mine[order] for mine, order in zip(self.images, ranks, strict=True)]), self.classes
+        )
 
     def flat(self) -> tuple[Tensor, Tensor]:
         """Images uint8 [classes * ipc, 3, S, S] and labels int64, class by class."""
@@ -100,19 +112,23 @@ def read_running_means(folder: Path, job: int) -> dict[str, Tensor]:
     return {key.removeprefix(_RUNNING_MEANS): v for key, v in shard.items() if key.startswith(_RUNNING_MEANS)}
 
 
-def read_set(folder: Path, num_jobs: int, ipc: int, classes: tuple[str, ...]) -> CondensedSet:
-    """The `ipc` slots that the first `num_jobs` jobs make. Raises ValueError if one of them is missing or damaged."""
+def read_set(folder: Path, made: Sequence[Job], ipc: int, classes: tuple[str, ...]) -> CondensedSet:
+    """The first `ipc` slots among those of the jobs. Raises ValueError if a job is missing or damaged."""
     images: Tensor | None = None
     filled = torch.zeros(len(classes), ipc, dtype=torch.bool)
-    for job in range(num_jobs):
-        path = shard_path(folder, job)
+    for job in made:
+        if job.first_slot >= ipc:
+            continue
+        path = shard_path(folder, job.index)
         if not path.exists():
             raise ValueError(f"{folder} is not finished: {path.name} is missing; run recover again")
         shard, _ = read_tensors(path)
         if images is None:
             images = torch.empty(len(classes), ipc, *shard["images"].shape[1:], dtype=torch.uint8)
-        images[shard["classes"], shard["slots"]] = shard["images"]
-        filled[shard["classes"], shard["slots"]] = True
+        wanted = shard["slots"] < ipc
+        cells = shard["classes"][wanted], shard["slots"][wanted]
+        images[cells] = shard["images"][wanted]
+        filled[cells] = True
     if images is None or not bool(filled.all()):
         raise ValueError(f"{folder} does not hold {ipc} images of each of {len(classes)} classes")
     return CondensedSet(images, classes)

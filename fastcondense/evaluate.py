@@ -6,9 +6,9 @@ import statistics
 from typing import Any
 
 from . import report
+from .condense import made_jobs
 from .condensed import shard_path
 from .files import read_tensors, write_json
-from .jobs import jobs
 from .run import Run
 from .squeeze import teacher_bytes, teacher_seconds
 from .students import CONDENSED, arms, last_score, read_student
@@ -17,9 +17,9 @@ from .students import CONDENSED, arms, last_score, read_student
 def evaluate(run: Run) -> dict[str, Any]:
     """Scores all students, prints the table and writes result.json; returns what is written."""
     recipe, folder = run.recipe, run.out / "condensed"
-    scores = {arm: _scores(run, arm) for arm in arms(run)}
-    job_paths = [shard_path(folder, job.index) for job in jobs(recipe, len(run.real.classes))]
-    condensed = scores.pop(CONDENSED)
+    by_arm = {arm: scores(run, arm) for arm in arms(run)}
+    job_paths = [shard_path(folder, job.index) for job in made_jobs(run) if job.first_slot < recipe.ipc]
+    condensed = by_arm.pop(CONDENSED)
     seconds = condensed.pop("seconds")
     result = {
         "recipe": recipe.name,
@@ -34,7 +34,7 @@ def evaluate(run: Run) -> dict[str, Any]:
         "seeds": recipe.train.seeds,
         "test_images": len(run.real.test),
         **condensed,
-        "baselines": scores,
+        "baselines": by_arm,
         "bytes": {
             "images": sum(path.stat().st_size for path in job_paths),
             "labels": 0,
@@ -54,7 +54,8 @@ def evaluate(run: Run) -> dict[str, Any]:
     return result
 
 
-def _scores(run: Run, arm: str) -> dict[str, Any]:
+def scores(run: Run, arm: str) -> dict[str, Any]:
+    """Mean and deviation over seeds of an arm's students, and the seconds that they took."""
     students = [read_student(run, arm, number) for number in range(run.recipe.train.seeds)]
     last = [last_score(run, student) for student in students]
 

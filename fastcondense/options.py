@@ -42,7 +42,7 @@ def parse_stage(command: str, description: str, arguments: list[str]) -> Options
     RUN is the folder of a run: it stands for its recipe, for --out, and for the --data that it was made from. Or it is
     a bundle, which is to be unpacked into --out; the default is runs/ and the file's name.
     """
-    run, arguments = _take_run(arguments)
+    run, arguments = _take_run(_sizes(arguments))
     first = argparse.ArgumentParser(add_help=False, allow_abbrev=False)
     first.add_argument("--recipe")
     name = first.parse_known_args(arguments)[0].recipe
@@ -63,6 +63,20 @@ def parse_tool(command: str, description: str, kind: type[Kind], arguments: list
     """Options of a command that is no stage of a run."""
     names = [f"--{name}".replace("_", "-") for name in _names(kind)]
     return _parse(kind, f"fastcondense {command}", description, arguments, None, names)
+
+
+def _sizes(arguments: list[str]) -> list[str]:
+    """`--ipc 1,2,5` spelled out, sizes at which a set is scored; with one number there are none."""
+    if "--ipc" not in arguments[:-1]:
+        return arguments
+    at = arguments.index("--ipc")
+    value, rest = arguments[at + 1], [*arguments[:at], *arguments[at + 2 :]]
+    if "," not in value:
+        return [*rest, "--ipc", value, "--evaluate.sizes"]
+    sizes = value.split(",")
+    if not all(size.isdigit() for size in sizes):
+        raise ValueError(f"--ipc needs a number, or some with commas between, got {value!r}")
+    return [*rest, "--evaluate.sizes", *sizes]
 
 
 def _take_run(arguments: list[str]) -> tuple[Path | None, list[str]]:

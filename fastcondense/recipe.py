@@ -114,6 +114,8 @@ class Recipe:
             "labels.batch_norm_size": self.labels.batch_norm_size,
             "number of squeeze.teachers": len(self.squeeze.teachers),
         }
+        if min(self.evaluate.sizes, default=1) < 1:
+            raise ValueError(f"evaluate.sizes are images per class, got {self.evaluate.sizes}")
         at_least_zero = {
             "recover.iterations": self.recover.iterations,
             "recover.slots_per_job": self.recover.slots_per_job,
@@ -165,7 +167,7 @@ class Recipe:
         del tree["name"]
         for key in ("workers", "loader", "on_error"):
             del tree["dataset"][key]
-        del tree["recover"]["snapshots"]
+        del tree["recover"]["snapshots"], tree["evaluate"]["sizes"], tree["evaluate"]["compare"]
         return {name: tree[name] for name in names} if names else tree
 
     def sha256(self, *names: str) -> str:

@@ -71,6 +71,26 @@ def image_grid(condensed: CondensedSet, path: Path, max_classes: int = 20, max_s
     Image.fromarray(grid).save(path)
 
 
+def size_curve(curves: dict[str, dict[str, dict[str, float]]], path: Path) -> None:
+    """A PNG of scores over images a class: by name and size, mean and deviation."""
+    import matplotlib
+
+    matplotlib.use("Agg")
+    from matplotlib import pyplot
+
+    figure, axis = pyplot.subplots(figsize=(6, 4), constrained_layout=True)
+    for name, curve in curves.items():
+        sizes, spread = [int(size) for size in curve], list(curve.values())
+        means, deviations = [s["mean"] for s in spread], [s["std"] for s in spread]
+        axis.errorbar(sizes, means, deviations, marker="o", markersize=3, linewidth=1, capsize=2, label=name)
+    axis.set(xlabel="images per class", ylabel="top-1, %", xscale="log", xticks=sizes, xticklabels=sizes)
+    axis.minorticks_off()
+    axis.grid(alpha=0.3)
+    axis.legend(fontsize="small")
+    figure.savefig(path, dpi=120)
+    pyplot.close(figure)
+
+
 def loss_curves(losses: Tensor, path: Path) -> None:
     """A PNG of cross-entropy and matching loss over iterations: mean over jobs and the range between them.
 

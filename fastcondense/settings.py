@@ -279,6 +279,9 @@ class Train(Optimization):
     """Students on the condensed set."""
 
     student: str = "torchvision/resnet18"
+    order: Literal["slots", "statistics"] = "slots"
+    """Which images of a class a smaller IPC takes first: as they were made, or so that the moments of every prefix are
+    near to the teachers' targets (spec 5.6, mode O)."""
     loss: Literal["kl", "kl_t2", "mse_ce"] = "kl"
     """kl: KL(teacher || student) at `temperature`; kl_t2: times its square; mse_ce: MSE of logits + ce_weight * CE."""
     temperature: float = 20.0
@@ -295,5 +298,10 @@ class Evaluate:
 
     baselines: tuple[Literal["random_soft", "random_hard", "full"], ...] = ("random_soft", "random_hard")
     """random_soft, random_hard: random real images of the same IPC with soft or hard labels; full: all real images."""
+    sizes: tuple[int, ...] = ()
+    """Images per class at which the set is scored, each time the first of every class: `evaluate --ipc 1,2,5`."""
+    compare: tuple[Literal["independent", "stacked", "prefix"], ...] = ()
+    """Beside them: sets made for each size (A), sets of one image a class from other seeds put together (B), and the
+    first images of a set whose slots do not know each other (C)."""
     full_epochs: int = 0
     """Epochs on the full data; 0 takes squeeze.epochs."""

@@ -5,7 +5,8 @@ from __future__ import annotations
 from . import report
 from .condense import condensed_set, recover
 from .condensed import read_losses
-from .evaluate import evaluate
+from .curve import evaluate_sizes
+from .evaluate import evaluate as evaluate_set
 from .jobs import jobs
 from .relabel import check_teachers, relabel
 from .run import Run
@@ -34,6 +35,14 @@ def inspect(run: Run) -> None:
         pictures.append("losses.png")
     for name in pictures:
         run.log.say(f"inspect: {folder / name}")
+
+
+def evaluate(run: Run) -> None:
+    """Scores the students, or students of every size that `--ipc 1,2,5` names."""
+    if run.recipe.evaluate.sizes:
+        evaluate_sizes(run)
+    else:
+        evaluate_set(run)
 
 
 def everything(run: Run) -> None:
