@@ -11,15 +11,15 @@ from .files import read_tensors, write_json
 from .jobs import jobs
 from .run import Run
 from .squeeze import teacher_bytes, teacher_seconds
-from .students import CONDENSED, arms, last_score, read_student
+from .students import CONDENSED, Arm, arms, last_score, read_student
 
 
 def evaluate(run: Run) -> dict[str, Any]:
     """Scores all students, prints the table and writes result.json; returns what is written."""
     recipe, folder = run.recipe, run.out / "condensed"
-    scores = {arm: _scores(run, arm) for arm in arms(run)}
+    scores = {arm.name: _scores(run, arm) for arm in arms(run)}
     job_paths = [shard_path(folder, job.index) for job in jobs(recipe, len(run.real.classes))]
-    condensed = scores.pop(CONDENSED)
+    condensed = scores.pop(CONDENSED.name)
     seconds = condensed.pop("seconds")
     result = {
         "recipe": recipe.name,
@@ -54,7 +54,7 @@ def evaluate(run: Run) -> dict[str, Any]:
     return result
 
 
-def _scores(run: Run, arm: str) -> dict[str, Any]:
+def _scores(run: Run, arm: Arm) -> dict[str, Any]:
     students = [read_student(run, arm, number) for number in range(run.recipe.train.seeds)]
     last = [last_score(run, student) for student in students]
 
