@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import statistics
+from collections.abc import Sequence
 from typing import Any
 
 from . import report
@@ -54,12 +55,14 @@ def evaluate(run: Run) -> dict[str, Any]:
     return result
 
 
+def spread(values: Sequence[float]) -> dict[str, float]:
+    """Mean and sample deviation, which is 0 for a single value."""
+    return {"mean": statistics.fmean(values), "std": statistics.stdev(values) if len(values) > 1 else 0.0}
+
+
 def _scores(run: Run, arm: Arm) -> dict[str, Any]:
     students = [read_student(run, arm, number) for number in range(run.recipe.train.seeds)]
     last = [last_score(run, student) for student in students]
-
-    def spread(values: list[float]) -> dict[str, float]:
-        return {"mean": statistics.fmean(values), "std": statistics.stdev(values) if len(values) > 1 else 0.0}
 
     return {
         "top1_last": spread([entry["top1"] for entry in last]),

@@ -7,12 +7,13 @@ from .condense import condensed_set, recover
 from .condensed import read_losses
 from .evaluate import evaluate
 from .jobs import jobs
+from .ranking import rank
 from .relabel import relabel
 from .run import Run
 from .squeeze import chosen, squeeze
 from .students import arms, train_arm
 
-__all__ = ["evaluate", "everything", "inspect", "recover", "relabel", "squeeze", "train"]
+__all__ = ["evaluate", "everything", "inspect", "rank", "recover", "relabel", "squeeze", "train"]
 
 
 def train(run: Run) -> None:
