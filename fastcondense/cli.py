@@ -29,6 +29,7 @@ STAGES: dict[str, tuple[Callable[[Run], object], str]] = {
     "relabel": (stages.relabel, "write what replays the soft labels; no label is stored"),
     "train": (stages.train, "train students on the condensed set and on the baselines"),
     "evaluate": (stages.evaluate, "score the students, print the honest table, write result.json"),
+    "rank": (stages.rank, "DD-Ranking's scores: train the students that they need, print them, write ranking.json"),
     "inspect": (stages.inspect, "write an image grid and the loss curves"),
 }
 # what works on files, not on a run: a function of its options and a log, which returns the exit status or None for 0

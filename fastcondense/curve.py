@@ -21,7 +21,7 @@ from .recipe import Recipe
 from .report import size_curve
 from .run import Run
 from .squeeze import chosen, squeeze, teacher_path
-from .students import arms, train_arm
+from .students import CONDENSED, arms, train_arm
 
 _NAMES = {"nested": "this set", "independent": "made for the size (A)", "stacked": "one-image sets (B)"}
 _NAMES |= {"prefix": "first of independent slots (C)"}
@@ -40,9 +40,9 @@ def evaluate_sizes(run: Run) -> dict[str, Any]:
     for size in sizes:
         for name, of_size, condensed in _sets(run, size):
             teachers = chosen(squeeze(of_size), of_size.recipe.labels.teachers)
-            for arm in arms(of_size) if name == "nested" else arms(of_size)[:1]:
+            for arm in arms(of_size) if name == "nested" else (CONDENSED,):
                 train_arm(of_size, arm, condensed, teachers)
-                key = name if arm == arms(of_size)[0] else getattr(arm, "name", arm)
+                key = name if arm == CONDENSED else arm.name
                 curves.setdefault(key, {})[str(size)] = scores(of_size, arm)["top1_last"]
     result = {
         "recipe": run.recipe.name,

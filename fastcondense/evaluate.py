@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import statistics
+from collections.abc import Sequence
 from typing import Any
 
 from . import report
@@ -11,15 +12,15 @@ from .condensed import shard_path
 from .files import read_tensors, write_json
 from .run import Run
 from .squeeze import teacher_bytes, teacher_seconds
-from .students import CONDENSED, arms, last_score, read_student
+from .students import CONDENSED, Arm, arms, last_score, read_student
 
 
 def evaluate(run: Run) -> dict[str, Any]:
     """Scores all students, prints the table and writes result.json; returns what is written."""
     recipe, folder = run.recipe, run.out / "condensed"
-    by_arm = {arm: scores(run, arm) for arm in arms(run)}
+    by_arm = {arm.name: scores(run, arm) for arm in arms(run)}
     job_paths = [shard_path(folder, job.index) for job in made_jobs(run) if job.first_slot < recipe.ipc]
-    condensed = by_arm.pop(CONDENSED)
+    condensed = by_arm.pop(CONDENSED.name)
     seconds = condensed.pop("seconds")
     result = {
         "recipe": recipe.name,
@@ -54,13 +55,15 @@ def evaluate(run: Run) -> dict[str, Any]:
     return result
 
 
-def scores(run: Run, arm: str) -> dict[str, Any]:
+def spread(values: Sequence[float]) -> dict[str, float]:
+    """Mean and sample deviation, which is 0 for a single value."""
+    return {"mean": statistics.fmean(values), "std": statistics.stdev(values) if len(values) > 1 else 0.0}
+
+
+def scores(run: Run, arm: Arm) -> dict[str, Any]:
     """Mean and deviation over seeds of an arm's students, and the seconds that they took."""
     students = [read_student(run, arm, number) for number in range(run.recipe.train.seeds)]
     last = [last_score(run, student) for student in students]
-
-    def spread(values: list[float]) -> dict[str, float]:
-        return {"mean": statistics.fmean(values), "std": statistics.stdev(values) if len(values) > 1 else 0.0}
 
     return {
         "top1_last": spread([entry["top1"] for entry in last]),

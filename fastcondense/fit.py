@@ -25,6 +25,10 @@ Batches = Callable[[int], Iterable[tuple[Tensor, Any]]]
 _SECONDS_BETWEEN_CHECKPOINTS = 20.0
 
 
+class Divergence(ValueError):
+    """The loss is not finite."""
+
+
 def learning_rate_factor(optimization: Optimization, epoch: int) -> float:
     """Factor of the learning rate in an epoch: linear warm-up from 0.01, then the schedule over the other epochs.
 
@@ -82,7 +86,7 @@ def fit(
     Each history entry has epoch, loss, lr, seconds (of training, so far) and what `evaluate` gives; there is one every
     `evaluate_every` epochs and for the last.
     The state is written to `checkpoint` every few seconds, at an epoch's end; if the file exists, training goes on from
-    there, to the same bits. `stream` seeds dropout; `track` may show progress over the epochs. Raises ValueError if
+    there, to the same bits. `stream` seeds dropout; `track` may show progress over the epochs. Raises Divergence if
     the loss is not finite.
     """
     optimizer = make_optimizer(net, optimization)
@@ -122,7 +126,7 @@ def fit(
         mean_loss = float(total) / count
         seconds += time.monotonic() - started_at
         if not math.isfinite(mean_loss):
-            raise ValueError(f"training diverged in epoch {epoch}: loss {mean_loss}; try a smaller learning rate")
+            raise Divergence(f"training diverged in epoch {epoch}: loss {mean_loss}; try a smaller learning rate")
         if is_evaluated:
             entry = {"epoch": epoch + 1, "loss": mean_loss, "lr": optimization.lr * factor, "seconds": seconds}
             entry |= evaluate(average if average is not None else net)

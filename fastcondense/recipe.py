@@ -22,7 +22,7 @@ from typing import Any, Literal
 import tomli_w
 
 from .recover_settings import Recover
-from .settings import Dataset, Evaluate, Labels, Squeeze, Train
+from .settings import Dataset, Evaluate, Labels, Ranking, Squeeze, Train
 
 RECIPES = Path(__file__).parent / "recipes"
 CORRECTED = "corrected"
@@ -43,11 +43,13 @@ class Recipe:
     labels: Labels = field(default_factory=Labels)
     train: Train = field(default_factory=Train)
     evaluate: Evaluate = field(default_factory=Evaluate)
+    ranking: Ranking = field(default_factory=Ranking)
 
     def check(self) -> Recipe:
         """Returns self; raises ValueError for values that no run could mean."""
         for views in (self.squeeze, self.squeeze.self_supervision, self.recover, self.recover.initial, self.labels):
             views.check()
+        self.ranking.check()
         self._check_counts()
         self._check_teachers()
         self._check_recover()
@@ -164,7 +166,7 @@ class Recipe:
     def parts(self, *names: str) -> dict[str, Any]:
         """The named parts as a JSON-like tree (all that decides results, if none is named)."""
         tree = json.loads(json.dumps(dataclasses.asdict(self)))
-        del tree["name"]
+        del tree["name"], tree["ranking"]
         for key in ("workers", "loader", "on_error"):
             del tree["dataset"][key]
         del tree["recover"]["snapshots"], tree["evaluate"]["sizes"], tree["evaluate"]["compare"]

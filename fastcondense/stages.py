@@ -8,12 +8,13 @@ from .condensed import read_losses
 from .curve import evaluate_sizes
 from .evaluate import evaluate as evaluate_set
 from .jobs import jobs
+from .ranking import rank
 from .relabel import check_teachers, relabel
 from .run import Run
 from .squeeze import chosen, squeeze
 from .students import arms, train_arm
 
-__all__ = ["evaluate", "everything", "inspect", "recover", "relabel", "squeeze", "train"]
+__all__ = ["evaluate", "everything", "inspect", "rank", "recover", "relabel", "squeeze", "train"]
 
 
 def train(run: Run) -> None:

@@ -3,27 +3,56 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Sequence
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
+from typing import Any, Literal
 
 import torch
-from torch.nn import functional as F
+from torch import Tensor
 
 from . import zoo
 from .condensed import CondensedSet
 from .files import read_json, read_tensors, write_atomic, write_json, write_tensors
-from .fit import fit
+from .fit import Batches, fit
 from .labels import LabelSource, TeacherLabels, hard_labels, student_loss
 from .real import training_batches
 from .rng import Stream
 from .run import Run
 from .score import score
-from .settings import Optimization
+from .settings import Labels, Optimization
 from .teacher import Teacher
-from .views import ReplayedViews
+from .views import ReplayedViews, Span, ViewBatch
+from .windows import Views
 
-CONDENSED = "condensed"
+WHOLE = Views(crop_scale=(1.0, 1.0), crop_ratio=(1.0, 1.0), flip=0.0)
+"""A square image as it is, and the largest central square of any other."""
+
+
+@dataclass(frozen=True)
+class Arm:
+    """What students are trained on, and at which learning rate."""
+
+    images: Literal["condensed", "random", "full"] = "condensed"
+    """The condensed images, random real ones of the same number, or all real ones: those as the teacher is trained,
+    on squeeze's views, because the condensed set's epochs would be hundreds of passes over all images."""
+    labels: Literal["soft", "hard"] = "soft"
+    """The teachers' answers to the views, or the classes."""
+    views: Literal["recipe", "plain"] = "recipe"
+    """plain: the whole image, neither changed nor mixed."""
+    lr: float | None = None
+    """None: the recipe's."""
+
+    @property
+    def name(self) -> str:
+        """Of its folder, and of its scores in files."""
+        kind = f"{self.images}_{self.labels}"
+        short = {"condensed_soft": "condensed", "full_hard": "full"}.get(kind, kind)
+        return short + "_plain" * (self.views == "plain") + ("" if self.lr is None else f"_lr{self.lr}")
+
+
+CONDENSED = Arm()
+BASELINES = {arm.name: arm for arm in (Arm("random", "soft"), Arm("random", "hard"), Arm("full", "hard"))}
 
 
 @dataclass(frozen=True)
@@ -39,25 +68,25 @@ class Student:
         return max(entry["top1"] for entry in self.history)
 
 
-def arms(run: Run) -> tuple[str, ...]:
-    """What students are trained on: the condensed set and the recipe's baselines."""
-    return (CONDENSED, *run.recipe.evaluate.baselines)
+def arms(run: Run) -> tuple[Arm, ...]:
+    """The condensed set and the recipe's baselines."""
+    return (CONDENSED, *(BASELINES[name] for name in run.recipe.evaluate.baselines))
 
 
-def student_folder(run: Run, arm: str, number: int) -> Path:
+def student_folder(run: Run, arm: Arm, number: int) -> Path:
     """students/<student>-<hash of the settings>/<arm>/seed<number>; other settings get another folder."""
     recipe = run.recipe
-    parts = (*recipe.train_parts(), *(["evaluate"] if arm == "full" else []))
+    parts = (*recipe.train_parts(), *(["evaluate"] if arm.images == "full" else []))
     slug = recipe.train.student.replace("/", "-").replace(":", "-")
-    return run.out / "students" / f"{slug}-{recipe.sha256(*parts)[:8]}" / arm / f"seed{number}"
+    return run.out / "students" / f"{slug}-{recipe.sha256(*parts)[:8]}" / arm.name / f"seed{number}"
 
 
-def train_arm(run: Run, arm: str, condensed: CondensedSet, teachers: Sequence[Teacher]) -> list[Student]:
+def train_arm(run: Run, arm: Arm, condensed: CondensedSet, teachers: Sequence[Teacher]) -> list[Student]:
     """Trains the students of an arm, one a seed; finished ones are read back, an interrupted one goes on."""
     return [_student(run, arm, number, condensed, teachers) for number in range(run.recipe.train.seeds)]
 
 
-def read_student(run: Run, arm: str, number: int) -> Student:
+def read_student(run: Run, arm: Arm, number: int) -> Student:
     """A finished student. Raises ValueError if it is not finished."""
     folder = student_folder(run, arm, number)
     if not (folder / "student.json").exists():
@@ -75,7 +104,7 @@ def last_score(run: Run, student: Student) -> dict[str, float]:
     return score(net, run.test_images, run.normalize)
 
 
-def _student(run: Run, arm: str, number: int, condensed: CondensedSet, teachers: Sequence[Teacher]) -> Student:
+def _student(run: Run, arm: Arm, number: int, condensed: CondensedSet, teachers: Sequence[Teacher]) -> Student:
     folder = student_folder(run, arm, number)
     if (folder / "student.json").exists():
         return read_student(run, arm, number)
@@ -93,7 +122,7 @@ def _student(run: Run, arm: str, number: int, condensed: CondensedSet, teachers:
         evaluating += watch.seconds
         return result
 
-    what = f"student on {arm}, seed {seed}"
+    what = f"student on {arm.name}, seed {seed}"
     net, history = fit(
         net,
         optimization,
@@ -105,7 +134,7 @@ def _student(run: Run, arm: str, number: int, condensed: CondensedSet, teachers:
         lambda entry: run.report_epoch(what, entry, optimization.epochs),
         lambda epochs: run.log.track(epochs, what),
     )
-    metadata = {"architecture": recipe.train.student, "classes": json.dumps(run.real.classes), "arm": arm}
+    metadata = {"architecture": recipe.train.student, "classes": json.dumps(run.real.classes), "arm": arm.name}
     write_tensors(folder / "weights.safetensors", net.state_dict(), metadata)
     write_atomic(folder / "metrics.jsonl", "".join(json.dumps(entry) + "\n" for entry in history).encode())
     seconds = {"train": history[-1]["seconds"], "evaluate": evaluating}
@@ -114,28 +143,50 @@ def _student(run: Run, arm: str, number: int, condensed: CondensedSet, teachers:
     return Student(folder, history, seconds)
 
 
-def _task(run: Run, arm: str, seed: int, condensed: CondensedSet, teachers: Sequence[Teacher]):
+def _task(
+    run: Run, arm: Arm, seed: int, condensed: CondensedSet, teachers: Sequence[Teacher]
+) -> tuple[Optimization, Batches, Callable[[Tensor, Any], Tensor]]:
     """How an arm is optimised, its batches of an epoch, and its loss."""
     recipe = run.recipe
-    if arm == "full":
-        stream = Stream(seed, "students/full")
-        # Trained as the teacher is: the condensed set's epochs would be hundreds of passes over all images.
-        optimization: Optimization = replace(
-            recipe.squeeze, epochs=recipe.evaluate.full_epochs or recipe.squeeze.epochs
-        )
+    source: LabelSource = hard_labels if arm.labels == "hard" else TeacherLabels(teachers, recipe.labels, seed)
+    optimization: Optimization = recipe.train
+    if arm.images == "full":
+        optimization = replace(recipe.squeeze, epochs=recipe.evaluate.full_epochs or recipe.squeeze.epochs)
+    if arm.lr is not None:
+        optimization = replace(optimization, lr=arm.lr)
+    views = _real_views(run, arm, seed, optimization) if arm.images == "full" else _replayed(run, arm, seed, condensed)
 
-        def real_batches(epoch: int):
-            return training_batches(
-                run.real.train, recipe.dataset, recipe.squeeze, stream, epoch, optimization.batch_size, run.device
-            )
+    def batches(epoch: int) -> Iterator[tuple[Tensor, Any]]:
+        return ((batch.images, source(batch)) for batch in views(epoch))
 
-        return optimization, real_batches, F.cross_entropy
+    return optimization, batches, lambda logits, wanted: student_loss(logits, wanted, recipe.train)
 
-    pixels, labels = condensed.flat() if arm == CONDENSED else run.real_images(recipe.ipc, "baselines/random", seed)
-    views = ReplayedViews(pixels.to(run.device), labels.to(run.device), recipe.labels, run.normalize, seed)
-    source: LabelSource = hard_labels if arm == "random_hard" else TeacherLabels(teachers, recipe.labels, seed)
 
-    def batches(epoch: int):
-        return ((batch.images, source(batch)) for batch in views.epoch(epoch, recipe.train))
+def _replayed(run: Run, arm: Arm, seed: int, condensed: CondensedSet) -> Callable[[int], Iterator[ViewBatch]]:
+    """Views of the condensed images, or of random real ones, in an epoch."""
+    recipe = run.recipe
+    is_condensed = arm.images == "condensed"
+    pixels, labels = condensed.flat() if is_condensed else run.real_images(recipe.ipc, "baselines/random", seed)
+    settings = plain(recipe.labels) if arm.views == "plain" else recipe.labels
+    views = ReplayedViews(pixels.to(run.device), labels.to(run.device), settings, run.normalize, seed)
+    return lambda epoch: views.epoch(epoch, recipe.train)
 
-    return recipe.train, batches, lambda logits, wanted: student_loss(logits, wanted, recipe.train)
+
+def plain(labels: Labels) -> Labels:
+    """The same labels on whole images, neither changed nor mixed."""
+    return replace(labels, **vars(WHOLE), mix="none", tile_shuffle=1, tile_pick=1, augment=(), rand_augment=(0, 0))
+
+
+def _real_views(run: Run, arm: Arm, seed: int, optimization: Optimization) -> Callable[[int], Iterator[ViewBatch]]:
+    """Views of all real images in an epoch."""
+    recipe, stream = run.recipe, Stream(seed, "students/full")
+    views, size = WHOLE if arm.views == "plain" else recipe.squeeze, optimization.batch_size
+
+    def batches(epoch: int) -> Iterator[ViewBatch]:
+        end = 0
+        for images, labels in training_batches(run.real.train, recipe.dataset, views, stream, epoch, size, run.device):
+            begin, end = end, end + len(labels)
+            share = torch.ones(len(labels), device=labels.device)
+            yield ViewBatch(images, labels, labels, share, Span(epoch, begin, end))
+
+    return batches
