@@ -11,6 +11,7 @@ from .files import read_tensors, write_json
 from .jobs import jobs
 from .run import Run
 from .squeeze import teacher_bytes, teacher_seconds
+from .stored_labels import stored_bytes
 from .students import CONDENSED, arms, last_score, read_student
 
 
@@ -32,12 +33,13 @@ def evaluate(run: Run) -> dict[str, Any]:
         "epochs": recipe.train.epochs,
         "seed": recipe.seed,
         "seeds": recipe.train.seeds,
+        "labels": recipe.labels.source,
         "test_images": len(run.real.test),
         **condensed,
         "baselines": scores,
         "bytes": {
             "images": sum(path.stat().st_size for path in job_paths),
-            "labels": 0,
+            "labels": stored_bytes(run),
             "teachers": teacher_bytes(run),
         },
         "seconds": {

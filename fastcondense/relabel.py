@@ -13,6 +13,7 @@ from .labels import TeacherLabels
 from .real import split_batches
 from .run import Run
 from .squeeze import chosen, squeeze
+from .stored_labels import store_labels
 from .views import ReplayedViews, Span
 
 PROBES = 256
@@ -55,9 +56,11 @@ def relabel(run: Run) -> dict[str, Any]:
     }
     path = run.out / "condensed" / "manifest.json"
     write_json(path, read_json(path) | {"replay": replay})
+    if recipe.labels.source == "stored":
+        store_labels(run, condensed, teachers)
     entropy = -(logits.softmax(1) * logits.log_softmax(1)).sum(1).mean()
     run.log.say(
-        f"relabel: 0 bytes of labels; on {len(ids)} views of epoch 0 the teachers name the image's class in "
-        f"{agreement:.1f} %, mean entropy {float(entropy):.2f} nats"
+        f"relabel: replay needs 0 bytes of labels; on {len(ids)} views of epoch 0 the teachers name the image's "
+        f"class in {agreement:.1f} %, mean entropy {float(entropy):.2f} nats"
     )
     return replay

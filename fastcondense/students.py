@@ -20,6 +20,7 @@ from .rng import Stream
 from .run import Run
 from .score import score
 from .settings import Optimization
+from .stored_labels import read_labels
 from .teacher import Teacher
 from .views import ReplayedViews
 
@@ -133,7 +134,10 @@ def _task(run: Run, arm: str, seed: int, condensed: CondensedSet, teachers: Sequ
 
     pixels, labels = condensed.flat() if arm == CONDENSED else run.real_images(recipe.ipc, "baselines/random", seed)
     views = ReplayedViews(pixels.to(run.device), labels.to(run.device), recipe.labels, run.normalize, seed)
-    source: LabelSource = hard_labels if arm == "random_hard" else TeacherLabels(teachers, recipe.labels, seed)
+    label_source = recipe.labels.source if arm == CONDENSED else "hard" if arm == "random_hard" else "teachers"
+    source: LabelSource = hard_labels if label_source == "hard" else TeacherLabels(teachers, recipe.labels, seed)
+    if label_source == "stored":
+        views, source = read_labels(run, condensed, views, teachers, seed)
 
     def batches(epoch: int):
         return ((batch.images, source(batch)) for batch in views.epoch(epoch, recipe.train))

@@ -100,7 +100,10 @@ class ReplayedViews:
 
     def epoch(self, epoch: int, train: Optimization) -> Iterator[ViewBatch]:
         """The batches of views that a student is trained on in an epoch."""
-        spans = self.spans(epoch, train)
+        return self.batches(self.spans(epoch, train))
+
+    def batches(self, spans: Sequence[Span]) -> Iterator[ViewBatch]:
+        """The views of some spans, one after another."""
         table, end = self.table(spans).to(self.images.device), 0
         for span in spans:
             begin, end = end, end + span.end - span.begin
