@@ -12,6 +12,7 @@ from .condensed import shard_path
 from .files import read_tensors, write_json
 from .run import Run
 from .squeeze import teacher_bytes, teacher_seconds
+from .stored_labels import stored_bytes
 from .students import CONDENSED, Arm, arms, last_score, read_student
 
 
@@ -33,12 +34,13 @@ def evaluate(run: Run) -> dict[str, Any]:
         "epochs": recipe.train.epochs,
         "seed": recipe.seed,
         "seeds": recipe.train.seeds,
+        "labels": recipe.labels.source,
         "test_images": len(run.real.test),
         **condensed,
         "baselines": by_arm,
         "bytes": {
             "images": sum(path.stat().st_size for path in job_paths),
-            "labels": 0,
+            "labels": stored_bytes(run),
             "teachers": teacher_bytes(run),
         },
         "seconds": {

@@ -2,11 +2,11 @@
 
 from __future__ import annotations
 
-import argparse
 import contextlib
 import hashlib
 import json
 import os
+import shutil
 from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import Any, BinaryIO
@@ -15,6 +15,8 @@ import torch
 from safetensors import SafetensorError, safe_open
 from safetensors.torch import save as safetensors_bytes
 from torch import Tensor
+
+from . import restricted_pickle
 
 
 @contextlib.contextmanager
@@ -45,6 +47,17 @@ def write_atomic(path: Path, data: bytes) -> None:
 def slug(name: str) -> str:
     """The name as part of a path: what is neither a letter, a digit, nor one of -_. becomes a dash."""
     return "".join(letter if letter.isalnum() or letter in "-_." else "-" for letter in name)
+
+
+def check_room(folder: Path, size: int) -> None:
+    """Raises ValueError if `size` bytes do not fit on the disk of `folder`, beside what is not in it already."""
+    held = sum(path.stat().st_blocks * 512 for path in folder.rglob("*") if path.is_file())
+    free = shutil.disk_usage(folder).free + held
+    if size > free:
+        raise ValueError(
+            f"labels of {size:,} bytes do not fit in {folder}, where {free:,} are free; choose another "
+            "folder, store fewer (labels.top_k), or none, so that the teachers label on the fly"
+        )
 
 
 def write_json(path: Path, tree: Any) -> None:
@@ -78,19 +91,17 @@ def read_tensors(path: Path) -> tuple[dict[str, Tensor], dict[str, str]]:
 def read_checkpoint(path: Path) -> Any:
     """A torch checkpoint, read without running any code in it (weights_only); safetensors files too.
 
-    The settings that published ones hold beside weights, argparse.Namespace of plain values, are let through.
+    Numbers of numpy and argparse.Namespace of plain values, which published ones hold beside weights, are let through.
     Raises ValueError that names a file which is missing, damaged or asks for code.
     """
     if path.suffix == ".safetensors":
         return read_tensors(path)[0]
     try:
-        with torch.serialization.safe_globals([argparse.Namespace]):
-            return torch.load(path, map_location="cpu", weights_only=True)
+        return restricted_pickle.load(path)
     except FileNotFoundError:
         raise ValueError(f"there is no checkpoint {path}") from None
-    except Exception as error:  # a damaged pickle raises whatever its bytes happen to ask for
-        reason = str(error).splitlines()[0] if str(error) else type(error).__name__
-        raise ValueError(f"checkpoint {path} cannot be read as weights: {reason}") from None
+    except ValueError as error:
+        raise ValueError(f"checkpoint {path} cannot be read as weights: {error}") from None
 
 
 def state_sha256(state: Mapping[str, Tensor]) -> str:

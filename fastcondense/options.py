@@ -32,6 +32,8 @@ class Options:
     """Folder of the run; default runs/<recipe>."""
     device: str = "auto"
     """auto, cpu, cuda or cuda:N."""
+    store: bool = False
+    """Store the labels that relabel replays, and train on them: the same as --labels.source stored."""
     bundle: tyro.conf.Suppress[Path | None] = None
     settings: Annotated[Recipe, tyro.conf.arg(name="")] = dataclasses.field(default_factory=Recipe)
 
@@ -56,7 +58,10 @@ def parse_stage(command: str, description: str, arguments: list[str]) -> Options
     else:
         default = Options(name or "", settings=recipe.load(name) if name else Recipe())
     options = _parse(Options, f"fastcondense {command}", description, arguments, default, _flags())
-    return dataclasses.replace(options, out=options.out or Path("runs") / options.settings.name)
+    settings = options.settings
+    if options.store:
+        settings = dataclasses.replace(settings, labels=dataclasses.replace(settings.labels, source="stored"))
+    return dataclasses.replace(options, settings=settings, out=options.out or Path("runs") / settings.name)
 
 
 def parse_tool(command: str, description: str, kind: type[Kind], arguments: list[str]) -> Kind:

@@ -59,6 +59,8 @@ class Recipe:
                 raise ValueError(f"{name}.schedule multistep needs {name}.milestones in (0, 1), got {milestones}")
         if not 0 < self.labels.pool <= 1:
             raise ValueError(f"labels.pool must lie in (0, 1], got {self.labels.pool}")
+        if (self.labels.stored or self.labels.top_k) and self.labels.source != "stored":
+            raise ValueError(f"labels.stored and labels.top_k need labels.source stored, got {self.labels.source}")
         if not 0 <= self.seed < 2**64:
             raise ValueError(f"seed must lie in [0, 2^64), got {self.seed}")
         if not 0 < self.train.temperature:

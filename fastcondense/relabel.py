@@ -17,6 +17,7 @@ from .real import Normalization
 from .recipe import Recipe
 from .run import Run
 from .squeeze import chosen, squeeze
+from .stored_labels import store_labels
 from .teacher import Teacher
 from .views import ReplayedViews
 
@@ -34,11 +35,13 @@ def relabel(run: Run) -> dict[str, Any]:
     path = run.out / "condensed" / "manifest.json"
     kept = {"replay": replay, "digests": digests(condensed), "fingerprint": fingerprint(seen)}
     write_json(path, read_json(path) | kept)
+    if run.recipe.labels.source == "stored":
+        store_labels(run, condensed, teachers)
     agreement = 100 * float((seen.logits.argmax(1) == seen.labels).float().mean())
     entropy = -(seen.logits.softmax(1) * seen.logits.log_softmax(1)).sum(1).mean()
     run.log.say(
-        f"relabel: 0 bytes of labels, {num_bytes(replay)} bytes replay them; on {len(seen.labels)} views the teachers "
-        f"name the image's class in {agreement:.1f} %, mean entropy {float(entropy):.2f} nats"
+        f"relabel: replay needs 0 bytes of labels and {num_bytes(replay)} bytes that tell how; on {len(seen.labels)} "
+        f"views the teachers name the image's class in {agreement:.1f} %, mean entropy {float(entropy):.2f} nats"
     )
     return replay
 

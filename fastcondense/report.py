@@ -40,7 +40,8 @@ def honest_table(result: dict[str, Any]) -> Table:
     table.add_column("trained on")
     for name in ("top-1 last", "top-1 best", "top-5 last"):
         table.add_column(name, justify="right")
-    rows = {"condensed, soft labels": result} | {_ARMS[arm]: scores for arm, scores in result["baselines"].items()}
+    own = "condensed, hard labels" if result["labels"] == "hard" else "condensed, soft labels"
+    rows = {own: result} | {_ARMS[arm]: scores for arm, scores in result["baselines"].items()}
     for name, scores in rows.items():
         cells = (scores[key] for key in ("top1_last", "top1_best", "top5_last"))
         has_spread = result["seeds"] > 1

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import functools
 import json
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, replace
@@ -21,6 +22,7 @@ from .rng import Stream
 from .run import Run
 from .score import score
 from .settings import Labels, Optimization
+from .stored_labels import read_labels
 from .teacher import Teacher
 from .views import ReplayedViews, Span, ViewBatch
 from .windows import Views
@@ -148,13 +150,20 @@ def _task(
 ) -> tuple[Optimization, Batches, Callable[[Tensor, Any], Tensor]]:
     """How an arm is optimised, its batches of an epoch, and its loss."""
     recipe = run.recipe
-    source: LabelSource = hard_labels if arm.labels == "hard" else TeacherLabels(teachers, recipe.labels, seed)
     optimization: Optimization = recipe.train
     if arm.images == "full":
         optimization = replace(recipe.squeeze, epochs=recipe.evaluate.full_epochs or recipe.squeeze.epochs)
     if arm.lr is not None:
         optimization = replace(optimization, lr=arm.lr)
-    views = _real_views(run, arm, seed, optimization) if arm.images == "full" else _replayed(run, arm, seed, condensed)
+    labels = "hard" if arm.labels == "hard" else recipe.labels.source if arm == CONDENSED else "teachers"
+    source: LabelSource = hard_labels if labels == "hard" else TeacherLabels(teachers, recipe.labels, seed)
+    if arm.images == "full":
+        views = _real_views(run, arm, seed, optimization)
+    else:
+        replayed = _replayed(run, arm, seed, condensed)
+        if labels == "stored":
+            replayed, source = read_labels(run, condensed, replayed, teachers, seed)
+        views = functools.partial(replayed.epoch, train=recipe.train)
 
     def batches(epoch: int) -> Iterator[tuple[Tensor, Any]]:
         return ((batch.images, source(batch)) for batch in views(epoch))
@@ -162,14 +171,13 @@ def _task(
     return optimization, batches, lambda logits, wanted: student_loss(logits, wanted, recipe.train)
 
 
-def _replayed(run: Run, arm: Arm, seed: int, condensed: CondensedSet) -> Callable[[int], Iterator[ViewBatch]]:
-    """Views of the condensed images, or of random real ones, in an epoch."""
+def _replayed(run: Run, arm: Arm, seed: int, condensed: CondensedSet) -> ReplayedViews:
+    """Views of the condensed images, or of random real ones."""
     recipe = run.recipe
     is_condensed = arm.images == "condensed"
     pixels, labels = condensed.flat() if is_condensed else run.real_images(recipe.ipc, "baselines/random", seed)
     settings = plain(recipe.labels) if arm.views == "plain" else recipe.labels
-    views = ReplayedViews(pixels.to(run.device), labels.to(run.device), settings, run.normalize, seed)
-    return lambda epoch: views.epoch(epoch, recipe.train)
+    return ReplayedViews(pixels.to(run.device), labels.to(run.device), settings, run.normalize, seed)
 
 
 def plain(labels: Labels) -> Labels:
