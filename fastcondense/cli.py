@@ -13,7 +13,7 @@ from typing import Any
 
 import torch
 
-from . import __version__, recipe, stages
+from . import __version__, distributed, recipe, stages
 from .log import Log
 from .options import parse_stage, parse_tool
 from .pack import PackOptions, pack_folders
@@ -75,10 +75,14 @@ def _main(arguments: list[str]) -> int:
     stage, description = STAGES[command]
     options = parse_stage(command, description, rest)
     assert options.out is not None
-    run = Run(options.settings, options.out, options.data, _device(options.device))
+    device = _device(options.device)
+    if distributed.is_launched():
+        device = distributed.join(device)
+    run = Run(options.settings, options.out, options.data, device, Log(is_silent=distributed.rank() > 0))
     run.open()
     stage(run)
     run.record()
+    distributed.leave()
     return 0
 
 

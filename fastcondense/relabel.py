@@ -11,6 +11,7 @@ from .condense import condensed_set
 from .files import read_json, write_json
 from .labels import TeacherLabels
 from .real import split_batches
+from .resident import place
 from .run import Run
 from .squeeze import chosen, squeeze
 from .views import ReplayedViews, Span
@@ -27,7 +28,7 @@ def relabel(run: Run) -> dict[str, Any]:
     teachers, condensed = chosen(squeeze(run), run.recipe.labels.teachers), condensed_set(run)
     pixels, labels = condensed.flat()
     views = ReplayedViews(
-        pixels.to(run.device), labels.to(run.device), run.recipe.labels, run.normalize, run.recipe.seed
+        place(pixels, run.device), labels.to(run.device), run.recipe.labels, run.normalize, run.recipe.seed
     )
     ids = views.order_stream.permutation(len(labels), 0)[:PROBES]
     source, parts = TeacherLabels(teachers, run.recipe.labels, run.recipe.seed), []

@@ -5,6 +5,7 @@ from __future__ import annotations
 from . import report
 from .condense import condensed_set, recover
 from .condensed import read_losses
+from .distributed import first_alone
 from .evaluate import evaluate
 from .jobs import jobs
 from .relabel import relabel
@@ -16,8 +17,10 @@ __all__ = ["evaluate", "everything", "inspect", "recover", "relabel", "squeeze",
 
 
 def train(run: Run) -> None:
-    """Trains all students: on the condensed set and on each baseline."""
-    teachers, condensed = chosen(squeeze(run), run.recipe.labels.teachers), condensed_set(run)
+    """Trains all students: on the condensed set and on each baseline; several ranks share each batch."""
+    with first_alone():
+        teachers = chosen(squeeze(run), run.recipe.labels.teachers)
+    condensed = condensed_set(run)
     for arm in arms(run):
         train_arm(run, arm, condensed, teachers)
 

@@ -3,25 +3,31 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Sequence
+from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
+from typing import Any
 
-import torch
+import numpy as np
+from torch import Tensor, nn
 from torch.nn import functional as F
 
 from . import zoo
 from .condensed import CondensedSet
+from .distributed import rank, world_size
 from .files import read_json, read_tensors, write_atomic, write_json, write_tensors
 from .fit import fit
 from .labels import LabelSource, TeacherLabels, hard_labels, student_loss
-from .real import training_batches
+from .real import split_batches, training_batches
+from .recipe import Recipe
+from .resident import HostImages, place
 from .rng import Stream
 from .run import Run
 from .score import score
 from .settings import Optimization
 from .teacher import Teacher
-from .views import ReplayedViews
+from .train_step import Batch
+from .views import BatchTable, ReplayedViews
 
 CONDENSED = "condensed"
 
@@ -75,6 +81,17 @@ def last_score(run: Run, student: Student) -> dict[str, float]:
     return score(net, run.test_images, run.normalize)
 
 
+@dataclass(frozen=True)
+class Task:
+    """What `fit` needs to know of an arm: how it is optimised, what its batches are made from, and their loss."""
+
+    optimization: Optimization
+    batches: Callable[[int], Iterable[Any]]
+    make: Callable[[Any], Batch]
+    loss: Callable[[Tensor, Any], Tensor]
+    is_captured: bool = False
+
+
 def _student(run: Run, arm: str, number: int, condensed: CondensedSet, teachers: Sequence[Teacher]) -> Student:
     folder = student_folder(run, arm, number)
     if (folder / "student.json").exists():
@@ -82,60 +99,112 @@ def _student(run: Run, arm: str, number: int, condensed: CondensedSet, teachers:
     recipe, seed = run.recipe, run.recipe.seed + number
     with Stream(seed, "students/init").torch_generator():
         net = zoo.build(recipe.train.student, len(run.real.classes))
+    if recipe.train.sync_batch_norm and world_size() > 1:
+        if run.device.type != "cuda":
+            raise ValueError("train.sync_batch_norm needs GPUs: PyTorch's synchronised BatchNorm has no CPU version")
+        net = nn.SyncBatchNorm.convert_sync_batchnorm(net)
     net = zoo.channels_last(net, run.device)
-    optimization, batches, loss = _task(run, arm, seed, condensed, teachers)
+    task = _task(run, arm, seed, condensed, teachers)
     evaluating = 0.0
 
-    def evaluate(net: torch.nn.Module) -> dict[str, float]:
+    def evaluate(net: nn.Module) -> dict[str, float]:
         nonlocal evaluating
         with run.stopwatch() as watch:
-            result = score(net, run.test_images, run.normalize)
+            result = score(net, run.test_images, run.normalize, is_shared=True)
         evaluating += watch.seconds
         return result
 
     what = f"student on {arm}, seed {seed}"
     net, history = fit(
         net,
-        optimization,
-        batches,
-        loss,
+        task.optimization,
+        task.batches,
+        task.loss,
         evaluate,
         Stream(seed, "students/dropout"),
         folder / "checkpoint.pt",
-        lambda entry: run.report_epoch(what, entry, optimization.epochs),
+        lambda entry: run.report_epoch(what, entry, task.optimization.epochs),
         lambda epochs: run.log.track(epochs, what),
+        make=task.make,
+        is_captured=task.is_captured,
+        is_shared=True,
     )
+    student = Student(folder, history, {"train": history[-1]["seconds"], "evaluate": evaluating})
+    if rank() == 0:
+        _write(run, arm, student, net)
+    return student
+
+
+def _write(run: Run, arm: str, student: Student, net: nn.Module) -> None:
+    """A finished student's files; its checkpoint goes."""
+    recipe, folder, history = run.recipe, student.folder, student.history
     metadata = {"architecture": recipe.train.student, "classes": json.dumps(run.real.classes), "arm": arm}
     write_tensors(folder / "weights.safetensors", net.state_dict(), metadata)
     write_atomic(folder / "metrics.jsonl", "".join(json.dumps(entry) + "\n" for entry in history).encode())
-    seconds = {"train": history[-1]["seconds"], "evaluate": evaluating}
-    write_json(folder / "student.json", {"seconds": seconds, "history": history})
+    write_json(folder / "student.json", {"seconds": student.seconds, "history": history})
     (folder / "checkpoint.pt").unlink(missing_ok=True)
-    return Student(folder, history, seconds)
 
 
-def _task(run: Run, arm: str, seed: int, condensed: CondensedSet, teachers: Sequence[Teacher]):
-    """How an arm is optimised, its batches of an epoch, and its loss."""
+def _task(run: Run, arm: str, seed: int, condensed: CondensedSet, teachers: Sequence[Teacher]) -> Task:
     recipe = run.recipe
     if arm == "full":
-        stream = Stream(seed, "students/full")
-        # Trained as the teacher is: the condensed set's epochs would be hundreds of passes over all images.
-        optimization: Optimization = replace(
-            recipe.squeeze, epochs=recipe.evaluate.full_epochs or recipe.squeeze.epochs
+        return _full_task(run, Stream(seed, "students/full"))
+    pixels, labels = condensed.flat() if arm == CONDENSED else run.real_images(recipe.ipc, "baselines/random", seed)
+    images = place(pixels, run.device)
+    views = ReplayedViews(images, labels.to(run.device), recipe.labels, run.normalize, seed)
+    source: LabelSource = hard_labels if arm == "random_hard" else TeacherLabels(teachers, recipe.labels, seed)
+    reason = why_not_captured(recipe, source)
+    if run.device.type == "cuda":
+        where = "host, batch by batch" if isinstance(images, HostImages) else "device"
+        run.log.say(
+            f"train: images on the {where}; " + (f"no CUDA graph: {reason}" if reason else "steps as CUDA graphs")
         )
 
-        def real_batches(epoch: int):
-            return training_batches(
-                run.real.train, recipe.dataset, recipe.squeeze, stream, epoch, optimization.batch_size, run.device
-            )
+    def make(item: BatchTable) -> Batch:
+        batch = views.make(item)
+        return Batch(batch.images, source(batch), item.num_views)
 
-        return optimization, real_batches, F.cross_entropy
+    return Task(
+        recipe.train,
+        lambda epoch: views.tables(epoch, recipe.train, rank(), world_size()),
+        make,
+        lambda logits, wanted: student_loss(logits, wanted, recipe.train),
+        is_captured=run.device.type == "cuda" and not reason,
+    )
 
-    pixels, labels = condensed.flat() if arm == CONDENSED else run.real_images(recipe.ipc, "baselines/random", seed)
-    views = ReplayedViews(pixels.to(run.device), labels.to(run.device), recipe.labels, run.normalize, seed)
-    source: LabelSource = hard_labels if arm == "random_hard" else TeacherLabels(teachers, recipe.labels, seed)
 
-    def batches(epoch: int):
-        return ((batch.images, source(batch)) for batch in views.epoch(epoch, recipe.train))
+def _full_task(run: Run, stream: Stream) -> Task:
+    """Trained as the teacher is: the condensed set's epochs would be hundreds of passes over all images."""
+    recipe, split = run.recipe, run.real.train
+    optimization = replace(recipe.squeeze, epochs=recipe.evaluate.full_epochs or recipe.squeeze.epochs)
+    sizes = [len(batch) for batch in split_batches(np.arange(len(split)), optimization.batch_size)]
 
-    return recipe.train, batches, lambda logits, wanted: student_loss(logits, wanted, recipe.train)
+    def batches(epoch: int) -> Iterable[Batch]:
+        made = training_batches(
+            split,
+            recipe.dataset,
+            recipe.squeeze,
+            stream,
+            epoch,
+            optimization.batch_size,
+            run.device,
+            rank=rank(),
+            world=world_size(),
+        )
+        return (Batch(images, labels, size) for (images, labels), size in zip(made, sizes, strict=True))
+
+    return Task(optimization, batches, lambda batch: batch, F.cross_entropy)
+
+
+def why_not_captured(recipe: Recipe, source: LabelSource) -> str | None:
+    """What keeps views, labels and update of a batch from being one CUDA graph, in words; None if nothing does."""
+    labels = recipe.labels
+    if world_size() > 1:
+        return "ranks exchange gradients"
+    if labels.tile_shuffle > 1 or labels.rand_augment[0]:
+        return "labels.tile_shuffle and labels.rand_augment change images from the host"
+    if source is not hard_labels and not isinstance(source, TeacherLabels):
+        return "labels are read on the host"
+    if source is not hard_labels and labels.dropout:
+        return "labels.dropout is seeded from the host"
+    return None
