@@ -13,7 +13,7 @@ from typing import Any
 
 import torch
 
-from . import __version__, recipe, stages
+from . import __version__, distributed, recipe, stages
 from .bundle import unpack
 from .devices import choose_device
 from .log import Log
@@ -81,12 +81,17 @@ def _main(arguments: list[str]) -> int:
     stage, description = STAGES[command]
     options = parse_stage(command, description, rest)
     assert options.out is not None
+    device = choose_device(options.device)
+    if distributed.is_launched():
+        device = distributed.join(device)
     if options.bundle is not None:
-        unpack(options.bundle, options.out)
-    run = Run(options.settings, options.out, options.data, choose_device(options.device))
+        with distributed.first_alone():
+            unpack(options.bundle, options.out)
+    run = Run(options.settings, options.out, options.data, device, Log(is_silent=distributed.rank() > 0))
     run.open()
     stage(run)
     run.record()
+    distributed.leave()
     return 0
 
 

@@ -57,6 +57,8 @@ class Recipe:
             milestones, is_multistep = optimization.milestones, optimization.schedule == "multistep"
             if is_multistep and not (milestones and all(0 < share < 1 for share in milestones)):
                 raise ValueError(f"{name}.schedule multistep needs {name}.milestones in (0, 1), got {milestones}")
+        if self.train.sync_batch_norm and self.train.accumulate > 1:
+            raise ValueError("train.sync_batch_norm needs train.accumulate 1: the parts of a batch are seen alone")
         if not 0 < self.labels.pool <= 1:
             raise ValueError(f"labels.pool must lie in (0, 1], got {self.labels.pool}")
         if (self.labels.stored or self.labels.top_k) and self.labels.source != "stored":
@@ -171,7 +173,8 @@ class Recipe:
         del tree["name"], tree["ranking"]
         for key in ("workers", "loader", "on_error"):
             del tree["dataset"][key]
-        del tree["recover"]["snapshots"], tree["evaluate"]["sizes"], tree["evaluate"]["compare"]
+        del tree["recover"]["snapshots"], tree["train"]["sync_batch_norm"]
+        del tree["evaluate"]["sizes"], tree["evaluate"]["compare"]
         return {name: tree[name] for name in names} if names else tree
 
     def sha256(self, *names: str) -> str:

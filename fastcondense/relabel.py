@@ -15,6 +15,7 @@ from .fingerprint import Probe, fingerprint, probe
 from .labels import TeacherLabels
 from .real import Normalization
 from .recipe import Recipe
+from .resident import place
 from .run import Run
 from .squeeze import chosen, squeeze
 from .stored_labels import store_labels
@@ -79,7 +80,7 @@ def take_probe(recipe: Recipe, condensed: CondensedSet, teachers: Sequence[Teach
     """The probe of the recipe's first seed, on the device of `normalize`."""
     device = normalize.gain.device
     pixels, labels = condensed.flat()
-    views = ReplayedViews(pixels.to(device), labels.to(device), recipe.labels, normalize, recipe.seed)
+    views = ReplayedViews(place(pixels, device), labels.to(device), recipe.labels, normalize, recipe.seed)
     return probe(views, TeacherLabels(teachers, recipe.labels, recipe.seed), recipe.train)
 
 

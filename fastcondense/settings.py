@@ -70,6 +70,11 @@ class Optimization:
     precision: Precision = "fp32"
     """Arithmetic of the network; bf16 is autocast, with float32 weights."""
 
+    @property
+    def part_size(self) -> int:
+        """Images of a part of a whole batch."""
+        return -(-self.batch_size // self.accumulate)
+
 
 @dataclass(frozen=True, kw_only=True)
 class MoCo:
@@ -290,6 +295,8 @@ class Train(Optimization):
     """mse_ce's classes of a mixed view: both by their shares, or the base image's alone as published."""
     seeds: int = 1
     """Students, each from another seed."""
+    sync_batch_norm: bool = False
+    """With several ranks, on GPUs: BatchNorms see a batch of all ranks, as one rank's do, instead of each its share."""
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -6,6 +6,7 @@ from . import report
 from .condense import condensed_set, recover
 from .condensed import read_losses
 from .curve import evaluate_sizes
+from .distributed import first_alone
 from .evaluate import evaluate as evaluate_set
 from .jobs import jobs
 from .ranking import rank
@@ -18,8 +19,10 @@ __all__ = ["evaluate", "everything", "inspect", "rank", "recover", "relabel", "s
 
 
 def train(run: Run) -> None:
-    """Trains all students: on the condensed set and on each baseline."""
-    teachers, condensed = chosen(squeeze(run), run.recipe.labels.teachers), condensed_set(run)
+    """Trains all students: on the condensed set and on each baseline; several ranks share each batch."""
+    with first_alone():
+        teachers = chosen(squeeze(run), run.recipe.labels.teachers)
+        condensed = condensed_set(run)
     check_teachers(run.out / "condensed", teachers)
     for arm in arms(run):
         train_arm(run, arm, condensed, teachers)
