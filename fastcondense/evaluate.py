@@ -18,7 +18,8 @@ def evaluate(run: Run) -> dict[str, Any]:
     """Scores all students, prints the table and writes result.json; returns what is written."""
     recipe, folder = run.recipe, run.out / "condensed"
     scores = {arm: _scores(run, arm) for arm in arms(run)}
-    job_paths = [shard_path(folder, job.index) for job in jobs(recipe, len(run.real.classes))]
+    everything = jobs(recipe, len(run.real.classes))
+    job_paths = [shard_path(folder, job.index) for job in everything]
     condensed = scores.pop(CONDENSED)
     seconds = condensed.pop("seconds")
     result = {
@@ -36,13 +37,13 @@ def evaluate(run: Run) -> dict[str, Any]:
         **condensed,
         "baselines": scores,
         "bytes": {
-            "images": sum(path.stat().st_size for path in job_paths),
+            "images": sum(job.num_images for job in everything) * 3 * recipe.dataset.image_size**2,
             "labels": 0,
             "teachers": teacher_bytes(run),
         },
         "seconds": {
             "squeeze": teacher_seconds(run),
-            "recover": sum(float(read_tensors(path)[1]["seconds"]) for path in job_paths),
+            "recover": sum(float(read_tensors(path, "slots")[1]["seconds"]) for path in job_paths),
             "train": seconds["train"],
             "evaluate": seconds["evaluate"],
         },
