@@ -44,7 +44,7 @@ def recover(run: Run) -> None:
         with run.stopwatch() as watch:
             made = recover_job(job, carried)
         metadata = {"seconds": f"{watch.seconds:.3f}", "images": "uint8 NCHW, RGB"}
-        write_shard(folder, job, made.images, made.losses, made.running_means, metadata)
+        write_shard(folder, job, made.images, made.losses, made.running_means, metadata, made.record)
         total, entropy, matching = made.losses[-1].tolist() if len(made.losses) else (0.0, 0.0, 0.0)
         run.log.event(
             "job",

@@ -14,6 +14,7 @@ from torch import Tensor
 
 from .files import read_json, read_tensors, write_json, write_tensors
 from .jobs import Job
+from .recording import Record
 
 FORMAT = 2
 _RUNNING_MEANS = "running_means/"
@@ -99,11 +100,14 @@ def write_shard(
     losses: Tensor,
     running_means: Mapping[str, Tensor],
     metadata: Mapping[str, str],
+    record: Record | None = None,
 ) -> None:
-    """One finished job: images uint8 [n, 3, S, S], losses float32 [T, 3], running means for the job after it."""
+    """One finished job: images uint8 [n, 3, S, S], losses float32 [T, 3], running means for the job after it, and what
+    the report shows of how the images formed."""
+    record = record or Record()
     tensors = {"images": images, "classes": job.classes(), "slots": job.slots(), "losses": losses}
     tensors |= {_RUNNING_MEANS + key: value for key, value in running_means.items()}
-    write_tensors(shard_path(folder, job.index), tensors, metadata)
+    write_tensors(shard_path(folder, job.index), tensors | record.tensors(), {**metadata, **record.metadata()})
 
 
 def read_running_means(folder: Path, job: int) -> dict[str, Tensor]:
@@ -134,7 +138,28 @@ def read_set(folder: Path, made: Sequence[Job], ipc: int, classes: tuple[str, ..
     return CondensedSet(images, classes)
 
 
+def read_present(
+    folder: Path, everything: Sequence[Job], num_classes: int, num_slots: int
+) -> tuple[dict[tuple[int, int], Tensor], list[Job]]:
+    """What is finished of the first classes and slots: uint8 [3, S, S] by class and slot; and all finished jobs."""
+    finished = [job for job in everything if shard_path(folder, job.index).exists()]
+    images: dict[tuple[int, int], Tensor] = {}
+    for job in finished:
+        if job.first_class < num_classes and job.first_slot < num_slots:
+            shard, _ = read_tensors(shard_path(folder, job.index), "images", "classes", "slots")
+            places = zip(shard["classes"].tolist(), shard["slots"].tolist(), strict=True)
+            for place, image in zip(places, shard["images"], strict=True):
+                if place[0] < num_classes and place[1] < num_slots:
+                    images[place] = image.clone()
+    return images, finished
+
+
+def read_record(folder: Path, job: int) -> Record:
+    """What a finished job keeps of how its images formed; nothing if it was made before that was kept."""
+    return Record.of(*read_tensors(shard_path(folder, job), "snapshots/", "layers/"))
+
+
 def read_losses(folder: Path, num_jobs: int) -> Tensor:
     """Loss curves of the finished jobs, float32 [jobs, T, 3]: total, cross-entropy, matching."""
     paths = [shard_path(folder, job) for job in range(num_jobs)]
-    return torch.stack([read_tensors(path)[0]["losses"] for path in paths if path.exists()])
+    return torch.stack([read_tensors(path, "losses")[0]["losses"] for path in paths if path.exists()])

@@ -39,13 +39,13 @@ def evaluate(run: Run) -> dict[str, Any]:
         **condensed,
         "baselines": by_arm,
         "bytes": {
-            "images": sum(path.stat().st_size for path in job_paths),
+            "images": len(run.real.classes) * recipe.ipc * 3 * recipe.dataset.image_size**2,
             "labels": stored_bytes(run),
             "teachers": teacher_bytes(run),
         },
         "seconds": {
             "squeeze": teacher_seconds(run),
-            "recover": sum(float(read_tensors(path)[1]["seconds"]) for path in job_paths),
+            "recover": sum(float(read_tensors(path, "slots")[1]["seconds"]) for path in job_paths),
             "train": seconds["train"],
             "evaluate": seconds["evaluate"],
         },

@@ -144,3 +144,10 @@ class UnionMatching:
                 pooled.append(tuple(vectors))
             values.append(matching(pooled, live) / (1 - share))
         return sum(values[1:], values[0])
+
+    def layer_losses(self) -> Tensor:
+        """What each layer added to the result of the last call, float64 [L]."""
+        losses = [
+            matching.layer_losses() / (1 - share) for share, matching in zip(self.shares, self.matchings, strict=True)
+        ]
+        return torch.stack(losses).sum(0)

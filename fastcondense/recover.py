@@ -13,6 +13,7 @@ import torch
 from torch import Tensor
 from torch.nn import functional as F
 
+from .canvas import Canvas, resized
 from .graph import Graphs
 from .initial import InitialImages, noise
 from .jobs import Job
@@ -25,6 +26,7 @@ from .nested import UnionMatching, Unions
 from .precision import arithmetic, network_dtype
 from .real import Normalization
 from .recipe import Recipe
+from .recording import JobRecorder, Record
 from .regularizers import densification, flatness
 from .schedule import Turn, learning_rates, live_layers, stages, turns, window_table
 from .teacher import Teacher
@@ -42,32 +44,12 @@ class Sources:
 
 class Recovered(NamedTuple):
     """What a job makes, on the host: images uint8 [N, 3, S, S]; losses float32 [T, 3], in columns total, cross-entropy
-    and weighted matching; and, where they are carried on, the running means of its statistics."""
+    and weighted matching; where they are carried on, the running means of its statistics; and how the images formed."""
 
     images: Tensor
     losses: Tensor
     running_means: dict[str, Tensor]
-
-
-class Canvas:
-    """Static buffers of one size: the images, their optimiser's moments, and their running mean (EDC's flatness)."""
-
-    def __init__(self, num_images: int, side: int, device: torch.device):
-        self.side = side
-        self.images = torch.empty(num_images, 3, side, side, device=device)
-        self.first, self.second, self.average = (torch.empty_like(self.images) for _ in range(3))
-
-    def fill(self, images: Tensor) -> None:
-        """Begins with these images, in place, enlarged or shrunk if they are of another size."""
-        self.images.copy_(resized(images, self.side))
-        self.average.copy_(self.images)
-        self.first.zero_()
-        self.second.zero_()
-
-
-def resized(images: Tensor, side: int) -> Tensor:
-    """Bilinear, without antialiasing, as FADRM changes sizes (spec 3.2)."""
-    return images if images.shape[-1] == side else F.interpolate(images, (side, side), mode="bilinear")
+    record: Record
 
 
 class RecoverStep:
@@ -158,6 +140,14 @@ class RecoverStep:
         """The running means of all teachers' statistics as they are now, on the host."""
         states = (matching.state() for matching in self.matching)
         return {f"{number}/{key}": v.cpu() for number, state in enumerate(states) for key, v in state.items()}
+
+    def layer_losses(self, which: int, iteration: int) -> Tensor:
+        """What each of a teacher's layers added to its matching loss in `iteration`, the last one: float64 [L]."""
+        losses = self.matching[which].layer_losses()
+        if self.unions:
+            own, union = self.own_weights[iteration], self.union_weights[iteration]
+            losses = own * losses + union * self.unions[which].layer_losses()
+        return losses
 
     def enter_stage(self, stage: int) -> None:
         """Goes on at the stage's size, with a share of the initial images and a new optimiser (spec 3.2)."""
@@ -262,24 +252,28 @@ class Recoverer:
         recipe = self.recipe
         if recipe.recover.iterations == 0:
             images = (self.sources or Sources(noise(recipe, self.device))).initial(job)
-            return Recovered(self._pixels(images), torch.zeros(0, 3), {})
+            return Recovered(self._pixels(images), torch.zeros(0, 3), {}, Record())
         with arithmetic(recipe.recover.precision):
             if job.shape not in self.steps:
                 self.steps[job.shape] = RecoverStep(recipe, job, self.teachers, self.device, self.sources)
             step, order = self.steps[job.shape], turns(recipe, len(self.teachers), job)
             advances = [[self._advance(job.shape, turn, side) for turn in order] for side, _ in step.stages]
             step.load(job, running_means)
+            recorder = JobRecorder(recipe, job, self.teachers, order, self.device)
             iteration = 0
             for stage, (_, count) in enumerate(step.stages):
                 if stage:
                     step.enter_stage(stage)
                 for _ in range(count):
+                    recorder.before(iteration, step.images)
                     advances[stage][iteration % len(order)]()
+                    recorder.after(iteration, step.layer_losses)
                     iteration += 1
         losses = step.losses.to("cpu", copy=True)
         if not bool(torch.isfinite(step.images).all()):
             raise ValueError(f"recover diverged in job {job.index}: images are not finite; try a smaller recover.lr")
-        return Recovered(self._pixels(step.images), losses, step.running_means() if recipe.recover.ema_carried else {})
+        carried = step.running_means() if recipe.recover.ema_carried else {}
+        return Recovered(self._pixels(step.images), losses, carried, recorder.record())
 
     def _advance(self, shape: tuple[int, int], turn: Turn, side: int) -> Callable[[], None]:
         """One iteration of a turn on the canvas of that size: on a GPU a graph, captured once."""

@@ -91,8 +91,9 @@ class Recover(Views):
     """Those of squeeze.teachers that are matched; they take turns. Empty: all of them."""
     iterations: int = 4000
     """0 keeps the initial images (RDED)."""
-    snapshots: int = 0
-    """Moments, evenly spread over the iterations, at which small copies of the images are kept for the report."""
+    snapshots: int = 8
+    """Moments, evenly spread over the iterations, at which small copies of some images are kept for the report: the
+    first slot's, of up to 20 classes."""
     lr: float = 0.25
     betas: tuple[float, float] = (0.5, 0.9)
     batch_size: int = 100
