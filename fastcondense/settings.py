@@ -245,6 +245,9 @@ class Labels(Views):
     mix_alpha: float = 1.0
     """lambda ~ Beta(alpha, alpha)."""
     mix_probability: float = 1.0
+    tiers: tuple[int, ...] = ()
+    """Images per class of sets whose labels need no other image: partners are drawn from the same or a smaller tier,
+    and what is seen of an image does not depend on the size of the set."""
     tile_shuffle: int = 1
     """Columns, and rows, of tiles an image that are permuted before the crop (RDED)."""
     tile_pick: int = 1
@@ -262,6 +265,8 @@ class Labels(Views):
     def check(self) -> None:
         """Raises ValueError if the settings make no sense, alone or together."""
         super().check()
+        if list(self.tiers) != sorted(set(self.tiers)) or min(self.tiers, default=1) < 1:
+            raise ValueError(f"labels.tiers are growing numbers of images per class, got {self.tiers}")
         if self.augment and self.mix != "none":
             raise ValueError(f"labels.augment needs labels.mix none, got {self.mix}")
         if self.tile_pick > 1 and self.padding:
