@@ -54,10 +54,7 @@ def check_room(folder: Path, size: int) -> None:
     held = sum(path.stat().st_blocks * 512 for path in folder.rglob("*") if path.is_file())
     free = shutil.disk_usage(folder).free + held
     if size > free:
-        raise ValueError(
-            f"labels of {size:,} bytes do not fit in {folder}, where {free:,} are free; choose another "
-            "folder, store fewer (labels.top_k), or none, so that the teachers label on the fly"
-        )
+        raise ValueError(f"{size:,} bytes do not fit in {folder}, where {free:,} are free")
 
 
 def write_json(path: Path, tree: Any) -> None:

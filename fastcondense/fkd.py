@@ -129,7 +129,7 @@ def read_fkd(run: Run, folder: Path, views: ReplayedViews) -> FKDViews:
     recipe, num_classes = run.recipe, len(run.real.classes)
     check_settings(recipe.labels)
     found = FKDViews(folder, views, num_classes)
-    epochs = min(2, found.num_epochs)
+    epochs = min(max(2, -(-1000 // len(found.images))), found.num_epochs)
     hits, total, sampler = found.num_hits(epochs), epochs * len(found.images), "index in the files"
     if not found.has_index:
         sampler, old = "order of torch's sampler", FKDViews(folder, views, num_classes, 1)

@@ -90,12 +90,17 @@ def _reconstruct(*_: Any) -> _Array:
     return _Array()
 
 
+def _no_bytes() -> bytes:
+    return b""
+
+
 def _checked(kind: Any) -> np.dtype:
     if type(kind) is not _Dtype:
         raise ValueError(f"it asks for an array of {type(kind).__name__}, and only numbers are read")
     return kind.dtype
 
 
-_STAND_INS: list[Any] = [argparse.Namespace, (_Dtype, "numpy.dtype"), (_Array, "numpy.ndarray")]
+_STAND_INS: list[Any] = [argparse.Namespace]
+_STAND_INS += [(_Dtype, "numpy.dtype"), (_Array, "numpy.ndarray"), (_no_bytes, "builtins.bytes")]
 for _module in ("numpy.core.multiarray", "numpy._core.multiarray"):  # before numpy 2, and since
     _STAND_INS += [(_scalar, f"{_module}.scalar"), (_reconstruct, f"{_module}._reconstruct")]

@@ -120,8 +120,9 @@ def _store(
     arrays = _open(folder, shapes, "r+") if done else _create(folder, shapes)
     for epoch in run.log.track(range(done, train.epochs), f"labels of seed {manifest['replay']['seed']}"):
         positions = np.arange(rows[epoch + 1] - rows[epoch])
-        batches = split_batches(positions, train.batch_size) if len(positions) else []
-        for batch in views.batches([Span(epoch, int(part[0]), int(part[-1]) + 1) for part in batches]):
+        parts = split_batches(positions, train.batch_size) if len(positions) else []
+        spans = [Span(epoch, int(part[0]), int(part[-1]) + 1) for part in parts]
+        for batch in views.batches(spans) if spans else ():
             mean = source.logits(batch.images, batch.span).float().mean(0)
             first = rows[epoch] + batch.span.begin
             for name, values in compress(mean, labels.top_k, _temperature(train)).items():
