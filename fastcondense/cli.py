@@ -14,6 +14,7 @@ from typing import Any
 import torch
 
 from . import __version__, recipe, stages
+from .export import ExportOptions, export
 from .log import Log
 from .options import parse_stage, parse_tool
 from .pack import PackOptions, pack_folders
@@ -31,6 +32,7 @@ STAGES: dict[str, tuple[Callable[[Run], object], str]] = {
 # what works on files, not on a run: a function of its options and a log, which returns the exit status or None for 0
 TOOLS: dict[str, tuple[Callable[[Any, Log], int | None], type, str]] = {
     "pack": (pack_folders, PackOptions, "image folders into files that the ffcv loader reads"),
+    "export": (export, ExportOptions, "condensed images as a folder, for Hugging Face, as tensors, for DD-Ranking"),
 }
 
 
@@ -75,7 +77,7 @@ def _main(arguments: list[str]) -> int:
     stage, description = STAGES[command]
     options = parse_stage(command, description, rest)
     assert options.out is not None
-    run = Run(options.settings, options.out, options.data, _device(options.device))
+    run = Run(options.settings, options.out, options.data, _device(options.device), images=options.images)
     run.open()
     stage(run)
     run.record()

@@ -6,6 +6,7 @@ from . import initial, pruning, targets
 from .condensed import CondensedSet, open_folder, read_running_means, read_set, shard_path, write_shard
 from .features import FeatureRecoverer
 from .files import read_tensors
+from .imported import check_order, read_imported, read_origin
 from .jobs import Job, jobs
 from .mosaic import Mosaics
 from .recover import Recoverer, Sources
@@ -15,9 +16,13 @@ from .teacher import Teacher
 
 
 def recover(run: Run) -> None:
-    """Makes the condensed images; finished jobs are kept, unreadable ones are made again."""
+    """Makes the condensed images, if none are imported; finished jobs are kept, unreadable ones are made again."""
     recipe, teachers = run.recipe, squeeze(run)
     folder = run.out / "condensed"
+    if (origin := read_origin(folder)) is not None:
+        images = condensed_set(run).images
+        run.log.say(f"recover: {images.shape[0] * images.shape[1]} images are imported from {origin['path']}")
+        return
     manifest = {
         "classes": list(run.real.classes),
         "recipe": run.identity("recover"),
@@ -76,6 +81,12 @@ def _is_finished(run: Run, job: Job) -> bool:
 
 
 def condensed_set(run: Run) -> CondensedSet:
-    """The finished condensed images of the run."""
+    """The finished condensed images of the run. Imported ones are shown to the teachers that the run has by now."""
+    folder = run.out / "condensed"
+    if read_origin(folder) is not None:
+        imported = read_imported(folder, run.recipe, run.real.classes)
+        count = run.recipe.squeeze.gate_images
+        check_order(folder, imported, run.teachers, count, run.recipe.dataset, run.device, run.log)
+        return imported
     num_jobs = len(jobs(run.recipe, len(run.real.classes)))
-    return read_set(run.out / "condensed", num_jobs, run.recipe.ipc, run.real.classes)
+    return read_set(folder, num_jobs, run.recipe.ipc, run.real.classes)

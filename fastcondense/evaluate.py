@@ -8,6 +8,7 @@ from typing import Any
 from . import report
 from .condensed import shard_path
 from .files import read_tensors, write_json
+from .imported import read_origin
 from .jobs import jobs
 from .run import Run
 from .squeeze import teacher_bytes, teacher_seconds
@@ -21,6 +22,7 @@ def evaluate(run: Run) -> dict[str, Any]:
     job_paths = [shard_path(folder, job.index) for job in jobs(recipe, len(run.real.classes))]
     condensed = scores.pop(CONDENSED)
     seconds = condensed.pop("seconds")
+    origin = read_origin(folder)
     result = {
         "recipe": recipe.name,
         "recipe_sha256": recipe.sha256(),
@@ -47,6 +49,7 @@ def evaluate(run: Run) -> dict[str, Any]:
             "evaluate": seconds["evaluate"],
         },
         "versions": run.versions(),
+        **({} if origin is None else {"origin": {key: origin[key] for key in ("path", "layout", "sha256")}}),
     }
     write_json(run.out / "result.json", result)
     run.log.event("result", **{key: result[key] for key in ("top1_last", "top1_best", "baselines")})

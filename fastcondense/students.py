@@ -14,6 +14,7 @@ from . import zoo
 from .condensed import CondensedSet
 from .files import read_json, read_tensors, write_atomic, write_json, write_tensors
 from .fit import fit
+from .imported import read_origin
 from .labels import LabelSource, TeacherLabels, hard_labels, student_loss
 from .real import training_batches
 from .rng import Stream
@@ -45,11 +46,17 @@ def arms(run: Run) -> tuple[str, ...]:
 
 
 def student_folder(run: Run, arm: str, number: int) -> Path:
-    """students/<student>-<hash of the settings>/<arm>/seed<number>; other settings get another folder."""
+    """students/<student>-<hash of the settings>/<arm>/seed<number>; other settings get another folder.
+
+    So do imported images, which settings say nothing of.
+    """
     recipe = run.recipe
     parts = (*recipe.train_parts(), *(["evaluate"] if arm == "full" else []))
     slug = recipe.train.student.replace("/", "-").replace(":", "-")
-    return run.out / "students" / f"{slug}-{recipe.sha256(*parts)[:8]}" / arm / f"seed{number}"
+    made_by, origin = recipe.sha256(*parts)[:8], read_origin(run.out / "condensed")
+    if arm == CONDENSED and origin is not None:
+        made_by += f"-{origin['sha256'][:8]}"
+    return run.out / "students" / f"{slug}-{made_by}" / arm / f"seed{number}"
 
 
 def train_arm(run: Run, arm: str, condensed: CondensedSet, teachers: Sequence[Teacher]) -> list[Student]:
