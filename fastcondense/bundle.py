@@ -15,7 +15,7 @@ import json
 import zipfile
 from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any, Literal
 
@@ -56,20 +56,28 @@ def is_bundle(path: Path) -> bool:
     return path.is_file() and zipfile.is_zipfile(path)
 
 
-def read_run(folder: Path) -> Contents:
-    """What lies in the folder of a run. Raises ValueError if it has no condensed set, or one without labels' replay."""
+def read_folder(folder: Path) -> Contents:
+    """The set in the folder of a run, with the teachers that are finished. Raises ValueError if there is none."""
     if not (folder / "recipe.toml").is_file() or not (folder / "condensed" / "manifest.json").is_file():
-        raise ValueError(f"{folder} is not the folder of a run with a condensed set")
+        raise ValueError(f"{folder} is not the folder of a run with condensed images")
     recipe = from_toml((folder / "recipe.toml").read_text(), str(folder / "recipe.toml"))
     manifest = read_json(folder / "condensed" / "manifest.json")
-    if "replay" not in manifest:
-        raise ValueError(f"{folder} has no replay specification; run relabel first")
-    classes = tuple(manifest["classes"])
-    condensed = read_set(folder / "condensed", jobs(recipe, len(classes)), recipe.ipc, classes)
-    if recipe.train.order != "slots":
-        condensed = condensed.ordered(torch.tensor(read_json(folder / "condensed" / "ranks.json")["ranks"]))
+    classes, made = tuple(manifest["classes"]), max(recipe.ipc, manifest.get("ipc", 0))
+    everything, is_ordered = jobs(replace(recipe, ipc=made), len(classes)), recipe.train.order != "slots"
+    condensed = read_set(folder / "condensed", everything, made if is_ordered else recipe.ipc, classes)
+    if is_ordered:
+        ranks = torch.tensor(read_json(folder / "condensed" / "ranks.json")["ranks"])
+        condensed = condensed.ordered(ranks).first(recipe.ipc)
     paths = {name: teacher_path(folder, name) for name in recipe.squeeze.teachers}
     return Contents(recipe, condensed, manifest, {name: read_tensors(p) for name, p in paths.items() if p.exists()})
+
+
+def read_run(folder: Path) -> Contents:
+    """The same, but raises ValueError for a set without what replays its labels too."""
+    contents = read_folder(folder)
+    if "replay" not in contents.manifest:
+        raise ValueError(f"{folder} has no replay specification; run relabel first")
+    return contents
 
 
 def write_bundle(folder: Path, path: Path, teachers: Literal["embed", "reference"]) -> dict[str, int]:

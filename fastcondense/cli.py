@@ -16,6 +16,7 @@ import torch
 from . import __version__, distributed, recipe, stages
 from .bundle import unpack
 from .devices import choose_device
+from .export import ExportOptions, export
 from .log import Log
 from .options import parse_stage, parse_tool
 from .pack import PackOptions, pack_folders
@@ -37,6 +38,7 @@ TOOLS: dict[str, tuple[Callable[[Any, Log], int | None], type, str]] = {
     "bundle": (bundle, BundleOptions, "RUN: its images, replay specification and teachers, as one file"),
     "verify": (verify, VerifyOptions, "BUNDLE or RUN: does this machine give the same labels?"),
     "pack": (pack_folders, PackOptions, "image folders into files that the ffcv loader reads"),
+    "export": (export, ExportOptions, "condensed images as a folder, for Hugging Face, as tensors, for DD-Ranking"),
 }
 
 
@@ -87,7 +89,9 @@ def _main(arguments: list[str]) -> int:
     if options.bundle is not None:
         with distributed.first_alone():
             unpack(options.bundle, options.out)
-    run = Run(options.settings, options.out, options.data, device, Log(is_silent=distributed.rank() > 0))
+    run = Run(
+        options.settings, options.out, options.data, device, Log(is_silent=distributed.rank() > 0), options.images
+    )
     run.open()
     stage(run)
     run.record()

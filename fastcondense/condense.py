@@ -11,6 +11,7 @@ from . import initial, pruning, targets
 from .condensed import CondensedSet, digests, open_folder, read_running_means, read_set, shard_path, write_shard
 from .features import FeatureRecoverer
 from .files import read_json, read_tensors, write_json
+from .imported import check_order, read_imported, read_origin
 from .jobs import Job, jobs
 from .mosaic import Mosaics
 from .nested import FinishedSlots
@@ -22,9 +23,13 @@ from .teacher import Teacher
 
 
 def recover(run: Run) -> None:
-    """Makes the condensed images; finished jobs are kept, unreadable ones are made again."""
+    """Makes the condensed images, if none are imported; finished jobs are kept, unreadable ones are made again."""
     recipe, teachers = run.recipe, squeeze(run)
     folder = run.out / "condensed"
+    if (origin := read_origin(folder)) is not None:
+        images = condensed_set(run).images
+        run.log.say(f"recover: {images.shape[0] * images.shape[1]} images are imported from {origin['path']}")
+        return
     manifest = {
         "classes": list(run.real.classes),
         "recipe": run.identity("recover"),
@@ -109,9 +114,15 @@ def made_jobs(run: Run) -> list[Job]:
 
 
 def condensed_set(run: Run) -> CondensedSet:
-    """The finished condensed images of the run, the first `ipc` of each class."""
+    """The finished condensed images of the run, the first `ipc` of each class.
+
+    Imported ones are shown to the teachers that the run has by now.
+    """
     recipe, everything, classes = run.recipe, made_jobs(run), run.real.classes
     folder = run.out / "condensed"
+    if read_origin(folder) is not None:
+        imported = read_imported(folder, recipe, classes)
+        check_order(folder, imported, run.teachers, recipe.squeeze.gate_images, recipe.dataset, run.device, run.log)
     if recipe.train.order == "slots":
         return read_set(folder, everything, recipe.ipc, classes)
     whole = read_set(folder, everything, max(job.first_slot + job.num_slots for job in everything), classes)

@@ -10,6 +10,7 @@ from . import report
 from .condense import made_jobs
 from .condensed import shard_path
 from .files import read_tensors, write_json
+from .imported import read_origin
 from .run import Run
 from .squeeze import teacher_bytes, teacher_seconds
 from .stored_labels import stored_bytes
@@ -23,6 +24,7 @@ def evaluate(run: Run) -> dict[str, Any]:
     job_paths = [shard_path(folder, job.index) for job in made_jobs(run) if job.first_slot < recipe.ipc]
     condensed = by_arm.pop(CONDENSED.name)
     seconds = condensed.pop("seconds")
+    origin = read_origin(folder)
     result = {
         "recipe": recipe.name,
         "recipe_sha256": recipe.sha256(),
@@ -50,6 +52,7 @@ def evaluate(run: Run) -> dict[str, Any]:
             "evaluate": seconds["evaluate"],
         },
         "versions": run.versions(),
+        **({} if origin is None else {"origin": {key: origin[key] for key in ("path", "layout", "sha256")}}),
     }
     write_json(run.out / "result.json", result)
     run.log.event("result", **{key: result[key] for key in ("top1_last", "top1_best", "baselines")})

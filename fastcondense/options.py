@@ -30,6 +30,9 @@ class Options:
     """Folder of the data set; in the folder of a run, the one that it was made from."""
     out: Path | None = None
     """Folder of the run; default runs/<recipe>."""
+    images: Path | None = None
+    """Condensed images that somebody published, which are imported instead of recovered: a folder of class folders,
+    parquet or tensor files, or one such file."""
     device: str = "auto"
     """auto, cpu, cuda or cuda:N."""
     store: bool = False

@@ -40,13 +40,21 @@ def honest_table(result: dict[str, Any]) -> Table:
     table.add_column("trained on")
     for name in ("top-1 last", "top-1 best", "top-5 last"):
         table.add_column(name, justify="right")
-    own = "condensed, hard labels" if result["labels"] == "hard" else "condensed, soft labels"
-    rows = {own: result} | {_ARMS[arm]: scores for arm, scores in result["baselines"].items()}
-    for name, scores in rows.items():
-        cells = (scores[key] for key in ("top1_last", "top1_best", "top5_last"))
-        has_spread = result["seeds"] > 1
-        table.add_row(name, *(f"{c['mean']:.1f}" + f" ± {c['std']:.1f}" * has_spread for c in cells))
+    for row in score_rows(result):
+        table.add_row(*row)
     return table
+
+
+def score_rows(result: dict[str, Any]) -> list[list[str]]:
+    """What was trained on, and its top-1 of the last and the best epoch and top-5 of the last, in words."""
+    origin, has_spread = "imported" if "origin" in result else "condensed", result["seeds"] > 1
+    labels = "hard" if result["labels"] == "hard" else "soft"
+    rows = {f"{origin}, {labels} labels": result} | {_ARMS[arm]: scores for arm, scores in result["baselines"].items()}
+    cells = {name: [scores[key] for key in ("top1_last", "top1_best", "top5_last")] for name, scores in rows.items()}
+    return [
+        [name, *(f"{c['mean']:.1f}" + f" ± {c['std']:.1f}" * has_spread for c in scores)]
+        for name, scores in cells.items()
+    ]
 
 
 def ranking_table(result: dict[str, Any]) -> Table:
@@ -86,16 +94,18 @@ def ranking_table(result: dict[str, Any]) -> Table:
 
 
 def _caption(result: dict[str, Any]) -> str:
-    sizes = ", ".join(f"{name} {bytes_text(count)}" for name, count in result["bytes"].items())
+    sizes = ", ".join(f"{name} {bytes_in_words(count)}" for name, count in result["bytes"].items())
+    origin = result.get("origin")
+    source = f"images: imported from {origin['path']} ({origin['layout']}).\n" if origin else ""
     times = ", ".join(f"{name} {seconds:.1f} s" for name, seconds in result["seconds"].items())
     return (
         f"top-1 and top-5 in % of {result['test_images']} test images; ± is the deviation over seeds; best is chosen "
-        f"on the test images.\nbytes: {sizes}. time: {times}. recipe sha256 {result['recipe_sha256'][:12]}"
+        f"on the test images.\n{source}bytes: {sizes}. time: {times}. recipe sha256 {result['recipe_sha256'][:12]}"
     )
 
 
-def bytes_text(count: int) -> str:
-    """A number of bytes for the reader."""
+def bytes_in_words(count: int) -> str:
+    """Three digits or four, in B, kB, MB or GB."""
     if count < 1000:
         return f"{count} B"
     power = min(3, (len(str(count)) - 1) // 3)

@@ -18,6 +18,7 @@ from .condensed import CondensedSet
 from .distributed import rank, world_size
 from .files import read_json, read_tensors, write_atomic, write_json, write_tensors
 from .fit import fit
+from .imported import read_origin
 from .labels import LabelSource, TeacherLabels, hard_labels, student_loss
 from .real import split_batches, training_batches
 from .recipe import Recipe
@@ -81,11 +82,17 @@ def arms(run: Run) -> tuple[Arm, ...]:
 
 
 def student_folder(run: Run, arm: Arm, number: int) -> Path:
-    """students/<student>-<hash of the settings>/<arm>/seed<number>; other settings get another folder."""
+    """students/<student>-<hash of the settings>/<arm>/seed<number>; other settings get another folder.
+
+    So do imported images, which settings say nothing of.
+    """
     recipe = run.recipe
     parts = (*recipe.train_parts(), *(["evaluate"] if arm.images == "full" else []))
     slug = recipe.train.student.replace("/", "-").replace(":", "-")
-    return run.out / "students" / f"{slug}-{recipe.sha256(*parts)[:8]}" / arm.name / f"seed{number}"
+    made_by, origin = recipe.sha256(*parts)[:8], read_origin(run.out / "condensed")
+    if arm.images == "condensed" and origin is not None:
+        made_by += f"-{origin['sha256'][:8]}"
+    return run.out / "students" / f"{slug}-{made_by}" / arm.name / f"seed{number}"
 
 
 def train_arm(run: Run, arm: Arm, condensed: CondensedSet, teachers: Sequence[Teacher]) -> list[Student]:

@@ -21,7 +21,7 @@ from .fingerprint import Verdict, compare
 from .log import Log
 from .real import Normalization
 from .relabel import TRANSFORM, num_bytes, specification, take_probe
-from .report import bytes_text
+from .report import bytes_in_words
 from .squeeze import rebuild, teacher_path
 from .teacher import Teacher
 
@@ -55,9 +55,9 @@ def bundle(options: BundleOptions, log: Log) -> None:
     path = options.out or options.run.resolve().with_suffix(".zip")
     sizes = write_bundle(options.run, path, options.teachers)
     manifest = read_run(options.run).manifest
-    parts = ", ".join(f"{name} {bytes_text(size)}" for name, size in sizes.items())
+    parts = ", ".join(f"{name} {bytes_in_words(size)}" for name, size in sizes.items())
     log.say(
-        f"{path}: {bytes_text(path.stat().st_size)} ({parts}); of the rest, the replay specification has "
+        f"{path}: {bytes_in_words(path.stat().st_size)} ({parts}); of the rest, the replay specification has "
         f"{num_bytes(manifest['replay'])} bytes and the fingerprint {num_bytes(manifest['fingerprint'])}"
     )
 
