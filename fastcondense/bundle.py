@@ -58,8 +58,10 @@ def is_bundle(path: Path) -> bool:
 
 def read_folder(folder: Path) -> Contents:
     """The set in the folder of a run, with the teachers that are finished. Raises ValueError if there is none."""
-    if not (folder / "recipe.toml").is_file() or not (folder / "condensed" / "manifest.json").is_file():
-        raise ValueError(f"{folder} is not the folder of a run with condensed images")
+    if not (folder / "recipe.toml").is_file():
+        raise ValueError(f"{folder} is not the folder of a run: it has no recipe.toml")
+    if not (folder / "condensed" / "manifest.json").is_file():
+        raise ValueError(f"{folder} has no condensed images; run recover first")
     recipe = from_toml((folder / "recipe.toml").read_text(), str(folder / "recipe.toml"))
     manifest = read_json(folder / "condensed" / "manifest.json")
     classes, made = tuple(manifest["classes"]), max(recipe.ipc, manifest.get("ipc", 0))

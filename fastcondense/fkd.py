@@ -42,7 +42,7 @@ class FKDViews(ReplayedViews):
     """
 
     def __init__(self, folder: Path, views: ReplayedViews, num_classes: int, num_permutations: int = 2):
-        super().__init__(views.images, views.labels, views.settings, views.normalize, 42)
+        super().__init__(views.host or views.images, views.labels, views.settings, views.normalize, 42)
         self.folder, self.num_classes = folder, num_classes
         self.order = SamplerOrder(len(self.images), num_permutations)
         epochs, numbers = epoch_numbers(folder), numbers_in(folder / "epoch_0", r"batch_(\d+)\.tar")
@@ -115,7 +115,8 @@ class FKDViews(ReplayedViews):
 
 
 def _together(tables: Sequence[ViewTable]) -> ViewTable:
-    columns: dict[str, Any] = {name: torch.cat([getattr(part, name) for part in tables]) for name in vars(tables[0])}
+    names = [name for name, column in vars(tables[0]).items() if column is not None]
+    columns: dict[str, Any] = {name: torch.cat([getattr(part, name) for part in tables]) for name in names}
     return ViewTable(**columns)
 
 

@@ -74,7 +74,7 @@ class ViewTable:
     windows: Tensor
     partner_windows: Tensor
     share: Tensor
-    boxes: Tensor | None
+    boxes: Tensor | None = None
     augmentations: Tensor | None = None
 
     def to(self, device: torch.device) -> ViewTable:

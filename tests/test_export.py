@@ -189,7 +189,7 @@ def test_an_export_of_imported_images_names_their_origin(run, tmp_path):
 @pytest.mark.parametrize(
     ("more", "words"),
     [
-        (["--ipc", "3"], "has 2 images a class, but --ipc is 3"),
+        (["--ipc", "3"], "the set has 2 images of each class, 3 are wanted"),
         (["--jpeg", "101"], "--jpeg needs a quality from 1 to 100"),
         (["--out", "full"], "full is not empty"),
         (["--out", "nowhere", "--format", "ddranking", "--data", "absent"], "there is no folder absent"),

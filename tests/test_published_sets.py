@@ -340,7 +340,7 @@ def broken(root, kind):
         ("cut off", r"id00001\.png cannot be read"),
         ("no image", r"id00001\.png is not an image"),
         ("in the wrong folder", r"00004.class00003_id00001\.png is of another class than its folder says"),
-        ("code", r"x\.pt cannot be read as weights: it asks for posix\.system, which is refused"),
+        ("code", r"x\.pt cannot be read as weights: it asks for posix\.system, and only"),
         ("no labels", "has no labels, and its 35 images are not of 12 classes"),
         ("labels", r"needs a class number for each of its 36 images, got torch\.int64 \(35,\)"),
         ("no tensors", r"holds no images and labels as tensors, but state_dict, epoch"),
