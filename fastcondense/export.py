@@ -13,13 +13,13 @@ from typing import Any, Literal
 import torch
 from tyro.conf import Positional
 
-from . import recipe
-from .condensed import CondensedSet, read_set
+from .bundle import is_bundle, read_bundle, read_folder
+from .condensed import CondensedSet
+from .devices import choose_device
 from .encoded import encode
 from .files import read_json, write_json
+from .fkd import write_fkd
 from .hub_card import dataset_card
-from .imported import read_imported, read_origin
-from .jobs import jobs
 from .labels import TeacherLabels
 from .log import Log
 from .parquet_sets import write_rows
@@ -39,10 +39,10 @@ class ExportOptions:
     """What is exported where, and how."""
 
     run: Positional[Path | None] = None
-    """Folder of a run whose condensed images are finished."""
-    format: Literal["folder", "parquet", "tensors", "ddranking"] = "folder"
+    """Folder of a run whose condensed images are finished, or a bundle."""
+    format: Literal["folder", "parquet", "tensors", "ddranking", "fkd"] = "folder"
     """folder: <class>/<image>; parquet: what datasets.load_dataset reads, with a card; tensors: normalised, in .pt and
-    .safetensors; ddranking: image and soft-label tensors for its compute_metrics."""
+    .safetensors; ddranking: image and soft-label tensors for its compute_metrics; fkd: SRe2L's label files."""
     out: Path | None = None
     """New folder, which appears when it is complete."""
     ipc: int = 0
@@ -62,43 +62,30 @@ def export(options: ExportOptions, log: Log) -> None:
         raise ValueError("export needs the folder of a run and --out DIR")
     if not (0 <= options.jpeg <= 100):
         raise ValueError(f"--jpeg needs a quality from 1 to 100, got {options.jpeg}")
-    settings, condensed = read_condensed(options.run, options.ipc)
+    path, is_file = options.run, is_bundle(options.run)
+    contents = read_bundle(path) if is_file else read_folder(path)
+    settings, condensed = contents.recipe, contents.condensed.first(options.ipc or contents.condensed.ipc)
+    if is_file and options.format in ("ddranking", "fkd"):
+        raise ValueError(f"--format {options.format} needs a run: unpack {path} first (fastcondense relabel)")
     with _new_folder(options.out) as folder:
         if options.format == "folder":
             _write_folder(condensed, folder, options.jpeg, options.numbers)
         elif options.format == "parquet":
-            _write_parquet(options.run, settings, condensed, folder, options.jpeg)
+            inside = contents.manifest.get("bundle", {}).get("result") if is_file else _result(path)
+            _write_parquet(settings, condensed, folder, options.jpeg, inside, contents.manifest.get("origin"))
         elif options.format == "tensors":
             write_image_tensors(condensed, folder, settings.dataset)
         else:
-            _write_ddranking(
-                Run(settings, options.run, options.data or _data(options.run), _device(), log), condensed, folder
-            )
+            run = Run(settings, path, options.data or _data(path), choose_device("auto"), log)
+            if options.format == "fkd":
+                write_fkd(run, folder, settings.train.epochs)
+            else:
+                _write_ddranking(run, condensed, folder)
     files = [path for path in options.out.rglob("*") if path.is_file()]
     log.say(
         f"export: {condensed.images.shape[0] * condensed.ipc} images, {condensed.ipc} of each of "
         f"{len(condensed.classes)} classes, in {options.out}: {bytes_in_words(sum(p.stat().st_size for p in files))}"
     )
-
-
-def read_condensed(run: Path, ipc: int = 0) -> tuple[Recipe, CondensedSet]:
-    """The recipe and the condensed images of a run's folder, or the first `ipc` of each class. The data are not read.
-
-    Raises ValueError if it is no run, or is not finished.
-    """
-    if not (run / "recipe.toml").is_file():
-        raise ValueError(f"{run} is not the folder of a run: it has no recipe.toml")
-    settings, folder = recipe.load(str(run / "recipe.toml")), run / "condensed"
-    if not (folder / "manifest.json").is_file():
-        raise ValueError(f"{run} has no condensed images; run recover first")
-    classes = tuple(read_json(folder / "manifest.json")["classes"])
-    if read_origin(folder) is not None:
-        condensed = read_imported(folder, settings, classes)
-    else:
-        condensed = read_set(folder, len(jobs(settings, len(classes))), settings.ipc, classes)
-    if not 0 <= ipc <= condensed.ipc:
-        raise ValueError(f"{run} has {condensed.ipc} images a class, but --ipc is {ipc}")
-    return settings, CondensedSet(condensed.images[:, : ipc or condensed.ipc], classes)
 
 
 @contextlib.contextmanager
@@ -136,13 +123,18 @@ def folder_names(classes: tuple[str, ...], has_numbers: bool) -> list[str]:
     return list(classes)
 
 
-def _write_parquet(run: Path, settings: Recipe, condensed: CondensedSet, folder: Path, jpeg: int) -> None:
+def _write_parquet(
+    settings: Recipe,
+    condensed: CondensedSet,
+    folder: Path,
+    jpeg: int,
+    result: dict[str, Any] | None,
+    origin: dict[str, Any] | None,
+) -> None:
     paths = write_rows(condensed, folder, jpeg)
-    result = read_json(run / "result.json") if (run / "result.json").is_file() else None
     if result is not None and (result["recipe_sha256"], result["ipc"]) != (settings.sha256(), condensed.ipc):
         result = None  # of other images
     encoding = f"JPEG of quality {jpeg}" if jpeg else "lossless PNG"
-    origin = read_origin(run / "condensed")
     card = dataset_card(settings, condensed, sum(path.stat().st_size for path in paths), encoding, result, origin)
     (folder / "README.md").write_text(card)
 
@@ -155,7 +147,7 @@ def _write_ddranking(run: Run, condensed: CondensedSet, folder: Path) -> None:
     """
     settings = run.recipe
     for name in settings.labels.teachers or settings.squeeze.teachers:
-        if not teacher_path(run, name).is_file():
+        if not teacher_path(run.out, name).is_file():
             raise ValueError(f"teacher {name} of {run.out} is not finished, but soft labels need it; run squeeze first")
     if run.real.classes != condensed.classes:
         raise ValueError(f"the classes of {run.data} are not those of {run.out}, or in another order")
@@ -177,12 +169,14 @@ def _write_ddranking(run: Run, condensed: CondensedSet, folder: Path) -> None:
         )
 
 
+def _result(run: Path) -> dict[str, Any] | None:
+    """What evaluate wrote, if it did."""
+    path = run / "result.json"
+    return read_json(path) if path.is_file() else None
+
+
 def _data(run: Path) -> Path | None:
     """Where the run found the real images."""
     environment = run / "environment.json"
     data = read_json(environment).get("data") if environment.is_file() else None
     return Path(data) if data else None
-
-
-def _device() -> torch.device:
-    return torch.device("cuda" if torch.cuda.is_available() else "cpu")

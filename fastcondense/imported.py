@@ -71,7 +71,7 @@ def read_imported(folder: Path, recipe: Recipe, classes: tuple[str, ...]) -> Con
     """The imported images. Raises ValueError if they do not fit the recipe, or if an import was interrupted."""
     _check_identity(folder, _identity(recipe, classes))
     try:
-        return read_set(folder, len(jobs(recipe, len(classes))), recipe.ipc, classes)
+        return read_set(folder, jobs(recipe, len(classes)), recipe.ipc, classes)
     except ValueError as error:
         path = (read_origin(folder) or {}).get("path")
         raise ValueError(f"{error}; its images are imported: add --images {path}") from None

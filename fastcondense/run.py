@@ -18,6 +18,7 @@ from torch import Tensor
 
 from . import datasets
 from .datasets import RealData, Split
+from .distributed import rank
 from .files import write_atomic, write_json
 from .imported import import_images
 from .log import Log
@@ -65,7 +66,8 @@ class Run:
         self.out.mkdir(parents=True, exist_ok=True)
         if not (self.out / "recipe.toml").exists():
             self.record()
-        self.log.path = self.out / "log.jsonl"
+        if rank() == 0:
+            self.log.path = self.out / "log.jsonl"
         self.log.say(f"loader: {loader}; {reason}")
         self.log.event("start", recipe=self.recipe.name, sha256=self.recipe.sha256(), versions=self.versions())
         if published is not None:
@@ -73,6 +75,8 @@ class Run:
 
     def record(self) -> None:
         """Writes recipe.toml and environment.json; a recipe that a stage refuses must not replace what is there."""
+        if rank():
+            return
         write_atomic(self.out / "recipe.toml", self.recipe.to_toml().encode())
         loader, _ = choose(self.real.train, self.recipe.dataset, self.device)
         where = {"device": str(self.device), "loader": loader, "data": str(self.data.resolve()) if self.data else None}

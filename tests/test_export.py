@@ -189,7 +189,7 @@ def test_an_export_of_imported_images_names_their_origin(run, tmp_path):
 @pytest.mark.parametrize(
     ("more", "words"),
     [
-        (["--ipc", "3"], "has 2 images a class, but --ipc is 3"),
+        (["--ipc", "3"], "the set has 2 images of each class, 3 are wanted"),
         (["--jpeg", "101"], "--jpeg needs a quality from 1 to 100"),
         (["--out", "full"], "full is not empty"),
         (["--out", "nowhere", "--format", "ddranking", "--data", "absent"], "there is no folder absent"),
@@ -218,7 +218,7 @@ def test_unfinished_runs_are_named(run, tmp_path, capsys):
     assert "is not finished" in said(capsys)
     shutil.rmtree(half / "condensed")
     assert main(["export", str(half), "--out", str(tmp_path / "x")]) == 1
-    assert "has no condensed images; run recover first" in said(capsys)
+    assert "is not the folder of a run with condensed images" in said(capsys)
 
 
 def test_without_datasets_it_is_said_what_to_install(run, tmp_path, capsys, monkeypatch):

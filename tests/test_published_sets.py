@@ -157,7 +157,7 @@ TENSORS = {
     "pair": lambda x: (x.float(), EACH),
     "DC": lambda x: {
         "data": [[torch.zeros_like(x), EACH], [x.float(), EACH]],
-        "accs_all_exps": {"ConvNet": [28.1, 27]},
+        "accs_all_exps": {"ConvNet": [np.float64(28.1), np.float32(27), np.int64(2)]},
     },
     "CIM": lambda x: {"dataset": "cifar", "data": x.float(), "label": EACH},
     "DD-Ranking": lambda x: x.float(),
@@ -340,7 +340,7 @@ def broken(root, kind):
         ("cut off", r"id00001\.png cannot be read"),
         ("no image", r"id00001\.png is not an image"),
         ("in the wrong folder", r"00004.class00003_id00001\.png is of another class than its folder says"),
-        ("code", r"checkpoint .*x\.pt cannot be read as weights"),
+        ("code", r"x\.pt cannot be read as weights: it asks for posix\.system, and only"),
         ("no labels", "has no labels, and its 35 images are not of 12 classes"),
         ("labels", r"needs a class number for each of its 36 images, got torch\.int64 \(35,\)"),
         ("no tensors", r"holds no images and labels as tensors, but state_dict, epoch"),
