@@ -102,9 +102,9 @@ def test_a_plain_arm_shows_every_image_as_it_is(ranked, images, labels):
         pixels, classes = (tensor.numpy() for tensor in chosen)
     mean, std = (np.array(x)[:, None, None] for x in (run.recipe.dataset.mean, run.recipe.dataset.std))
 
-    optimization, batches, loss = students._task(run, Arm(images, labels, "plain", 0.25), 5, condensed, teachers)
-    assert optimization.lr == 0.25 and optimization.epochs == (1 if images == "full" else 2)
-    views, answers = zip(*batches(1), strict=True)
+    task = students._task(run, Arm(images, labels, "plain", 0.25), 5, condensed, teachers)
+    assert task.optimization.lr == 0.25 and task.optimization.epochs == (1 if images == "full" else 2)
+    views, answers, _ = zip(*(task.make(item) for item in task.batches(1)), strict=True)
     values = 255 * (torch.cat(views).double().numpy() * std + mean)
     np.testing.assert_allclose(values, values.round(), atol=1e-3)
     seen = [(image.tobytes(), int(label)) for image, label in zip(pixels, classes, strict=True)]
@@ -126,7 +126,7 @@ def test_a_plain_arm_shows_every_image_as_it_is(ranked, images, labels):
         temperature = run.recipe.train.temperature
         p, log_q = torch.softmax(soft / temperature, 1), torch.log_softmax(logits.double() / temperature, 1)
         truth = (p * (p.log() - log_q)).sum(1).mean()
-    assert float(loss(logits, answers[0])) == pytest.approx(float(truth), rel=1e-4)
+    assert float(task.loss(logits, answers[0])) == pytest.approx(float(truth), rel=1e-4)
 
 
 def history(ranked: Path, arm: str, seed: int) -> list[float]:
@@ -185,9 +185,9 @@ def test_a_second_ranking_trains_what_is_missing_alone(ranked, monkeypatch, caps
     """Evaluate's students are shared, and so are those of other settings of the ranking."""
     trained, fit = [], students.fit
 
-    def watch(*arguments):
+    def watch(*arguments, **options):
         trained.append(arguments[6].parent.parent.name)
-        return fit(*arguments)
+        return fit(*arguments, **options)
 
     monkeypatch.setattr(students, "fit", watch)
     rates = ("--ranking.learning-rates", "0.01", "0.3")
