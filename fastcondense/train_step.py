@@ -113,6 +113,16 @@ class TrainStep:
                 if net is not None:
                     average_buffers(net)
 
+    def changing(self) -> dict[Hashable, Tensor]:
+        """All tensors that a step changes in place, by name."""
+        found: dict[Hashable, Tensor] = {"total": self.total}
+        for name, net in (("net", self.net), ("average", self.average)):
+            if net is not None:
+                found |= {(name, key): tensor for key, tensor in net.state_dict().items()}
+        for number, state in enumerate(self.optimizer.state.values()):
+            found |= {("optimizer", number, key): value for key, value in state.items() if isinstance(value, Tensor)}
+        return found
+
     def _parts(self, batch: Batch) -> Iterator[tuple[Tensor, Any, float]]:
         """The parts that the network sees one by one: views, what the loss needs, share of the whole batch's views.
 
@@ -152,10 +162,10 @@ class CapturedStep(TrainStep):
         self.count += item.num_views
 
     def _capture(self, item: StaticItem) -> tuple[StaticItem, Callable[[], object]]:
-        buffers, kept = item.clone(), {name: tensor.clone() for name, tensor in self._changing().items()}
+        buffers, kept = item.clone(), {name: tensor.clone() for name, tensor in self.changing().items()}
 
         def rewind() -> None:
-            for name, tensor in self._changing().items():
+            for name, tensor in self.changing().items():
                 if name in kept:
                     tensor.copy_(kept[name])
                 else:  # of an optimizer that had not made a step yet
@@ -164,16 +174,6 @@ class CapturedStep(TrainStep):
         # The warm-up must not use up random numbers: dropout's are the same after a resumption.
         with torch.random.fork_rng(devices=[self.device] if self.device.type == "cuda" else []):
             return buffers, self.graphs.capture(lambda: self._update(self.make(buffers)), rewind)
-
-    def _changing(self) -> dict[Hashable, Tensor]:
-        """All tensors that a step changes in place, by name."""
-        found: dict[Hashable, Tensor] = {"total": self.total}
-        for name, net in (("net", self.net), ("average", self.average)):
-            if net is not None:
-                found |= {(name, key): tensor for key, tensor in net.state_dict().items()}
-        for number, state in enumerate(self.optimizer.state.values()):
-            found |= {("optimizer", number, key): value for key, value in state.items() if isinstance(value, Tensor)}
-        return found
 
 
 @torch.no_grad()

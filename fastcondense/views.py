@@ -349,7 +349,8 @@ def share(span: Span, rank: int, world: int, unit: int = 1) -> Span:
     Each `unit` neighbours stay together (a last one alone joins those before), and the first ranks have more of them.
     Raises ValueError if there are fewer of them than ranks.
     """
-    groups = split_batches(np.arange(span.begin, span.end), unit)
+    positions = np.arange(span.begin, span.end)
+    groups = split_batches(positions, unit) if unit > 1 else list(positions[:, None])
     if len(groups) < world:
         together = f", of which {unit} belong together," if unit > 1 else ""
         raise ValueError(
