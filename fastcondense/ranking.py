@@ -1,7 +1,7 @@
 """The stage that computes DD-Ranking's scores: how good the images are, apart from their labels and views.
 
-Li et al., "DD-Ranking: Rethinking the Evaluation of Dataset Distillation", arXiv:2505.13300, section 3. Accuracies are
-fractions here, as the scores' range [0, 1] needs; the package ddranking 0.2.0 puts per cent into the exponentials.
+Li et al., "DD-Ranking: Rethinking the Evaluation of Dataset Distillation", arXiv:2505.13300. Accuracies are fractions
+here, as the scores' range [0, 1] needs; version 0.2.0 of their package, ddranking, puts per cent into the exponentials.
 """
 
 from __future__ import annotations
@@ -56,6 +56,7 @@ class Arms:
 
     @staticmethod
     def of(settings: Ranking) -> Arms:
+        """Those that the settings mean; some of them may be the same."""
         return Arms(
             Arm("full", "hard", settings.real_views),
             Arm("condensed", "hard", settings.hard_views),
@@ -70,7 +71,7 @@ def rank(run: Run) -> dict[str, Any]:
     """Trains the students that are missing, prints the table and writes ranking.json; returns what is written.
 
     The scores are taken seed by seed, from the students' last epochs and from their best ones. Raises ValueError if
-    all learning rates of an arm diverge.
+    no learning rate of an arm trains without divergence.
     """
     recipe, settings = run.recipe, run.recipe.ranking
     run.real.check_counts(recipe.ipc, f"rank at ipc {recipe.ipc}")
@@ -130,16 +131,19 @@ def _measure(run: Run, arm: Arm, condensed: CondensedSet, teachers: Sequence[Tea
 
 def _students(run: Run, arm: Arm, condensed: CondensedSet, teachers: Sequence[Teacher]) -> dict[float, list[Student]]:
     """The arm's students by learning rate; those that diverge are left out, and said so."""
-    own = run.recipe.squeeze.lr if arm.images == "full" else run.recipe.train.lr
-    searched = () if arm.images == "full" else run.recipe.ranking.learning_rates
+    recipe, rates = run.recipe, run.recipe.ranking.learning_rates
+    if arm.images == "full" or not rates:
+        own = recipe.squeeze.lr if arm.images == "full" else recipe.train.lr
+        return {own: train_arm(run, arm, condensed, teachers)}
     students: dict[float, list[Student]] = {}
-    for lr in searched or (own,):
+    for lr in rates:
         try:
-            students[lr] = train_arm(run, replace(arm, lr=None if lr == own else lr), condensed, teachers)
+            of_lr = arm if lr == recipe.train.lr else replace(arm, lr=lr)  # those of train and evaluate are shared
+            students[lr] = train_arm(run, of_lr, condensed, teachers)
         except Divergence as error:
             run.log.say(f"rank: {arm.name} with learning rate {lr} is left out: {error}")
     if not students:
-        raise ValueError(f"rank: all learning rates of {arm.name} diverged; set ranking.learning_rates to smaller ones")
+        raise ValueError(f"rank: all ranking.learning_rates diverged on {arm.name}; name smaller ones")
     return students
 
 

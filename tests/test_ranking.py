@@ -178,7 +178,7 @@ def test_a_learning_rate_that_diverges_is_left_out_and_said(ranked, capsys):
     left_out = [line for line in lines if "with learning rate 1e+30 is left out: training diverged" in line]
     assert len(left_out) == 5
     assert fastcondense("rank", ranked, *FAST, "--ranking.learning-rates", "1e30") == 1
-    assert "all learning rates of condensed_hard_plain diverged" in capsys.readouterr().err
+    assert "all ranking.learning_rates diverged on condensed_hard_plain" in capsys.readouterr().err
 
 
 def test_a_second_ranking_trains_what_is_missing_alone(ranked, monkeypatch, capsys):
