@@ -23,7 +23,8 @@ def relabel(run: Run) -> dict[str, Any]:
     """Writes what replays the labels into the manifest, instead of labels: settings, seeds, teachers, a fingerprint.
 
     The fingerprint is the five largest logits of up to 256 unmixed views of epoch 0, labelled in batches of 64: they
-    tell another machine whether it computes the same labels. Returns the replay specification.
+    tell another machine whether it computes the same labels. With labels.source stored, the labels are written too.
+    Returns the replay specification.
     """
     teachers, condensed = chosen(squeeze(run), run.recipe.labels.teachers), condensed_set(run)
     pixels, labels = condensed.flat()

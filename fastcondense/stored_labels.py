@@ -17,6 +17,7 @@ from __future__ import annotations
 import hashlib
 import itertools
 import math
+import os
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
@@ -110,12 +111,14 @@ def _store(
     if path.exists():
         stored = read_json(path)
         _check_same(folder, stored, manifest["replay"])
+        done = stored["epochs_done"]
+        if done >= train.epochs and stored["first_rows"][: len(rows)] == rows:
+            return
         if stored["first_rows"] != rows:
             raise ValueError(
                 f"{folder} holds labels of {len(stored['first_rows']) - 1} epochs, and train.epochs is {train.epochs}; "
                 "choose another --labels.stored, or delete that folder"
             )
-        done = stored["epochs_done"]
     folder.mkdir(parents=True, exist_ok=True)
     arrays = _open(folder, shapes, "r+") if done else _create(folder, shapes)
     for epoch in run.log.track(range(done, train.epochs), f"labels of seed {manifest['replay']['seed']}"):
@@ -220,10 +223,14 @@ def _check_same(folder: Path, stored: dict[str, Any], replay: dict[str, Any]) ->
 
 
 def _create(folder: Path, shapes: Shapes) -> dict[str, np.memmap]:
-    return {
-        name: np.lib.format.open_memmap(folder / f"{name}.npy", "w+", kind, shape)
-        for name, (shape, kind) in shapes.items()
-    }
+    """Raises OSError if the disk is full: a row of a file with holes would end the process with a signal there."""
+    arrays = {}
+    for name, (shape, kind) in shapes.items():
+        path = folder / f"{name}.npy"
+        arrays[name] = np.lib.format.open_memmap(path, "w+", kind, shape)
+        with path.open("r+b") as file:
+            os.posix_fallocate(file.fileno(), 0, path.stat().st_size)
+    return arrays
 
 
 def _open(folder: Path, shapes: Shapes, mode: Any) -> dict[str, np.memmap]:

@@ -225,7 +225,7 @@ def test_settings_that_the_files_do_not_follow_are_refused(tmp_path, settings, m
 
 def test_another_order_of_classes_is_at_chance(tmp_path):
     write(tmp_path, classes=(torch.arange(COUNT) // 3 + 1) % CLASSES)
-    with pytest.raises(ValueError, match=r"name the class of 0 of 63 views, which is chance; .* order of its classes"):
+    with pytest.raises(ValueError, match=r"name the class of 3 of 63 views, which is chance; .* order of its classes"):
         read_fkd(run_of(), tmp_path, image_set())
 
 
