@@ -60,6 +60,8 @@ def line_of(result_file: Path, reduced: str = "") -> Line:
     made = recipe.load(str(folder / "recipe.toml"))
     if made.sha256() != result["recipe_sha256"]:
         raise ValueError(f"{result_file} is not a result of the recipe.toml beside it; run evaluate again")
+    if "origin" in result:
+        raise ValueError(f"{result_file} is of imported images, which the recipe's method did not make")
     name = stem(made.name)
     recipe.load(f"{name}-ipc{made.ipc}")
     defaults = settings(Recipe())

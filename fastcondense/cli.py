@@ -13,11 +13,15 @@ from typing import Any
 
 import torch
 
-from . import __version__, recipe, stages
+from . import __version__, distributed, recipe, stages
+from .bundle import unpack
+from .devices import choose_device
+from .export import ExportOptions, export
 from .log import Log
 from .options import parse_stage, parse_tool
 from .pack import PackOptions, pack_folders
 from .run import Run
+from .verify import BundleOptions, VerifyOptions, bundle, verify
 
 STAGES: dict[str, tuple[Callable[[Run], object], str]] = {
     "run": (stages.everything, "squeeze, recover, relabel, train and evaluate, in a row; goes on where it was stopped"),
@@ -26,11 +30,15 @@ STAGES: dict[str, tuple[Callable[[Run], object], str]] = {
     "relabel": (stages.relabel, "write what replays the soft labels, and with --store the labels themselves"),
     "train": (stages.train, "train students on the condensed set and on the baselines"),
     "evaluate": (stages.evaluate, "score the students, print the honest table, write result.json"),
+    "rank": (stages.rank, "DD-Ranking's scores: train the students that they need, print them, write ranking.json"),
     "inspect": (stages.inspect, "write an image grid and the loss curves"),
 }
 # what works on files, not on a run: a function of its options and a log, which returns the exit status or None for 0
 TOOLS: dict[str, tuple[Callable[[Any, Log], int | None], type, str]] = {
+    "bundle": (bundle, BundleOptions, "RUN: its images, replay specification and teachers, as one file"),
+    "verify": (verify, VerifyOptions, "BUNDLE or RUN: does this machine give the same labels?"),
     "pack": (pack_folders, PackOptions, "image folders into files that the ffcv loader reads"),
+    "export": (export, ExportOptions, "condensed images as a folder, for Hugging Face, as tensors, for DD-Ranking"),
 }
 
 
@@ -75,10 +83,19 @@ def _main(arguments: list[str]) -> int:
     stage, description = STAGES[command]
     options = parse_stage(command, description, rest)
     assert options.out is not None
-    run = Run(options.settings, options.out, options.data, _device(options.device))
+    device = choose_device(options.device)
+    if distributed.is_launched():
+        device = distributed.join(device)
+    if options.bundle is not None:
+        with distributed.first_alone():
+            unpack(options.bundle, options.out)
+    run = Run(
+        options.settings, options.out, options.data, device, Log(is_silent=distributed.rank() > 0), options.images
+    )
     run.open()
     stage(run)
     run.record()
+    distributed.leave()
     return 0
 
 
@@ -103,23 +120,11 @@ def _usage() -> str:
     lines = [f"  {name:10}{text}" for name, text in helps.items()]
     return (
         "usage: fastcondense COMMAND --recipe NAME-or-FILE [--data DIR] [--out DIR] [--seed N] [--FIELD VALUE ...]\n"
-        "       fastcondense COMMAND RUN [--FIELD VALUE ...]    goes on in the folder of a run\n\n"
+        "       fastcondense COMMAND RUN [--FIELD VALUE ...]    goes on in the folder of a run, or of a bundle\n\n"
         + "\n".join(lines)
         + "\n\nfastcondense COMMAND --recipe NAME --help lists every FIELD and its value in that recipe; "
         "fastcondense pack --help what pack takes.\n"
     )
-
-
-def _device(name: str) -> torch.device:
-    if name == "auto":
-        name = "cuda" if torch.cuda.is_available() else "cpu"
-    try:
-        device = torch.device(name)
-        torch.empty(0, device=device)
-    except (RuntimeError, AssertionError):
-        raise ValueError(f"there is no device {name!r} here") from None
-    torch.backends.cudnn.deterministic = True  # the same job gives the same images
-    return device
 
 
 if __name__ == "__main__":

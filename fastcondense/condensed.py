@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
+import hashlib
 import json
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -13,6 +14,7 @@ from torch import Tensor
 
 from .files import read_json, read_tensors, write_json, write_tensors
 from .jobs import Job
+from .recording import Record
 
 FORMAT = 2
 _RUNNING_MEANS = "running_means/"
@@ -20,7 +22,7 @@ _RUNNING_MEANS = "running_means/"
 
 @dataclass(frozen=True)
 class CondensedSet:
-    """Images in class order, and within a class in slot order: the first n slots are the IPC-n set."""
+    """Images in class order, and within a class in order of rank: the first n are the IPC-n set."""
 
     images: Tensor
     """uint8 [classes, ipc, 3, S, S] on the host."""
@@ -30,10 +32,27 @@ class CondensedSet:
     def ipc(self) -> int:
         return self.images.shape[1]
 
+    def first(self, ipc: int) -> CondensedSet:
+        """The first images of each class. Raises ValueError if there are fewer."""
+        if ipc > self.ipc:
+            raise ValueError(f"the set has {self.ipc} images of each class, {ipc} are wanted")
+        return CondensedSet(self.images[:, :ipc], self.classes)
+
+    def ordered(self, ranks: Tensor) -> CondensedSet:
+        """With the slots of each class in another order: int64 [classes, ipc]."""
+        return CondensedSet(
+            torch.stack([mine[order] for mine, order in zip(self.images, ranks, strict=True)]), self.classes
+        )
+
     def flat(self) -> tuple[Tensor, Tensor]:
         """Images uint8 [classes * ipc, 3, S, S] and labels int64, class by class."""
         num_classes, ipc = self.images.shape[:2]
         return self.images.flatten(0, 1), torch.arange(num_classes).repeat_interleave(ipc)
+
+
+def digests(condensed: CondensedSet) -> list[str]:
+    """SHA-256 of the pixels of each class, in class order."""
+    return [hashlib.sha256(images.contiguous().numpy().tobytes()).hexdigest() for images in condensed.images]
 
 
 def shard_path(folder: Path, job: int) -> Path:
@@ -81,11 +100,14 @@ def write_shard(
     losses: Tensor,
     running_means: Mapping[str, Tensor],
     metadata: Mapping[str, str],
+    record: Record | None = None,
 ) -> None:
-    """One finished job: images uint8 [n, 3, S, S], losses float32 [T, 3], running means for the job after it."""
+    """One finished job: images uint8 [n, 3, S, S], losses float32 [T, 3], running means for the job after it, and what
+    the report shows of how the images formed."""
+    record = record or Record()
     tensors = {"images": images, "classes": job.classes(), "slots": job.slots(), "losses": losses}
     tensors |= {_RUNNING_MEANS + key: value for key, value in running_means.items()}
-    write_tensors(shard_path(folder, job.index), tensors, metadata)
+    write_tensors(shard_path(folder, job.index), tensors | record.tensors(), {**metadata, **record.metadata()})
 
 
 def read_running_means(folder: Path, job: int) -> dict[str, Tensor]:
@@ -94,25 +116,50 @@ def read_running_means(folder: Path, job: int) -> dict[str, Tensor]:
     return {key.removeprefix(_RUNNING_MEANS): v for key, v in shard.items() if key.startswith(_RUNNING_MEANS)}
 
 
-def read_set(folder: Path, num_jobs: int, ipc: int, classes: tuple[str, ...]) -> CondensedSet:
-    """The `ipc` slots that the first `num_jobs` jobs make. Raises ValueError if one of them is missing or damaged."""
+def read_set(folder: Path, made: Sequence[Job], ipc: int, classes: tuple[str, ...]) -> CondensedSet:
+    """The first `ipc` slots among those of the jobs. Raises ValueError if a job is missing or damaged."""
     images: Tensor | None = None
     filled = torch.zeros(len(classes), ipc, dtype=torch.bool)
-    for job in range(num_jobs):
-        path = shard_path(folder, job)
+    for job in made:
+        if job.first_slot >= ipc:
+            continue
+        path = shard_path(folder, job.index)
         if not path.exists():
             raise ValueError(f"{folder} is not finished: {path.name} is missing; run recover again")
         shard, _ = read_tensors(path)
         if images is None:
             images = torch.empty(len(classes), ipc, *shard["images"].shape[1:], dtype=torch.uint8)
-        images[shard["classes"], shard["slots"]] = shard["images"]
-        filled[shard["classes"], shard["slots"]] = True
+        wanted = shard["slots"] < ipc
+        cells = shard["classes"][wanted], shard["slots"][wanted]
+        images[cells] = shard["images"][wanted]
+        filled[cells] = True
     if images is None or not bool(filled.all()):
         raise ValueError(f"{folder} does not hold {ipc} images of each of {len(classes)} classes")
     return CondensedSet(images, classes)
 
 
+def read_present(
+    folder: Path, everything: Sequence[Job], num_classes: int, num_slots: int
+) -> tuple[dict[tuple[int, int], Tensor], list[Job]]:
+    """What is finished of the first classes and slots: uint8 [3, S, S] by class and slot; and all finished jobs."""
+    finished = [job for job in everything if shard_path(folder, job.index).exists()]
+    images: dict[tuple[int, int], Tensor] = {}
+    for job in finished:
+        if job.first_class < num_classes and job.first_slot < num_slots:
+            shard, _ = read_tensors(shard_path(folder, job.index), "images", "classes", "slots")
+            places = zip(shard["classes"].tolist(), shard["slots"].tolist(), strict=True)
+            for place, image in zip(places, shard["images"], strict=True):
+                if place[0] < num_classes and place[1] < num_slots:
+                    images[place] = image.clone()
+    return images, finished
+
+
+def read_record(folder: Path, job: int) -> Record:
+    """What a finished job keeps of how its images formed; nothing if it was made before that was kept."""
+    return Record.of(*read_tensors(shard_path(folder, job), "snapshots/", "layers/"))
+
+
 def read_losses(folder: Path, num_jobs: int) -> Tensor:
     """Loss curves of the finished jobs, float32 [jobs, T, 3]: total, cross-entropy, matching."""
     paths = [shard_path(folder, job) for job in range(num_jobs)]
-    return torch.stack([read_tensors(path)[0]["losses"] for path in paths if path.exists()])
+    return torch.stack([read_tensors(path, "losses")[0]["losses"] for path in paths if path.exists()])

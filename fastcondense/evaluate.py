@@ -3,25 +3,28 @@
 from __future__ import annotations
 
 import statistics
+from collections.abc import Sequence
 from typing import Any
 
 from . import report
+from .condense import made_jobs
 from .condensed import shard_path
 from .files import read_tensors, write_json
-from .jobs import jobs
+from .imported import read_origin
 from .run import Run
 from .squeeze import teacher_bytes, teacher_seconds
 from .stored_labels import stored_bytes
-from .students import CONDENSED, arms, last_score, read_student
+from .students import CONDENSED, Arm, arms, last_score, read_student
 
 
 def evaluate(run: Run) -> dict[str, Any]:
     """Scores all students, prints the table and writes result.json; returns what is written."""
     recipe, folder = run.recipe, run.out / "condensed"
-    scores = {arm: _scores(run, arm) for arm in arms(run)}
-    job_paths = [shard_path(folder, job.index) for job in jobs(recipe, len(run.real.classes))]
-    condensed = scores.pop(CONDENSED)
+    by_arm = {arm.name: scores(run, arm) for arm in arms(run)}
+    job_paths = [shard_path(folder, job.index) for job in made_jobs(run) if job.first_slot < recipe.ipc]
+    condensed = by_arm.pop(CONDENSED.name)
     seconds = condensed.pop("seconds")
+    origin = read_origin(folder)
     result = {
         "recipe": recipe.name,
         "recipe_sha256": recipe.sha256(),
@@ -36,19 +39,20 @@ def evaluate(run: Run) -> dict[str, Any]:
         "labels": recipe.labels.source,
         "test_images": len(run.real.test),
         **condensed,
-        "baselines": scores,
+        "baselines": by_arm,
         "bytes": {
-            "images": sum(path.stat().st_size for path in job_paths),
+            "images": len(run.real.classes) * recipe.ipc * 3 * recipe.dataset.image_size**2,
             "labels": stored_bytes(run),
             "teachers": teacher_bytes(run),
         },
         "seconds": {
             "squeeze": teacher_seconds(run),
-            "recover": sum(float(read_tensors(path)[1]["seconds"]) for path in job_paths),
+            "recover": sum(float(read_tensors(path, "slots")[1]["seconds"]) for path in job_paths),
             "train": seconds["train"],
             "evaluate": seconds["evaluate"],
         },
         "versions": run.versions(),
+        **({} if origin is None else {"origin": {key: origin[key] for key in ("path", "layout", "sha256")}}),
     }
     write_json(run.out / "result.json", result)
     run.log.event("result", **{key: result[key] for key in ("top1_last", "top1_best", "baselines")})
@@ -56,12 +60,15 @@ def evaluate(run: Run) -> dict[str, Any]:
     return result
 
 
-def _scores(run: Run, arm: str) -> dict[str, Any]:
+def spread(values: Sequence[float]) -> dict[str, float]:
+    """Mean and sample deviation, which is 0 for a single value."""
+    return {"mean": statistics.fmean(values), "std": statistics.stdev(values) if len(values) > 1 else 0.0}
+
+
+def scores(run: Run, arm: Arm) -> dict[str, Any]:
+    """Mean and deviation over seeds of an arm's students, and the seconds that they took."""
     students = [read_student(run, arm, number) for number in range(run.recipe.train.seeds)]
     last = [last_score(run, student) for student in students]
-
-    def spread(values: list[float]) -> dict[str, float]:
-        return {"mean": statistics.fmean(values), "std": statistics.stdev(values) if len(values) > 1 else 0.0}
 
     return {
         "top1_last": spread([entry["top1"] for entry in last]),

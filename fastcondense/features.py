@@ -22,6 +22,7 @@ from .kernels.pixel_adam import pixel_adam
 from .precision import arithmetic, network_dtype
 from .real import Normalization
 from .recipe import Recipe
+from .recording import Record, SnapshotRecorder
 from .recover import Recovered
 from .rng import Stream
 from .teacher import Teacher
@@ -161,12 +162,16 @@ class FeatureRecoverer:
                 self.steps[job.shape] = self._prepare(job)
             step, advance = self.steps[job.shape]
             step.load(job, self.initial, self.anchors)
-            for _ in range(self.recipe.recover.iterations):
+            snapshots = SnapshotRecorder(self.recipe, job, self.device)
+            for iteration in range(self.recipe.recover.iterations):
+                if snapshots.is_due(iteration):
+                    snapshots.take(step.images(step.delta))
                 advance()
         images, losses = step.images(step.delta), step.losses.to("cpu", copy=True)
         if not bool(torch.isfinite(images).all() & torch.isfinite(step.losses).all()):
             raise ValueError(f"recover diverged in job {job.index}: not all is finite; try a smaller recover.lr")
-        return Recovered(Normalization.of(self.recipe.dataset, self.device).pixels(images).cpu(), losses, {})
+        pixels = Normalization.of(self.recipe.dataset, self.device).pixels(images).cpu()
+        return Recovered(pixels, losses, {}, Record(snapshots.snapshots()))
 
     def _prepare(self, job: Job) -> tuple[FeatureStep, Callable[[], None]]:
         step = FeatureStep(self.recipe, job, self.observer, self.device)

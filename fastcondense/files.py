@@ -2,13 +2,14 @@
 
 from __future__ import annotations
 
+import contextlib
 import hashlib
 import json
 import os
 import shutil
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
 from pathlib import Path
-from typing import Any
+from typing import Any, BinaryIO
 
 import torch
 from safetensors import SafetensorError, safe_open
@@ -18,22 +19,34 @@ from torch import Tensor
 from . import restricted_pickle
 
 
-def write_atomic(path: Path, data: bytes) -> None:
-    """Writes a temporary file beside `path`, flushes it to disk and renames it: a reader sees all of it or nothing.
+@contextlib.contextmanager
+def new_file(path: Path) -> Iterator[BinaryIO]:
+    """A temporary file beside `path` that is flushed to disk and renamed at the end: a reader sees all or nothing.
 
-    Raises OSError (disk full, no permission) and leaves nothing behind.
+    Raises OSError (disk full, no permission) and leaves nothing behind, as after any error in the block.
     """
     path.parent.mkdir(parents=True, exist_ok=True)
     temporary = path.with_name(f".{path.name}.{os.getpid()}.tmp")
     try:
         with temporary.open("wb") as file:
-            file.write(data)
+            yield file
             file.flush()
             os.fsync(file.fileno())
         temporary.replace(path)
     except BaseException:
         temporary.unlink(missing_ok=True)
         raise
+
+
+def write_atomic(path: Path, data: bytes) -> None:
+    """Writes a file as `new_file` does."""
+    with new_file(path) as file:
+        file.write(data)
+
+
+def slug(name: str) -> str:
+    """The name as part of a path: what is neither a letter, a digit, nor one of -_. becomes a dash."""
+    return "".join(letter if letter.isalnum() or letter in "-_." else "-" for letter in name)
 
 
 def check_room(folder: Path, size: int) -> None:
@@ -63,11 +76,15 @@ def write_tensors(path: Path, tensors: Mapping[str, Tensor], metadata: Mapping[s
     write_atomic(path, safetensors_bytes(plain, dict(metadata)))
 
 
-def read_tensors(path: Path) -> tuple[dict[str, Tensor], dict[str, str]]:
-    """Tensors and metadata of a safetensors file. Raises ValueError that names a file which is missing or damaged."""
+def read_tensors(path: Path, *prefixes: str) -> tuple[dict[str, Tensor], dict[str, str]]:
+    """Tensors and metadata of a safetensors file; with prefixes, only the tensors whose names begin with one of them.
+
+    Raises ValueError that names a file which is missing or damaged.
+    """
     try:
         with safe_open(str(path), "pt") as file:
-            return {name: file.get_tensor(name) for name in file.keys()}, dict(file.metadata() or {})
+            names = [name for name in file.keys() if not prefixes or name.startswith(prefixes)]
+            return {name: file.get_tensor(name) for name in names}, dict(file.metadata() or {})
     except (SafetensorError, OSError) as error:
         raise ValueError(f"{path} cannot be read: {error}") from None
 

@@ -2,27 +2,30 @@
 
 from __future__ import annotations
 
-import copy
 import io
 import math
 import time
-from collections.abc import Callable, Iterable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from pathlib import Path
 from typing import Any
 
-import numpy as np
 import torch
 from torch import Tensor, nn
 
+from .distributed import rank
 from .files import read_checkpoint, write_atomic
-from .precision import arithmetic, mixed
-from .real import split_batches
+from .precision import arithmetic
 from .rng import Stream
 from .settings import Optimization
+from .train_step import Batch, CapturedStep, TrainStep, as_it_is
 
-# epoch -> (views, whatever the loss needs); the latter can be sliced as the views are, if batches are split
-Batches = Callable[[int], Iterable[tuple[Tensor, Any]]]
+# epoch -> what batches are made from: views and whatever the loss needs, or what `make` takes
+Batches = Callable[[int], Iterable[Any]]
 _SECONDS_BETWEEN_CHECKPOINTS = 20.0
+
+
+class Divergence(ValueError):
+    """The loss is not finite."""
 
 
 def learning_rate_factor(optimization: Optimization, epoch: int) -> float:
@@ -54,16 +57,32 @@ def learning_rate_factor(optimization: Optimization, epoch: int) -> float:
             return 1.0
 
 
-def make_optimizer(net: nn.Module, optimization: Optimization) -> torch.optim.Optimizer:
-    """AdamW, Adam or SGD; weight decay on tensors of more than one dimension only, unless decay_all."""
+def make_optimizer(net: nn.Module, optimization: Optimization, is_captured: bool = False) -> torch.optim.Optimizer:
+    """AdamW, Adam or SGD; weight decay on tensors of more than one dimension only, unless decay_all.
+
+    is_captured: on a GPU its steps can be captured, with a learning rate that is on the device.
+    """
     parameters = [p for p in net.parameters() if p.requires_grad]
     decayed = [p for p in parameters if p.dim() > 1 or optimization.decay_all]
     kept = [p for p in parameters if p.dim() <= 1 and not optimization.decay_all]
     groups = [{"params": decayed, "weight_decay": optimization.weight_decay}, {"params": kept, "weight_decay": 0.0}]
+    options: dict[str, Any] = {"lr": optimization.lr}
+    if is_captured and parameters[0].is_cuda:
+        options = {"lr": torch.tensor(optimization.lr, device=parameters[0].device), "fused": True}
+        options |= {} if optimization.optimizer == "sgd" else {"capturable": True}
     if optimization.optimizer == "sgd":
-        return torch.optim.SGD(groups, lr=optimization.lr, momentum=optimization.momentum)
+        return torch.optim.SGD(groups, momentum=optimization.momentum, **options)
     kind = torch.optim.AdamW if optimization.optimizer == "adamw" else torch.optim.Adam
-    return kind(groups, lr=optimization.lr, betas=optimization.betas)
+    return kind(groups, betas=optimization.betas, **options)
+
+
+def set_learning_rate(optimizer: torch.optim.Optimizer, rate: float) -> None:
+    """In place where it is on the device."""
+    for group in optimizer.param_groups:
+        if isinstance(group["lr"], Tensor):
+            group["lr"].fill_(rate)
+        else:
+            group["lr"] = rate
 
 
 def fit(
@@ -76,87 +95,62 @@ def fit(
     checkpoint: Path,
     report: Callable[[dict[str, float]], None],
     track: Callable[[Sequence[int]], Iterable[int]] = iter,
+    *,
+    make: Callable[[Any], Batch] = as_it_is,
+    is_captured: bool = False,
+    is_shared: bool = False,
 ) -> tuple[nn.Module, list[dict[str, float]]]:
     """Trains `net` in place; returns what is evaluated (its moving average, if the recipe has one) and the history.
 
     Each history entry has epoch, loss, lr, seconds (of training, so far) and what `evaluate` gives; there is one every
     `evaluate_every` epochs and for the last.
     The state is written to `checkpoint` every few seconds, at an epoch's end; if the file exists, training goes on from
-    there, to the same bits. `stream` seeds dropout; `track` may show progress over the epochs. Raises ValueError if
+    there, to the same bits. `stream` seeds dropout; `track` may show progress over the epochs. Raises Divergence if
     the loss is not finite.
+
+    `make` makes a batch from what `batches` gives, as a part of the step: with is_captured, of a CUDA graph on a GPU.
+    is_shared: all ranks call this, each with its part of every batch; `evaluate` gives all of them the same.
     """
-    optimizer = make_optimizer(net, optimization)
-    average = copy.deepcopy(net) if optimization.ema else None
+    optimizer = make_optimizer(net, optimization, is_captured)
+    kind = CapturedStep if is_captured else TrainStep
+    step = kind(net, optimizer, optimization, loss, make, is_shared)
+    average, number = step.average, rank() if is_shared else 0
     history: list[dict[str, float]] = []
     first, seconds = 0, 0.0
     if checkpoint.exists():
         state = read_checkpoint(checkpoint)
         net.load_state_dict(state["net"])
-        optimizer.load_state_dict(state["optimizer"])
+        # how the optimizer computes is this device's affair
+        optimizer.load_state_dict(optimizer.state_dict() | {"state": state["optimizer"]["state"]})
         if average is not None:
             average.load_state_dict(state["average"])
         first, history, seconds = state["epoch"], state["history"], state["seconds"]
     saved_at = time.monotonic()
     for epoch in track(range(first, optimization.epochs)):
         started_at = time.monotonic()
-        factor = learning_rate_factor(optimization, epoch)
-        for group in optimizer.param_groups:
-            group["lr"] = optimization.lr * factor
+        rate = optimization.lr * learning_rate_factor(optimization, epoch)
+        set_learning_rate(optimizer, rate)
         net.train()
-        total, count = torch.zeros((), device=next(net.parameters()).device), 0
-        with stream.torch_generator(epoch), arithmetic(optimization.precision):
-            for views, wanted in batches(epoch):
-                optimizer.zero_grad(set_to_none=True)
-                for part, wanted_of_part, share in _parts(views, wanted, optimization):
-                    with mixed(optimization.precision, views.device):
-                        logits = net(part)
-                    value = share * loss(logits.float(), wanted_of_part)
-                    value.backward()
-                    total += value.detach() * len(views)
-                optimizer.step()
-                if average is not None:
-                    _update_average(average, net, optimization.ema)
-                count += len(views)
+        with stream.torch_generator(epoch, number), arithmetic(optimization.precision):
+            for item in batches(epoch):
+                step(item)
+        step.agree()
+        mean_loss = step.take_loss()
         is_last = epoch + 1 == optimization.epochs
         is_evaluated = is_last or (epoch + 1) % optimization.evaluate_every == 0
-        mean_loss = float(total) / count
         seconds += time.monotonic() - started_at
         if not math.isfinite(mean_loss):
-            raise ValueError(f"training diverged in epoch {epoch}: loss {mean_loss}; try a smaller learning rate")
+            raise Divergence(f"training diverged in epoch {epoch}: loss {mean_loss}; try a smaller learning rate")
         if is_evaluated:
-            entry = {"epoch": epoch + 1, "loss": mean_loss, "lr": optimization.lr * factor, "seconds": seconds}
+            entry = {"epoch": epoch + 1, "loss": mean_loss, "lr": rate, "seconds": seconds}
             entry |= evaluate(average if average is not None else net)
             history.append(entry)
             report(entry)
-        if is_last or time.monotonic() - saved_at > _SECONDS_BETWEEN_CHECKPOINTS:
+        if number == 0 and (is_last or time.monotonic() - saved_at > _SECONDS_BETWEEN_CHECKPOINTS):
             state = {"epoch": epoch + 1, "history": history, "seconds": seconds}
             _save(checkpoint, net, average, optimizer, state)
             saved_at = time.monotonic()
     return (average if average is not None else net), history
-
-
-def _parts(views: Tensor, wanted: Any, optimization: Optimization) -> Iterator[tuple[Tensor, Any, float]]:
-    """The parts of a batch that the network sees one by one: views, what the loss needs, share of the batch's images.
-
-    A part is 1 / accumulate of a whole batch; of a smaller batch, the last part is smaller (one image joins the part
-    before). The losses are means, so that their sum by the shares is the batch's.
-    """
-    if optimization.accumulate == 1:
-        yield views, wanted, 1.0
-        return
-    size = -(-optimization.batch_size // optimization.accumulate)
-    for positions in split_batches(np.arange(len(views)), size):
-        rows = slice(int(positions[0]), int(positions[-1]) + 1)
-        yield views[rows], wanted[rows], len(positions) / len(views)
-
-
-@torch.no_grad()
-def _update_average(average: nn.Module, net: nn.Module, decay: float) -> None:
-    """The weights' moving average; buffers are copied: BatchNorm evaluates it with the network's own statistics."""
-    for mine, new in zip(average.parameters(), net.parameters(), strict=True):
-        mine.lerp_(new, 1 - decay)
-    for kept, buffer in zip(average.buffers(), net.buffers(), strict=True):
-        kept.copy_(buffer)
 
 
 def _save(

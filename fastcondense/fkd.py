@@ -20,6 +20,7 @@ from .files import check_room, write_atomic
 from .fkd_files import FKDBatch, Mix, SamplerOrder, check_settings, epoch_numbers, num_bytes, numbers_in, read_batch
 from .labels import TeacherLabels, Wanted
 from .real import split_batches
+from .resident import place
 from .run import Run
 from .settings import Optimization
 from .squeeze import chosen, squeeze
@@ -42,7 +43,7 @@ class FKDViews(ReplayedViews):
     """
 
     def __init__(self, folder: Path, views: ReplayedViews, num_classes: int, num_permutations: int = 2):
-        super().__init__(views.images, views.labels, views.settings, views.normalize, 42)
+        super().__init__(views.host or views.images, views.labels, views.settings, views.normalize, 42)
         self.folder, self.num_classes = folder, num_classes
         self.order = SamplerOrder(len(self.images), num_permutations)
         epochs, numbers = epoch_numbers(folder), numbers_in(folder / "epoch_0", r"batch_(\d+)\.tar")
@@ -115,7 +116,8 @@ class FKDViews(ReplayedViews):
 
 
 def _together(tables: Sequence[ViewTable]) -> ViewTable:
-    columns: dict[str, Any] = {name: torch.cat([getattr(part, name) for part in tables]) for name in vars(tables[0])}
+    names = [name for name, column in vars(tables[0]).items() if column is not None]
+    columns: dict[str, Any] = {name: torch.cat([getattr(part, name) for part in tables]) for name in names}
     return ViewTable(**columns)
 
 
@@ -208,8 +210,8 @@ def write_fkd(run: Run, folder: Path, epochs: int) -> int:
     if folder.exists() and any(folder.iterdir()):
         raise ValueError(f"{folder} is not empty; FKD files need a folder of their own")
     teachers, condensed = chosen(squeeze(run), labels.teachers), condensed_set(run)
-    pixels, classes = (part.to(run.device) for part in condensed.flat())
-    views = BatchMixedViews(pixels, classes, labels, run.normalize, recipe.seed)
+    pixels, classes = condensed.flat()
+    views = BatchMixedViews(place(pixels, run.device), classes.to(run.device), labels, run.normalize, recipe.seed)
     source, size = TeacherLabels(teachers, labels, recipe.seed), recipe.train.batch_size
     bounds = [*range(0, len(pixels), size), len(pixels)]
     about = epochs * (len(pixels) * (2 * len(condensed.classes) + 25) + 2200 * (len(bounds) - 1))

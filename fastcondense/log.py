@@ -18,8 +18,8 @@ _SECONDS_BETWEEN_LINES = 10.0
 class Log:
     """Writes to the console and, once `path` is set, to a file of JSON lines."""
 
-    def __init__(self, console: Console | None = None):
-        self.console = console or Console(highlight=False, soft_wrap=True)
+    def __init__(self, console: Console | None = None, is_silent: bool = False):
+        self.console = console or Console(highlight=False, soft_wrap=True, quiet=is_silent)
         self.path: Path | None = None
 
     def event(self, kind: str, **fields: Any) -> None:

@@ -45,6 +45,7 @@ class Matching:
         device, num_sets = layer_weights.device, len(target_sets)
         vectors = torch.tensor([len(layer) for layer in self.layout], dtype=torch.int64, device=device)
         lengths = torch.tensor([n for layer in self.layout for n in layer], dtype=torch.int64, device=device)
+        self.vectors = vectors
         layers = torch.repeat_interleave(vectors)  # [V]: the layer that each vector belongs to
         shares = torch.tensor([share for share, _ in target_sets], dtype=torch.float64, device=device)
         self.layer_of_number = layers.repeat_interleave(lengths)  # [S]
@@ -55,6 +56,8 @@ class Matching:
         if layer_scale == "relative":
             self.unscaled /= layer_weights.double().sum()
         self.weights = self.unscaled.clone()
+        self.terms = torch.zeros_like(self.unscaled)
+        """Weighted distances of the last call, whose sum it gave."""
         self.targets = torch.stack([self._flat(moments) for _, moments in target_sets])  # [K, S]
         self._scale()
         self.average = torch.zeros_like(self.targets[0])
@@ -95,7 +98,13 @@ class Matching:
         compared = self._follow(values.detach(), live) if self.ema else values.detach()
         weights = self.weights if live is None else self.weights * live[self.layer_of_vector]
         is_squared = self.distance == "squared"
-        return _Distances.apply(values, compared, self.targets, weights, self.lengths, self.vector_of, is_squared)
+        constants = self.lengths, self.vector_of, self.terms, is_squared
+        return _Distances.apply(values, compared, self.targets, weights, *constants)
+
+    def layer_losses(self) -> Tensor:
+        """What each layer added to the result of the last call, float64 [L]."""
+        terms = self.terms.view(len(self.targets), -1).sum(0)
+        return torch.segment_reduce(terms, "sum", lengths=self.vectors, unsafe=True)
 
     def _follow(self, values: Tensor, live: Tensor | None) -> Tensor:
         if live is None:
@@ -123,11 +132,11 @@ class Matching:
 class _Distances(torch.autograd.Function):
     """sum_i weights_i d_i over the segments i of the flattened [K, S] differences of what is compared from targets.
 
-    The gradient is that of values, as if they were what is compared. Sums are float64.
+    The gradient is that of values, as if they were what is compared. Sums are float64, and are left in `terms` too.
     """
 
     @staticmethod
-    def forward(ctx, values, compared, targets, weights, lengths, vector_of, is_squared):
+    def forward(ctx, values, compared, targets, weights, lengths, vector_of, terms, is_squared):
         differences = (compared - targets).flatten()
         distances = _sums_of_squares(differences, lengths)
         if is_squared:
@@ -137,6 +146,7 @@ class _Distances(torch.autograd.Function):
             slopes = torch.where(distances == 0, 0, weights / distances)
         ctx.save_for_backward(differences, slopes, vector_of)
         ctx.num_sets = len(targets)
+        torch.mul(weights, distances, out=terms)
         return (weights @ distances).to(values.dtype)
 
     @staticmethod
@@ -144,7 +154,7 @@ class _Distances(torch.autograd.Function):
     def backward(ctx, upstream):
         differences, slopes, vector_of = ctx.saved_tensors
         gradient = differences * (slopes * upstream).to(differences.dtype)[vector_of]
-        return gradient.view(ctx.num_sets, -1).sum(0), None, None, None, None, None, None
+        return gradient.view(ctx.num_sets, -1).sum(0), *(None,) * 7
 
 
 def _sums_of_squares(numbers: Tensor, lengths: Tensor) -> Tensor:

@@ -13,6 +13,7 @@ from typing import Annotated, Any, TypeVar
 import tyro
 
 from . import recipe
+from .bundle import is_bundle, read_recipe
 from .recipe import Recipe
 
 Kind = TypeVar("Kind")
@@ -29,19 +30,24 @@ class Options:
     """Folder of the data set; in the folder of a run, the one that it was made from."""
     out: Path | None = None
     """Folder of the run; default runs/<recipe>."""
+    images: Path | None = None
+    """Condensed images that somebody published, which are imported instead of recovered: a folder of class folders,
+    parquet or tensor files, or one such file."""
     device: str = "auto"
     """auto, cpu, cuda or cuda:N."""
     store: bool = False
     """Store the labels that relabel replays, and train on them: the same as --labels.source stored."""
+    bundle: tyro.conf.Suppress[Path | None] = None
     settings: Annotated[Recipe, tyro.conf.arg(name="")] = dataclasses.field(default_factory=Recipe)
 
 
 def parse_stage(command: str, description: str, arguments: list[str]) -> Options:
     """Options of a stage: `[RUN] [--recipe NAME] [--FIELD VALUE ...]`.
 
-    RUN is the folder of a run: it stands for its recipe, for --out, and for the --data that it was made from.
+    RUN is the folder of a run: it stands for its recipe, for --out, and for the --data that it was made from. Or it is
+    a bundle, which is to be unpacked into --out; the default is runs/ and the file's name.
     """
-    run, arguments = _take_run(arguments)
+    run, arguments = _take_run(_sizes(arguments))
     first = argparse.ArgumentParser(add_help=False, allow_abbrev=False)
     first.add_argument("--recipe")
     name = first.parse_known_args(arguments)[0].recipe
@@ -67,17 +73,33 @@ def parse_tool(command: str, description: str, kind: type[Kind], arguments: list
     return _parse(kind, f"fastcondense {command}", description, arguments, None, names)
 
 
+def _sizes(arguments: list[str]) -> list[str]:
+    """`--ipc 1,2,5` spelled out, sizes at which a set is scored; with one number there are none."""
+    if "--ipc" not in arguments[:-1]:
+        return arguments
+    at = arguments.index("--ipc")
+    value, rest = arguments[at + 1], [*arguments[:at], *arguments[at + 2 :]]
+    if "," not in value:
+        return [*rest, "--ipc", value, "--evaluate.sizes"]
+    sizes = value.split(",")
+    if not all(size.isdigit() for size in sizes):
+        raise ValueError(f"--ipc needs a number, or some with commas between, got {value!r}")
+    return [*rest, "--evaluate.sizes", *sizes]
+
+
 def _take_run(arguments: list[str]) -> tuple[Path | None, list[str]]:
     if not arguments or arguments[0].startswith("-"):
         return None, arguments
     run = Path(arguments[0])
-    if not (run / "recipe.toml").is_file():
-        raise ValueError(f"{run} is not the folder of a run: it has no recipe.toml")
+    if not is_bundle(run) and not (run / "recipe.toml").is_file():
+        raise ValueError(f"{run} is neither the folder of a run, with a recipe.toml, nor a bundle")
     return run, arguments[1:]
 
 
 def _of_run(run: Path) -> Options:
-    """What the run was made with."""
+    """What the run was made with; for a bundle, its recipe."""
+    if is_bundle(run):
+        return Options(out=Path("runs") / run.stem, bundle=run, settings=read_recipe(run))
     settings = recipe.load(str(run / "recipe.toml"))
     environment = run / "environment.json"
     data = json.loads(environment.read_text()).get("data") if environment.is_file() else None

@@ -81,7 +81,7 @@ def _path(run: Run, teacher: Teacher) -> Path:
     """Beside the teacher's weights, named after all that decides the choice."""
     identity = run.identity("squeeze") | {"teacher": teacher.sha256, "recover": run.recipe.parts("recover")["recover"]}
     digest = hashlib.sha256(json.dumps(identity, sort_keys=True).encode()).hexdigest()
-    return teacher_path(run, teacher.name).with_name(f"pruning-{digest[:8]}.json")
+    return teacher_path(run.out, teacher.name).with_name(f"pruning-{digest[:8]}.json")
 
 
 def gradient_shares(run: Run, teacher: Teacher) -> np.ndarray:

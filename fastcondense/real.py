@@ -164,13 +164,15 @@ class EvaluationImages:
         self.is_small = 3 * dataset.image_size**2 * len(split) <= _KEPT_BYTES
         self._kept: tuple[Tensor, Tensor] | None = None
 
-    def batches(self, batch_size: int) -> Iterator[tuple[Tensor, Tensor]]:
-        """uint8 [B, 3, S, S] and labels int64 [B] on the device."""
+    def batches(self, batch_size: int, rank: int = 0, world: int = 1) -> Iterator[tuple[Tensor, Tensor]]:
+        """uint8 [B, 3, S, S] and labels int64 [B] on the device; of `world` ranks, each has a part of the split."""
         labels = torch.from_numpy(self.split.labels).to(self.device)
         if not self.is_small:
-            made = square_batches(self.split, self.dataset, self.device, batch_size)
+            mine = np.array_split(np.arange(len(self.split)), world)[rank]
+            made = square_batches(self.split, self.dataset, self.device, batch_size, ids=mine)
             yield from ((pixels, labels[ids]) for pixels, ids in made)
             return
         self._kept = self._kept or squares(self.split, self.dataset, self.device)
-        for pixels, ids in zip(*(part.split(batch_size) for part in self._kept), strict=True):
+        parts = (kept.tensor_split(world)[rank].split(batch_size) for kept in self._kept)
+        for pixels, ids in zip(*parts, strict=True):
             yield pixels.to(self.device), labels[ids.to(self.device)]

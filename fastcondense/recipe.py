@@ -22,7 +22,7 @@ from typing import Any, Literal
 import tomli_w
 
 from .recover_settings import Recover
-from .settings import Dataset, Evaluate, Labels, Squeeze, Train
+from .settings import Dataset, Evaluate, Labels, Ranking, Squeeze, Train
 
 RECIPES = Path(__file__).parent / "recipes"
 CORRECTED = "corrected"
@@ -43,11 +43,13 @@ class Recipe:
     labels: Labels = field(default_factory=Labels)
     train: Train = field(default_factory=Train)
     evaluate: Evaluate = field(default_factory=Evaluate)
+    ranking: Ranking = field(default_factory=Ranking)
 
     def check(self) -> Recipe:
         """Returns self; raises ValueError for values that no run could mean."""
         for views in (self.squeeze, self.squeeze.self_supervision, self.recover, self.recover.initial, self.labels):
             views.check()
+        self.ranking.check()
         self._check_counts()
         self._check_teachers()
         self._check_recover()
@@ -55,6 +57,8 @@ class Recipe:
             milestones, is_multistep = optimization.milestones, optimization.schedule == "multistep"
             if is_multistep and not (milestones and all(0 < share < 1 for share in milestones)):
                 raise ValueError(f"{name}.schedule multistep needs {name}.milestones in (0, 1), got {milestones}")
+        if self.train.sync_batch_norm and self.train.accumulate > 1:
+            raise ValueError("train.sync_batch_norm needs train.accumulate 1: the parts of a batch are seen alone")
         if not 0 < self.labels.pool <= 1:
             raise ValueError(f"labels.pool must lie in (0, 1], got {self.labels.pool}")
         if (self.labels.stored or self.labels.top_k) and self.labels.source != "stored":
@@ -77,6 +81,11 @@ class Recipe:
                 raise ValueError(f"recover.{name} must lie in (0, 1], got {getattr(recover, name)}")
         if not 0 <= recover.drop_rate < 1:
             raise ValueError(f"recover.drop_rate must lie in [0, 1), got {recover.drop_rate}")
+        nested = recover.nested
+        if not 0 <= nested.weight <= 1 or not 0 <= nested.ramp <= 1:
+            raise ValueError(f"recover.nested needs weight and ramp in [0, 1], got {nested.weight} and {nested.ramp}")
+        if nested.mode == "sequential" and (recover.slots_per_job != 1 or recover.objective != "statistics"):
+            raise ValueError("recover.nested.mode sequential needs recover.slots_per_job 1 and objective statistics")
         if min(recover.stages, default=1) < 1:
             raise ValueError(f"recover.stages are sides in pixels, got {recover.stages}")
         if "patch" in recover.statistics and any(side != size for side in recover.stages):
@@ -111,6 +120,8 @@ class Recipe:
             "labels.batch_norm_size": self.labels.batch_norm_size,
             "number of squeeze.teachers": len(self.squeeze.teachers),
         }
+        if min(self.evaluate.sizes, default=1) < 1:
+            raise ValueError(f"evaluate.sizes are images per class, got {self.evaluate.sizes}")
         at_least_zero = {
             "recover.iterations": self.recover.iterations,
             "recover.slots_per_job": self.recover.slots_per_job,
@@ -159,10 +170,11 @@ class Recipe:
     def parts(self, *names: str) -> dict[str, Any]:
         """The named parts as a JSON-like tree (all that decides results, if none is named)."""
         tree = json.loads(json.dumps(dataclasses.asdict(self)))
-        del tree["name"]
+        del tree["name"], tree["ranking"]
         for key in ("workers", "loader", "on_error"):
             del tree["dataset"][key]
-        del tree["recover"]["snapshots"]
+        del tree["recover"]["snapshots"], tree["train"]["sync_batch_norm"]
+        del tree["evaluate"]["sizes"], tree["evaluate"]["compare"]
         return {name: tree[name] for name in names} if names else tree
 
     def sha256(self, *names: str) -> str:

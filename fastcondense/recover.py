@@ -13,6 +13,7 @@ import torch
 from torch import Tensor
 from torch.nn import functional as F
 
+from .canvas import Canvas, resized
 from .graph import Graphs
 from .initial import InitialImages, noise
 from .jobs import Job
@@ -21,9 +22,11 @@ from .kernels.image_prior import image_prior
 from .kernels.pixel_adam import pixel_adam
 from .matching import Matching, layer_weights
 from .moments import Moments
+from .nested import UnionMatching, Unions
 from .precision import arithmetic, network_dtype
 from .real import Normalization
 from .recipe import Recipe
+from .recording import JobRecorder, Record
 from .regularizers import densification, flatness
 from .schedule import Turn, learning_rates, live_layers, stages, turns, window_table
 from .teacher import Teacher
@@ -31,40 +34,22 @@ from .teacher import Teacher
 
 @dataclass(frozen=True)
 class Sources:
-    """What a job begins with: its initial images, and the real images behind "local" targets."""
+    """What a job begins with: its initial images, the real images behind "local" targets, and other images."""
 
     initial: InitialImages
     local: Callable[[Job], Tensor] | None = None
+    unions: Unions | None = None
+    """What the images of nested recover are matched together with."""
 
 
 class Recovered(NamedTuple):
     """What a job makes, on the host: images uint8 [N, 3, S, S]; losses float32 [T, 3], in columns total, cross-entropy
-    and weighted matching; and, where they are carried on, the running means of its statistics."""
+    and weighted matching; where they are carried on, the running means of its statistics; and how the images formed."""
 
     images: Tensor
     losses: Tensor
     running_means: dict[str, Tensor]
-
-
-class Canvas:
-    """Static buffers of one size: the images, their optimiser's moments, and their running mean (EDC's flatness)."""
-
-    def __init__(self, num_images: int, side: int, device: torch.device):
-        self.side = side
-        self.images = torch.empty(num_images, 3, side, side, device=device)
-        self.first, self.second, self.average = (torch.empty_like(self.images) for _ in range(3))
-
-    def fill(self, images: Tensor) -> None:
-        """Begins with these images, in place, enlarged or shrunk if they are of another size."""
-        self.images.copy_(resized(images, self.side))
-        self.average.copy_(self.images)
-        self.first.zero_()
-        self.second.zero_()
-
-
-def resized(images: Tensor, side: int) -> Tensor:
-    """Bilinear, without antialiasing, as FADRM changes sizes (spec 3.2)."""
-    return images if images.shape[-1] == side else F.interpolate(images, (side, side), mode="bilinear")
+    record: Record
 
 
 class RecoverStep:
@@ -80,23 +65,22 @@ class RecoverStep:
     ):
         recover = recipe.recover
         self.recipe, self.recover, self.teachers, self.num_slots = recipe, recover, teachers, job.num_slots
+        self.device = device
         self.sources = sources or Sources(noise(recipe, device))
         self.stages = stages(recipe)
         self.canvases = {side: Canvas(job.num_images, side, device) for side, _ in self.stages}
         self.canvas = self.canvases[self.stages[0][0]]
         self.initial = torch.empty(job.num_images, 3, *2 * (recipe.dataset.image_size,), device=device)
         self.wanted = [teacher.outputs[job.classes().to(device)] for teacher in teachers]
-        self.matching = [
-            Matching(
-                list(zip(recover.target_weights, self._targets(teacher, job), strict=True)),
-                layer_weights(len(teacher.layers), recover.first_layer_weight, device),
-                ema=recover.statistics_ema,
-                ema_start=recover.ema_start,
-                distance=recover.distance,
-                layer_scale=recover.layer_scale,
-            )
-            for teacher in teachers
-        ]
+        targets = [list(zip(recover.target_weights, self._targets(teacher, job), strict=True)) for teacher in teachers]
+        self.matching = [self._matching(teacher, sets) for teacher, sets in zip(teachers, targets, strict=True)]
+        self.unions: list[UnionMatching] = []
+        if self.sources.unions is not None:
+            self.unions = [
+                UnionMatching([self._matching(teacher, [one]) for one in sets], recover.targets, sets[0][1], device)
+                for teacher, sets in zip(teachers, targets, strict=True)
+            ]
+        self.own_weights, self.union_weights = (torch.zeros(recover.iterations, device=device) for _ in range(2))
         self.live = [live.to(device) for live in self._live(job)]
         self.low, self.high = Normalization.of(recipe.dataset, device).range()
         self.windows = torch.empty_like(window_table(recipe, job), device=device)
@@ -106,6 +90,17 @@ class RecoverStep:
         self.updates = torch.zeros(1, device=device)
         """Of the optimiser since the stage began."""
         self.load(job)
+
+    def _matching(self, teacher: Teacher, target_sets: Sequence[tuple[float, Moments]]) -> Matching:
+        recover = self.recover
+        return Matching(
+            target_sets,
+            layer_weights(len(teacher.layers), recover.first_layer_weight, self.device),
+            ema=recover.statistics_ema,
+            ema_start=recover.ema_start,
+            distance=recover.distance,
+            layer_scale=recover.layer_scale,
+        )
 
     @property
     def images(self) -> Tensor:
@@ -128,17 +123,31 @@ class RecoverStep:
             for which, moments in enumerate(self._targets(teacher, job)):
                 self.matching[number].set_targets(which, moments)
             self.matching[number].reset()
+            if self.sources.unions is not None:
+                self.unions[number].load(number, job, self._targets(teacher, job), self.sources.unions)
             if running_means is not None:
                 mine = {key.partition("/")[2]: v for key, v in running_means.items() if key.startswith(f"{number}/")}
                 self.matching[number].load_state(mine)
         for live, now in zip(self.live, self._live(job), strict=True):
             live.copy_(now)
         self.windows.copy_(window_table(self.recipe, job))
+        if self.sources.unions is not None:
+            own, union = self.sources.unions.weights(job)
+            self.own_weights.copy_(own)
+            self.union_weights.copy_(union)
 
     def running_means(self) -> dict[str, Tensor]:
         """The running means of all teachers' statistics as they are now, on the host."""
         states = (matching.state() for matching in self.matching)
         return {f"{number}/{key}": v.cpu() for number, state in enumerate(states) for key, v in state.items()}
+
+    def layer_losses(self, which: int, iteration: int) -> Tensor:
+        """What each of a teacher's layers added to its matching loss in `iteration`, the last one: float64 [L]."""
+        losses = self.matching[which].layer_losses()
+        if self.unions:
+            own, union = self.own_weights[iteration], self.union_weights[iteration]
+            losses = own * losses + union * self.unions[which].layer_losses()
+        return losses
 
     def enter_stage(self, stage: int) -> None:
         """Goes on at the stage's size, with a share of the initial images and a new optimiser (spec 3.2)."""
@@ -158,7 +167,11 @@ class RecoverStep:
             live = self.live[which].index_select(0, self.step)[0] if recover.drop_rate else None
             answers.append(logits)
             entropies.append(weight * F.cross_entropy(logits, self.wanted[which]))
-            distances.append(weight * recover.match_weight * self.matching[which](moments, live))
+            distance = self.matching[which](moments, live)
+            if self.unions:
+                own, union = (w.index_select(0, self.step)[0] for w in (self.own_weights, self.union_weights))
+                distance = own * distance + union * self.unions[which](moments, live)
+            distances.append(weight * recover.match_weight * distance)
         entropy, matching = sum(entropies[1:], entropies[0]), sum(distances[1:], distances[0])
         total = entropy + matching
         if recover.tv_weight or recover.l2_weight:
@@ -239,24 +252,28 @@ class Recoverer:
         recipe = self.recipe
         if recipe.recover.iterations == 0:
             images = (self.sources or Sources(noise(recipe, self.device))).initial(job)
-            return Recovered(self._pixels(images), torch.zeros(0, 3), {})
+            return Recovered(self._pixels(images), torch.zeros(0, 3), {}, Record())
         with arithmetic(recipe.recover.precision):
             if job.shape not in self.steps:
                 self.steps[job.shape] = RecoverStep(recipe, job, self.teachers, self.device, self.sources)
             step, order = self.steps[job.shape], turns(recipe, len(self.teachers), job)
             advances = [[self._advance(job.shape, turn, side) for turn in order] for side, _ in step.stages]
             step.load(job, running_means)
+            recorder = JobRecorder(recipe, job, self.teachers, order, self.device)
             iteration = 0
             for stage, (_, count) in enumerate(step.stages):
                 if stage:
                     step.enter_stage(stage)
                 for _ in range(count):
+                    recorder.before(iteration, step.images)
                     advances[stage][iteration % len(order)]()
+                    recorder.after(iteration, step.layer_losses)
                     iteration += 1
         losses = step.losses.to("cpu", copy=True)
         if not bool(torch.isfinite(step.images).all()):
             raise ValueError(f"recover diverged in job {job.index}: images are not finite; try a smaller recover.lr")
-        return Recovered(self._pixels(step.images), losses, step.running_means() if recipe.recover.ema_carried else {})
+        carried = step.running_means() if recipe.recover.ema_carried else {}
+        return Recovered(self._pixels(step.images), losses, carried, recorder.record())
 
     def _advance(self, shape: tuple[int, int], turn: Turn, side: int) -> Callable[[], None]:
         """One iteration of a turn on the canvas of that size: on a GPU a graph, captured once."""

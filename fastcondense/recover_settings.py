@@ -69,6 +69,19 @@ class Features:
 
 
 @dataclass(frozen=True, kw_only=True)
+class Nested:
+    """One set that is good at every size: how the images of a slot depend on those of the slots before (spec 5.6)."""
+
+    mode: Literal["independent", "sequential"] = "independent"
+    """independent: not at all; sequential: a slot begins when those before are finished, and the statistics that its
+    images have together with theirs are matched too. In both the first n slots are those of an IPC-n run."""
+    weight: float = 0.5
+    """Share of the matching loss that the common statistics get."""
+    ramp: float = 0.25
+    """Share of the iterations in which that share grows linearly from 0."""
+
+
+@dataclass(frozen=True, kw_only=True)
 class Recover(Views):
     """Images by gradient descent on cross-entropy plus the matching of statistics (SRe2L, CDA, G-VBSM, EDC, ...)."""
 
@@ -78,8 +91,9 @@ class Recover(Views):
     """Those of squeeze.teachers that are matched; they take turns. Empty: all of them."""
     iterations: int = 4000
     """0 keeps the initial images (RDED)."""
-    snapshots: int = 0
-    """Moments, evenly spread over the iterations, at which small copies of the images are kept for the report."""
+    snapshots: int = 8
+    """Moments, evenly spread over the iterations, at which small copies of some images are kept for the report: the
+    first slot's, of up to 20 classes."""
     lr: float = 0.25
     betas: tuple[float, float] = (0.5, 0.9)
     batch_size: int = 100
@@ -91,6 +105,7 @@ class Recover(Views):
     initial: Initial = field(default_factory=Initial)
     committee: Committee = field(default_factory=Committee)
     features: Features = field(default_factory=Features)
+    nested: Nested = field(default_factory=Nested)
     match_weight: float = 0.01
     """Weight of the matching loss (r_bn)."""
     first_layer_weight: float = 10.0

@@ -18,8 +18,11 @@ from torch import Tensor
 
 from . import datasets
 from .datasets import RealData, Split
+from .distributed import rank
 from .files import write_atomic, write_json
+from .imported import import_images
 from .log import Log
+from .published_sets import read_published
 from .real import EvaluationImages, Normalization, squares
 from .recipe import SQUEEZE_PARTS, Recipe
 from .rng import Stream
@@ -43,27 +46,37 @@ class Run:
     data: Path | None = None
     device: torch.device = field(default_factory=lambda: torch.device("cpu"))
     log: Log = field(default_factory=Log)
+    images: Path | None = None
+    """Published images that `open` imports as the condensed set."""
     teachers: list[Teacher] = field(default_factory=list)
     """Those that `squeeze` has made or read in this process."""
     _skipped: set[str] = field(default_factory=set)
 
     def open(self) -> None:
-        """Checks the data, then makes the run's folder with its recipe, environment and log."""
+        """Checks the data, then makes the run's folder with its recipe, environment and log; imports `images`."""
         self.recipe.check()
         needed = [name for name in self.recipe.evaluate.baselines if name.startswith("random")]
         if needed:
             self.real.check_counts(self.recipe.ipc, f"baseline {needed[0]} at ipc {self.recipe.ipc}")
         loader, reason = choose(self.real.train, self.recipe.dataset, self.device)
         self.real.check_counts(max(1, self.recipe.squeeze.gate_images), "the teacher gate (squeeze.gate_images)")
+        published = None
+        if self.images is not None:
+            published = read_published(self.images, self.real.classes, self.recipe.ipc, self.recipe.dataset)
         self.out.mkdir(parents=True, exist_ok=True)
         if not (self.out / "recipe.toml").exists():
             self.record()
-        self.log.path = self.out / "log.jsonl"
+        if rank() == 0:
+            self.log.path = self.out / "log.jsonl"
         self.log.say(f"loader: {loader}; {reason}")
         self.log.event("start", recipe=self.recipe.name, sha256=self.recipe.sha256(), versions=self.versions())
+        if published is not None:
+            import_images(published, self.out / "condensed", self.recipe, self.log)
 
     def record(self) -> None:
         """Writes recipe.toml and environment.json; a recipe that a stage refuses must not replace what is there."""
+        if rank():
+            return
         write_atomic(self.out / "recipe.toml", self.recipe.to_toml().encode())
         loader, _ = choose(self.real.train, self.recipe.dataset, self.device)
         where = {"device": str(self.device), "loader": loader, "data": str(self.data.resolve()) if self.data else None}

@@ -70,6 +70,11 @@ class Optimization:
     precision: Precision = "fp32"
     """Arithmetic of the network; bf16 is autocast, with float32 weights."""
 
+    @property
+    def part_size(self) -> int:
+        """Images of a part of a whole batch."""
+        return -(-self.batch_size // self.accumulate)
+
 
 @dataclass(frozen=True, kw_only=True)
 class MoCo:
@@ -240,6 +245,9 @@ class Labels(Views):
     mix_alpha: float = 1.0
     """lambda ~ Beta(alpha, alpha)."""
     mix_probability: float = 1.0
+    tiers: tuple[int, ...] = ()
+    """Images per class of sets whose labels need no other image: partners are drawn from the same or a smaller tier,
+    and what is seen of an image does not depend on the size of the set."""
     tile_shuffle: int = 1
     """Columns, and rows, of tiles an image that are permuted before the crop (RDED)."""
     tile_pick: int = 1
@@ -257,6 +265,8 @@ class Labels(Views):
     def check(self) -> None:
         """Raises ValueError if the settings make no sense, alone or together."""
         super().check()
+        if list(self.tiers) != sorted(set(self.tiers)) or min(self.tiers, default=1) < 1:
+            raise ValueError(f"labels.tiers are growing numbers of images per class, got {self.tiers}")
         if self.augment and self.mix != "none":
             raise ValueError(f"labels.augment needs labels.mix none, got {self.mix}")
         if self.tile_pick > 1 and self.padding:
@@ -279,6 +289,9 @@ class Train(Optimization):
     """Students on the condensed set."""
 
     student: str = "torchvision/resnet18"
+    order: Literal["slots", "statistics"] = "slots"
+    """Which images of a class a smaller IPC takes first: as they were made, or so that the moments of every prefix are
+    near to the teachers' targets (spec 5.6, mode O)."""
     loss: Literal["kl", "kl_t2", "mse_ce"] = "kl"
     """kl: KL(teacher || student) at `temperature`; kl_t2: times its square; mse_ce: MSE of logits + ce_weight * CE."""
     temperature: float = 20.0
@@ -287,6 +300,8 @@ class Train(Optimization):
     """mse_ce's classes of a mixed view: both by their shares, or the base image's alone as published."""
     seeds: int = 1
     """Students, each from another seed."""
+    sync_batch_norm: bool = False
+    """With several ranks, on GPUs: BatchNorms see a batch of all ranks, as one rank's do, instead of each its share."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -295,5 +310,42 @@ class Evaluate:
 
     baselines: tuple[Literal["random_soft", "random_hard", "full"], ...] = ("random_soft", "random_hard")
     """random_soft, random_hard: random real images of the same IPC with soft or hard labels; full: all real images."""
+    sizes: tuple[int, ...] = ()
+    """Images per class at which the set is scored, each time the first of every class: `evaluate --ipc 1,2,5`."""
+    compare: tuple[Literal["independent", "stacked", "prefix"], ...] = ()
+    """Beside them: sets made for each size (A), sets of one image a class from other seeds put together (B), and the
+    first images of a set whose slots do not know each other (C)."""
     full_epochs: int = 0
     """Epochs on the full data; 0 takes squeeze.epochs."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class Ranking:
+    """DD-Ranking's scores, which `fastcondense rank` makes; nothing else depends on these settings."""
+
+    labels: Literal["soft", "hard"] = "soft"
+    """Of both sides of the improvement over random images, with the recipe's views and without."""
+    hard_views: Literal["plain", "recipe"] = "plain"
+    """Of the condensed images with hard labels: whole images, neither changed nor mixed, or the recipe's views."""
+    real_views: Literal["plain", "recipe"] = "plain"
+    """Of all real images; recipe: squeeze's views, as for evaluate's full."""
+    real_accuracy: float = 0.0
+    """Top-1 in % of students on all real images with hard labels, where it is known; 0: they are trained, as many
+    epochs as evaluate.full_epochs says."""
+    learning_rates: tuple[float, ...] = ()
+    """Every student on condensed and on random images is trained with each of these, and the most accurate on the test
+    images counts; empty: train.lr alone. DD-Ranking's are 0.001 0.005 0.01 0.05 0.1."""
+    label_weight: float = 0.5
+    """w, of the improvement over random images in the label-robust score; 1 - w is hard label recovery's."""
+    augmentation_weight: float = 0.5
+    """gamma, of the improvement with the recipe's views in the augmentation-robust score; 1 - gamma: without."""
+
+    def check(self) -> None:
+        """Raises ValueError for values outside their ranges."""
+        for name in ("label_weight", "augmentation_weight"):
+            if not 0 <= getattr(self, name) <= 1:
+                raise ValueError(f"ranking.{name} must lie in [0, 1], got {getattr(self, name)}")
+        if not 0 <= self.real_accuracy <= 100:
+            raise ValueError(f"ranking.real_accuracy is a percentage, got {self.real_accuracy}")
+        if not all(lr > 0 for lr in self.learning_rates):
+            raise ValueError(f"ranking.learning_rates must be positive, got {self.learning_rates}")

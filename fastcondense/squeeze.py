@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 
 import torch
@@ -13,7 +13,7 @@ from torch.nn import functional as F
 from . import zoo
 from .condensed import first_difference
 from .encoders import classifier_name, feature_size
-from .files import read_checkpoint, read_tensors, write_tensors
+from .files import read_checkpoint, read_tensors, slug, state_sha256, write_tensors
 from .fit import fit
 from .probe import read_probe, train_probe
 from .real import training_batches
@@ -44,25 +44,24 @@ def chosen(teachers: Sequence[Teacher], names: Sequence[str]) -> list[Teacher]:
     return [by_name[name] for name in names] if names else list(teachers)
 
 
-def teacher_path(run: Run, architecture: str) -> Path:
-    """Where a teacher's weights are kept."""
-    slug = "".join(letter if letter.isalnum() or letter in "-_." else "-" for letter in architecture)
-    return run.out / "teachers" / slug / "weights.safetensors"
+def teacher_path(out: Path, architecture: str) -> Path:
+    """Where a teacher's weights are kept in the folder of a run."""
+    return out / "teachers" / slug(architecture) / "weights.safetensors"
 
 
 def teacher_seconds(run: Run) -> float:
     """Seconds that the finished teachers took."""
-    paths = [teacher_path(run, architecture) for architecture in run.recipe.squeeze.teachers]
+    paths = [teacher_path(run.out, architecture) for architecture in run.recipe.squeeze.teachers]
     return sum(float(read_tensors(path)[1]["seconds"]) for path in paths)
 
 
 def teacher_bytes(run: Run) -> int:
     """Size of the teachers' weights on disk."""
-    return sum(teacher_path(run, architecture).stat().st_size for architecture in run.recipe.squeeze.teachers)
+    return sum(teacher_path(run.out, architecture).stat().st_size for architecture in run.recipe.squeeze.teachers)
 
 
 def _teacher(run: Run, number: int, architecture: str, weights: str) -> Teacher:
-    path = teacher_path(run, architecture)
+    path = teacher_path(run.out, architecture)
     classes = run.real.classes
     identity = run.identity("squeeze") | {"architecture": architecture, "classes": list(classes)}
     if path.exists():
@@ -71,11 +70,9 @@ def _teacher(run: Run, number: int, architecture: str, weights: str) -> Teacher:
             raise ValueError(
                 f"{path} is a teacher of another recipe ({difference}); choose another --out, or delete that file"
             )
-        outputs = json.loads(kept["outputs"])
-        net = zoo.build(architecture, int(kept["num_outputs"]))
-        net.load_state_dict(state)
+        net = rebuild(architecture, state, kept, path)
         run.log.say(f"teacher {architecture}: finished already, {float(kept['top1']):.1f} % top-1 on the test images")
-        return _frozen(run, net, architecture, outputs)
+        return _frozen(run, net, architecture, json.loads(kept["outputs"]))
 
     # Named after its settings, so that an interrupted training never goes on with others.
     checkpoint = path.parent / f"checkpoint-{run.recipe.sha256(*SQUEEZE_PARTS)[:8]}.pt"
@@ -104,6 +101,15 @@ def _teacher(run: Run, number: int, architecture: str, weights: str) -> Teacher:
         finished.unlink(missing_ok=True)
     run.log.event("teacher", architecture=architecture, top1=top1, gate=gate, seconds=watch.seconds)
     return teacher
+
+
+def rebuild(architecture: str, state: Mapping[str, Tensor], metadata: Mapping[str, str], path: Path) -> nn.Module:
+    """The network of a finished teacher's file. Raises ValueError if its weights are not those that it names."""
+    if (found := state_sha256(state)) != metadata["sha256"]:
+        raise ValueError(f"{path}: its weights have the sha256 {found[:12]}, but it names {metadata['sha256'][:12]}")
+    net = zoo.build(architecture, int(metadata["num_outputs"]))
+    net.load_state_dict(state)
+    return net
 
 
 def _frozen(run: Run, net: nn.Module, architecture: str, outputs: Sequence[int]) -> Teacher:

@@ -5,19 +5,25 @@ from __future__ import annotations
 from . import report
 from .condense import condensed_set, recover
 from .condensed import read_losses
-from .evaluate import evaluate
+from .curve import evaluate_sizes
+from .distributed import first_alone
+from .evaluate import evaluate as evaluate_set
 from .jobs import jobs
-from .relabel import relabel
+from .ranking import rank
+from .relabel import check_teachers, relabel
 from .run import Run
 from .squeeze import chosen, squeeze
 from .students import arms, train_arm
 
-__all__ = ["evaluate", "everything", "inspect", "recover", "relabel", "squeeze", "train"]
+__all__ = ["evaluate", "everything", "inspect", "rank", "recover", "relabel", "squeeze", "train"]
 
 
 def train(run: Run) -> None:
-    """Trains all students: on the condensed set and on each baseline."""
-    teachers, condensed = chosen(squeeze(run), run.recipe.labels.teachers), condensed_set(run)
+    """Trains all students: on the condensed set and on each baseline; several ranks share each batch."""
+    with first_alone():
+        teachers = chosen(squeeze(run), run.recipe.labels.teachers)
+        condensed = condensed_set(run)
+    check_teachers(run.out / "condensed", teachers)
     for arm in arms(run):
         train_arm(run, arm, condensed, teachers)
 
@@ -33,6 +39,14 @@ def inspect(run: Run) -> None:
         pictures.append("losses.png")
     for name in pictures:
         run.log.say(f"inspect: {folder / name}")
+
+
+def evaluate(run: Run) -> None:
+    """Scores the students, or students of every size that `--ipc 1,2,5` names."""
+    if run.recipe.evaluate.sizes:
+        evaluate_sizes(run)
+    else:
+        evaluate_set(run)
 
 
 def everything(run: Run) -> None:

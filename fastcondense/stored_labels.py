@@ -33,6 +33,7 @@ from .fkd_files import is_fkd, num_bytes
 from .labels import LabelSource, TeacherLabels, Wanted
 from .real import split_batches
 from .recipe import Recipe
+from .resident import place
 from .run import Run
 from .settings import Train
 from .teacher import Teacher
@@ -76,10 +77,11 @@ def store_labels(run: Run, condensed: CondensedSet, teachers: Sequence[Teacher])
             f"labels.top_k must be less than the {len(condensed.classes)} classes, got {recipe.labels.top_k}; "
             "0 keeps all of them"
         )
-    pixels, labels = (part.to(run.device) for part in condensed.flat())
+    pixels, labels = condensed.flat()
+    placed, labels = place(pixels, run.device), labels.to(run.device)
     views, rows, shapes = {}, {}, {}
     for seed in (recipe.seed + number for number in range(recipe.train.seeds)):
-        views[seed] = ReplayedViews(pixels, labels, recipe.labels, run.normalize, seed)
+        views[seed] = ReplayedViews(placed, labels, recipe.labels, run.normalize, seed)
         rows[seed] = first_rows(views[seed], recipe.train)
         shapes[seed] = array_shapes(rows[seed][-1], len(condensed.classes), recipe.labels.top_k)
     size = sum(math.prod(shape) * np.dtype(kind).itemsize for own in shapes.values() for shape, kind in own.values())

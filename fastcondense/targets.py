@@ -96,7 +96,7 @@ def _path(run: Run, collector: Collector) -> Path:
     if recover.statistics_files:
         identity |= {"files": _published(run, collector).fingerprint()}
     digest = hashlib.sha256(json.dumps(identity, sort_keys=True).encode()).hexdigest()
-    return teacher_path(run, teacher.name).with_name(f"targets-{digest[:8]}.safetensors")
+    return teacher_path(run.out, teacher.name).with_name(f"targets-{digest[:8]}.safetensors")
 
 
 def _published(run: Run, collector: Collector) -> PublishedStatistics:

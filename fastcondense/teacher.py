@@ -299,20 +299,14 @@ def check_gate(teacher: Teacher, pixels: Tensor, labels: Tensor, dataset: Datase
         ]
         return torch.cat(parts)
 
-    def is_chance(hits: int) -> bool:
-        return bool(binom.sf(hits - 1, len(labels), 1 / num_classes) > 1e-3)
-
     num_classes = len(teacher.outputs)
     predicted = predictions(dataset.mean, dataset.std)
     hits = int((predicted == labels).sum())
-    if not is_chance(hits):
+    if not is_chance(hits, len(labels), num_classes):
         return hits / len(labels)
 
     message = f"teacher {teacher.name} is at chance: {hits} of {len(labels)} real images of {num_classes} classes right"
-    confusion = torch.zeros(num_classes, num_classes, dtype=torch.int64)
-    confusion.index_put_((labels, predicted), torch.ones_like(labels), accumulate=True)
-    rows, columns = linear_sum_assignment(-confusion.numpy())
-    relabelled = int(confusion.numpy()[rows, columns].sum())
+    _, relabelled = best_order(labels, predicted, num_classes)
     # A random confusion can be relabelled to some accuracy too; half is far above that.
     if relabelled > len(labels) / 2:
         share = 100 * relabelled / len(labels)
@@ -323,9 +317,25 @@ def check_gate(teacher: Teacher, pixels: Tensor, labels: Tensor, dataset: Datase
     others = {name: predictions(*statistics) for name, statistics in _OTHER_INPUTS.items()}
     others["blue, green, red channels"] = predictions(dataset.mean, dataset.std, (2, 1, 0))
     best, best_hits = max(((name, int((p == labels).sum())) for name, p in others.items()), key=lambda pair: pair[1])
-    if not is_chance(best_hits):
+    if not is_chance(best_hits, len(labels), num_classes):
         share = 100 * best_hits / len(labels)
         raise ValueError(
             f"{message}. Likeliest cause: preprocessing. With {best} it has {share:.0f} % (dataset.mean, dataset.std)"
         )
     raise ValueError(f"{message}. No class order and no usual preprocessing mends it: untrained or wrong weights")
+
+
+def is_chance(hits: int, count: int, num_classes: int) -> bool:
+    """Whether guessing explains so many of `count` images right (p > 0.001)."""
+    return bool(binom.sf(hits - 1, count, 1 / num_classes) > 1e-3)
+
+
+def best_order(labels: Tensor, predicted: Tensor, num_classes: int) -> tuple[list[int], int]:
+    """For each class the class that it should be called, so that most predictions are right, and how many are then.
+
+    labels, predicted: int64 [N].
+    """
+    confusion = torch.zeros(num_classes, num_classes, dtype=torch.int64)
+    confusion.index_put_((labels, predicted), torch.ones_like(labels), accumulate=True)
+    rows, columns = linear_sum_assignment(-confusion.numpy())
+    return columns.tolist(), int(confusion.numpy()[rows, columns].sum())

@@ -59,7 +59,12 @@ class ImageFile:
     def read(path: Path) -> ImageFile:
         """Raises ValueError that names a file which is missing, empty or not an image."""
         with _naming(path):
-            data = path.read_bytes()
+            return ImageFile.of(path, path.read_bytes())
+
+    @staticmethod
+    def of(path: Path, data: bytes) -> ImageFile:
+        """The same of a file's bytes; `path` is what messages call it."""
+        with _naming(path):
             return ImageFile(path, data, Image.open(io.BytesIO(data)))
 
     def decode(self) -> Image.Image:

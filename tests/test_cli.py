@@ -47,7 +47,7 @@ def test_run_leaves_all_files_and_an_honest_result(finished):
         ("digits", "sre2l", 2, 4, 2)
     )
     assert result["bytes"]["labels"] == 0
-    assert result["bytes"]["images"] == sum(p.stat().st_size for p in (finished / "condensed").glob("shard-*"))
+    assert result["bytes"]["images"] == 10 * 2 * 3 * 8 * 8
     assert set(result["seconds"]) == {"squeeze", "recover", "train", "evaluate"} and min(result["seconds"].values()) > 0
     assert len(result["recipe_sha256"]) == 64 and result["versions"]["torch"] == torch.__version__
     assert all(json.loads(line) for line in (finished / "log.jsonl").read_text().splitlines())
@@ -76,7 +76,7 @@ def test_the_table_holds_the_stored_students_accuracy(finished):
 def test_images_are_the_classes_of_the_manifest(finished):
     manifest = read_json(finished / "condensed" / "manifest.json")
     assert manifest["classes"] == [str(k) for k in range(10)]
-    assert manifest["replay"]["seeds"] == [0, 1] and len(manifest["replay"]["fingerprint"]["ids"]) == 20
+    assert manifest["replay"]["seeds"] == [0, 1] and len(manifest["fingerprint"]["logits"]) == 40
     for k, path in enumerate(sorted((finished / "condensed").glob("shard-*"))):
         shard, _ = read_tensors(path)
         assert shard["images"].shape == (5, 3, 8, 8) and shard["images"].dtype == torch.uint8
@@ -105,6 +105,15 @@ def test_stages_one_by_one_give_the_same_images_and_scores(finished, tmp_path):
     assert one["top1_last"] == other["top1_last"]
     manifests = [read_json(p / "condensed" / "manifest.json") for p in (finished, tmp_path / "r")]
     assert manifests[0]["replay"] == manifests[1]["replay"]
+
+
+def test_the_folder_of_a_run_names_it(finished, tmp_path, capsys):
+    assert main(["evaluate", str(finished), "--device", "cpu"]) == 0
+    assert "sre2l/digits-ipc2" in capsys.readouterr().out
+    assert main(["evaluate", str(tmp_path)]) == 1
+    assert "neither the folder of a run" in said(capsys)
+    assert main(["evaluate", str(finished), "--recipe", "sre2l/digits-ipc2"]) == 1
+    assert "has its own recipe" in said(capsys)
 
 
 def test_killed_at_any_moment_the_images_are_bit_identical(finished, tmp_path):

@@ -143,7 +143,7 @@ def test_equals_the_published_loop():
         loss.backward()
         optimizer.step()
         losses.append([loss.item(), 0, loss.item()])
-    images, ours, _ = FeatureRecoverer(settings, [teacher(settings)], CPU, *inputs(settings))(job)
+    images, ours, *_ = FeatureRecoverer(settings, [teacher(settings)], CPU, *inputs(settings))(job)
     np.testing.assert_allclose(ours, losses, rtol=1e-4)
     expected = (255 * (pixels(settings, job)[1].double() / 255 + delta.detach())).clamp(0, 255).round()
     difference = (images.double() - expected).abs()
@@ -154,7 +154,7 @@ def test_equals_the_published_loop():
 def test_no_iterations_keep_the_mosaics():
     settings = recipe(17, iterations=0)
     job = jobs(settings, 4)[0]
-    images, losses, _ = FeatureRecoverer(settings, [teacher(settings)], CPU, *inputs(settings))(job)
+    images, losses, *_ = FeatureRecoverer(settings, [teacher(settings)], CPU, *inputs(settings))(job)
     assert torch.equal(images, pixels(settings, job)[1]) and losses.shape == (0, 3)
 
 

@@ -54,7 +54,7 @@ def test_a_graph_gives_the_bits_of_single_steps_without_a_synchronisation(statis
     frozen = teachers(device, statistics)
     recoverer = Recoverer(settings, frozen, device)
     for job in jobs(settings, 6)[::3]:  # four images, then two: other buffers, other graphs
-        images, losses, _ = recoverer(job)
+        images, losses, *_ = recoverer(job)
         eager = RecoverStep(settings, job, recoverer.teachers, device)
         for iteration in range(12):
             eager(((iteration % 2, 1.0),))

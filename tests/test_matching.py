@@ -236,3 +236,23 @@ def test_weights_that_do_not_fit_the_layers_are_refused():
 
 def test_only_the_first_layer_is_weighted():
     assert layer_weights(4, 10.0).tolist() == [10, 1, 1, 1]
+
+
+@pytest.mark.parametrize("average", AVERAGES, ids=str)
+@pytest.mark.parametrize(("distance", "scale"), SCALES)
+def test_layers_losses_are_the_formulas_with_the_other_layers_left_out(distance, scale, average):
+    layout, weights = LAYOUTS["odd"], [10.0, 1.0, 2.0, 0.5]
+    sets = [(share, moments(layout, 100 + k)) for k, share in enumerate(SHARES)]
+    settings = {"ema": average[0], "ema_start": average[1], "distance": distance, "layer_scale": scale}
+    matching = Matching([(share, single(s)) for share, s in sets], torch.tensor(weights), **settings)
+    published = Published(sets, weights, **settings)
+    for call, dropped in enumerate([[], [2], [0, 3]]):
+        live, values = [k not in dropped for k in range(4)], moments(layout, call)
+        total = matching(single(values), torch.tensor(live))
+        losses = matching.layer_losses()
+        wanted = [
+            float(published(values, [live[k] and k == one for k in range(4)])) if live[one] else 0.0 for one in range(4)
+        ]
+        torch.testing.assert_close(losses, torch.tensor(wanted, dtype=torch.float64), rtol=1e-5, atol=1e-9)
+        assert [bool(loss) for loss in losses] == live
+        assert float(losses.sum()) == pytest.approx(float(total), rel=1e-6)

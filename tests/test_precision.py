@@ -55,7 +55,7 @@ def test_recover_in_bf16_follows_recover_in_fp32():
     for precision in ("fp32", "tf32", "bf16"):
         settings = recipe(precision)
         recoverer = Recoverer(settings, [teacher()], CPU)
-        images, losses[precision], _ = recoverer(jobs(settings, 6)[0])
+        images, losses[precision], *_ = recoverer(jobs(settings, 6)[0])
         step = recoverer.steps[6, 1]
         assert step.images.dtype == step.canvas.first.dtype == step.losses.dtype == torch.float32
         assert images.dtype == torch.uint8

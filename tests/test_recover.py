@@ -111,7 +111,7 @@ def test_teachers_take_turns():
     settings = recipe()
     job = jobs(settings, 6)[0]
     expected, losses = published_step(settings, [network(0).double(), network(1).double()], job, 6)
-    images, ours, _ = Recoverer(settings, [teacher(0), teacher(1)], CPU)(job)
+    images, ours, *_ = Recoverer(settings, [teacher(0), teacher(1)], CPU)(job)
     np.testing.assert_allclose(ours.numpy(), losses, rtol=2e-5)
     pixels = Normalization.of(DATASET, CPU).pixels(expected.float())
     assert (images.int() - pixels.int()).abs().max() <= 1 and images.dtype == torch.uint8

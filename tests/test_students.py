@@ -12,8 +12,8 @@ from fastcondense import fit, recipe, zoo
 from fastcondense.condensed import read_set
 from fastcondense.datasets import load
 from fastcondense.files import read_json, read_tensors
+from fastcondense.jobs import jobs
 from fastcondense.real import Normalization
-from fastcondense.rng import Stream
 from fastcondense.views import ReplayedViews
 
 FAST = (
@@ -36,26 +36,22 @@ def finished(tmp_path_factory):
 
 
 def test_the_fingerprint_is_that_of_plain_networks_in_training_mode(finished):
-    """20 images: groups of 6, 6, 6 and 2 views, of which each teacher's BatchNorms take the statistics."""
+    """Batches of 12 views in groups of 6, of which each teacher's BatchNorms take the statistics."""
     settings = recipe.from_toml((finished / "recipe.toml").read_text(), "recipe.toml")
     classes = load(settings.dataset, None).classes
-    pixels, labels = read_set(finished / "condensed", 4, 2, classes).flat()
-    normalize = Normalization.of(settings.dataset, torch.device("cpu"))
-    views = ReplayedViews(pixels, labels, settings.labels, normalize, 0)
-    ids, each = Stream(0, "views/order").permutation(20, 0), []
-    crops = views.crops(0, ids)
-    for name in ("zoo/convnet3_w32", "zoo/convnet1"):
-        net = zoo.build(name, 10)
-        net.load_state_dict(read_tensors(finished / "teachers" / name.replace("/", "-") / "weights.safetensors")[0])
+    pixels, labels = read_set(finished / "condensed", jobs(settings, 10), 2, classes).flat()
+    views = ReplayedViews(pixels, labels, settings.labels, Normalization.of(settings.dataset, torch.device("cpu")), 0)
+    nets = [zoo.build(name, 10) for name in ("zoo/convnet3_w32", "zoo/convnet1")]
+    for name, net in zip(("zoo-convnet3_w32", "zoo-convnet1"), nets, strict=True):
+        net.load_state_dict(read_tensors(finished / "teachers" / name / "weights.safetensors")[0])
+    weights, wanted = torch.softmax(torch.tensor([5.0, 6.2], dtype=torch.float64), 0), []
+    for batch in (batch for epoch in (0, 3) for batch in views.epoch(epoch, settings.train)):
         with torch.no_grad():
-            each.append(torch.cat([net.train()(group) for group in crops.split(6)]).double())
-    norms = torch.stack([logits.norm() for logits in each])
-    weights = torch.softmax(torch.tensor([5.0, 6.2], dtype=torch.float64), 0)
-    wanted = sum(w * logits / norm * norms.mean() for w, logits, norm in zip(weights, each, norms, strict=True))
-
-    fingerprint = read_json(finished / "condensed" / "manifest.json")["replay"]["fingerprint"]
-    assert fingerprint["ids"] == ids.tolist()
-    values, indices = wanted.topk(5, 1)
+            each = [torch.cat([net.train()(x) for x in batch.images.split(6)]).double() for net in nets]
+        norms = torch.stack([logits.norm() for logits in each])
+        wanted.append(sum(w * z / n * norms.mean() for w, z, n in zip(weights, each, norms, strict=True)))
+    fingerprint = read_json(finished / "condensed" / "manifest.json")["fingerprint"]
+    values, indices = torch.cat(wanted).topk(5, 1)
     np.testing.assert_allclose(fingerprint["logits"], values, atol=2e-4)
     assert fingerprint["classes"] == indices.tolist()
 

@@ -1,0 +1,180 @@
+"""Bundles: what goes in comes out, a stranger's machine agrees or says why not, and nothing in one is trusted."""
+
+import io
+import json
+import shutil
+import zipfile
+
+import numpy as np
+import pytest
+import torch
+from PIL import Image
+from small import fastcondense
+from torchvision.datasets import ImageFolder
+
+from fastcondense.bundle import read_bundle, read_run
+from fastcondense.cli import main
+from fastcondense.files import read_json, read_tensors, write_tensors
+
+
+@pytest.fixture(scope="module")
+def run(tmp_path_factory):
+    """A finished run and its bundle."""
+    out = tmp_path_factory.mktemp("bundles") / "digits"
+    assert fastcondense("run", out) == 0
+    assert main(["bundle", str(out)]) == 0
+    return out
+
+
+@pytest.fixture(scope="module")
+def file(run):
+    return run.with_suffix(".zip")
+
+
+def said(capsys):
+    captured = capsys.readouterr()
+    return captured.out + captured.err
+
+
+def rewritten(file, path, change):
+    """A copy of a bundle whose members went through `change`, a function of a dict of names and bytes."""
+    with zipfile.ZipFile(file) as archive:
+        members = {name: archive.read(name) for name in archive.namelist()}
+    change(members)
+    with zipfile.ZipFile(path, "w") as archive:
+        for name, data in members.items():
+            archive.writestr(name, data)
+    return path
+
+
+def test_contents_come_back_bit_for_bit_and_bytes_are_reproducible(run, file, tmp_path, capsys):
+    there, back = read_run(run), read_bundle(file)
+    assert (
+        torch.equal(there.condensed.images, back.condensed.images) and there.condensed.classes == back.condensed.classes
+    )
+    assert there.recipe == back.recipe
+    (name,) = there.weights
+    assert all(torch.equal(there.weights[name][0][key], value) for key, value in back.weights[name][0].items())
+    assert main(["bundle", str(run), "--out", str(tmp_path / "again.zip")]) == 0
+    text = said(capsys)
+    assert (tmp_path / "again.zip").read_bytes() == file.read_bytes()
+    assert "labels 0 B" in text and "replay specification has" in text
+    assert len(json.dumps(there.manifest["replay"])) < 4096
+    assert main(["bundle", str(run), "--out", str(tmp_path / "light.zip"), "--teachers", "reference"]) == 0
+    assert (tmp_path / "light.zip").stat().st_size < file.stat().st_size - 80_000
+
+
+def test_unzipped_it_is_an_image_folder_in_class_order(run, file, tmp_path):
+    zipfile.ZipFile(file).extractall(tmp_path)
+    folder = ImageFolder(str(tmp_path / "images"))
+    pixels, labels = read_run(run).condensed.flat()
+    assert [label for _, label in folder.samples] == labels.tolist()
+    assert all(np.array_equal(np.asarray(image), pixels[k].permute(1, 2, 0)) for k, (image, _) in enumerate(folder))
+
+
+def test_students_from_an_unpacked_bundle_are_the_same(run, file, tmp_path, capsys):
+    out = tmp_path / "unpacked"
+    for command in ("recover", "train"):
+        assert main([command, str(file), "--out", str(out), "--device", "cpu"]) == 0
+    assert "4 of 4 jobs are finished already" in said(capsys)
+    for path in run.glob("students/*/condensed/seed*/weights.safetensors"):
+        mine, other = read_tensors(path)[0], read_tensors(out / path.relative_to(run))[0]
+        assert all(torch.equal(mine[key], other[key]) for key in mine)
+    assert main(["verify", str(out)]) == 0
+    assert fastcondense("recover", tmp_path / "other", "--seed", "1") == 0
+    assert main(["train", str(file), "--out", str(tmp_path / "other")]) == 1
+    assert "holds another condensed set" in said(capsys)
+
+
+def test_verify_matches_here(run, file, tmp_path, capsys):
+    for path in (file, run):
+        assert main(["verify", str(path), "--device", "cpu"]) == 0
+        assert ": match: logits differ" in said(capsys)
+    light = tmp_path / "light.zip"
+    assert main(["bundle", str(run), "--out", str(light), "--teachers", "reference"]) == 0
+    assert main(["verify", str(light)]) == 1
+    assert "--teachers" in said(capsys)
+    assert main(["verify", str(light), "--teachers", str(run)]) == 0
+    assert main(["verify", str(light), "--teachers", str(run / "teachers")]) == 0
+    assert main(["train", str(light), "--out", str(tmp_path / "r"), "--squeeze.epochs", "1"]) == 1
+    assert "was labelled with" in said(capsys)
+
+
+def test_verify_says_why_not(file, tmp_path, capsys):
+    def why(change):
+        assert main(["verify", str(rewritten(file, tmp_path / "changed.zip", change))]) == 1
+        return said(capsys)
+
+    def flip_an_image(members):
+        name = "images/00003-3/00001.png"
+        flipped = io.BytesIO()
+        Image.open(io.BytesIO(members[name])).transpose(Image.Transpose.FLIP_LEFT_RIGHT).save(flipped, "PNG")
+        members[name] = flipped.getvalue()
+
+    def manifest(**changes):
+        def change(members):
+            tree = json.loads(members["manifest.json"])
+            members["manifest.json"] = json.dumps(tree | {k: v(tree[k]) for k, v in changes.items()}).encode()
+
+        return change
+
+    def other_weights(members):
+        (name,) = (name for name in members if name.startswith("teachers/"))
+        (tmp_path / "w").write_bytes(members[name])
+        state, metadata = read_tensors(tmp_path / "w")
+        state = {key: value.flip(0) if value.dim() else value for key, value in state.items()}
+        write_tensors(tmp_path / "w", state, metadata)
+        members[name] = (tmp_path / "w").read_bytes()
+
+    assert "class '3' are not those that were labelled" in why(flip_an_image)
+    assert "has other weights" in why(other_weights)
+    assert "seeds" in why(manifest(replay=lambda replay: replay | {"seeds": [7, 8]}))
+    assert "views are made as 'nearest'" in why(manifest(replay=lambda replay: replay | {"transform": "nearest"}))
+    assert "classes are in another order" in why(manifest(replay=lambda replay: replay | {"classes": "0" * 64}))
+    assert "windows, partners or boxes" in why(manifest(fingerprint=lambda kept: kept | {"tables": "0" * 64}))
+
+
+@pytest.mark.parametrize(
+    ("change", "words"),
+    [
+        (lambda members: members.update({"../evil.txt": b"x"}), "unexpected '../evil.txt'"),
+        (lambda members: members.pop("images/00000-0/00000.png"), "lacks 'images/00000-0/00000.png'"),
+        (lambda members: members.update({"images/00000-0/00000.png": b"\x89PNG\r\n\x1a\n"}), "00000.png is damaged"),
+        (lambda members: members.update({"manifest.json": b"{}"}), "is not a bundle"),
+        (lambda members: members.pop("recipe.toml"), "it has no recipe.toml"),
+    ],
+)
+def test_damaged_and_malicious_files_are_one_line(file, tmp_path, capsys, change, words):
+    path = rewritten(file, tmp_path / "bad.zip", change)
+    assert main(["verify", str(path)]) == 1
+    errors = capsys.readouterr().err.strip().split("\n")
+    assert len(errors) == 1 and words in errors[0]
+    assert main(["train", str(path), "--out", str(tmp_path / "r")]) == 1
+    assert not (tmp_path / "r" / "condensed").exists() and not (tmp_path / "evil.txt").exists()
+
+
+def test_a_pickle_in_place_of_weights_runs_nothing(file, tmp_path, capsys):
+    class Evil:
+        def __reduce__(self):
+            return (open, (str(tmp_path / "ran"), "w"))
+
+    torch.save(Evil(), tmp_path / "evil.pt")
+
+    def change(members):
+        (name,) = (name for name in members if name.startswith("teachers/"))
+        members[name] = (tmp_path / "evil.pt").read_bytes()
+
+    assert main(["verify", str(rewritten(file, tmp_path / "bad.zip", change))]) == 1
+    assert "cannot be read as weights" in said(capsys) and not (tmp_path / "ran").exists()
+
+
+def test_a_truncated_bundle_and_a_run_without_labels(run, file, tmp_path, capsys):
+    (tmp_path / "half.zip").write_bytes(file.read_bytes()[: file.stat().st_size // 2])
+    assert main(["verify", str(tmp_path / "half.zip")]) == 1
+    assert "is not the folder of a run" in said(capsys)
+    shutil.copytree(run, tmp_path / "r", ignore=shutil.ignore_patterns("students"))
+    tree = read_json(tmp_path / "r" / "condensed" / "manifest.json")
+    del tree["replay"]
+    (tmp_path / "r" / "condensed" / "manifest.json").write_text(json.dumps(tree))
+    assert main(["bundle", str(tmp_path / "r")]) == 1
+    assert "run relabel first" in said(capsys)
