@@ -27,7 +27,7 @@ STAGES: dict[str, tuple[Callable[[Run], object], str]] = {
     "run": (stages.everything, "squeeze, recover, relabel, train and evaluate, in a row; goes on where it was stopped"),
     "squeeze": (stages.squeeze, "train or load the teachers, and check them on real images"),
     "recover": (stages.recover, "make the condensed images"),
-    "relabel": (stages.relabel, "write what replays the soft labels; no label is stored"),
+    "relabel": (stages.relabel, "write what replays the soft labels, and with --store the labels themselves"),
     "train": (stages.train, "train students on the condensed set and on the baselines"),
     "evaluate": (stages.evaluate, "score the students, print the honest table, write result.json"),
     "rank": (stages.rank, "DD-Ranking's scores: train the students that they need, print them, write ranking.json"),

@@ -20,6 +20,7 @@ from .files import check_room, write_atomic
 from .fkd_files import FKDBatch, Mix, SamplerOrder, check_settings, epoch_numbers, num_bytes, numbers_in, read_batch
 from .labels import TeacherLabels, Wanted
 from .real import split_batches
+from .resident import place
 from .run import Run
 from .settings import Optimization
 from .squeeze import chosen, squeeze
@@ -209,8 +210,8 @@ def write_fkd(run: Run, folder: Path, epochs: int) -> int:
     if folder.exists() and any(folder.iterdir()):
         raise ValueError(f"{folder} is not empty; FKD files need a folder of their own")
     teachers, condensed = chosen(squeeze(run), labels.teachers), condensed_set(run)
-    pixels, classes = (part.to(run.device) for part in condensed.flat())
-    views = BatchMixedViews(pixels, classes, labels, run.normalize, recipe.seed)
+    pixels, classes = condensed.flat()
+    views = BatchMixedViews(place(pixels, run.device), classes.to(run.device), labels, run.normalize, recipe.seed)
     source, size = TeacherLabels(teachers, labels, recipe.seed), recipe.train.batch_size
     bounds = [*range(0, len(pixels), size), len(pixels)]
     about = epochs * (len(pixels) * (2 * len(condensed.classes) + 25) + 2200 * (len(bounds) - 1))

@@ -28,7 +28,7 @@ TRANSFORM = "window of uint8 pixels, bilinear and antialiased in float32, flip, 
 def relabel(run: Run) -> dict[str, Any]:
     """Writes what replays the labels into the manifest, and a fingerprint that tells whether another machine does.
 
-    Returns the replay specification.
+    With labels.source stored, the labels are written too. Returns the replay specification.
     """
     teachers, condensed = chosen(squeeze(run), run.recipe.labels.teachers), condensed_set(run)
     replay = specification(run.recipe, condensed, teachers)

@@ -17,6 +17,7 @@ from __future__ import annotations
 import hashlib
 import itertools
 import math
+import os
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
@@ -32,6 +33,7 @@ from .fkd_files import is_fkd, num_bytes
 from .labels import LabelSource, TeacherLabels, Wanted
 from .real import split_batches
 from .recipe import Recipe
+from .resident import place
 from .run import Run
 from .settings import Train
 from .teacher import Teacher
@@ -75,10 +77,11 @@ def store_labels(run: Run, condensed: CondensedSet, teachers: Sequence[Teacher])
             f"labels.top_k must be less than the {len(condensed.classes)} classes, got {recipe.labels.top_k}; "
             "0 keeps all of them"
         )
-    pixels, labels = (part.to(run.device) for part in condensed.flat())
+    pixels, labels = condensed.flat()
+    placed, labels = place(pixels, run.device), labels.to(run.device)
     views, rows, shapes = {}, {}, {}
     for seed in (recipe.seed + number for number in range(recipe.train.seeds)):
-        views[seed] = ReplayedViews(pixels, labels, recipe.labels, run.normalize, seed)
+        views[seed] = ReplayedViews(placed, labels, recipe.labels, run.normalize, seed)
         rows[seed] = first_rows(views[seed], recipe.train)
         shapes[seed] = array_shapes(rows[seed][-1], len(condensed.classes), recipe.labels.top_k)
     size = sum(math.prod(shape) * np.dtype(kind).itemsize for own in shapes.values() for shape, kind in own.values())
@@ -110,12 +113,14 @@ def _store(
     if path.exists():
         stored = read_json(path)
         _check_same(folder, stored, manifest["replay"])
+        done = stored["epochs_done"]
+        if done >= train.epochs and stored["first_rows"][: len(rows)] == rows:
+            return
         if stored["first_rows"] != rows:
             raise ValueError(
                 f"{folder} holds labels of {len(stored['first_rows']) - 1} epochs, and train.epochs is {train.epochs}; "
                 "choose another --labels.stored, or delete that folder"
             )
-        done = stored["epochs_done"]
     folder.mkdir(parents=True, exist_ok=True)
     arrays = _open(folder, shapes, "r+") if done else _create(folder, shapes)
     for epoch in run.log.track(range(done, train.epochs), f"labels of seed {manifest['replay']['seed']}"):
@@ -220,10 +225,14 @@ def _check_same(folder: Path, stored: dict[str, Any], replay: dict[str, Any]) ->
 
 
 def _create(folder: Path, shapes: Shapes) -> dict[str, np.memmap]:
-    return {
-        name: np.lib.format.open_memmap(folder / f"{name}.npy", "w+", kind, shape)
-        for name, (shape, kind) in shapes.items()
-    }
+    """Raises OSError if the disk is full: a row of a file with holes would end the process with a signal there."""
+    arrays = {}
+    for name, (shape, kind) in shapes.items():
+        path = folder / f"{name}.npy"
+        arrays[name] = np.lib.format.open_memmap(path, "w+", kind, shape)
+        with path.open("r+b") as file:
+            os.posix_fallocate(file.fileno(), 0, path.stat().st_size)
+    return arrays
 
 
 def _open(folder: Path, shapes: Shapes, mode: Any) -> dict[str, np.memmap]:

@@ -225,7 +225,7 @@ def test_settings_that_the_files_do_not_follow_are_refused(tmp_path, settings, m
 
 def test_another_order_of_classes_is_at_chance(tmp_path):
     write(tmp_path, classes=(torch.arange(COUNT) // 3 + 1) % CLASSES)
-    with pytest.raises(ValueError, match=r"name the class of 0 of 63 views, which is chance; .* order of its classes"):
+    with pytest.raises(ValueError, match=r"name the class of 3 of 63 views, which is chance; .* order of its classes"):
         read_fkd(run_of(), tmp_path, image_set())
 
 
@@ -363,7 +363,8 @@ def test_views_for_files_are_mixed_by_the_batch(mix):
 
 
 @pytest.mark.parametrize(
-    "settings", [{"padding": 2}, {"roll": (0, 3)}, {"tile_pick": 2}, {"rand_augment": (1, 9)}, {"pool": 0.5}]
+    "settings",
+    [{"padding": 2}, {"roll": (0, 3)}, {"tile_pick": 2}, {"rand_augment": (1, 9)}, {"pool": 0.5}, {"tiers": (1, 2)}],
 )
 def test_settings_that_files_cannot_say_are_refused(settings):
     check_settings(Labels(crop_scale=(0.5, 1.0), flip=0.0, batch_norm="train", ensemble="norm-equalized"))
