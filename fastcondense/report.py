@@ -12,7 +12,7 @@ from torch import Tensor
 
 from .condensed import CondensedSet
 
-_ARMS = {
+ARMS = {
     "random_soft": "random real, soft labels",
     "random_hard": "random real, hard labels",
     "full": "all real images, hard labels",
@@ -31,7 +31,7 @@ def honest_table(result: dict[str, Any]) -> Table:
     table.add_column("trained on")
     for name in ("top-1 last", "top-1 best", "top-5 last"):
         table.add_column(name, justify="right")
-    rows = {"condensed, soft labels": result} | {_ARMS[arm]: scores for arm, scores in result["baselines"].items()}
+    rows = {"condensed, soft labels": result} | {ARMS[arm]: scores for arm, scores in result["baselines"].items()}
     for name, scores in rows.items():
         cells = (scores[key] for key in ("top1_last", "top1_best", "top5_last"))
         has_spread = result["seeds"] > 1
@@ -40,7 +40,7 @@ def honest_table(result: dict[str, Any]) -> Table:
 
 
 def _caption(result: dict[str, Any]) -> str:
-    sizes = ", ".join(f"{name} {_bytes(count)}" for name, count in result["bytes"].items())
+    sizes = ", ".join(f"{name} {describe_bytes(count)}" for name, count in result["bytes"].items())
     times = ", ".join(f"{name} {seconds:.1f} s" for name, seconds in result["seconds"].items())
     return (
         f"top-1 and top-5 in % of {result['test_images']} test images; ± is the deviation over seeds; best is chosen "
@@ -48,7 +48,7 @@ def _caption(result: dict[str, Any]) -> str:
     )
 
 
-def _bytes(count: int) -> str:
+def describe_bytes(count: int) -> str:
     if count < 1000:
         return f"{count} B"
     power = min(3, (len(str(count)) - 1) // 3)

@@ -6,6 +6,7 @@ import json
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
+from typing import Any
 
 import torch
 from torch.nn import functional as F
@@ -18,7 +19,7 @@ from .labels import LabelSource, TeacherLabels, hard_labels, student_loss
 from .real import training_batches
 from .rng import Stream
 from .run import Run
-from .score import score
+from .score import per_class, score
 from .settings import Optimization
 from .teacher import Teacher
 from .views import ReplayedViews
@@ -33,6 +34,8 @@ class Student:
     folder: Path
     history: list[dict[str, float]]
     seconds: dict[str, float]
+    classes: dict[str, Any] | None = None
+    """What `score.per_class` tells of its last evaluation; older students have none."""
 
     @property
     def top1_best(self) -> float:
@@ -63,7 +66,7 @@ def read_student(run: Run, arm: str, number: int) -> Student:
     if not (folder / "student.json").exists():
         raise ValueError(f"{folder} holds no finished student; run train first")
     tree = read_json(folder / "student.json")
-    return Student(folder, tree["history"], tree["seconds"])
+    return Student(folder, tree["history"], tree["seconds"], tree.get("classes"))
 
 
 def last_score(run: Run, student: Student) -> dict[str, float]:
@@ -85,11 +88,13 @@ def _student(run: Run, arm: str, number: int, condensed: CondensedSet, teachers:
     net = zoo.channels_last(net, run.device)
     optimization, batches, loss = _task(run, arm, seed, condensed, teachers)
     evaluating = 0.0
+    answers = torch.zeros(2 * (len(run.real.classes),), dtype=torch.int64, device=run.device)
 
     def evaluate(net: torch.nn.Module) -> dict[str, float]:
         nonlocal evaluating
+        answers.zero_()
         with run.stopwatch() as watch:
-            result = score(net, run.test_images, run.normalize)
+            result = score(net, run.test_images, run.normalize, answers=answers)
         evaluating += watch.seconds
         return result
 
@@ -105,13 +110,16 @@ def _student(run: Run, arm: str, number: int, condensed: CondensedSet, teachers:
         lambda entry: run.report_epoch(what, entry, optimization.epochs),
         lambda epochs: run.log.track(epochs, what),
     )
+    if not answers.any():  # it was stopped between its last epoch and here
+        evaluate(net)
+    classes = per_class(answers)
     metadata = {"architecture": recipe.train.student, "classes": json.dumps(run.real.classes), "arm": arm}
     write_tensors(folder / "weights.safetensors", net.state_dict(), metadata)
     write_atomic(folder / "metrics.jsonl", "".join(json.dumps(entry) + "\n" for entry in history).encode())
     seconds = {"train": history[-1]["seconds"], "evaluate": evaluating}
-    write_json(folder / "student.json", {"seconds": seconds, "history": history})
+    write_json(folder / "student.json", {"seconds": seconds, "history": history, "classes": classes})
     (folder / "checkpoint.pt").unlink(missing_ok=True)
-    return Student(folder, history, seconds)
+    return Student(folder, history, seconds, classes)
 
 
 def _task(run: Run, arm: str, seed: int, condensed: CondensedSet, teachers: Sequence[Teacher]):

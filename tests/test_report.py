@@ -20,7 +20,7 @@ from fastcondense import log, report
     ],
 )
 def test_sizes_are_decimal(count, text):
-    assert report._bytes(count) == text
+    assert report.describe_bytes(count) == text
 
 
 def test_plain_lines_without_a_terminal(monkeypatch):
