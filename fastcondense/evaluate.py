@@ -9,7 +9,7 @@ from typing import Any
 from . import report
 from .condense import made_jobs
 from .condensed import shard_path
-from .files import read_tensors, write_json
+from .files import read_metadata, write_json
 from .imported import read_origin
 from .run import Run
 from .squeeze import teacher_bytes, teacher_seconds
@@ -47,7 +47,7 @@ def evaluate(run: Run) -> dict[str, Any]:
         },
         "seconds": {
             "squeeze": teacher_seconds(run),
-            "recover": sum(float(read_tensors(path, "slots")[1]["seconds"]) for path in job_paths),
+            "recover": sum(float(read_metadata(path)["seconds"]) for path in job_paths),
             "train": seconds["train"],
             "evaluate": seconds["evaluate"],
         },

@@ -89,6 +89,15 @@ def read_tensors(path: Path, *prefixes: str) -> tuple[dict[str, Tensor], dict[st
         raise ValueError(f"{path} cannot be read: {error}") from None
 
 
+def read_metadata(path: Path) -> dict[str, str]:
+    """The metadata alone of a safetensors file. Raises ValueError that names a file which is missing or damaged."""
+    try:
+        with safe_open(str(path), "pt") as file:
+            return dict(file.metadata() or {})
+    except (SafetensorError, OSError) as error:
+        raise ValueError(f"{path} cannot be read: {error}") from None
+
+
 def read_checkpoint(path: Path) -> Any:
     """A torch checkpoint, read without running any code in it (weights_only); safetensors files too.
 

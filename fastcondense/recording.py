@@ -96,7 +96,7 @@ class SnapshotRecorder:
 
     def take(self, images: Tensor) -> None:
         """images: all of the job's, normalised [N, 3, S, S]."""
-        self.taken.append(self.normalize.pixels(_shrunk(images.detach()[self.rows], self.side)))
+        self.taken.append(self.normalize.pixels(shrunk(images.detach()[self.rows], self.side)))
 
     def snapshots(self) -> Snapshots | None:
         """All of them, on the host."""
@@ -105,7 +105,7 @@ class SnapshotRecorder:
         return Snapshots(torch.stack(self.taken).cpu(), self.classes, torch.tensor(self.moments))
 
 
-def _shrunk(images: Tensor, side: int) -> Tensor:
+def shrunk(images: Tensor, side: int) -> Tensor:
     """Bilinear, antialiased where they get smaller."""
     if images.shape[-1] == side:
         return images

@@ -12,7 +12,7 @@ from torch import Tensor
 
 from .condensed import CondensedSet
 
-_ARMS = {
+ARMS = {
     "random_soft": "random real, soft labels",
     "random_hard": "random real, hard labels",
     "full": "all real images, hard labels",
@@ -49,7 +49,7 @@ def score_rows(result: dict[str, Any]) -> list[list[str]]:
     """What was trained on, and its top-1 of the last and the best epoch and top-5 of the last, in words."""
     origin, has_spread = "imported" if "origin" in result else "condensed", result["seeds"] > 1
     labels = "hard" if result["labels"] == "hard" else "soft"
-    rows = {f"{origin}, {labels} labels": result} | {_ARMS[arm]: scores for arm, scores in result["baselines"].items()}
+    rows = {f"{origin}, {labels} labels": result} | {ARMS[arm]: scores for arm, scores in result["baselines"].items()}
     cells = {name: [scores[key] for key in ("top1_last", "top1_best", "top5_last")] for name, scores in rows.items()}
     return [
         [name, *(f"{c['mean']:.1f}" + f" ± {c['std']:.1f}" * has_spread for c in scores)]

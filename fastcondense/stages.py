@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from . import report
 from .condense import condensed_set, recover
-from .condensed import read_losses
+from .condensed import read_losses, shard_path
 from .curve import evaluate_sizes
 from .distributed import first_alone
 from .evaluate import evaluate as evaluate_set
@@ -29,6 +29,16 @@ def train(run: Run) -> None:
 
 
 def inspect(run: Run) -> None:
+    """Writes report.html of what there is, and once all images are finished grid.png and losses.png beside them."""
+    from .report_page import write_report  # matplotlib takes a second to import
+
+    num_jobs = len(jobs(run.recipe, len(run.real.classes)))
+    if all(shard_path(run.out / "condensed", job).exists() for job in range(num_jobs)):
+        picture(run)
+    run.log.say(f"inspect: {write_report(run)}")
+
+
+def picture(run: Run) -> None:
     """Writes grid.png (images) and losses.png (curves) beside the condensed images."""
     condensed, folder = condensed_set(run), run.out / "condensed"
     report.image_grid(condensed, folder / "grid.png")
@@ -53,6 +63,7 @@ def everything(run: Run) -> None:
     """All stages in a row."""
     recover(run)
     relabel(run)
-    inspect(run)
+    picture(run)
     train(run)
     evaluate(run)
+    inspect(run)

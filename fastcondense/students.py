@@ -25,7 +25,7 @@ from .recipe import Recipe
 from .resident import place
 from .rng import Stream
 from .run import Run
-from .score import score
+from .score import per_class, score
 from .settings import Labels, Optimization
 from .stored_labels import read_labels
 from .teacher import Teacher
@@ -70,6 +70,8 @@ class Student:
     folder: Path
     history: list[dict[str, float]]
     seconds: dict[str, float]
+    classes: dict[str, Any] | None = None
+    """What `score.per_class` tells of its last evaluation; older students have none."""
 
     @property
     def top1_best(self) -> float:
@@ -106,7 +108,7 @@ def read_student(run: Run, arm: Arm, number: int) -> Student:
     if not (folder / "student.json").exists():
         raise ValueError(f"{folder} holds no finished student; run train first")
     tree = read_json(folder / "student.json")
-    return Student(folder, tree["history"], tree["seconds"])
+    return Student(folder, tree["history"], tree["seconds"], tree.get("classes"))
 
 
 def last_score(run: Run, student: Student) -> dict[str, float]:
@@ -143,11 +145,13 @@ def _student(run: Run, arm: Arm, number: int, condensed: CondensedSet, teachers:
     net = zoo.channels_last(net, run.device)
     task = _task(run, arm, seed, condensed, teachers)
     evaluating = 0.0
+    answers = torch.zeros(2 * (len(run.real.classes),), dtype=torch.int64, device=run.device)
 
     def evaluate(net: nn.Module) -> dict[str, float]:
         nonlocal evaluating
+        answers.zero_()
         with run.stopwatch() as watch:
-            result = score(net, run.test_images, run.normalize, is_shared=True)
+            result = score(net, run.test_images, run.normalize, is_shared=True, answers=answers)
         evaluating += watch.seconds
         return result
 
@@ -166,7 +170,9 @@ def _student(run: Run, arm: Arm, number: int, condensed: CondensedSet, teachers:
         is_captured=task.is_captured,
         is_shared=True,
     )
-    student = Student(folder, history, {"train": history[-1]["seconds"], "evaluate": evaluating})
+    if not answers.any():  # it was stopped between its last epoch and here
+        evaluate(net)
+    student = Student(folder, history, {"train": history[-1]["seconds"], "evaluate": evaluating}, per_class(answers))
     if rank() == 0:
         _write(run, arm, student, net)
     return student
@@ -178,7 +184,7 @@ def _write(run: Run, arm: Arm, student: Student, net: nn.Module) -> None:
     metadata = {"architecture": recipe.train.student, "classes": json.dumps(run.real.classes), "arm": arm.name}
     write_tensors(folder / "weights.safetensors", net.state_dict(), metadata)
     write_atomic(folder / "metrics.jsonl", "".join(json.dumps(entry) + "\n" for entry in history).encode())
-    write_json(folder / "student.json", {"seconds": student.seconds, "history": history})
+    write_json(folder / "student.json", {"seconds": student.seconds, "history": history, "classes": student.classes})
     (folder / "checkpoint.pt").unlink(missing_ok=True)
 
 

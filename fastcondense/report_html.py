@@ -1,0 +1,101 @@
+"""The report's small parts in HTML: tables, legends, figures, notes. Text is escaped here, HTML is passed as `Html`."""
+
+from __future__ import annotations
+
+import html
+from collections.abc import Iterable, Mapping, Sequence
+
+
+class Html(str):
+    """Text that is HTML already."""
+
+
+def escape(text: object) -> Html:
+    """As text of a page, or as it is if it is HTML."""
+    return text if isinstance(text, Html) else Html(html.escape(str(text)))
+
+
+def join(parts: Iterable[object], between: str = "") -> Html:
+    """One after another."""
+    return Html(between.join(escape(part) for part in parts))
+
+
+def tag(name: str, *content: object, **attributes: object) -> Html:
+    """An element: `class_` is its class, and an underscore in a name is a hyphen."""
+    names = {key: key.rstrip("_").replace("_", "-") for key in attributes}
+    written = "".join(f' {names[key]}="{html.escape(str(value))}"' for key, value in attributes.items())
+    return Html(f"<{name}{written}>{join(content)}</{name}>")
+
+
+def image(source: str, text: str, **attributes: object) -> Html:
+    """An image; `text` is for those who do not see it."""
+    inside = "".join(f' {key.rstrip("_")}="{html.escape(str(value))}"' for key, value in attributes.items())
+    return Html(f'<img src="{source}" alt="{html.escape(text)}"{inside}>')
+
+
+def note(*content: object) -> Html:
+    """What a section says about itself."""
+    return tag("p", *content, class_="note")
+
+
+def not_run(what: str, command: str) -> Html:
+    """In place of what a stage would have left."""
+    return tag("p", what, " ", tag("code", command), class_="not-run")
+
+
+def figure(content: object, caption: object) -> Html:
+    return tag("figure", content, tag("figcaption", caption))
+
+
+def legend(names: Mapping[str, str]) -> Html:
+    """Names and the colours of what they stand for, as CSS."""
+    keys = [tag("li", Html(f'<i style="background:{color}"></i>'), name) for name, color in names.items()]
+    return tag("ul", *keys, class_="legend")
+
+
+def table(head: Sequence[object], rows: Iterable[Sequence[object]], num_text: int = 1) -> Html:
+    """A table that scrolls sideways where it does not fit; all but the first `num_text` columns are numbers."""
+
+    def cells(name: str, row: Sequence[object]) -> Html:
+        kinds = [{} if k < num_text else {"class_": "number"} for k in range(len(row))]
+        return tag("tr", *(tag(name, cell, **kind) for cell, kind in zip(row, kinds, strict=True)))
+
+    body = [cells("td", row) for row in rows]
+    inside = tag("table", tag("thead", cells("th", head)), tag("tbody", *body))
+    return tag("div", inside, class_="scroll")
+
+
+def facts(pairs: Iterable[tuple[str, object]]) -> Html:
+    """Names and what they are."""
+    return tag("dl", *(tag("div", tag("dt", name), tag("dd", value)) for name, value in pairs), class_="facts")
+
+
+def details(summary: str, content: object) -> Html:
+    """Shown on demand."""
+    return tag("details", tag("summary", summary), content)
+
+
+def bar(share: float, color: str) -> Html:
+    """A horizontal bar, `share` of its cell wide."""
+    return Html(f'<span class="bar"><i style="width:{100 * share:.1f}%;background:{color}"></i></span>')
+
+
+def section(name: str, title: str, *content: object) -> Html:
+    return tag("section", tag("h2", title), *content, id=name)
+
+
+def sentence(parts: Sequence[str]) -> str:
+    """Remarks as one sentence."""
+    text = "; ".join(parts)
+    return f"{text[:1].upper()}{text[1:]}."
+
+
+def counted(count: int, of: int, noun: str) -> str:
+    """So many things out of so many, or all of them."""
+    things = noun if of == 1 else f"{noun}s"
+    return f"{count} {things}" if count == of else f"{count} of {of} {things}"
+
+
+def short(name: str) -> str:
+    """A network's name without the folders of the file that it comes from."""
+    return name.rpartition("/")[2] if ".py:" in name else name

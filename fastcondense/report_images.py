@@ -1,0 +1,63 @@
+"""Images as they stand in the report: small, inside the page, still or moving."""
+
+from __future__ import annotations
+
+import base64
+import io
+from collections.abc import Sequence
+from typing import Any
+
+import numpy as np
+from PIL import Image
+from torch import Tensor
+
+THUMBNAIL = 88
+"""Side of the largest thumbnails, in pixels."""
+LOSSLESS = 32
+"""Images of up to so many pixels a side are kept without loss, as a page shows each of their pixels."""
+_QUALITY = 75
+_MILLISECONDS, _LAST_MILLISECONDS = 300, 1800
+
+
+def thumbnail(image: Tensor) -> str:
+    """uint8 [3, S, S] -> a data URI."""
+    return _uri([_picture(image.permute(1, 2, 0).numpy())], image.shape[-1])
+
+
+def animation(frames: Sequence[Tensor], columns: int) -> tuple[str, str, tuple[int, int]]:
+    """Frames of the same images, uint8 [n, 3, s, s] each, as sheets: moving, the last one alone, and their size."""
+    pictures = [Image.fromarray(sheet(frame, columns)) for frame in frames]
+    side = frames[0].shape[-1]
+    return _uri(pictures, side), _uri(pictures[-1:], side), pictures[0].size
+
+
+def sheet(images: Tensor, columns: int) -> np.ndarray:
+    """Images uint8 [n, 3, s, s] in rows of so many: uint8 [height, width, 4], transparent between the images."""
+    count, _, side, _ = images.shape
+    gap = max(1, side // 16)
+    rows, step = -(-count // columns), side + gap
+    grid = np.zeros((rows * step - gap, columns * step - gap, 4), dtype=np.uint8)
+    for k, image in enumerate(images.permute(0, 2, 3, 1).numpy()):
+        top, left = k // columns * step, k % columns * step
+        grid[top : top + side, left : left + side, :3] = image
+        grid[top : top + side, left : left + side, 3] = 255
+    return grid
+
+
+def _picture(pixels: np.ndarray) -> Image.Image:
+    picture = Image.fromarray(pixels)
+    if picture.width > THUMBNAIL:
+        picture = picture.resize((THUMBNAIL, THUMBNAIL), Image.Resampling.LANCZOS)
+    return picture
+
+
+def _uri(pictures: Sequence[Image.Image], side: int) -> str:
+    """WebP, of images that were `side` pixels wide."""
+    first, *others = pictures
+    file = io.BytesIO()
+    settings: dict[str, Any] = {"lossless": True} if side <= LOSSLESS else {"quality": _QUALITY}
+    if others:
+        durations = [_MILLISECONDS] * len(others) + [_LAST_MILLISECONDS]
+        settings |= {"save_all": True, "append_images": others, "duration": durations, "loop": 0}
+    first.save(file, "WEBP", method=4, **settings)
+    return "data:image/webp;base64," + base64.b64encode(file.getvalue()).decode()
