@@ -8,6 +8,7 @@ from . import initial, pruning, targets
 from .condensed import CondensedSet, open_folder, read_running_means, read_set, shard_path, write_shard
 from .features import FeatureRecoverer
 from .files import read_tensors
+from .gradients import GradientRecoverer, unfinished_path
 from .jobs import Job, jobs
 from .mosaic import Mosaics
 from .nested import FinishedSlots
@@ -40,6 +41,7 @@ def recover(run: Run) -> None:
             made = recover_job(job, carried)
         metadata = {"seconds": f"{watch.seconds:.3f}", "images": "uint8 NCHW, RGB"}
         write_shard(folder, job, made.images, made.losses, made.running_means, metadata)
+        unfinished_path(folder, job.index).unlink(missing_ok=True)
         total, entropy, matching = made.losses[-1].tolist() if len(made.losses) else (0.0, 0.0, 0.0)
         run.log.event(
             "job",
@@ -52,9 +54,11 @@ def recover(run: Run) -> None:
         )
 
 
-def _recoverer(run: Run, teachers: list[Teacher]) -> Recoverer | FeatureRecoverer:
+def _recoverer(run: Run, teachers: list[Teacher]) -> Recoverer | FeatureRecoverer | GradientRecoverer:
     """What recovers the run's jobs, with all that it needs: initial images, target statistics, anchors."""
     recipe, recover = run.recipe, run.recipe.recover
+    if recover.objective == "gradients":
+        return GradientRecoverer(run)
     matched, images = chosen(teachers, recover.teachers), initial.make(run, teachers)
     if recover.objective == "features":
         assert isinstance(images, Mosaics)
