@@ -2,6 +2,9 @@
 
 from __future__ import annotations
 
+import dataclasses
+from itertools import pairwise
+
 import torch
 from torch import Tensor
 from torch.nn import functional as F
@@ -69,7 +72,7 @@ class Formation:
             bounds = [(k * side, (k + 1) * side) for k in range(factor)]
         else:
             starts = strip_bounds(size, factor).tolist()
-            bounds = list(zip(starts, starts[1:], strict=False))
+            bounds = list(pairwise(starts))
         cuts = [images[:, :, top:bottom, left:right] for top, bottom in bounds for left, right in bounds]
         return torch.stack([F.interpolate(cut, (size, size), mode="bilinear") for cut in cuts])
 
@@ -80,6 +83,20 @@ class Formation:
         if self.settings.formation == "multi":
             return torch.cat(parts).transpose(0, 1).flatten(0, 1)
         return torch.cat([part.transpose(0, 1).flatten(0, 1) for part in parts])
+
+
+def shown_images(settings: Gradients, images: Tensor, count: int) -> tuple[Tensor, Tensor]:
+    """What students see of a set uint8 [classes, K, 3, S, S]: the tiles of its subset of `count`, rounded, by class.
+
+    Returns uint8 [N, 3, S, S] and labels int64 [N].
+    """
+    if settings.formation == "bound":
+        settings = dataclasses.replace(settings, formation="single")
+    formation = Formation(settings, images.shape[1], images.shape[-1])
+    is_shown = formation.levels <= count
+    tiles = [255 * formation(of_class.float() / 255)[is_shown] for of_class in images]
+    labels = torch.arange(len(images)).repeat_interleave(int(is_shown.sum()))
+    return torch.cat(tiles).round().to(torch.uint8), labels
 
 
 def _parts(settings: Gradients, num_images: int) -> list[tuple[int, int, int]]:

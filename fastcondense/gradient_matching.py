@@ -1,20 +1,13 @@
-"""The distance of a network's gradients on condensed images from those on real ones, and its image gradient.
-
-No graph of a backward pass is kept. The image gradient of a function of weight gradients G is that of <R, G>, R its
-derivative in G: the change of the loss along R, differentiated (Pearlmutter, 1994), forward mode under reverse mode.
-"""
+"""How far a network's gradients on condensed images are from those on real ones (IDC), and its features (MDC)."""
 
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
-from typing import Any, Literal
+from typing import Literal
 
 import torch
 from torch import Tensor, nn
-from torch.func import functional_call, grad, jvp
 from torch.nn import functional as F
-
-Weights = dict[str, Tensor]
 
 
 class GradientMatching:
@@ -22,60 +15,37 @@ class GradientMatching:
 
     Images must not see each other: the gradients of the groups of a batch, taken apart, make up those of any union,
     and so a subset costs nothing beside its set. Raises ValueError for a network with BatchNorm.
+    forward: the network, or what stands for it where nothing is differentiated twice (a compiled one).
     """
 
-    def __init__(self, net: nn.Module, metric: Literal["mse", "l1"], *, is_compiled: bool = False):
+    def __init__(self, net: nn.Module, metric: Literal["mse", "l1"], forward: Callable[[Tensor], Tensor] | None = None):
         if any(isinstance(module, nn.modules.batchnorm._BatchNorm) for module in net.modules()):
             raise ValueError("gradient matching needs a network without BatchNorm, e.g. zoo/convnet3_in")
-        self.net, self.metric = net, metric
-        self.names = [name for name, weight in net.named_parameters() if weight.dim() > 2]
+        self.net, self.metric, self.forward = net, metric, forward or net
 
-        def entropy(matched: Weights, others: Weights, images: Tensor, labels: Tensor) -> Tensor:
-            logits = functional_call(net, {**others, **matched}, (images,))
-            return F.cross_entropy(logits, labels, reduction="sum")
+    def __call__(self, real: Tensor, groups: Sequence[Tensor], label: Tensor, terms: Sequence[Sequence[int]]) -> Tensor:
+        """sum_t dist(mean gradient of the real images, mean gradient of the condensed images of term t), a scalar.
 
-        def change(images: Tensor, directions: Weights, matched: Weights, others: Weights, labels: Tensor) -> Tensor:
-            return jvp(lambda weights: entropy(weights, others, images, labels), (matched,), (directions,))[1]
-
-        compiled: Callable[[Any], Any] = torch.compile(dynamic=True) if is_compiled else lambda function: function
-        self.weight_gradient = compiled(grad(entropy))
-        """(matched weights, others, images, labels) -> the gradient of the summed cross-entropy in the matched."""
-        self.image_gradient = compiled(grad(change))
-        """(images, directions, matched, others, labels) -> the gradient in the images of its change along those."""
-
-    def __call__(
-        self, real: Tensor, groups: Sequence[Tensor], label: Tensor, terms: Sequence[Sequence[int]], live: Sequence[int]
-    ) -> tuple[Tensor, list[Tensor | None]]:
-        """The loss, a scalar, and its gradient in the images of each group, None for those that are not `live`.
-
-        real: [B, 3, S, S]; groups: [b_g, 3, S, S] each, of the class `label` as real, int64 [1]. terms: the groups
-        that a term's condensed images are; the loss is sum_t dist(mean real gradient, mean gradient of term t).
+        real: [B, 3, S, S]; groups: [b_g, 3, S, S] each; all are of the class `label`, int64 [1]. terms: the numbers of
+        the groups that a term consists of. Differentiable in the groups that require a gradient.
         """
-        weights = {name: weight.detach() for name, weight in self.net.named_parameters()}
-        matched = {name: weights.pop(name) for name in self.names}
-
-        def gradient(images: Tensor) -> Weights:
-            return self.weight_gradient(matched, weights, images, label.expand(len(images)))
-
-        wanted = {name: g / len(real) for name, g in gradient(real).items()}
-        made = [gradient(images) for images in groups]
+        wanted = [gradient / len(real) for gradient in self._gradients(real, label)]
+        made = [self._gradients(images, label) for images in groups]
         loss: Tensor = real.new_zeros(())
-        directions = [{name: torch.zeros_like(w) for name, w in matched.items()} for _ in groups]
         for members in terms:
             count = sum(len(groups[number]) for number in members)
-            for name in self.names:
-                difference = sum(made[number][name] for number in members) / count - wanted[name]
-                is_mse = self.metric == "mse"
-                loss = loss + (difference.square() if is_mse else difference.abs()).sum()
-                slope = (2 * difference if is_mse else difference.sign()) / count
-                for number in members:
-                    directions[number][name] = directions[number][name] + slope
-        gradients: list[Tensor | None] = [None] * len(groups)
-        for number in live:
-            images = groups[number]
-            labels = label.expand(len(images))
-            gradients[number] = self.image_gradient(images, directions[number], matched, weights, labels)
-        return loss, gradients
+            for which, gradient in enumerate(wanted):
+                difference = sum(made[number][which] for number in members) / count - gradient
+                loss = loss + (difference.square() if self.metric == "mse" else difference.abs()).sum()
+        return loss
+
+    def _gradients(self, images: Tensor, label: Tensor) -> Sequence[Tensor]:
+        """Of the summed cross-entropy, in each weight."""
+        weights = [weight for weight in self.net.parameters() if weight.dim() > 2]
+        is_differentiated = images.requires_grad
+        logits = (self.net if is_differentiated else self.forward)(images)
+        entropy = F.cross_entropy(logits, label.expand(len(images)), reduction="sum")
+        return torch.autograd.grad(entropy, weights, create_graph=is_differentiated)
 
 
 class FeatureDistances:

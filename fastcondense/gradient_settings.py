@@ -1,4 +1,4 @@
-"""The settings of gradient matching: IDC's formation, networks and steps, and MDC's subsets (see recover_settings.py)."""
+"""The settings of gradient matching: IDC's formation, networks and steps; MDC's subsets (see recover_settings.py)."""
 
 from __future__ import annotations
 
@@ -43,8 +43,8 @@ class Gradients:
     """Whether a class's step also moves the images of all others by their momentum, frozen ones too, as one optimiser
     does in the published code. About the same: false with momentum 0 and twice the recover.lr; frozen pixels stay."""
     subsets: Literal["none", "shared", "class-wise"] = "none"
-    """MDC's adaptive subset loss: one of the sizes below ipc is matched too, the most learnable, and those below it that
-    were before are frozen. One for all classes, or one a class."""
+    """MDC's adaptive subset loss: one of the sizes below ipc is matched too, the most learnable, and those below it
+    that were before are frozen. One for all classes, or one a class."""
     period: int = 100
     """Iterations between choices of the most learnable subset."""
     is_rounded: bool = True
@@ -91,5 +91,5 @@ class Gradients:
             raise ValueError("recover.gradients needs momentum in [0, 1) and net_cutmix in [0, 1]")
         if self.formation == "bound" and self.syn_batch < num_slots:
             raise ValueError(
-                f"recover.gradients.formation bound needs a syn_batch of {num_slots} tiles or more, got {self.syn_batch}"
+                f"recover.gradients.formation bound needs syn_batch {num_slots} or more, got {self.syn_batch}"
             )

@@ -101,9 +101,8 @@ class Condensing:
         self.networks = MatchedNetworks(
             settings, real, run.normalize, recipe.seed, f"{purpose}/networks", run.out / "condensed"
         )
-        net = self.networks.net
-        self.matching = GradientMatching(net, settings.metric, is_compiled=settings.compiled)
-        self.distances = FeatureDistances(net, settings.layer) if settings.subsets != "none" else None
+        self.matching = GradientMatching(self.networks.net, settings.metric, self.networks.forward)
+        self.distances = FeatureDistances(self.networks.net, settings.layer) if settings.subsets != "none" else None
         num_states = {"none": 0, "shared": 1, "class-wise": job.num_classes}[settings.subsets]
         self.subsets = [LearnableSubset(settings.period) for _ in range(num_states)]
         self.images = self._initial()
@@ -181,18 +180,14 @@ class Condensing:
         tiles = views_of(255 * self.formation(images))
         real = views_of(self.real.pixels[self._real_batch(label, number)])
         groups, terms, live = self._groups(label, number, size, frozen)
-        parts = [tiles.detach()[ids] for ids in groups]
         distances = torch.zeros(self.job.num_slots - 1, device=self.device)
         if is_measured and self.distances is not None:
             distances = self.distances(real, tiles.detach(), self.levels, self.job.num_slots)
-        loss, gradients = self.matching(real, parts, self.labels[row : row + 1], terms, live)
-        of_tiles = torch.zeros_like(tiles)
-        for ids, gradient in zip(groups, gradients, strict=True):
-            if gradient is not None:
-                of_tiles[ids] = gradient
-        (gradient,) = torch.autograd.grad(tiles, images, of_tiles)
+        parts = [(tiles if at in live else tiles.detach())[ids] for at, ids in enumerate(groups)]
+        loss = self.matching(real, parts, self.labels[row : row + 1], terms)
+        (gradient,) = torch.autograd.grad(loss, images)
         self._advance(row, label, gradient, frozen)
-        return loss, distances
+        return loss.detach(), distances
 
     def _groups(
         self, label: int, number: int, size: int, frozen: int
@@ -254,7 +249,9 @@ class Condensing:
         size, count = recipe.dataset.image_size, job.num_slots * settings.factor**2
         stream, classes = Stream(recipe.seed, "gradients/initial"), self.labels.tolist()
         if settings.initial == "noise":
-            rows = [(label, slot) for label in classes for slot in range(job.first_slot, job.first_slot + job.num_slots)]
+            rows = [
+                (label, slot) for label in classes for slot in range(job.first_slot, job.first_slot + job.num_slots)
+            ]
             noise = stream.normal(rows, 3 * size**2, self.device)
             return (noise / 4 + 0.5).clamp(0, 1).view(len(classes), job.num_slots, 3, size, size)
         made = []
@@ -265,5 +262,3 @@ class Condensing:
             pictures = self.real.pixels[torch.from_numpy(order[places]).to(self.device)]
             made.append(self.formation.mosaic(pictures.float() / 255))
         return torch.stack(made)
-
-

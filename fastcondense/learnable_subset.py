@@ -41,14 +41,21 @@ class LearnableSubset:
         """Chooses for the iterations after this one: size 1 first, then that whose distance has changed most."""
         if not distances:
             return
-        changes = [abs(old - new) for old, new in zip(self.distances, distances, strict=True)] if self.distances else [1.0]
+        changes = (
+            [abs(old - new) for old, new in zip(self.distances, distances, strict=True)] if self.distances else [1.0]
+        )
         self.size = changes.index(max(changes)) + 1
         self.ends[self.size] = iteration + 1 + self.period
         self.distances = list(distances)
 
     def state(self) -> dict[str, Any]:
         """A JSON-like tree, for `restored`."""
-        return {"size": self.size, "learned": self.learned, "ends": list(self.ends.items()), "distances": self.distances}
+        return {
+            "size": self.size,
+            "learned": self.learned,
+            "ends": list(self.ends.items()),
+            "distances": self.distances,
+        }
 
     @staticmethod
     def restored(period: int, state: dict[str, Any]) -> LearnableSubset:

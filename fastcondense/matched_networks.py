@@ -20,7 +20,7 @@ from .views import cutmix_boxes
 
 
 class RealImages(NamedTuple):
-    """All real images: pixels uint8 [N, 3, S, S] and labels int64 [N] on the device; samples of each class, on the host."""
+    """Pixels uint8 [N, 3, S, S] and labels int64 [N] on the device; the samples of each class, on the host."""
 
     pixels: Tensor
     labels: Tensor
@@ -40,9 +40,10 @@ class _Streams(NamedTuple):
 
 
 class MatchedNetworks:
-    """Planes, not channels_last: instance norms of pixels that lie together are five times as fast (measured on a CPU).
+    """One network after another, in one place, each a function of (seed, iteration) alone: jobs meet the same ones.
 
-    One network after another, in one place, each a function of (seed, iteration) alone: jobs meet the same ones."""
+    Their maps are planes, not channels_last: instance norms of pixels that lie together are much faster.
+    """
 
     def __init__(
         self,

@@ -124,6 +124,7 @@ class Recipe:
             "recover.initial.crops": self.recover.initial.crops,
             "recover.snapshots": self.recover.snapshots,
             "labels.top_k": self.labels.top_k,
+            "train.prefix": self.train.prefix,
         }
         for least, counts in ((1, at_least_one), (0, at_least_zero)):
             for name, value in counts.items():
@@ -159,6 +160,11 @@ class Recipe:
                 raise ValueError(f"{name} needs one number a teacher ({len(some or teachers)}), got {len(values)}")
         if self.recover.committee.size > max(1, len(self.recover.teachers or teachers)):
             raise ValueError(f"recover.committee.size is {self.recover.committee.size}, but there are fewer teachers")
+
+    @property
+    def shown_ipc(self) -> int:
+        """Images of a class that students are trained on."""
+        return min(self.train.prefix, self.ipc) or self.ipc
 
     @property
     def needs_no_teacher(self) -> bool:

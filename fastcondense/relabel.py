@@ -30,6 +30,11 @@ def relabel(run: Run) -> dict[str, Any]:
     """
     teachers, condensed = chosen(squeeze(run), run.recipe.labels.teachers), condensed_set(run)
     replay = specification(run.recipe, condensed, teachers)
+    if run.recipe.needs_no_teacher:
+        path = run.out / "condensed" / "manifest.json"
+        write_json(path, read_json(path) | {"replay": replay, "digests": digests(condensed)})
+        run.log.say("relabel: labels are the classes; no teacher is asked")
+        return replay
     seen = take_probe(run.recipe, condensed, teachers, run.normalize)
     path = run.out / "condensed" / "manifest.json"
     kept = {"replay": replay, "digests": digests(condensed), "fingerprint": fingerprint(seen)}

@@ -8,14 +8,17 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 
 import torch
+from torch import Tensor
 from torch.nn import functional as F
 
 from . import zoo
 from .condensed import CondensedSet
 from .files import read_json, read_tensors, write_atomic, write_json, write_tensors
 from .fit import fit
+from .formation import shown_images
 from .labels import LabelSource, TeacherLabels, hard_labels, student_loss
 from .real import training_batches
+from .recipe import Recipe
 from .rng import Stream
 from .run import Run
 from .score import score
@@ -114,6 +117,13 @@ def _student(run: Run, arm: str, number: int, condensed: CondensedSet, teachers:
     return Student(folder, history, seconds)
 
 
+def shown(recipe: Recipe, condensed: CondensedSet) -> tuple[Tensor, Tensor]:
+    """The images uint8 [N, 3, S, S] and labels int64 [N] that views are of: the first by rank of the set, or its tiles."""
+    if recipe.recover.objective == "gradients":
+        return shown_images(recipe.recover.gradients, condensed.images, recipe.shown_ipc)
+    return CondensedSet(condensed.images[:, : recipe.shown_ipc], condensed.classes).flat()
+
+
 def _task(run: Run, arm: str, seed: int, condensed: CondensedSet, teachers: Sequence[Teacher]):
     """How an arm is optimised, its batches of an epoch, and its loss."""
     recipe = run.recipe
@@ -131,9 +141,13 @@ def _task(run: Run, arm: str, seed: int, condensed: CondensedSet, teachers: Sequ
 
         return optimization, real_batches, F.cross_entropy
 
-    pixels, labels = condensed.flat() if arm == CONDENSED else run.real_images(recipe.ipc, "baselines/random", seed)
+    if arm == CONDENSED:
+        pixels, labels = shown(recipe, condensed)
+    else:
+        pixels, labels = run.real_images(recipe.shown_ipc, "baselines/random", seed)
     views = ReplayedViews(pixels.to(run.device), labels.to(run.device), recipe.labels, run.normalize, seed)
-    source: LabelSource = hard_labels if arm == "random_hard" else TeacherLabels(teachers, recipe.labels, seed)
+    is_hard = arm == "random_hard" or recipe.labels.source == "hard"
+    source: LabelSource = hard_labels if is_hard else TeacherLabels(teachers, recipe.labels, seed)
 
     def batches(epoch: int):
         return ((batch.images, source(batch)) for batch in views.epoch(epoch, recipe.train))

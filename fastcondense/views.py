@@ -181,8 +181,13 @@ class ReplayedViews:
         images, rows, partner_rows = self._prepared(span.epoch, table.ids, table.partners)
         mixed = {"partners": partner_rows, "partner_windows": table.partner_windows}
         mixed |= {"share": table.share} if table.boxes is None else {"boxes": table.boxes}
-        views = self._crop(images, rows, table.windows, **({} if self.settings.mix == "none" else mixed))
-        views = self._augmented(views, span.epoch, table.ids)
+        if self.settings.augment and table.boxes is not None:
+            own = self._augmented(self._crop(images, rows, table.windows), span.epoch, table.ids)
+            other = self._augmented(self._crop(images, partner_rows, table.partner_windows), span.epoch, table.partners)
+            views = torch.where(inside(table.boxes, own.shape[-1]), other, own)
+        else:
+            views = self._crop(images, rows, table.windows, **({} if self.settings.mix == "none" else mixed))
+            views = self._augmented(views, span.epoch, table.ids)
         return ViewBatch(views, self.labels[table.ids], self.labels[table.partners], table.share, span)
 
     def _prepared(self, epoch: int, ids: Tensor, partners: Tensor) -> tuple[Tensor, Tensor, Tensor]:
@@ -206,12 +211,19 @@ class ReplayedViews:
         return replay_crop(images, rows, seen, images.shape[-1], gain=gain, offset=offset, **mixed)
 
     def _augmented(self, views: Tensor, epoch: int, ids: Tensor) -> Tensor:
-        """The differentiable augmentations of the settings, which do not go with mixing."""
+        """The differentiable augmentations of the settings, of views that are not mixed yet."""
         operations = self.settings.augment
         if not operations:
             return views
         table = augmentations(self.augment_stream, operations, ids.cpu().numpy(), epoch, views.shape[-1])
         return augment(views, table.to(views.device), operations)
+
+
+def inside(boxes: Tensor, size: int) -> Tensor:
+    """Which pixels lie in boxes [N, 4] of top, bottom, left, right (ends excluded): bool [N, 1, size, size]."""
+    at, (top, bottom, left, right) = torch.arange(size, device=boxes.device), boxes[:, :, None].unbind(1)
+    rows, columns = (at >= top) & (at < bottom), (at >= left) & (at < right)
+    return (rows[:, :, None] & columns[:, None, :])[:, None]
 
 
 def cutmix_boxes(lam: np.ndarray, u_row: np.ndarray, u_column: np.ndarray, size: int) -> np.ndarray:
