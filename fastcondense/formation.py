@@ -9,7 +9,9 @@ import torch
 from torch import Tensor
 from torch.nn import functional as F
 
+from .condensed import CondensedSet
 from .gradient_settings import Gradients
+from .recipe import Recipe
 from .tiles import strip_bounds
 
 
@@ -85,11 +87,19 @@ class Formation:
         return torch.cat([part.transpose(0, 1).flatten(0, 1) for part in parts])
 
 
-def shown_images(settings: Gradients, images: Tensor, count: int) -> tuple[Tensor, Tensor]:
-    """What students see of a set uint8 [classes, K, 3, S, S]: the tiles of its subset of `count`, rounded, by class.
+def shown(recipe: Recipe, condensed: CondensedSet) -> tuple[Tensor, Tensor]:
+    """What students see views of, by class: a set's first images by rank, or the tiles of its subset of that size.
 
     Returns uint8 [N, 3, S, S] and labels int64 [N].
     """
+    count = recipe.shown_ipc
+    if recipe.recover.objective == "gradients":
+        return shown_tiles(recipe.recover.gradients, condensed.images, count)
+    return CondensedSet(condensed.images[:, :count], condensed.classes).flat()
+
+
+def shown_tiles(settings: Gradients, images: Tensor, count: int) -> tuple[Tensor, Tensor]:
+    """The tiles of the subset of `count` of a set uint8 [classes, K, 3, S, S], rounded, by class, and their labels."""
     if settings.formation == "bound":
         settings = dataclasses.replace(settings, formation="single")
     formation = Formation(settings, images.shape[1], images.shape[-1])

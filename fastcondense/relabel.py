@@ -12,6 +12,7 @@ from .condense import condensed_set
 from .condensed import CondensedSet, digests
 from .files import read_json, write_json
 from .fingerprint import Probe, fingerprint, probe
+from .formation import shown
 from .labels import TeacherLabels
 from .real import Normalization
 from .recipe import Recipe
@@ -80,7 +81,7 @@ def check_teachers(folder: Path, teachers: Sequence[Teacher]) -> None:
 def take_probe(recipe: Recipe, condensed: CondensedSet, teachers: Sequence[Teacher], normalize: Normalization) -> Probe:
     """The probe of the recipe's first seed, on the device of `normalize`."""
     device = normalize.gain.device
-    pixels, labels = condensed.flat()
+    pixels, labels = shown(recipe, condensed)
     views = ReplayedViews(pixels.to(device), labels.to(device), recipe.labels, normalize, recipe.seed)
     return probe(views, TeacherLabels(teachers, recipe.labels, recipe.seed), recipe.train)
 

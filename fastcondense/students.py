@@ -8,17 +8,15 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 
 import torch
-from torch import Tensor
 from torch.nn import functional as F
 
 from . import zoo
 from .condensed import CondensedSet
 from .files import read_json, read_tensors, write_atomic, write_json, write_tensors
 from .fit import fit
-from .formation import shown_images
+from .formation import shown
 from .labels import LabelSource, TeacherLabels, hard_labels, student_loss
 from .real import training_batches
-from .recipe import Recipe
 from .rng import Stream
 from .run import Run
 from .score import score
@@ -115,13 +113,6 @@ def _student(run: Run, arm: str, number: int, condensed: CondensedSet, teachers:
     write_json(folder / "student.json", {"seconds": seconds, "history": history})
     (folder / "checkpoint.pt").unlink(missing_ok=True)
     return Student(folder, history, seconds)
-
-
-def shown(recipe: Recipe, condensed: CondensedSet) -> tuple[Tensor, Tensor]:
-    """The images uint8 [N, 3, S, S] and labels int64 [N] that views are of: the first by rank of the set, or its tiles."""
-    if recipe.recover.objective == "gradients":
-        return shown_images(recipe.recover.gradients, condensed.images, recipe.shown_ipc)
-    return CondensedSet(condensed.images[:, : recipe.shown_ipc], condensed.classes).flat()
 
 
 def _task(run: Run, arm: str, seed: int, condensed: CondensedSet, teachers: Sequence[Teacher]):
