@@ -11,6 +11,7 @@ from . import initial, pruning, targets
 from .condensed import CondensedSet, digests, open_folder, read_running_means, read_set, shard_path, write_shard
 from .features import FeatureRecoverer
 from .files import read_json, read_tensors, write_json
+from .gradients import GradientRecoverer, unfinished_path
 from .imported import check_order, read_imported, read_origin
 from .jobs import Job, jobs
 from .mosaic import Mosaics
@@ -50,6 +51,7 @@ def recover(run: Run) -> None:
             made = recover_job(job, carried)
         metadata = {"seconds": f"{watch.seconds:.3f}", "images": "uint8 NCHW, RGB"}
         write_shard(folder, job, made.images, made.losses, made.running_means, metadata, made.record)
+        unfinished_path(folder, job.index).unlink(missing_ok=True)
         total, entropy, matching = made.losses[-1].tolist() if len(made.losses) else (0.0, 0.0, 0.0)
         run.log.event(
             "job",
@@ -71,9 +73,11 @@ def _note_size(run: Run) -> None:
         write_json(path, manifest | {"ipc": run.recipe.ipc})
 
 
-def _recoverer(run: Run, teachers: list[Teacher]) -> Recoverer | FeatureRecoverer:
+def _recoverer(run: Run, teachers: list[Teacher]) -> Recoverer | FeatureRecoverer | GradientRecoverer:
     """What recovers the run's jobs, with all that it needs: initial images, target statistics, anchors."""
     recipe, recover = run.recipe, run.recipe.recover
+    if recover.objective == "gradients":
+        return GradientRecoverer(run)
     matched, images = chosen(teachers, recover.teachers), initial.make(run, teachers)
     if recover.objective == "features":
         assert isinstance(images, Mosaics)

@@ -13,6 +13,7 @@ from typing import Any
 from zipfile import BadZipFile
 
 import numpy as np
+from scipy.io import loadmat
 
 from .loaders.beton import read_beton
 from .loaders.folder import EXTENSIONS, index_folder
@@ -79,7 +80,13 @@ def load(dataset: Dataset, data: Path | None) -> RealData:
         if dataset.name == "folder" and is_packed(dataset, data):
             real = _packed(data, dataset.name)
             return _only(real, dataset.classes) if dataset.classes else real
-        reader = {"cifar10": _cifar, "cifar100": _cifar, "tiny-imagenet": _tiny_imagenet, "folder": _folder}
+        reader = {
+            "cifar10": _cifar,
+            "cifar100": _cifar,
+            "svhn": _svhn,
+            "tiny-imagenet": _tiny_imagenet,
+            "folder": _folder,
+        }
         real = reader[dataset.name](data, dataset.name)
     return _only(real, dataset.classes) if dataset.classes else real
 
@@ -209,27 +216,57 @@ def _cifar_binary(folder: Path, name: str) -> tuple[tuple[str, ...], Split, Spli
     return classes, read(train_names), read([test_name])
 
 
-def _cifar_npz(folder: Path, name: str) -> tuple[tuple[str, ...], Split, Split]:
-    def read(path: Path) -> tuple[Split, tuple[str, ...]]:
-        try:
-            with np.load(_required(path)) as pack:
-                images, labels = pack["images"], pack["labels"].astype(np.int64)
-                classes = tuple(str(c) for c in pack["classes"]) if "classes" in pack else ()
-        except (ValueError, KeyError, OSError, BadZipFile) as error:
-            raise ValueError(f"{path} must hold arrays images and labels: {error}") from None
-        if images.dtype != np.uint8 or images.ndim != 4 or images.shape[3] != 3 or len(images) != len(labels):
-            raise ValueError(
-                f"{path} needs images uint8 [N, H, W, 3] and as many labels, got {images.dtype} {images.shape} "
-                f"and {len(labels)}"
-            )
-        return Split(labels, images), classes
+def _npz(path: Path) -> tuple[Split, tuple[str, ...]]:
+    """Images and labels, and the names of the classes if there are any."""
+    try:
+        with np.load(_required(path)) as pack:
+            images, labels = pack["images"], pack["labels"].astype(np.int64)
+            classes = tuple(str(c) for c in pack["classes"]) if "classes" in pack else ()
+    except (ValueError, KeyError, OSError, BadZipFile) as error:
+        raise ValueError(f"{path} must hold arrays images and labels: {error}") from None
+    if images.dtype != np.uint8 or images.ndim != 4 or images.shape[3] != 3 or len(images) != len(labels):
+        raise ValueError(
+            f"{path} needs images uint8 [N, H, W, 3] and as many labels, got {images.dtype} {images.shape} "
+            f"and {len(labels)}"
+        )
+    return Split(labels, images), classes
 
-    train, classes = read(folder / "train.npz")
-    test, _ = read(folder / "test.npz")
+
+def _cifar_npz(folder: Path, name: str) -> tuple[tuple[str, ...], Split, Split]:
+    train, classes = _npz(folder / "train.npz")
+    test, _ = _npz(folder / "test.npz")
     if not classes:
         num_classes = int(name.removeprefix("cifar"))
         classes = CIFAR10_CLASSES if num_classes == 10 else tuple(f"{k:03d}" for k in range(num_classes))
     return classes, train, test
+
+
+def _svhn(data: Path, name: str) -> RealData:
+    """Cropped house numbers: train_32x32.mat and test_32x32.mat as published, or train.npz and test.npz."""
+    folders = [data, *sorted(path for path in data.iterdir() if path.is_dir())]
+    digits = tuple(str(digit) for digit in range(10))
+    for folder in folders:
+        if (folder / "train_32x32.mat").is_file():
+            return RealData(
+                name, digits, *(_mat(_required(folder / f"{part}_32x32.mat")) for part in ("train", "test"))
+            )
+        if (folder / "train.npz").is_file():
+            return RealData(name, digits, *(_npz(folder / f"{part}.npz")[0] for part in ("train", "test")))
+    raise ValueError(
+        f"{data} holds no {name}: looked for train_32x32.mat and test_32x32.mat, or train.npz and test.npz"
+    )
+
+
+def _mat(path: Path) -> Split:
+    """X: uint8 [32, 32, 3, N]; y: [N, 1], where 10 stands for the digit 0."""
+    try:
+        arrays = loadmat(path)
+        images, labels = arrays["X"], arrays["y"].reshape(-1).astype(np.int64) % 10
+    except Exception as error:  # a damaged file raises whatever its bytes happen to ask for
+        raise ValueError(f"{path} must hold the arrays X and y: {error}") from None
+    if images.dtype != np.uint8 or images.shape != (32, 32, 3, len(labels)):
+        raise ValueError(f"{path} needs X uint8 [32, 32, 3, N] and as many labels, got {images.dtype} {images.shape}")
+    return Split(labels, np.ascontiguousarray(images.transpose(3, 0, 1, 2)))
 
 
 def _required(path: Path) -> Path:

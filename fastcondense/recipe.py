@@ -86,6 +86,7 @@ class Recipe:
             raise ValueError(f"recover.nested needs weight and ramp in [0, 1], got {nested.weight} and {nested.ramp}")
         if nested.mode == "sequential" and (recover.slots_per_job != 1 or recover.objective != "statistics"):
             raise ValueError("recover.nested.mode sequential needs recover.slots_per_job 1 and objective statistics")
+        recover.gradients.check(recover.slots_per_job or self.ipc)
         if min(recover.stages, default=1) < 1:
             raise ValueError(f"recover.stages are sides in pixels, got {recover.stages}")
         if "patch" in recover.statistics and any(side != size for side in recover.stages):
@@ -118,7 +119,7 @@ class Recipe:
             "labels.tile_shuffle": self.labels.tile_shuffle,
             "labels.tile_pick": self.labels.tile_pick,
             "labels.batch_norm_size": self.labels.batch_norm_size,
-            "number of squeeze.teachers": len(self.squeeze.teachers),
+            "number of squeeze.teachers": len(self.squeeze.teachers) + self.needs_no_teacher,
         }
         if min(self.evaluate.sizes, default=1) < 1:
             raise ValueError(f"evaluate.sizes are images per class, got {self.evaluate.sizes}")
@@ -131,6 +132,7 @@ class Recipe:
             "recover.initial.crops": self.recover.initial.crops,
             "recover.snapshots": self.recover.snapshots,
             "labels.top_k": self.labels.top_k,
+            "train.prefix": self.train.prefix,
         }
         for least, counts in ((1, at_least_one), (0, at_least_zero)):
             for name, value in counts.items():
@@ -164,8 +166,18 @@ class Recipe:
         for name, (values, some) in priors.items():
             if values and len(values) != len(some or teachers):
                 raise ValueError(f"{name} needs one number a teacher ({len(some or teachers)}), got {len(values)}")
-        if self.recover.committee.size > len(self.recover.teachers or teachers):
+        if self.recover.committee.size > max(1, len(self.recover.teachers or teachers)):
             raise ValueError(f"recover.committee.size is {self.recover.committee.size}, but there are fewer teachers")
+
+    @property
+    def shown_ipc(self) -> int:
+        """Images of a class that students are trained on."""
+        return min(self.train.prefix, self.ipc) or self.ipc
+
+    @property
+    def needs_no_teacher(self) -> bool:
+        """Whether no stage asks a teacher: gradients are matched, and labels are hard."""
+        return self.recover.objective == "gradients" and self.labels.source == "hard"
 
     def parts(self, *names: str) -> dict[str, Any]:
         """The named parts as a JSON-like tree (all that decides results, if none is named)."""

@@ -6,6 +6,7 @@ from dataclasses import dataclass, field
 from typing import Literal
 
 from .diff_augment import Operation
+from .gradient_settings import Gradients
 from .precision import Precision
 from .windows import Views
 
@@ -85,8 +86,9 @@ class Nested:
 class Recover(Views):
     """Images by gradient descent on cross-entropy plus the matching of statistics (SRe2L, CDA, G-VBSM, EDC, ...)."""
 
-    objective: Literal["statistics", "features"] = "statistics"
-    """statistics: cross-entropy and layers' statistics through the teachers; features: see recover.features (CIM)."""
+    objective: Literal["statistics", "features", "gradients"] = "statistics"
+    """statistics: cross-entropy and layers' statistics through the teachers; features: see recover.features (CIM);
+    gradients: see recover.gradients (IDC, MDC)."""
     teachers: tuple[str, ...] = ()
     """Those of squeeze.teachers that are matched; they take turns. Empty: all of them."""
     iterations: int = 4000
@@ -105,6 +107,7 @@ class Recover(Views):
     initial: Initial = field(default_factory=Initial)
     committee: Committee = field(default_factory=Committee)
     features: Features = field(default_factory=Features)
+    gradients: Gradients = field(default_factory=Gradients)
     nested: Nested = field(default_factory=Nested)
     match_weight: float = 0.01
     """Weight of the matching loss (r_bn)."""

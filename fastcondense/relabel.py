@@ -12,6 +12,7 @@ from .condense import condensed_set
 from .condensed import CondensedSet, digests
 from .files import read_json, write_json
 from .fingerprint import Probe, fingerprint, probe
+from .formation import shown
 from .labels import TeacherLabels
 from .real import Normalization
 from .recipe import Recipe
@@ -32,6 +33,11 @@ def relabel(run: Run) -> dict[str, Any]:
     """
     teachers, condensed = chosen(squeeze(run), run.recipe.labels.teachers), condensed_set(run)
     replay = specification(run.recipe, condensed, teachers)
+    if run.recipe.needs_no_teacher:
+        path = run.out / "condensed" / "manifest.json"
+        write_json(path, read_json(path) | {"replay": replay, "digests": digests(condensed)})
+        run.log.say("relabel: labels are the classes; no teacher is asked")
+        return replay
     seen = take_probe(run.recipe, condensed, teachers, run.normalize)
     path = run.out / "condensed" / "manifest.json"
     kept = {"replay": replay, "digests": digests(condensed), "fingerprint": fingerprint(seen)}
@@ -79,7 +85,7 @@ def check_teachers(folder: Path, teachers: Sequence[Teacher]) -> None:
 def take_probe(recipe: Recipe, condensed: CondensedSet, teachers: Sequence[Teacher], normalize: Normalization) -> Probe:
     """The probe of the recipe's first seed, on the device of `normalize`."""
     device = normalize.gain.device
-    pixels, labels = condensed.flat()
+    pixels, labels = shown(recipe, condensed)
     views = ReplayedViews(place(pixels, device), labels.to(device), recipe.labels, normalize, recipe.seed)
     return probe(views, TeacherLabels(teachers, recipe.labels, recipe.seed), recipe.train)
 

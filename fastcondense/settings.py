@@ -17,7 +17,7 @@ from .windows import Views
 class Dataset:
     """The real images."""
 
-    name: Literal["digits", "cifar10", "cifar100", "tiny-imagenet", "folder"] = "folder"
+    name: Literal["digits", "cifar10", "cifar100", "svhn", "tiny-imagenet", "folder"] = "folder"
     """digits ships with scikit-learn; the others come from --data. folder: <split>/<class>/<image>, as ImageNet."""
     image_size: int = 224
     """Side of the square that networks see and that is recovered, in pixels."""
@@ -253,7 +253,8 @@ class Labels(Views):
     tile_pick: int = 1
     """Tiles a side: a view shows one tile, enlarged, or with probability 1 / tile_pick^2 the whole image (CIM)."""
     augment: tuple[Operation, ...] = ()
-    """Differentiable siamese augmentations of the normalised view (Zhao and Bilen, ICML'21), one draw an image."""
+    """Differentiable siamese augmentations of the normalised view (Zhao and Bilen, ICML'21), one draw an image; where
+    images are mixed, before that."""
     rand_augment: tuple[int, int] = (0, 0)
     """RandAugment's number of operations and magnitude, before the crop (Cubuk et al., 2020); 0 0: none."""
 
@@ -267,8 +268,8 @@ class Labels(Views):
         super().check()
         if list(self.tiers) != sorted(set(self.tiers)) or min(self.tiers, default=1) < 1:
             raise ValueError(f"labels.tiers are growing numbers of images per class, got {self.tiers}")
-        if self.augment and self.mix != "none":
-            raise ValueError(f"labels.augment needs labels.mix none, got {self.mix}")
+        if self.augment and self.mix == "mixup":
+            raise ValueError("labels.augment needs labels.mix none or cutmix, got mixup")
         if self.tile_pick > 1 and self.padding:
             raise ValueError("labels.tile_pick needs labels.padding 0: beyond a tile are the others, not black pixels")
         if self.batch_norm == "train" and self.batch_norm_size < 2:
@@ -302,6 +303,8 @@ class Train(Optimization):
     """Students, each from another seed."""
     sync_batch_norm: bool = False
     """With several ranks, on GPUs: BatchNorms see a batch of all ranks, as one rank's do, instead of each its share."""
+    prefix: int = 0
+    """Images of a class that are trained on, the first by rank, and as many random real ones; 0: all."""
 
 
 @dataclass(frozen=True, kw_only=True)

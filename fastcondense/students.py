@@ -18,6 +18,7 @@ from .condensed import CondensedSet
 from .distributed import rank, world_size
 from .files import read_json, read_tensors, write_atomic, write_json, write_tensors
 from .fit import fit
+from .formation import shown
 from .imported import read_origin
 from .labels import LabelSource, TeacherLabels, hard_labels, student_loss
 from .real import split_batches, training_batches
@@ -195,7 +196,9 @@ def _task(run: Run, arm: Arm, seed: int, condensed: CondensedSet, teachers: Sequ
         optimization = replace(recipe.squeeze, epochs=recipe.evaluate.full_epochs or recipe.squeeze.epochs)
     if arm.lr is not None:
         optimization = replace(optimization, lr=arm.lr)
-    labels = "hard" if arm.labels == "hard" else recipe.labels.source if arm == CONDENSED else "teachers"
+    labels = "hard" if arm.labels == "hard" or recipe.needs_no_teacher else "teachers"
+    if labels == "teachers" and arm == CONDENSED:
+        labels = recipe.labels.source
     source: LabelSource = hard_labels if labels == "hard" else TeacherLabels(teachers, recipe.labels, seed)
 
     def loss(logits: Tensor, wanted: Any) -> Tensor:
@@ -232,7 +235,9 @@ def _replayed(run: Run, arm: Arm, seed: int, condensed: CondensedSet) -> Replaye
     """Views of the condensed images, or of random real ones."""
     recipe = run.recipe
     is_condensed = arm.images == "condensed"
-    pixels, labels = condensed.flat() if is_condensed else run.real_images(recipe.ipc, "baselines/random", seed)
+    pixels, labels = (
+        shown(recipe, condensed) if is_condensed else run.real_images(recipe.shown_ipc, "baselines/random", seed)
+    )
     settings = plain(recipe.labels) if arm.views == "plain" else recipe.labels
     return ReplayedViews(place(pixels, run.device), labels.to(run.device), settings, run.normalize, seed)
 

@@ -65,8 +65,8 @@ class ViewBatch:
 class ViewTable:
     """What N views show: image ids and partners, int64 [N]; windows, int32 [N, 7]; the rest as `replay_crop` takes it.
 
-    share: float32 [N], the part of each view's area (or of its pixels' values) that is the image's own. augmentations:
-    float32 [N, COLUMNS], as `augment` takes it.
+    share: float32 [N], the part of each view's area (or of its pixels' values) that is the image's own. augmentations,
+    partner_augmentations: float32 [N, COLUMNS], as `augment` takes them.
     """
 
     ids: Tensor
@@ -76,6 +76,7 @@ class ViewTable:
     share: Tensor
     boxes: Tensor | None = None
     augmentations: Tensor | None = None
+    partner_augmentations: Tensor | None = None
 
     def to(self, device: torch.device) -> ViewTable:
         """A copy there; the GPU's queue goes on meanwhile."""
@@ -268,6 +269,7 @@ class ReplayedViews:
             share=torch.from_numpy(lam).float(),
             boxes=boxes,
             augmentations=self._augmentations(ids, epochs),
+            partner_augmentations=None if mix == "none" else self._augmentations(partners, epochs),
         )
 
     def seen_windows(self, ids: np.ndarray, epoch: Array) -> np.ndarray:
@@ -293,8 +295,14 @@ class ReplayedViews:
         images, rows, partner_rows = self._prepared(batch.span.epoch, table.ids, table.partners, batch.images)
         mixed = {"partners": partner_rows, "partner_windows": table.partner_windows}
         mixed |= {"share": table.share} if table.boxes is None else {"boxes": table.boxes}
-        views = self._crop(images, rows, table.windows, **({} if self.settings.mix == "none" else mixed))
-        views = self._augmented(views, table.augmentations)
+        if self.settings.augment and table.boxes is not None:
+            own = self._augmented(self._crop(images, rows, table.windows), table.augmentations)
+            other = self._crop(images, partner_rows, table.partner_windows)
+            other = self._augmented(other, table.partner_augmentations)
+            views = torch.where(inside(table.boxes, own.shape[-1]), other, own)
+        else:
+            views = self._crop(images, rows, table.windows, **({} if self.settings.mix == "none" else mixed))
+            views = self._augmented(views, table.augmentations)
         labels, partner_labels = self.labels[table.ids], self.labels[table.partners]
         return ViewBatch(views, labels, partner_labels, table.share, batch.span, batch.whole)
 
@@ -329,7 +337,7 @@ class ReplayedViews:
         return replay_crop(images, rows, seen, images.shape[-1], gain=gain, offset=offset, **mixed)
 
     def _augmentations(self, ids: np.ndarray, epochs: Array) -> Tensor | None:
-        """What the settings' differentiable augmentations do to samples, which do not go with mixing."""
+        """What the settings' differentiable augmentations do to samples, before they are mixed."""
         operations, size = self.settings.augment, self.images.shape[-1]
         if not operations:
             return None
@@ -364,6 +372,13 @@ def share(span: Span, rank: int, world: int, unit: int = 1) -> Span:
 @functools.lru_cache(maxsize=8)
 def _permutation(stream: Stream, count: int, epoch: int) -> np.ndarray:
     return stream.permutation(count, epoch)
+
+
+def inside(boxes: Tensor, size: int) -> Tensor:
+    """Which pixels lie in boxes [N, 4] of top, bottom, left, right (ends excluded): bool [N, 1, size, size]."""
+    at, (top, bottom, left, right) = torch.arange(size, device=boxes.device), boxes[:, :, None].unbind(1)
+    rows, columns = (at >= top) & (at < bottom), (at >= left) & (at < right)
+    return (rows[:, :, None] & columns[:, None, :])[:, None]
 
 
 def cutmix_boxes(lam: np.ndarray, u_row: np.ndarray, u_column: np.ndarray, size: int) -> np.ndarray:

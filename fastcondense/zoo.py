@@ -150,6 +150,49 @@ class InstanceConvNet(nn.Module):
         return self.head(self.last_pool(x).flatten(1))
 
 
+class _PooledBlock(nn.Module):
+    def __init__(self, inputs: int, outputs: int, stride: int):
+        super().__init__()
+        self.conv1, self.norm1 = nn.Conv2d(inputs, outputs, 3, padding=1, bias=False), nn.GroupNorm(outputs, outputs)
+        self.conv2, self.norm2 = nn.Conv2d(outputs, outputs, 3, padding=1, bias=False), nn.GroupNorm(outputs, outputs)
+        self.pool = nn.AvgPool2d(stride) if stride > 1 else nn.Identity()
+        self.shortcut: nn.Module = nn.Identity()
+        if stride > 1 or inputs != outputs:
+            conv = nn.Conv2d(inputs, outputs, 1, bias=False)
+            self.shortcut = nn.Sequential(conv, nn.AvgPool2d(stride), nn.GroupNorm(outputs, outputs))
+
+    def forward(self, x: Tensor) -> Tensor:
+        y = self.pool(F.relu(self.norm1(self.conv1(x))))
+        return F.relu(self.norm2(self.conv2(y)) + self.shortcut(x))
+
+
+class PooledResNet(nn.Module):
+    """ResNet-AP of IDC: ResNet of basic blocks with instance norms, and average pooling where others have strides.
+
+    The stem is a 7x7 convolution pooled by 4 above 128 pixels, 3x3 pooled by 2 above 64, and 3x3 below.
+    """
+
+    def __init__(self, num_classes: int, blocks: tuple[int, ...] = (1, 1, 1, 1), size: int = 224):
+        super().__init__()
+        kernel, self.stem_pool = (7, 4) if size > 128 else (3, 2 if size > 64 else 1)
+        self.conv, self.norm = nn.Conv2d(3, 64, kernel, padding=kernel // 2, bias=False), nn.GroupNorm(64, 64)
+        layers, inputs = list[nn.Module](), 64
+        for stage, count in enumerate(blocks):
+            for k in range(count):
+                layers.append(_PooledBlock(inputs, 64 << stage, 2 if stage and k == 0 else 1))
+                inputs = 64 << stage
+        self.blocks = nn.Sequential(*layers)
+        self.last_pool = nn.AdaptiveAvgPool2d(1)
+        self.head = nn.Linear(inputs, num_classes)
+        for module in self.modules():
+            if isinstance(module, nn.Conv2d):
+                nn.init.kaiming_normal_(module.weight, mode="fan_out", nonlinearity="relu")
+
+    def forward(self, x: Tensor) -> Tensor:
+        x = F.avg_pool2d(F.relu(self.norm(self.conv(x))), self.stem_pool)
+        return self.head(self.last_pool(self.blocks(x)).flatten(1))
+
+
 class _WideBlock(nn.Module):
     def __init__(self, inputs: int, outputs: int, stride: int):
         super().__init__()
@@ -261,6 +304,8 @@ ZOO: dict[str, Callable[[int], nn.Module]] = {
     "convnet2_in": lambda n: InstanceConvNet(n, 2),
     "convnet3_in": lambda n: InstanceConvNet(n, 3),
     "convnet3_w32_in": lambda n: InstanceConvNet(n, 3, 32),
+    "resnet10_ap_in": lambda n: PooledResNet(n),
+    "resnet10_ap_in_small": lambda n: PooledResNet(n, size=64),
     "resnet20": lambda n: CifarResNet(n, 20),
     "resnet56": lambda n: CifarResNet(n, 56),
     "wrn16_2": lambda n: WideResNet(n, 16, 2),

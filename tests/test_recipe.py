@@ -71,7 +71,7 @@ def test_hash_names_what_matters():
         ("[recover]\nteachers = ['zoo/absent']", "recover.teachers names 'zoo/absent', which is not among"),
         ("[recover.committee]\nsize = 2", "recover.committee.size is 2, but there are fewer teachers"),
         ("[recover.committee]\npriors = [1.0, 2.0]", "recover.committee.priors needs one number a teacher"),
-        ("[labels]\naugment = ['flip']", "labels.augment needs labels.mix none"),
+        ("[labels]\naugment = ['flip']\nmix = 'mixup'", "labels.augment needs labels.mix none or cutmix"),
         ("[train]\nschedule = 'multistep'", "train.schedule multistep needs train.milestones in (0, 1), got ()"),
         ("[squeeze]\nschedule = 'multistep'\nmilestones = [50.0]", "needs squeeze.milestones in (0, 1), got (50.0,)"),
     ],

@@ -1,0 +1,63 @@
+"""MDC's most learnable subset: which size is matched beside the whole set, and what is frozen meanwhile (spec 5.2)."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass, field
+from typing import Any
+
+
+@dataclass
+class LearnableSubset:
+    """The subset of one class, or of all: a state that a run goes on from.
+
+    Sizes are 1 ... K - 1, as many as there are distances. Iterations are counted from 0.
+    """
+
+    period: int
+    size: int = 0
+    """Of the subset that is matched now; 0: none yet."""
+    learned: list[int] = field(default_factory=list)
+    """Sizes whose time is over: their images are frozen while a larger subset is matched."""
+    ends: dict[int, int] = field(default_factory=dict)
+    """The iteration from which a chosen size is among the learned."""
+    distances: list[float] = field(default_factory=list)
+    """Of the sizes, when they were last measured."""
+
+    def begin(self, iteration: int) -> None:
+        """What is learned by the beginning of an iteration."""
+        self.learned += [size for size, end in self.ends.items() if end == iteration and size not in self.learned]
+
+    @property
+    def frozen(self) -> int:
+        """The largest learned size below the one that is matched; 0: nothing is frozen."""
+        return max((size for size in self.learned if size < self.size), default=0)
+
+    def is_measured(self, iteration: int) -> bool:
+        """Whether feature distances are measured in an iteration."""
+        return iteration == 0 or (iteration + 1) % self.period == 0
+
+    def choose(self, distances: Sequence[float], iteration: int) -> None:
+        """Chooses for the iterations after this one: size 1 first, then that whose distance has changed most."""
+        if not distances:
+            return
+        changes = (
+            [abs(old - new) for old, new in zip(self.distances, distances, strict=True)] if self.distances else [1.0]
+        )
+        self.size = changes.index(max(changes)) + 1
+        self.ends[self.size] = iteration + 1 + self.period
+        self.distances = list(distances)
+
+    def state(self) -> dict[str, Any]:
+        """A JSON-like tree, for `restored`."""
+        return {
+            "size": self.size,
+            "learned": self.learned,
+            "ends": list(self.ends.items()),
+            "distances": self.distances,
+        }
+
+    @staticmethod
+    def restored(period: int, state: dict[str, Any]) -> LearnableSubset:
+        ends = {int(size): int(end) for size, end in state["ends"]}
+        return LearnableSubset(period, state["size"], list(state["learned"]), ends, list(state["distances"]))
