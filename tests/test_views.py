@@ -267,7 +267,7 @@ def test_a_set_smaller_than_a_batch_is_one_batch_of_the_pool():
 @pytest.mark.parametrize(
     ("settings", "message"),
     [
-        ({"augment": ("flip",)}, "labels.augment needs labels.mix none, got cutmix"),
+        ({"augment": ("flip",), "mix": "mixup"}, "labels.augment needs labels.mix none or cutmix, got mixup"),
         ({"tile_pick": 2, "padding": 4}, "labels.tile_pick needs labels.padding 0"),
         ({"batch_norm": "train", "batch_norm_size": 1}, "batch_norm_size of 2 or more, got 1"),
         ({"prior_temperature": 0.0}, "labels.prior_temperature must be positive, got 0"),
