@@ -291,12 +291,14 @@ CELLS = {
     "cim": "cifar10 cifar100 tiny-imagenet imagenet1k digits",
     "lpld": "tiny-imagenet imagenet1k digits",
 }
-SIZES = {"digits": 8, "cifar10": 32, "cifar100": 32, "tiny-imagenet": 64}
+GRADIENTS = "cifar10 cifar100 svhn imagenet10 digits"
+SIZES = {"digits": 8, "cifar10": 32, "cifar100": 32, "svhn": 32, "tiny-imagenet": 64}
 
 
 def test_every_method_has_its_data_sets():
     cells = {f"{method}/{data}" for method, datas in CELLS.items() for data in datas.split()}
     cells |= {f"{method}/imagenette" for method in CELLS}
+    cells |= {f"{method}/{data}" for method in ("idc", "mdc") for data in GRADIENTS.split()}
     assert cells <= set(recipe.names())
 
 
@@ -402,7 +404,8 @@ def test_what_is_not_set_is_off():
         "stages": {"fadrm", "fadrm-plus"},
         "residual": {"fadrm", "fadrm-plus"},
         "features": {"cim"},
-        "objective": {"cim"},
+        "objective": {"cim", "idc", "mdc"},
+        "gradients": {"idc", "mdc"},
         "betas": {"cim"},
         **dict.fromkeys(("tv_weight", "l2_weight", "flatness_weight", "gradient_share", "distance", "layer_scale"), ()),
         **dict.fromkeys(("per_image_windows", "local_repeats", "statistics_files", "ema_carried"), ()),
