@@ -10,7 +10,8 @@ from fastcondense.files import read_json
 METHODS = sorted(name for name in recipe.names() if name.endswith(("/digits", "/digits-corrected")))
 SHORT = (
     "--squeeze.epochs 2 --squeeze.gate-images 0 --squeeze.probe.epochs 1 --squeeze.self-supervision.epochs 1 "
-    "--recover.initial.candidates 20 --recover.gradients.inner 2 --train.student zoo/convnet1 --train.epochs 1 --train.seeds 1 --device cpu"
+    "--recover.initial.candidates 20 --recover.gradients.inner 2 --train.student zoo/convnet1 --train.epochs 1 "
+    "--train.seeds 1 --device cpu"
 ).split()
 
 
