@@ -12,6 +12,7 @@ import matplotlib
 import numpy as np
 from matplotlib.colors import LogNorm
 from matplotlib.figure import Figure
+from matplotlib.ticker import LogLocator, NullLocator, StrMethodFormatter
 
 from .recording import LayerLosses
 from .report_html import Html, escape
@@ -57,7 +58,10 @@ def curve(values: np.ndarray, name: str) -> Html:
         figure, axis = _axes(3.4, 2.3)
         axis.fill_between(middle, jobs.min(0), jobs.max(0), color=_SERIES[0], alpha=0.2, linewidth=0)
         axis.plot(middle, jobs.mean(0), color=_SERIES[0], linewidth=1.4)
-        axis.set(title=name, xlabel="iteration", yscale="log" if (jobs > 0).all() else "linear")
+        axis.set(title=name, xlabel="iteration")
+        if (jobs > 0).all():
+            axis.set_yscale("log")
+            _mark(axis.yaxis, jobs.max() / jobs.min())
         return _svg(figure, f"{name} over the iterations")
 
 
@@ -81,6 +85,7 @@ def layers(table: LayerLosses) -> Html:
         axis.grid(False)
         scale = figure.colorbar(picture, ax=axis, pad=0.015, aspect=30)
         scale.outline.set_visible(False)
+        _mark(scale.ax.yaxis, norm.vmax / norm.vmin)
         return _svg(figure, f"matching loss of each layer of {table.teacher} over the iterations")
 
 
@@ -131,6 +136,13 @@ def scatter(places: np.ndarray, classes: Sequence[int], is_condensed: np.ndarray
         for spine in axis.spines.values():
             spine.set_visible(False)
         return _svg(figure, "t-SNE of the features of condensed and of real images")
+
+
+def _mark(axis: Any, ratio: float) -> None:
+    """Plain numbers at a logarithmic axis over such a range, as many as it has room for."""
+    axis.set_major_locator(LogLocator(subs=(1.0,) if ratio > 100 else (1.0, 2.0, 5.0), numticks=7))
+    axis.set_minor_locator(NullLocator())
+    axis.set_major_formatter(StrMethodFormatter("{x:g}"))
 
 
 def _axes(width: float, height: float):
