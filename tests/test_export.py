@@ -218,7 +218,7 @@ def test_unfinished_runs_are_named(run, tmp_path, capsys):
     assert "is not finished" in said(capsys)
     shutil.rmtree(half / "condensed")
     assert main(["export", str(half), "--out", str(tmp_path / "x")]) == 1
-    assert "is not the folder of a run with condensed images" in said(capsys)
+    assert "has no condensed images; run recover first" in said(capsys)
 
 
 def test_without_datasets_it_is_said_what_to_install(run, tmp_path, capsys, monkeypatch):
