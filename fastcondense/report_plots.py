@@ -71,12 +71,14 @@ def layers(table: LayerLosses) -> Html:
     num_layers, count = losses.shape
     positive = losses[losses > 0]
     low, high = (positive.min(), positive.max()) if len(positive) else (1e-3, 1.0)
-    norm = LogNorm(max(low, high / 1e4), max(high, low * 1.001), clip=True)
+    low, high = max(low, high / 1e4), max(high, low * 1.001)
     every = -(-num_layers // 60)
     with matplotlib.rc_context(_STYLE):
         figure, axis = _axes(10.6, 0.9 + _ROW * num_layers / every)
         masked = np.ma.masked_less_equal(losses, 0)
-        picture = axis.imshow(masked, aspect="auto", interpolation="none", norm=norm, cmap="viridis")
+        picture = axis.imshow(
+            masked, aspect="auto", interpolation="none", norm=LogNorm(low, high, clip=True), cmap="viridis"
+        )
         ticks = np.unique(np.linspace(0, count - 1, min(count, 9)).round().astype(int))
         axis.set_xticks(ticks, [str(int(table.iterations[k])) for k in ticks])
         axis.set_yticks(range(0, num_layers, every), table.names[::every])
@@ -85,7 +87,7 @@ def layers(table: LayerLosses) -> Html:
         axis.grid(False)
         scale = figure.colorbar(picture, ax=axis, pad=0.015, aspect=30)
         scale.outline.set_visible(False)
-        _mark(scale.ax.yaxis, norm.vmax / norm.vmin)
+        _mark(scale.ax.yaxis, high / low)
         return _svg(figure, f"matching loss of each layer of {table.teacher} over the iterations")
 
 
