@@ -35,7 +35,8 @@ def write_report(run: Run) -> Path:
 
 def _features(found: Findings) -> Features | None:
     """Of condensed and real images, through the first teacher; None without images, or where a teacher is missing."""
-    if not found.images or len(found.teachers) < len(found.run.recipe.squeeze.teachers):
+    names = found.run.recipe.squeeze.teachers
+    if not found.images or not names or len(found.teachers) < len(names):
         return None
     return image_features(found.run, squeeze(found.run)[0], found.images)
 
