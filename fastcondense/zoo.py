@@ -155,11 +155,11 @@ class _PooledBlock(nn.Module):
         super().__init__()
         self.conv1, self.norm1 = nn.Conv2d(inputs, outputs, 3, padding=1, bias=False), nn.GroupNorm(outputs, outputs)
         self.conv2, self.norm2 = nn.Conv2d(outputs, outputs, 3, padding=1, bias=False), nn.GroupNorm(outputs, outputs)
-        self.pool = nn.AvgPool2d(stride) if stride > 1 else nn.Identity()
+        self.pool = nn.AvgPool2d(stride, ceil_mode=True) if stride > 1 else nn.Identity()
         self.shortcut: nn.Module = nn.Identity()
         if stride > 1 or inputs != outputs:
             conv = nn.Conv2d(inputs, outputs, 1, bias=False)
-            self.shortcut = nn.Sequential(conv, nn.AvgPool2d(stride), nn.GroupNorm(outputs, outputs))
+            self.shortcut = nn.Sequential(conv, nn.AvgPool2d(stride, ceil_mode=True), nn.GroupNorm(outputs, outputs))
 
     def forward(self, x: Tensor) -> Tensor:
         y = self.pool(F.relu(self.norm1(self.conv1(x))))
