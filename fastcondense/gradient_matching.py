@@ -21,7 +21,7 @@ class GradientMatching:
     def __init__(self, net: nn.Module, metric: Literal["mse", "l1"], forward: Callable[[Tensor], Tensor] | None = None):
         if any(isinstance(module, nn.modules.batchnorm._BatchNorm) for module in net.modules()):
             raise ValueError("gradient matching needs a network without BatchNorm, e.g. zoo/convnet3_in")
-        self.net, self.metric, self.forward = net, metric, forward or net
+        self.net, self.metric, self.forward = net, metric, net if forward is None else forward
 
     def __call__(self, real: Tensor, groups: Sequence[Tensor], label: Tensor, terms: Sequence[Sequence[int]]) -> Tensor:
         """sum_t dist(mean gradient of the real images, mean gradient of the condensed images of term t), a scalar.

@@ -303,6 +303,7 @@ ZOO: dict[str, Callable[[int], nn.Module]] = {
     "convnet1_in": lambda n: InstanceConvNet(n, 1),
     "convnet2_in": lambda n: InstanceConvNet(n, 2),
     "convnet3_in": lambda n: InstanceConvNet(n, 3),
+    "convnet2_w32_in": lambda n: InstanceConvNet(n, 2, 32),
     "convnet3_w32_in": lambda n: InstanceConvNet(n, 3, 32),
     "resnet10_ap_in": lambda n: PooledResNet(n),
     "resnet10_ap_in_small": lambda n: PooledResNet(n, size=64),

@@ -9,6 +9,7 @@ import tarfile
 import numpy as np
 import pytest
 from PIL import Image
+from scipy.io import savemat
 
 from fastcondense.datasets import RealData, Split, load
 from fastcondense.settings import Dataset
@@ -17,6 +18,7 @@ RNG = np.random.default_rng(7)
 CIFAR10 = "airplane automobile bird cat deer dog frog horse ship truck".split()
 CIFAR100 = [f"fine_{k:02d}" for k in range(100)]
 NAMES = {"cifar10": CIFAR10, "cifar100": CIFAR100}
+SVHN = (("train", 12), ("test", 11))
 FORMS = ("python2", "python3", "binary", "npz")
 
 
@@ -462,3 +464,30 @@ def test_check_counts_names_the_poorest_class():
         two.check_counts(3, "ipc 3")
     with pytest.raises(ValueError, match="class 'c' has 0 training images"):
         real.check_counts(1, "ipc 1")
+
+
+@pytest.mark.parametrize("form", ["mat", "npz"])
+def test_svhn_gives_the_arrays_that_were_written(tmp_path, form):
+    arrays = {part: (RNG.integers(0, 256, (n, 32, 32, 3), dtype=np.uint8), np.arange(n) % 10) for part, n in SVHN}
+    for part, (images, labels) in arrays.items():
+        if form == "npz":
+            np.savez(tmp_path / f"{part}.npz", images=images, labels=labels)
+        else:  # a digit 0 is published as 10
+            published = np.where(labels == 0, 10, labels)[:, None].astype(np.uint8)
+            savemat(tmp_path / f"{part}_32x32.mat", {"X": images.transpose(1, 2, 3, 0), "y": published})
+    real = load(Dataset(name="svhn", image_size=32, resize=32), tmp_path)
+    assert real.classes == tuple("0123456789")
+    for split, (images, labels) in zip((real.train, real.test), arrays.values(), strict=True):
+        assert np.array_equal(split.images, images) and np.array_equal(split.labels, labels)
+
+
+def test_a_damaged_svhn_is_named(tmp_path):
+    (tmp_path / "other").mkdir()
+    with pytest.raises(ValueError, match=r"looked for train_32x32\.mat"):
+        load(Dataset(name="svhn"), tmp_path)
+    (tmp_path / "train_32x32.mat").write_bytes(b"MATLAB 5.0" + bytes(300))
+    with pytest.raises(ValueError, match=r"train_32x32\.mat must hold the arrays X and y"):
+        load(Dataset(name="svhn"), tmp_path)
+    savemat(tmp_path / "train_32x32.mat", {"X": np.zeros((8, 8, 3, 2), np.uint8), "y": np.ones((2, 1))})
+    with pytest.raises(ValueError, match=r"needs X uint8 \[32, 32, 3, N\]"):
+        load(Dataset(name="svhn"), tmp_path)

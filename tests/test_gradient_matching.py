@@ -1,6 +1,7 @@
 """Gradient matching, multi-formation and MDC's subsets against float64 and brute-force transcriptions of the spec."""
 
 import dataclasses
+import functools
 import json
 from pathlib import Path
 
@@ -10,8 +11,9 @@ import torch
 from torch.nn import functional as F
 
 from fastcondense import recipe, zoo
+from fastcondense.condensed import CondensedSet
 from fastcondense.diff_augment import augment, augmentations
-from fastcondense.formation import Formation, shown_tiles
+from fastcondense.formation import Formation, shown, shown_tiles
 from fastcondense.gradient_matching import FeatureDistances, GradientMatching
 from fastcondense.gradient_settings import Gradients
 from fastcondense.gradients import Condensing, GradientRecoverer, read_real, unfinished_path
@@ -424,3 +426,32 @@ def test_stacked_sets_of_one_image(tmp_path):
     assert torch.equal(recoverer(everything[0]).images, GradientRecoverer(one)(jobs(one.recipe, 3)[0]).images)
     starts = [Condensing(several, recoverer.real, job).images for job in everything]
     assert not torch.equal(starts[0], starts[1]) and not torch.equal(starts[1], starts[2])
+
+
+def test_students_see_a_prefix_of_any_set(tmp_path):
+    images = torch.randint(0, 256, (3, 4, 3, 8, 8), dtype=torch.uint8)
+    condensed = CondensedSet(images, ("0", "1", "2"))
+    run = small_run(tmp_path, ipc=4, layout="canvas-major")
+    first = dataclasses.replace(run.recipe, train=dataclasses.replace(run.recipe.train, prefix=2))
+    pixels, labels = shown(first, condensed)
+    assert torch.equal(pixels, shown(run.recipe, CondensedSet(images[:, :2], condensed.classes))[0])
+    assert labels.tolist() == [0] * 8 + [1] * 8 + [2] * 8 and first.shown_ipc == 2 and run.recipe.shown_ipc == 4
+    other = dataclasses.replace(recipe.load("rded/digits-ipc4"), train=first.train)
+    assert torch.equal(shown(other, condensed)[0], images[:, :2].flatten(0, 1))
+
+
+def test_settings_that_no_job_could_mean(tmp_path):
+    for settings, message in (
+        ({"factor": 0}, "recover.gradients.factor must be at least 1, got 0"),
+        ({"momentum": 1.0}, "momentum in"),
+        ({"formation": "bound", "syn_batch": 2}, "bound needs syn_batch 3 or more, got 2"),
+    ):
+        with pytest.raises(ValueError, match=message):
+            small_run(tmp_path, **settings)
+
+
+def test_compiled_networks_make_the_same_images(tmp_path, monkeypatch):
+    monkeypatch.setattr(torch, "compile", functools.partial(torch.compile, backend="eager"))
+    plain, compiled = (small_run(tmp_path, ipc=2, iterations=2, compiled=value) for value in (False, True))
+    made = [GradientRecoverer(run)(jobs(run.recipe, 3)[0]).images for run in (plain, compiled)]
+    assert torch.equal(*made)

@@ -23,6 +23,7 @@ CHANGES = {
     "pick": {"tile_pick": 2},
     "rand": {"mix": "mixup", "rand_augment": (2, 9)},
     "augment": {"mix": "none", "augment": ("flip", "brightness", "saturation", "contrast", "crop", "scale", "cutout")},
+    "augmented": {"mix": "cutmix", "augment": ("brightness", "contrast", "crop", "rotate")},
     "all": {"tile_shuffle": 2, "tile_pick": 2, "rand_augment": (1, 14)},
 }
 
@@ -279,3 +280,20 @@ def test_a_set_smaller_than_a_batch_is_one_batch_of_the_pool():
 def test_settings_that_make_no_sense_are_refused(settings, message):
     with pytest.raises(ValueError, match=message):
         Labels(**settings).check()
+
+
+def test_augmented_images_are_mixed_afterwards():
+    operations = ("flip", "brightness", "crop", "scale")
+    source, plain = views("cutmix", augment=operations), views("none", augment=operations)
+    spans = source.spans(3, Train(batch_size=23, epochs=20))
+    table, (batch,) = source.table(spans), list(source.epoch(3, Train(batch_size=23, epochs=20)))
+    alone = plain.crops(3, np.arange(23))
+    num_mixed = 0
+    for view, sample, partner, (top, bottom, left, right) in zip(
+        batch.images, table.ids.tolist(), table.partners.tolist(), table.boxes.tolist(), strict=True
+    ):
+        expected = alone[sample].clone()
+        expected[:, top:bottom, left:right] = alone[partner][:, top:bottom, left:right]
+        assert torch.equal(view, expected)
+        num_mixed += not torch.equal(view, alone[sample])
+    assert num_mixed > 10
