@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import contextlib
 import copy
+import warnings
 from collections.abc import Callable, Hashable, Iterator
 from typing import Any, NamedTuple, Protocol
 
@@ -68,14 +69,7 @@ class TrainStep:
         self.total, self.count = torch.zeros((), device=self.device), 0
         """Loss, summed over views, and how many there were since `take_loss`."""
         self.num_ranks = world_size() if is_shared else 1
-        self.replica: DistributedDataParallel | None = None
-        if self.num_ranks > 1:
-            self.replica = DistributedDataParallel(
-                net,
-                device_ids=[self.device] if self.device.type == "cuda" else None,
-                broadcast_buffers=False,  # they are averaged after an epoch
-                gradient_as_bucket_view=True,
-            )
+        self.replica = _replica(net, self.device) if self.num_ranks > 1 else None
 
     def __call__(self, item: Any) -> None:
         batch = self.make(item)
@@ -174,6 +168,19 @@ class CapturedStep(TrainStep):
         # The warm-up must not use up random numbers: dropout's are the same after a resumption.
         with torch.random.fork_rng(devices=[self.device] if self.device.type == "cuda" else []):
             return buffers, self.graphs.capture(lambda: self._update(self.make(buffers)), rewind)
+
+
+def _replica(net: nn.Module, device: torch.device) -> DistributedDataParallel:
+    """The network as DDP has it, whose buffers are not exchanged: they are averaged after an epoch."""
+    with warnings.catch_warnings():
+        # torch 2.13 renames broadcast_buffers, and older ones do not know the new name
+        warnings.simplefilter("ignore", FutureWarning)
+        return DistributedDataParallel(
+            net,
+            device_ids=[device] if device.type == "cuda" else None,
+            broadcast_buffers=False,
+            gradient_as_bucket_view=True,
+        )
 
 
 @torch.no_grad()

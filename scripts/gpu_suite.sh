@@ -47,12 +47,16 @@ part() { # name limit command...: runs it within its time and what is left of al
 mapfile -t kernel_tests < <(ls tests/test_kernel_*.py | grep -v compile)
 short=(--train.seeds 1 --train.epochs 10 --squeeze.epochs 5 --squeeze.self_supervision.epochs 5 --recover.iterations 40)
 kernels=() step=(--images 100 --size 224 --repeats 40) traffic=() digits=(--train.seeds 1)
+labels=(--repeats 30) imagenet=(--images 10000 --batch-size 1024)
 rest=(tests --ignore tests/test_style.py --ignore tests/test_kernel_compile.py)
 if [ "${1:-}" = --dry-run ]; then
     kernel_tests=(tests/test_kernel_pixel_adam.py)
     kernels=(--operators pixel_adam --repeats 3 --warmup 1)
     step=(--images 2 --size 32 --repeats 3 --warmup 1)
     traffic=(--size 64)
+    labels=(--network zoo/resnet20 --images 16 --size 16 --batch-size 8 --classes 10 --workers 1)
+    labels+=(--repeats 2 --warmup 1 --epoch-repeats 2)
+    imagenet=("${labels[@]}")
     short=(--train.seeds 1 --train.epochs 1 --squeeze.epochs 1 --squeeze.self_supervision.epochs 1 --squeeze.probe.epochs 1)
     short+=(--squeeze.gate_images 0 --recover.iterations 2)
     digits=(--train.seeds 1 --squeeze.epochs 1 --squeeze.gate_images 0 --recover.iterations 2 --train.epochs 1)
@@ -68,6 +72,10 @@ for statistics in sre2l edc; do
     part "recover-step-$statistics" 60 "$python" benchmarks/recover_step.py --statistics "$statistics" "${step[@]}" \
         --variants "${uncompiled[@]}" --out "$results"
 done
+for precision in bf16 tf32; do
+    part "labels-$precision" 60 "$python" benchmarks/labels.py "${labels[@]}" --precision "$precision" --out "$results"
+done
+part labels-imagenet 60 "$python" benchmarks/labels.py "${imagenet[@]}" --extrapolate --out "$results"
 part digits 75 "$python" -m fastcondense.cli run --recipe sre2l/digits-ipc10 --out "$scratch/digits" "${digits[@]}"
 part digits-result 15 "$python" benchmarks/measure.py --result digits "$scratch/digits/result.json" --out "$results"
 for method in edc gvbsm cvdd fadrm-plus lpld cim scdd; do

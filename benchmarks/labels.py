@@ -1,0 +1,188 @@
+"""Training on replayed views with labels on the fly, against labels in memory and against stored labels.
+
+    python benchmarks/labels.py --images 64 --size 64 --batch-size 16 --out FILE.jsonl
+    python benchmarks/labels.py --extrapolate --images 10000 --size 224 --batch-size 1024 --precision bf16
+
+step      one update: with labels that the teacher computes (on-the-fly), with the logits of all images in memory
+          (in-memory), both with views from the resident set, on a GPU as CUDA graphs; views, labels: these parts alone
+epoch     ours: tables, views, labels and updates; views: their tables and making alone, the share of loading;
+          published: FKD files and JPEG images through a DataLoader (fkd.py); published-reading: without updates
+extrapolated  ours alone for a few epochs, and 300 epochs computed from them, not measured
+
+Student and teacher are the same network, untrained. Each line: median and quartiles in milliseconds, and ratios to the
+variant that is named in it.
+"""
+
+from __future__ import annotations
+
+import argparse
+import os
+import tempfile
+from collections.abc import Callable
+from pathlib import Path
+
+import torch
+from fkd import PublishedEpoch, ReplayedFiles, write_images, write_labels
+from measure import DEVICE, Line, Timing, interleaved, write
+
+from fastcondense import zoo
+from fastcondense.fit import make_optimizer
+from fastcondense.labels import TeacherLabels, Wanted, student_loss
+from fastcondense.precision import arithmetic
+from fastcondense.real import Normalization
+from fastcondense.settings import Dataset, Labels, Train
+from fastcondense.teacher import Teacher
+from fastcondense.train_step import Batch, CapturedStep
+from fastcondense.views import BatchTable, ReplayedViews, ViewBatch
+
+TEMPERATURE = 20.0
+EPOCHS = 300
+RATIOS = {"on-the-fly": "in-memory", "views": "on-the-fly", "labels": "on-the-fly"}
+EPOCH_RATIOS = {"published": "ours", "published-reading": "ours", "views": "ours"}
+
+
+class Student:
+    """A student on a set of random images: its teacher, views and steps."""
+
+    def __init__(self, options: argparse.Namespace):
+        size, count = options.size, options.images
+        dataset = Dataset(image_size=size, resize=size)
+        self.train = Train(
+            epochs=EPOCHS, batch_size=options.batch_size, temperature=TEMPERATURE, precision=options.precision
+        )
+        labels = Labels(precision=options.label_precision)
+        generator = torch.Generator().manual_seed(0)
+        self.pixels = torch.randint(0, 256, (count, 3, size, size), dtype=torch.uint8, generator=generator)
+        classes = torch.arange(count, device=DEVICE) % options.classes
+        self.views = ReplayedViews(self.pixels.to(DEVICE), classes, labels, Normalization.of(dataset, DEVICE), 0)
+        torch.manual_seed(0)
+        teacher = Teacher.of(self.network(options), "teacher", range(options.classes), range(options.classes), dataset)
+        self.source = TeacherLabels([teacher.to(DEVICE)], labels, 0)
+        self.memory = torch.randn(1, count, options.classes, generator=generator).half().to(DEVICE)
+        self.options, self.dataset, self.epoch = options, dataset, 0
+
+    @staticmethod
+    def network(options: argparse.Namespace) -> torch.nn.Module:
+        return zoo.build(options.network, options.classes)
+
+    def on_the_fly(self, views: ViewBatch, _: BatchTable) -> Wanted:
+        return self.source(views)
+
+    def in_memory(self, views: ViewBatch, item: BatchTable) -> Wanted:
+        logits = self.memory[:, item.table.ids].float()
+        return Wanted(logits, views.labels, views.partners, views.share)
+
+    def step(self, label: Callable[[ViewBatch, BatchTable], Wanted]) -> CapturedStep:
+        """A student's update with labels of this kind."""
+        net = zoo.channels_last(self.network(self.options), DEVICE).train()
+
+        def make(item: BatchTable) -> Batch:
+            views = self.views.make(item)
+            return Batch(views.images, label(views, item), item.num_views)
+
+        optimizer = make_optimizer(net, self.train, is_captured=True)
+        return CapturedStep(net, optimizer, self.train, lambda z, wanted: student_loss(z, wanted, self.train), make)
+
+    def run_epoch(self, step: Callable[[BatchTable], object]) -> None:
+        """Does something with every batch of the next epoch."""
+        with arithmetic(self.train.precision):
+            for item in self.views.tables(self.epoch, self.train):
+                step(item)
+        self.epoch += 1
+
+
+def lines(kind: str, timings: dict[str, Timing], ratios: dict[str, str], options: argparse.Namespace) -> list[Line]:
+    """The lines of a benchmark, printed too."""
+    made: list[Line] = []
+    for variant, timing in timings.items():
+        other = ratios.get(variant)
+        ratio = round(timing.median / timings[other].median, 4) if other else None
+        print(
+            f"{kind:6} {variant:18} {timing.median:10.2f} ms" + (f", {ratio} of {other}" if other else ""), flush=True
+        )
+        made.append(
+            {"benchmark": "labels", "part": kind, "variant": variant, **about(options), **timing.line()}
+            | ({"ratio": ratio, "ratio_to": other} if other else {})
+        )
+    return made
+
+
+def about(options: argparse.Namespace) -> Line:
+    return {
+        "network": options.network,
+        "images": options.images,
+        "size": options.size,
+        "classes": options.classes,
+        "batch_size": options.batch_size,
+        "precision": options.precision,
+        "label_precision": options.label_precision,
+    }
+
+
+def time_steps(student: Student, options: argparse.Namespace) -> list[Line]:
+    item = next(student.views.tables(0, student.train))
+    views = student.views.make(item)
+    steps = {"on-the-fly": student.step(student.on_the_fly), "in-memory": student.step(student.in_memory)}
+    variants: dict[str, Callable[[], object]] = {name: lambda step=step: step(item) for name, step in steps.items()}
+    variants |= {"views": lambda: student.views.make(item), "labels": lambda: student.source(views)}
+    with arithmetic(student.train.precision):
+        timings = interleaved(variants, options.repeats, options.warmup)
+    return lines("step", timings, RATIOS, options)
+
+
+def time_epochs(student: Student, options: argparse.Namespace, folder: Path) -> list[Line]:
+    images = write_images(folder / "images", student.pixels)
+    batches = write_labels(
+        folder / "fkd" / "epoch_0", options.images, options.size, options.batch_size, options.classes
+    )
+    files = ReplayedFiles(images, batches, student.dataset)
+    published = PublishedEpoch(student.network(options), files, options.workers, TEMPERATURE, DEVICE)
+    step = student.step(student.on_the_fly)
+    variants: dict[str, Callable[[], object]] = {
+        "ours": lambda: student.run_epoch(step),
+        "views": lambda: student.run_epoch(student.views.make),
+        "published": published,
+        "published-reading": published.read,
+    }
+    made = lines("epoch", interleaved(variants, options.epoch_repeats, 1), EPOCH_RATIOS, options)
+    size = sum(path.stat().st_size for path, _ in batches)
+    return [line | {"workers": options.workers, "label_bytes_an_epoch": size} for line in made]
+
+
+def extrapolate(student: Student, options: argparse.Namespace) -> list[Line]:
+    step = student.step(student.on_the_fly)
+    timing = interleaved({"ours": lambda: student.run_epoch(step)}, options.epoch_repeats, 1)["ours"]
+    minutes = round(EPOCHS * timing.median / 60e3, 2)
+    print(f"an epoch takes {timing.median / 1e3:.2f} s; {EPOCHS} epochs, extrapolated: {minutes} minutes")
+    extrapolated = {"epochs_measured": options.epoch_repeats, f"minutes_of_{EPOCHS}_epochs_extrapolated": minutes}
+    return [{"benchmark": "labels", "part": "extrapolated", **about(options), **timing.line(), **extrapolated}]
+
+
+def main() -> None:
+    is_gpu = DEVICE.type == "cuda"
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--network", default="torchvision/resnet18", help="of student and teacher")
+    parser.add_argument("--images", type=int, default=2048 if is_gpu else 32)
+    parser.add_argument("--size", type=int, default=224 if is_gpu else 64)
+    parser.add_argument("--classes", type=int, default=1000)
+    parser.add_argument("--batch-size", type=int, default=128 if is_gpu else 16)
+    parser.add_argument("--precision", choices=("fp32", "tf32", "bf16"), default="bf16" if is_gpu else "fp32")
+    parser.add_argument("--label-precision", choices=("fp32", "tf32", "bf16"), default="bf16" if is_gpu else "fp32")
+    parser.add_argument("--repeats", type=int, default=15, help="of a step")
+    parser.add_argument("--warmup", type=int, default=2)
+    parser.add_argument("--epoch-repeats", type=int, default=3, help="of an epoch, after one that is not counted")
+    parser.add_argument("--workers", type=int, default=os.cpu_count(), help="of the published way's DataLoader")
+    parser.add_argument("--extrapolate", action="store_true", help="300 epochs of ours instead")
+    parser.add_argument("--out", type=Path, help="file to which the lines are appended")
+    options = parser.parse_args()
+    student = Student(options)
+    if options.extrapolate:
+        write(extrapolate(student, options), options.out)
+        return
+    write(time_steps(student, options), options.out)
+    with tempfile.TemporaryDirectory() as folder:
+        write(time_epochs(student, options, Path(folder)), options.out)
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,56 @@
+"""The published way to train on stored labels, as the benchmark writes it: its views, and that it trains."""
+
+import copy
+
+import pytest
+import torch
+from fkd import PublishedEpoch, ReplayedFiles, write_images, write_labels
+from PIL import Image
+from torch.nn import functional as F
+
+from fastcondense import zoo
+from fastcondense.settings import Dataset
+from fastcondense.vision import torchvision
+
+DATASET = Dataset(image_size=24, resize=24)
+
+
+@pytest.fixture
+def files(tmp_path):
+    generator = torch.Generator().manual_seed(0)
+    pixels = torch.randint(0, 256, (11, 3, 6, 6), dtype=torch.uint8, generator=generator).repeat_interleave(4, 2)
+    images = write_images(tmp_path / "images", pixels.repeat_interleave(4, 3))
+    return ReplayedFiles(images, write_labels(tmp_path / "epoch_0", 11, 24, 4, 5), DATASET)
+
+
+def test_views_are_torchvisions_crops_of_the_stored_windows(files):
+    """Pillow's bilinear filter is the antialiased one of tensors, on bytes that are rounded between the two axes."""
+    assert [len(ids) for _, ids in files.batches] == [4, 4, 3]
+    assert sorted(number for _, ids in files.batches for number in ids) == list(range(11))
+    mean, std = (torch.tensor(values)[:, None, None] for values in (DATASET.mean, DATASET.std))
+    for (path, ids), (views, permutation, box, logits) in zip(files.batches, files, strict=False):
+        windows, flips, *stored = torch.load(path)
+        assert torch.equal(permutation, stored[0]) and box == stored[2] and torch.equal(logits, stored[3])
+        assert sorted(permutation.tolist()) == list(range(len(ids))) and logits.dtype == torch.float16
+        assert 0 <= box[0] <= box[2] <= 24 and 0 <= box[1] <= box[3] <= 24
+        for view, number, window, flip in zip(views, ids, windows, flips, strict=True):
+            image = torchvision.transforms.functional.pil_to_tensor(Image.open(files.images[number]))
+            top, left = (24 * window[:2]).round().int().tolist()
+            bottom, right = (24 * (window[:2] + window[2:])).round().int().tolist()
+            part = image[:, top:bottom, left:right][None].float()
+            wanted = F.interpolate(part, (24, 24), mode="bilinear", antialias=True)[0] / 255
+            wanted = (wanted.flip(2) if flip else wanted).sub(mean).div(std)
+            torch.testing.assert_close(view, wanted, rtol=0, atol=1.6 / 255 / min(DATASET.std))
+
+
+def test_an_epoch_mixes_and_trains(files):
+    torch.manual_seed(0)
+    net = zoo.build("zoo/convnet1", 5)
+    epoch = PublishedEpoch(copy.deepcopy(net), files, 0, 20.0, torch.device("cpu"))
+    for (views, _), (plain, permutation, (top, left, bottom, right), _) in zip(epoch.batches(), files, strict=False):
+        inside = torch.zeros(24, 24, dtype=torch.bool)
+        inside[top:bottom, left:right] = True
+        assert torch.equal(views, torch.where(inside, plain[permutation], plain))
+    losses = [epoch() for _ in range(3)]
+    assert losses[2] < losses[0]
+    assert not torch.equal(epoch.net.head.weight, net.head.weight)
