@@ -18,13 +18,10 @@ from .condensed import CondensedSet
 from .evaluate import scores
 from .files import write_json
 from .recipe import Recipe
-from .report import size_curve
+from .report import SIZE_NAMES, size_curve
 from .run import Run
 from .squeeze import chosen, squeeze, teacher_path
 from .students import CONDENSED, arms, train_arm
-
-_NAMES = {"nested": "this set", "independent": "made for the size (A)", "stacked": "one-image sets (B)"}
-_NAMES |= {"prefix": "first of independent slots (C)"}
 
 
 def evaluate_sizes(run: Run) -> dict[str, Any]:
@@ -56,7 +53,7 @@ def evaluate_sizes(run: Run) -> dict[str, Any]:
         "versions": run.versions(),
     }
     write_json(run.out / "curve.json", result)
-    size_curve({_NAMES.get(name, name): curve for name, curve in curves.items()}, run.out / "curve.png")
+    size_curve({SIZE_NAMES.get(name, name): curve for name, curve in curves.items()}, run.out / "curve.png")
     run.log.console.print(_table(run.recipe, sizes, curves))
     return result
 
@@ -106,5 +103,5 @@ def _table(recipe: Recipe, sizes: list[int], curves: dict[str, dict[str, Any]]) 
         table.add_column(str(size), justify="right")
     for name, curve in curves.items():
         cells = [f"{c['mean']:.1f}" + f" ± {c['std']:.1f}" * (recipe.train.seeds > 1) for c in curve.values()]
-        table.add_row(_NAMES.get(name, name.replace("_", " ")), *cells)
+        table.add_row(SIZE_NAMES.get(name, name.replace("_", " ")), *cells)
     return table

@@ -13,9 +13,10 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from .condense import made_jobs
 from .condensed import read_losses, read_present, read_record, shard_path
 from .files import read_json, read_metadata
-from .jobs import jobs
+from .imported import read_origin
 from .recording import LayerLosses, Record, Snapshots
 from .run import Run
 from .squeeze import teacher_path
@@ -62,23 +63,29 @@ class Findings:
     recover_seconds: float
     shard_bytes: int
     replay: dict[str, Any] | None
+    origin: dict[str, Any] | None
+    """Where the images are imported from, if they are."""
     students: dict[str, list[Student]]
     """Finished ones of each arm."""
-    result: dict[str, Any] | None
+    result: dict[str, Any]
+    """What evaluate has written, as the other two; empty if it has not run."""
+    sizes: dict[str, Any]
+    ranking: dict[str, Any]
 
     @property
-    def has_all_images(self) -> bool:
-        return self.num_finished == self.num_jobs
+    def has_other_scores(self) -> bool:
+        """Whether the result is that of other settings than the run has now."""
+        return bool(self.result) and self.result["recipe_sha256"] != self.run.recipe.sha256()
 
 
 def read_findings(run: Run) -> Findings:
     """Reads the folder of the run; nothing is computed, and nothing has to be there."""
     recipe, folder, classes = run.recipe, run.out / "condensed", run.real.classes
-    everything = jobs(recipe, len(classes))
-    images, finished = read_present(folder, everything, CLASSES, SLOTS)
+    everything = [job for job in made_jobs(run) if job.first_slot < recipe.ipc]
+    images, finished = read_present(folder, everything, CLASSES, min(SLOTS, recipe.ipc))
     paths = [shard_path(folder, job.index) for job in finished]
     records = [read_record(folder, job.index) for job in finished]
-    manifest, result = folder / "manifest.json", run.out / "result.json"
+    losses = read_losses(folder, len(everything)) if finished else None
     numbers = range(recipe.train.seeds)
     students = {
         arm.name: [
@@ -98,15 +105,23 @@ def read_findings(run: Run) -> Findings:
         num_jobs=len(everything),
         num_finished=len(finished),
         num_images=sum(job.num_images for job in finished),
-        losses=read_losses(folder, len(everything)) if finished and recipe.recover.iterations else None,
+        losses=losses if losses is not None and losses.shape[1] else None,
         snapshots=_all_snapshots(records),
         layers=mean_layers([table for record in records for table in record.layers]),
         recover_seconds=sum(float(read_metadata(path).get("seconds", 0)) for path in paths),
         shard_bytes=sum(path.stat().st_size for path in paths),
-        replay=read_json(manifest).get("replay") if manifest.exists() else None,
+        replay=_optional(folder / "manifest.json").get("replay"),
         students=students,
-        result=read_json(result) if result.exists() else None,
+        origin=read_origin(folder),
+        result=_optional(run.out / "result.json"),
+        sizes=_optional(run.out / "curve.json"),
+        ranking=_optional(run.out / "ranking.json"),
     )
+
+
+def _optional(path: Path) -> dict[str, Any]:
+    """A JSON file; empty if there is none."""
+    return dict(read_json(path)) if path.exists() else {}
 
 
 def class_titles(classes: Sequence[str]) -> tuple[str, ...]:

@@ -19,7 +19,13 @@ ARMS = {
 }
 _IMAGES = {"condensed": "condensed", "random": "random real", "full": "all real images"}
 _VIEWS = {"recipe": "", "plain": ", whole images"}
-_SCORES = (
+SIZE_NAMES = {
+    "nested": "this set",
+    "independent": "made for the size (A)",
+    "stacked": "one-image sets (B)",
+    "prefix": "first of independent slots (C)",
+}
+RANKING_SCORES = (
     ("hard_label_recovery", "hard label recovery, less is better (points)", 1),
     ("improvement_over_random", "improvement over random (points)", 1),
     ("improvement_over_random_plain", "the same, whole images (points)", 1),
@@ -88,7 +94,7 @@ def ranking_table(result: dict[str, Any]) -> Table:
         add(name, arm["top1_last"], arm["top1_best"])
     table.add_section()
     last, best = (result["scores"][f"top1_{epoch}"] for epoch in ("last", "best"))
-    for key, name, digits in _SCORES:
+    for key, name, digits in RANKING_SCORES:
         add(name, last[key], best[key], digits)
     return table
 

@@ -28,7 +28,7 @@ def images(found: Findings) -> Html:
     """A row a class with the images of its first slots."""
     recipe, labels = found.run.recipe, sorted({label for label, _ in found.images})
     if not labels:
-        return section("images", "Images", not_run("No image is finished.", "fastcondense recover"))
+        return section("images", "Images", not_run("No image is finished.", "fastcondense recover RUN"))
     rows = []
     for label in labels:
         slots = sorted(slot for other, slot in found.images if other == label and slot < SLOTS)
@@ -55,7 +55,7 @@ def forming(found: Findings) -> Html:
     """The first image of some classes over the iterations, moving and side by side."""
     title, snapshots = "Images forming", found.snapshots
     if not found.images:
-        return section("forming", title, not_run("No image is finished.", "fastcondense recover"))
+        return section("forming", title, not_run("No image is finished.", "fastcondense recover RUN"))
     if snapshots is None:
         return section(
             "forming", title, note("Nothing was kept on the way (recover.snapshots, or recover.iterations 0).")
@@ -95,7 +95,7 @@ def losses(found: Findings) -> Html:
     if found.losses is None:
         if found.num_finished:
             return section("losses", title, note("Nothing was optimised (recover.iterations 0)."))
-        return section("losses", title, not_run("Nothing was optimised yet.", "fastcondense recover"))
+        return section("losses", title, not_run("Nothing was optimised yet.", "fastcondense recover RUN"))
     values = found.losses.numpy()
     curves = [
         figure(report_plots.curve(values[:, :, k], name), "")
@@ -133,8 +133,10 @@ def features(found: Findings, seen: Features | None) -> Html:
     """The plane of the features of condensed and real images, and how much images of a class differ."""
     title = "What a teacher sees"
     if seen is None:
+        if not found.run.recipe.squeeze.teachers:
+            return section("features", title, note("The run has no teacher."))
         missing = "no image is finished" if found.teachers else "no teacher is finished"
-        return section("features", title, not_run(f"Nothing to embed: {missing}.", "fastcondense recover"))
+        return section("features", title, not_run(f"Nothing to embed: {missing}.", "fastcondense recover RUN"))
     teacher = short(found.teachers[0].name)
     what = f"what {seen.layer}, the last layer of {teacher}, reads" if seen.layer else f"the logits of {teacher}"
     return section(

@@ -85,6 +85,7 @@ def _header(found: Findings) -> Html:
         ("student", short(recipe.train.student)),
         ("seeds", ", ".join(str(recipe.seed + number) for number in range(recipe.train.seeds))),
         ("made", found.dates or "nothing yet"),
+        *([("imported from", found.origin["path"])] if found.origin else []),
         ("device", device),
         ("versions", ", ".join(f"{name} {versions[name]}" for name in packages if name in versions)),
     ]
@@ -103,7 +104,7 @@ def _header(found: Findings) -> Html:
 def _summary(found: Findings) -> str:
     """What came out, in a sentence or two."""
     recipe, result = found.run.recipe, found.result
-    if result is None:
+    if not result:
         return (
             f"{found.num_finished} of {found.num_jobs} jobs are finished: {found.num_images} images of "
             f"{len(found.titles) * recipe.ipc}. There are no scores yet."
@@ -131,12 +132,22 @@ def _stages(found: Findings) -> Html:
         "recover": (found.num_finished, found.num_jobs, "job"),
         "relabel": (int(found.replay is not None), 1, ""),
         "train": (trained, wanted, "student"),
-        "evaluate": (int(found.result is not None), 1, ""),
+        "evaluate": (int(bool(found.result)), 1, ""),
     }
     items = []
     for stage, (count, of, noun) in progress.items():
         state = "done" if count == of else "partly" if count else "open"
-        words = "not run" if not count else counted(count, of, noun) if count < of else "finished"
+        words = (
+            "not needed"
+            if not of
+            else "not run"
+            if not count
+            else counted(count, of, noun)
+            if count < of
+            else "finished"
+        )
+        if stage == "evaluate" and found.has_other_scores:
+            state, words = "partly", "with other settings"
         items.append(tag("li", tag("b", stage), " ", words, class_=state))
     return tag("ol", *items, class_="stages")
 

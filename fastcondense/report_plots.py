@@ -103,6 +103,20 @@ def epochs(histories: Mapping[str, Sequence[tuple[Sequence[float], Sequence[floa
         return _svg(figure, "top-1 of the students over their epochs")
 
 
+def sizes(curves: Sequence[Sequence[tuple[int, float, float]]]) -> Html:
+    """Scores by images a class: sizes, means and deviations, a line each in colours of their own."""
+    with matplotlib.rc_context(_STYLE):
+        figure, axis = _axes(5.2, 3.0)
+        for k, curve in enumerate(curves):
+            color, (x, y, deviations) = _SERIES[k % len(_SERIES)], zip(*curve, strict=True)
+            axis.errorbar(x, y, deviations, color=color, linewidth=1.3, marker="o", markersize=3, capsize=2)
+        ticks = sorted({size for curve in curves for size, *_ in curve})
+        axis.set(xlabel="images a class", ylabel="top-1, %", xscale="log")
+        axis.minorticks_off()
+        axis.set_xticks(ticks, [str(size) for size in ticks])
+        return _svg(figure, "top-1 by images a class")
+
+
 def dots(names: Sequence[str], columns: Sequence[tuple[Sequence[float], int]], label: str) -> Html:
     """A row a class and a dot a column, joined by a line; columns: values and the number of their colour.
 

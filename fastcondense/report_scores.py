@@ -8,8 +8,8 @@ from typing import Any
 
 from . import report_plots
 from .findings import Findings
-from .report import ARMS, bytes_in_words
-from .report_html import Html, bar, counted, figure, join, legend, not_run, note, section, table, tag
+from .report import ARMS, RANKING_SCORES, SIZE_NAMES, bytes_in_words
+from .report_html import Html, bar, counted, figure, join, legend, not_run, note, section, short, table, tag
 from .report_plots import COLORS
 from .students import CONDENSED, Student
 
@@ -22,14 +22,15 @@ _NUMBERS = {_OWN: 0, "random_soft": 1, "random_hard": 2, "full": 3}
 
 def arm_title(found: Findings, arm: str) -> str:
     """What an arm's students were trained on, in words."""
-    return ARMS.get(arm, f"condensed, {'hard' if found.run.recipe.labels.source == 'hard' else 'soft'} labels")
+    images, labels = "imported" if found.origin else "condensed", found.run.recipe.labels.source
+    return ARMS.get(arm, f"{images}, {'hard' if labels == 'hard' else 'soft'} labels")
 
 
 def accuracy(found: Findings) -> Html:
     """The honest table with bars, and top-1 over epochs."""
     result, recipe = found.result, found.run.recipe
-    scores = not_run("The students are not scored yet.", "fastcondense evaluate")
-    if result is not None:
+    scores = not_run("The students are not scored yet.", "fastcondense evaluate RUN")
+    if result:
         scores = _scores(found, result)
     trained = {arm: students for arm, students in found.students.items() if students}
     if trained:
@@ -44,8 +45,31 @@ def accuracy(found: Findings) -> Html:
         caption += f" Not all students are trained yet: {', '.join(missing)}." if missing else ""
         curves = figure(join([plot, legend(keys)]), caption)
     else:
-        curves = not_run("No student is trained yet.", "fastcondense train")
-    return section("accuracy", "Accuracy", tag("div", tag("div", scores), curves, class_="halves"))
+        curves = not_run("No student is trained yet.", "fastcondense train RUN")
+    parts = [tag("div", scores), curves, *([_sizes(found.sizes)] if found.sizes else [])]
+    parts += [_ranking(found.ranking)] if found.ranking else []
+    return section("accuracy", "Accuracy", tag("div", *parts, class_="halves"))
+
+
+def _sizes(result: dict[str, Any]) -> Html:
+    """Top-1 at several numbers of images a class."""
+    curves = {
+        SIZE_NAMES.get(name, name.replace("_", " ")): [
+            (int(size), score["mean"], score["std"]) for size, score in of.items()
+        ]
+        for name, of in result["top1_last"].items()
+    }
+    plot = report_plots.sizes(list(curves.values()))
+    keys = legend({name: COLORS[k % len(COLORS)] for k, name in enumerate(curves)})
+    caption = f"Top-1 of the last epoch by images a class, {short(result['student'])}, {result['epochs']} epochs."
+    return figure(join([tag("h3", "At every size"), plot, keys]), caption)
+
+
+def _ranking(result: dict[str, Any]) -> Html:
+    """DD-Ranking's scores, of the last and of the best epoch."""
+    last, best = (result["scores"][f"top1_{epoch}"] for epoch in ("last", "best"))
+    rows = [(name, *(f"{of[key]['mean']:.{digits}f}" for of in (last, best))) for key, name, digits in RANKING_SCORES]
+    return tag("div", tag("h3", "DD-Ranking"), table(("score", "last", "best"), rows))
 
 
 def _scores(found: Findings, result: dict[str, Any]) -> Html:
@@ -59,7 +83,7 @@ def _scores(found: Findings, result: dict[str, Any]) -> Html:
         f"Top-1 and top-5 in % of {result['test_images']} test images, {result['epochs']} epochs, {seeds}; "
         "± is the deviation over seeds. Best is chosen on the test images, as the field does; last is not."
     )
-    if result["recipe_sha256"] != found.run.recipe.sha256():
+    if found.has_other_scores:
         remarks += f" These are scores of the run with settings {result['recipe_sha256'][:12]}, not of those above."
     head = ("trained on", "top-1, last", "top-1, best", "top-5, last")
     return join([table(head, rows), note(remarks)])
@@ -78,7 +102,7 @@ def by_class(found: Findings) -> Html:
     if _OWN not in counted:
         if found.students.get(_OWN):
             return section("classes", title, note("These students were trained before answers were counted by class."))
-        return section("classes", title, not_run("No student is trained yet.", "fastcondense train"))
+        return section("classes", title, not_run("No student is trained yet.", "fastcondense train RUN"))
     shown = [arm for arm in (_OWN, "random_soft", "random_hard") if arm in counted][:2]
     scores = {arm: _class_scores(counted[arm]) for arm in shown}
     known = [label for label, score in enumerate(scores[_OWN]) if score == score]
@@ -133,12 +157,12 @@ def _confusion(found: Findings, students: Sequence[Student], labels: Sequence[in
 def costs(found: Findings) -> Html:
     """Bytes and seconds of each stage, as far as they have run."""
     recipe = found.run.recipe
-    size = recipe.dataset.image_size
+    size, has_teachers = recipe.dataset.image_size, bool(found.teachers) or not recipe.squeeze.teachers
     trained = [student for some in found.students.values() for student in some]
     total = sum(len(some) for some in found.students.values())
     wanted = recipe.train.seeds * len(found.students)
     seconds: dict[str, float | None] = {
-        "squeeze": sum(teacher.seconds for teacher in found.teachers) if found.teachers else None,
+        "squeeze": sum(teacher.seconds for teacher in found.teachers) if has_teachers else None,
         "recover": found.recover_seconds if found.num_finished else None,
         "train": sum(student.seconds["train"] for student in trained) if trained else None,
         "evaluate": sum(student.seconds["evaluate"] for student in trained) if trained else None,
@@ -153,7 +177,7 @@ def costs(found: Findings) -> Html:
         "evaluate": "top-1 and top-5 of students, while they are trained",
     }
     sizes = {
-        "squeeze": sum(teacher.bytes for teacher in found.teachers) if found.teachers else None,
+        "squeeze": sum(teacher.bytes for teacher in found.teachers) if has_teachers else None,
         "recover": found.num_images * 3 * size * size if found.num_finished else None,
         "relabel": labels,
     }
@@ -188,7 +212,7 @@ def costs(found: Findings) -> Html:
 
 def _label_bytes(found: Findings) -> int | None:
     """As the result says; before there is one, none are stored once they can be replayed."""
-    if found.result is not None:
+    if found.result:
         return int(found.result["bytes"]["labels"])
     return 0 if found.replay is not None else None
 

@@ -2,8 +2,8 @@
 
 from __future__ import annotations
 
-from . import report
-from .condense import condensed_set, recover
+from . import distributed, report
+from .condense import condensed_set, made_jobs, recover
 from .condensed import read_losses, shard_path
 from .curve import evaluate_sizes
 from .distributed import first_alone
@@ -32,8 +32,9 @@ def inspect(run: Run) -> None:
     """Writes report.html of what there is, and once all images are finished grid.png and losses.png beside them."""
     from .report_page import write_report  # matplotlib takes a second to import
 
-    num_jobs = len(jobs(run.recipe, len(run.real.classes)))
-    if all(shard_path(run.out / "condensed", job).exists() for job in range(num_jobs)):
+    if distributed.rank():
+        return
+    if all(shard_path(run.out / "condensed", job.index).exists() for job in made_jobs(run)):
         picture(run)
     run.log.say(f"inspect: {write_report(run)}")
 

@@ -60,14 +60,16 @@ class Interruption(Exception):
     pass
 
 
-def test_a_run_that_is_cut_short_ends_with_the_same_student(finished, tmp_path, monkeypatch):
+@pytest.mark.parametrize("epochs", [2, 4])
+def test_a_run_that_is_cut_short_ends_with_the_same_student(finished, tmp_path, monkeypatch, epochs):
+    """In the middle, and between the last epoch and the end."""
     out, save, saved = tmp_path / "digits", fit._save, []
     shutil.copytree(finished, out, ignore=shutil.ignore_patterns("students"))
 
     def interrupt(path, *state):
         save(path, *state)
         saved.append(path)
-        if len(saved) == 2:
+        if len(saved) == epochs:
             raise Interruption
 
     monkeypatch.setattr(fit, "_SECONDS_BETWEEN_CHECKPOINTS", 0)
@@ -78,6 +80,8 @@ def test_a_run_that_is_cut_short_ends_with_the_same_student(finished, tmp_path, 
     again, whole = (next(folder.glob("students/*/condensed/seed0")) for folder in (out, finished))
     made, wanted = (read_tensors(folder / "weights.safetensors")[0] for folder in (again, whole))
     assert all(torch.equal(made[name], wanted[name]) for name in wanted)
+    made, wanted = (read_json(folder / "student.json")["classes"] for folder in (again, whole))
+    assert made == wanted and sum(made["images"]) == 360
     entries = [json.loads(line) for line in (again / "metrics.jsonl").read_text().splitlines()]
     assert [entry["epoch"] for entry in entries] == [1, 2, 3, 4]
     assert [entry["lr"] for entry in entries] == pytest.approx([entries[0]["lr"] * f for f in (1, 1, 0.1, 0.1)])
