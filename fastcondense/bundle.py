@@ -13,6 +13,7 @@ from __future__ import annotations
 import io
 import json
 import zipfile
+import zlib
 from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, replace
@@ -34,6 +35,7 @@ FORMAT = 1
 _DATE = (1980, 1, 1, 0, 0, 0)
 _WORKERS = 4
 _LARGEST_TEXT = 64 << 20
+_ENCRYPTED = 1  # of a member's flags
 _NETWORK = ("sha256", "num_outputs", "outputs")  # what the metadata of a teacher's file say of the network
 
 Weights = tuple[dict[str, Tensor], dict[str, str]]
@@ -216,12 +218,16 @@ def _opened(path: Path) -> zipfile.ZipFile:
 
 def _member(archive: zipfile.ZipFile, name: str, largest: int, path: Path) -> bytes:
     try:
-        if (size := archive.getinfo(name).file_size) > largest:
-            raise ValueError(f"{path}: {name} has {size} bytes, more than the {largest} that it may have")
-        return archive.read(name)
+        entry = archive.getinfo(name)
     except KeyError:
         raise ValueError(f"{path} is not a bundle: it has no {name}") from None
-    except (zipfile.BadZipFile, EOFError, OSError, NotImplementedError) as error:
+    if entry.file_size > largest:
+        raise ValueError(f"{path}: {name} has {entry.file_size} bytes, more than the {largest} that it may have")
+    if entry.compress_type not in (zipfile.ZIP_STORED, zipfile.ZIP_DEFLATED) or entry.flag_bits & _ENCRYPTED:
+        raise ValueError(f"{path}: {name} is encrypted, or packed in a way that bundles are not")
+    try:
+        return archive.read(entry)
+    except (zipfile.BadZipFile, EOFError, OSError, zlib.error) as error:
         raise ValueError(f"{path}: {name} is damaged: {error}") from None
 
 

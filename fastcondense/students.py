@@ -197,7 +197,7 @@ def _task(run: Run, arm: Arm, seed: int, condensed: CondensedSet, teachers: Sequ
     if arm.lr is not None:
         optimization = replace(optimization, lr=arm.lr)
     labels = "hard" if arm.labels == "hard" or recipe.needs_no_teacher else "teachers"
-    if labels == "teachers" and arm == CONDENSED:
+    if labels == "teachers" and replace(arm, lr=None) == CONDENSED:
         labels = recipe.labels.source
     source: LabelSource = hard_labels if labels == "hard" else TeacherLabels(teachers, recipe.labels, seed)
 

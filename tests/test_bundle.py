@@ -153,6 +153,21 @@ def test_damaged_and_malicious_files_are_one_line(file, tmp_path, capsys, change
     assert not (tmp_path / "r" / "condensed").exists() and not (tmp_path / "evil.txt").exists()
 
 
+def test_members_that_are_packed_otherwise_or_broken_are_named(file, tmp_path, capsys):
+    with zipfile.ZipFile(file) as archive:
+        members = {name: archive.read(name) for name in archive.namelist()}
+    with zipfile.ZipFile(tmp_path / "bzip.zip", "w", zipfile.ZIP_BZIP2) as archive:
+        for name, data in members.items():
+            archive.writestr(name, data)
+    assert main(["verify", str(tmp_path / "bzip.zip")]) == 1
+    assert "packed in a way that bundles are not" in said(capsys)
+    content = bytearray(file.read_bytes())
+    content[len("manifest.json") + 60] ^= 0xFF  # inside the first member's deflated bytes
+    (tmp_path / "broken.zip").write_bytes(content)
+    assert main(["verify", str(tmp_path / "broken.zip")]) == 1
+    assert "manifest.json is damaged" in said(capsys)
+
+
 def test_a_pickle_in_place_of_weights_runs_nothing(file, tmp_path, capsys):
     class Evil:
         def __reduce__(self):

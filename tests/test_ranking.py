@@ -129,6 +129,15 @@ def test_a_plain_arm_shows_every_image_as_it_is(ranked, images, labels):
     assert float(task.loss(logits, answers[0])) == pytest.approx(float(truth), rel=1e-4)
 
 
+@pytest.mark.parametrize("lr", [None, 0.25])
+def test_condensed_images_have_the_recipes_labels_at_every_learning_rate(ranked, lr):
+    settings = recipe.load(str(ranked / "recipe.toml"))
+    run = Run(replace(settings, labels=replace(settings.labels, source="hard")), ranked)
+    for images, is_hard in (("condensed", True), ("random", False)):
+        task = students._task(run, Arm(images, lr=lr), 5, condensed_set(run), squeeze(run))
+        assert (task.make(next(iter(task.batches(0)))).wanted.logits is None) == is_hard
+
+
 def history(ranked: Path, arm: str, seed: int) -> list[float]:
     """Top-1 of a student, epoch by epoch."""
     (path,) = ranked.glob(f"students/*/{arm}/seed{seed}/metrics.jsonl")
