@@ -22,9 +22,9 @@ from torch import Tensor
 from torch.nn import functional as F
 
 from fastcondense import recipe
-from fastcondense.diff_augment import augment, augmentations
-from fastcondense.gradients import Condensing, read_real
+from fastcondense.gradient.gradients import Condensing, read_real
 from fastcondense.jobs import jobs
+from fastcondense.recovery.diff_augment import augment, augmentations
 from fastcondense.run import Run
 
 

@@ -25,15 +25,15 @@ import torch
 from fkd import PublishedEpoch, ReplayedFiles, write_images, write_labels
 from measure import DEVICE, Line, Timing, interleaved, write
 
-from fastcondense import zoo
-from fastcondense.fit import make_optimizer
-from fastcondense.labels import TeacherLabels, Wanted, student_loss
+from fastcondense.data.real import Normalization
+from fastcondense.labelling.labels import TeacherLabels, Wanted, student_loss
+from fastcondense.labelling.views import BatchTable, ReplayedViews, ViewBatch
 from fastcondense.precision import arithmetic
-from fastcondense.real import Normalization
 from fastcondense.settings import Dataset, Labels, Train
-from fastcondense.teacher import Teacher
-from fastcondense.train_step import Batch, CapturedStep
-from fastcondense.views import BatchTable, ReplayedViews, ViewBatch
+from fastcondense.teachers import zoo
+from fastcondense.teachers.teacher import Teacher
+from fastcondense.training.fit import make_optimizer
+from fastcondense.training.train_step import Batch, CapturedStep
 
 TEMPERATURE = 20.0
 EPOCHS = 300

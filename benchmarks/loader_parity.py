@@ -21,15 +21,15 @@ import torch
 from measure import write
 from torch import Tensor, nn
 
-from fastcondense import zoo
+from fastcondense.data.real import Normalization
+from fastcondense.data.sources import is_installed
 from fastcondense.files import read_checkpoint
 from fastcondense.loaders.folder import FolderLoader, index_folder
 from fastcondense.loaders.source import Centered, Cut, Faults, Loader, Windowed
-from fastcondense.real import Normalization
 from fastcondense.rng import Stream
 from fastcondense.settings import Dataset
-from fastcondense.sources import is_installed
-from fastcondense.teacher import load_weights, state_dict
+from fastcondense.teachers import zoo
+from fastcondense.teachers.teacher import load_weights, state_dict
 from fastcondense.vision import timm
 from fastcondense.windows import Views, windows
 

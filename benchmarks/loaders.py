@@ -32,11 +32,11 @@ import torch
 from measure import write
 from PIL import Image
 
+from fastcondense.data.sources import is_installed
 from fastcondense.loaders.folder import FolderLoader, index_folder
 from fastcondense.loaders.prefetch import on_device
 from fastcondense.loaders.source import Centered, Cut, Faults, Loader, Windowed
 from fastcondense.rng import Stream
-from fastcondense.sources import is_installed
 from fastcondense.vision import torchvision
 from fastcondense.windows import Views, windows
 

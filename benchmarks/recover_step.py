@@ -27,8 +27,8 @@ from measure import DEVICE, Line, copy_ceiling, interleaved, missing_compiler, w
 from peers import Objective, PeerStep, Style
 from steps import OurStep, our_step
 
-from fastcondense import zoo
 from fastcondense.precision import Precision
+from fastcondense.teachers import zoo
 
 CHANNELS_LAST = Style(channels_last=True)
 BF16 = Style(channels_last=True, bf16=True, reads_loss=False)

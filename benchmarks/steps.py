@@ -9,18 +9,18 @@ from peers import MOMENTUM, PATCH, Objective
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from fastcondense.graph import Graphs
 from fastcondense.jobs import jobs
 from fastcondense.kernels.crop import crop
-from fastcondense.matching import Matching, layer_weights
-from fastcondense.moments import Moments
 from fastcondense.precision import Precision, arithmetic, network_dtype
 from fastcondense.recipe import Recipe
-from fastcondense.recover import Canvas, RecoverStep
 from fastcondense.recover_settings import Recover
-from fastcondense.schedule import Turn
+from fastcondense.recovery.graph import Graphs
+from fastcondense.recovery.recover import Canvas, RecoverStep
+from fastcondense.recovery.schedule import Turn
 from fastcondense.settings import Dataset
-from fastcondense.teacher import Teacher
+from fastcondense.statistics.matching import Matching, layer_weights
+from fastcondense.teachers.moments import Moments
+from fastcondense.teachers.teacher import Teacher
 
 
 def our_step(

@@ -29,10 +29,10 @@ from peers import Objective, PeerStep, Style
 from steps import our_step
 from torch import nn
 
-from fastcondense import zoo
-from fastcondense.convolution import FrozenConvolution
 from fastcondense.kernels import crop
-from fastcondense.moments import ConvolutionTap, FrozenBatchNorm
+from fastcondense.teachers import zoo
+from fastcondense.teachers.convolution import FrozenConvolution
+from fastcondense.teachers.moments import ConvolutionTap, FrozenBatchNorm
 
 PARTS = ("image", "BatchNorm", "convolution input", "convolution", "rest of network", "loss", "update")
 PRIOR = {"tv_weight": 1e-4, "l2_weight": 1e-5}  # SRe2L's defaults

@@ -14,14 +14,14 @@ from typing import Any
 import torch
 
 from . import __version__, distributed, recipe, stages
-from .bundle import unpack
+from .data.pack import PackOptions, pack_folders
 from .devices import choose_device
-from .export import ExportOptions, export
 from .log import Log
 from .options import parse_stage, parse_tool
-from .pack import PackOptions, pack_folders
 from .run import Run
-from .verify import BundleOptions, VerifyOptions, bundle, verify
+from .sets.bundle import unpack
+from .sets.export import ExportOptions, export
+from .sets.verify import BundleOptions, VerifyOptions, bundle, verify
 
 STAGES: dict[str, tuple[Callable[[Run], object], str]] = {
     "run": (stages.everything, "squeeze, recover, relabel, train and evaluate, in a row; goes on where it was stopped"),

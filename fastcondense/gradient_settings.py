@@ -5,7 +5,7 @@ from __future__ import annotations
 from dataclasses import dataclass
 from typing import Literal
 
-from .diff_augment import Operation
+from .recovery.diff_augment import Operation
 
 
 @dataclass(frozen=True, kw_only=True)

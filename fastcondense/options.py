@@ -13,8 +13,8 @@ from typing import Annotated, Any, TypeVar
 import tyro
 
 from . import recipe
-from .bundle import is_bundle, read_recipe
 from .recipe import Recipe
+from .sets.bundle import is_bundle, read_recipe
 
 Kind = TypeVar("Kind")
 

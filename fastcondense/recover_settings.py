@@ -5,9 +5,9 @@ from __future__ import annotations
 from dataclasses import dataclass, field
 from typing import Literal
 
-from .diff_augment import Operation
 from .gradient_settings import Gradients
 from .precision import Precision
+from .recovery.diff_augment import Operation
 from .windows import Views
 
 

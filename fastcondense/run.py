@@ -16,18 +16,18 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from . import datasets
-from .datasets import RealData, Split
+from .data import datasets
+from .data.datasets import RealData, Split
+from .data.real import EvaluationImages, Normalization, squares
+from .data.sources import choose, skipped
 from .distributed import rank
 from .files import write_atomic, write_json
-from .imported import import_images
 from .log import Log
-from .published_sets import read_published
-from .real import EvaluationImages, Normalization, squares
 from .recipe import SQUEEZE_PARTS, Recipe
 from .rng import Stream
-from .sources import choose, skipped
-from .teacher import Teacher
+from .sets.imported import import_images
+from .sets.published_sets import read_published
+from .teachers.teacher import Teacher
 
 
 @dataclass

@@ -8,8 +8,8 @@ from __future__ import annotations
 from dataclasses import dataclass, field
 from typing import Literal
 
-from .diff_augment import Operation
 from .precision import Precision
+from .recovery.diff_augment import Operation
 from .windows import Views
 
 

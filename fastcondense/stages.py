@@ -2,18 +2,19 @@
 
 from __future__ import annotations
 
-from . import distributed, report
-from .condense import condensed_set, made_jobs, recover
-from .condensed import read_losses, shard_path
-from .curve import evaluate_sizes
+from . import distributed
 from .distributed import first_alone
-from .evaluate import evaluate as evaluate_set
 from .jobs import jobs
-from .ranking import rank
-from .relabel import check_teachers, relabel
+from .labelling.relabel import check_teachers, relabel
+from .recovery.condense import condensed_set, made_jobs, recover
+from .reporting import report
 from .run import Run
-from .squeeze import chosen, squeeze
-from .students import arms, train_arm
+from .sets.condensed import read_losses, shard_path
+from .teachers.squeeze import chosen, squeeze
+from .training.curve import evaluate_sizes
+from .training.evaluate import evaluate as evaluate_set
+from .training.ranking import rank
+from .training.students import arms, train_arm
 
 __all__ = ["evaluate", "everything", "inspect", "rank", "recover", "relabel", "squeeze", "train"]
 
@@ -30,7 +31,7 @@ def train(run: Run) -> None:
 
 def inspect(run: Run) -> None:
     """Writes report.html of what there is, and once all images are finished grid.png and losses.png beside them."""
-    from .report_page import write_report  # matplotlib takes a second to import
+    from .reporting.page import write_report  # matplotlib takes a second to import
 
     if distributed.rank():
         return

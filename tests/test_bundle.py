@@ -12,9 +12,9 @@ from PIL import Image
 from small import fastcondense
 from torchvision.datasets import ImageFolder
 
-from fastcondense.bundle import read_bundle, read_run
 from fastcondense.cli import main
 from fastcondense.files import read_json, read_tensors, write_tensors
+from fastcondense.sets.bundle import read_bundle, read_run
 
 
 @pytest.fixture(scope="module")

@@ -8,15 +8,15 @@ import torch
 from small import frozen_network
 from torch import distributed, multiprocessing, nn
 
-from fastcondense import targets
-from fastcondense.collector import Collector
 from fastcondense.kernels.patch_moments import patch_moments_reference
 from fastcondense.log import Log
 from fastcondense.recipe import Recipe, load
 from fastcondense.recover_settings import Recover
 from fastcondense.run import Run
 from fastcondense.settings import Dataset
-from fastcondense.teacher import Teacher
+from fastcondense.statistics import targets
+from fastcondense.statistics.collector import Collector
+from fastcondense.teachers.teacher import Teacher
 
 LABELS = torch.tensor([2, 0, 2, 1, 2, 0, 2, 2, 0, 2])  # one image of class 1
 STATISTICS = ("bn", "conv", "patch")

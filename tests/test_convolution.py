@@ -6,7 +6,7 @@ import pytest
 import torch
 from torch import nn
 
-from fastcondense.convolution import FrozenConvolution
+from fastcondense.teachers.convolution import FrozenConvolution
 
 CASES = {
     "weights outweigh maps": ({"in_channels": 24, "out_channels": 40, "kernel_size": 3, "padding": 1}, 3),

@@ -7,12 +7,12 @@ import pytest
 import torch
 from small import fastcondense
 
-from fastcondense.bundle import read_bundle
 from fastcondense.cli import main
-from fastcondense.condensed import read_set
 from fastcondense.files import read_json, read_tensors
 from fastcondense.jobs import jobs
 from fastcondense.recipe import load
+from fastcondense.sets.bundle import read_bundle
+from fastcondense.sets.condensed import read_set
 
 SEQUENTIAL = (
     "--recover.nested.mode sequential --recover.iterations 4 --train.seeds 1 --evaluate.baselines random_soft"

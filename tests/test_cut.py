@@ -6,10 +6,10 @@ import pytest
 import torch
 from torch import nn
 
-from fastcondense import zoo
-from fastcondense.cut import Cut
 from fastcondense.settings import Dataset
-from fastcondense.teacher import Teacher
+from fastcondense.teachers import zoo
+from fastcondense.teachers.cut import Cut
+from fastcondense.teachers.teacher import Teacher
 
 LAYERS = [
     ("torchvision/resnet18", ("conv1", "bn1", "layer1", "layer3", "layer3.0.bn2", "layer3.0.downsample", "fc")),

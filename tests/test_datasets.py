@@ -11,7 +11,7 @@ import pytest
 from PIL import Image
 from scipy.io import savemat
 
-from fastcondense.datasets import RealData, Split, load
+from fastcondense.data.datasets import RealData, Split, load
 from fastcondense.settings import Dataset
 
 RNG = np.random.default_rng(7)

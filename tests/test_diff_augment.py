@@ -8,7 +8,7 @@ import pytest
 import torch
 from scipy import ndimage, stats
 
-from fastcondense.diff_augment import (
+from fastcondense.recovery.diff_augment import (
     ANGLE,
     BRIGHTNESS,
     COLUMNS,

@@ -8,9 +8,9 @@ import torch
 from torch import nn
 from torch.nn import functional as F
 
-from fastcondense.dino import Head, SelfDistillation, distill
-from fastcondense.multi_crop import Crops
 from fastcondense.settings import DINO
+from fastcondense.ssl.dino import Head, SelfDistillation, distill
+from fastcondense.ssl.multi_crop import Crops
 from fastcondense.windows import Views
 
 

@@ -13,14 +13,14 @@ from huggingface_hub import DatasetCard
 from safetensors.torch import load_file
 from small import image_folder, shards
 
-from fastcondense import zoo
 from fastcondense.cli import main
-from fastcondense.condensed import CondensedSet
-from fastcondense.export import folder_names
 from fastcondense.files import read_json, read_tensors
-from fastcondense.parquet_sets import write_rows
-from fastcondense.published_sets import read_published
+from fastcondense.sets.condensed import CondensedSet
+from fastcondense.sets.export import folder_names
+from fastcondense.sets.parquet_sets import write_rows
+from fastcondense.sets.published_sets import read_published
 from fastcondense.settings import Dataset
+from fastcondense.teachers import zoo
 from fastcondense.vision import torchvision
 
 IPC = 2

@@ -7,15 +7,15 @@ import pytest
 import torch
 from small import frozen_network
 
-from fastcondense import fingerprint as fingerprints
-from fastcondense import views
-from fastcondense.fingerprint import compare, fingerprint, probe
+from fastcondense.data.real import Normalization
 from fastcondense.kernels.replay_crop import replay_crop
-from fastcondense.labels import TeacherLabels
-from fastcondense.real import Normalization
+from fastcondense.labelling import fingerprint as fingerprints
+from fastcondense.labelling import views
+from fastcondense.labelling.fingerprint import compare, fingerprint, probe
+from fastcondense.labelling.labels import TeacherLabels
+from fastcondense.labelling.views import ReplayedViews
 from fastcondense.settings import Dataset, Labels, Train
-from fastcondense.teacher import Teacher
-from fastcondense.views import ReplayedViews
+from fastcondense.teachers.teacher import Teacher
 
 CLASSES = [str(k) for k in range(5)]
 DATASET = Dataset(name="digits", image_size=15, resize=15, mean=(0.4, 0.5, 0.3), std=(0.2, 0.3, 0.25))
@@ -119,7 +119,7 @@ def test_training_mode_labels_depend_on_their_groups():
 
 
 def test_hard_labels_have_no_fingerprint():
-    from fastcondense.labels import hard_labels
+    from fastcondense.labelling.labels import hard_labels
 
     with pytest.raises(ValueError, match="hard labels"):
         probe(ReplayedViews(PIXELS, LABELS, Labels(), NORMALIZE, 3), hard_labels, TRAIN)

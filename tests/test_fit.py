@@ -7,10 +7,10 @@ import torch
 from torch import nn
 from torch.nn import functional as F
 
-from fastcondense import fit as fit_module
-from fastcondense.fit import fit, learning_rate_factor, make_optimizer
 from fastcondense.rng import Stream
 from fastcondense.settings import Optimization
+from fastcondense.training import fit as fit_module
+from fastcondense.training.fit import fit, learning_rate_factor, make_optimizer
 
 # --- learning rate and optimizer -------------------------------------------------------------------------------------
 

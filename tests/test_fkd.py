@@ -12,13 +12,13 @@ from PIL import Image
 from rich.console import Console
 from torch.utils.data import BatchSampler, RandomSampler
 
-from fastcondense.fkd import BatchMixedViews, FKDViews, read_fkd
-from fastcondense.fkd_files import SamplerOrder, check_settings, is_fkd, num_bytes, read_batch
+from fastcondense.data.real import Normalization
+from fastcondense.labelling.fkd import BatchMixedViews, FKDViews, read_fkd
+from fastcondense.labelling.fkd_files import SamplerOrder, check_settings, is_fkd, num_bytes, read_batch
+from fastcondense.labelling.views import ReplayedViews, Span
 from fastcondense.log import Log
-from fastcondense.real import Normalization
 from fastcondense.recipe import Recipe
 from fastcondense.settings import Dataset, Labels, Train
-from fastcondense.views import ReplayedViews, Span
 from fastcondense.vision import torchvision
 
 F = torchvision.transforms.functional

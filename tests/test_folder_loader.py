@@ -9,10 +9,10 @@ import pytest
 import torch
 from PIL import Image
 
-from fastcondense.datasets import Split
+from fastcondense.data.datasets import Split
+from fastcondense.data.real import Normalization, split_batches, squares, training_batches
 from fastcondense.loaders.folder import FolderLoader, cut_center, cut_window, decode, index_folder
 from fastcondense.loaders.source import Centered, Faults, Windowed
-from fastcondense.real import Normalization, split_batches, squares, training_batches
 from fastcondense.rng import Stream
 from fastcondense.settings import Dataset
 from fastcondense.vision import torchvision

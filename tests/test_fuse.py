@@ -9,8 +9,8 @@ import torch
 from torch import nn
 from torch.nn import functional as F
 
-from fastcondense.fuse import fuse
-from fastcondense.moments import FrozenBatchNorm
+from fastcondense.teachers.fuse import fuse
+from fastcondense.teachers.moments import FrozenBatchNorm
 from fastcondense.vision import timm, torchvision
 
 

@@ -10,18 +10,19 @@ import pytest
 import torch
 from torch.nn import functional as F
 
-from fastcondense import recipe, zoo
-from fastcondense.condensed import CondensedSet
-from fastcondense.diff_augment import augment, augmentations
-from fastcondense.formation import Formation, shown, shown_tiles
-from fastcondense.gradient_matching import FeatureDistances, GradientMatching
+from fastcondense import recipe
+from fastcondense.gradient.formation import Formation, shown, shown_tiles
+from fastcondense.gradient.gradient_matching import FeatureDistances, GradientMatching
+from fastcondense.gradient.gradients import Condensing, GradientRecoverer, read_real, unfinished_path
+from fastcondense.gradient.learnable_subset import LearnableSubset
+from fastcondense.gradient.matched_networks import MatchedNetworks
 from fastcondense.gradient_settings import Gradients
-from fastcondense.gradients import Condensing, GradientRecoverer, read_real, unfinished_path
 from fastcondense.jobs import jobs
-from fastcondense.learnable_subset import LearnableSubset
-from fastcondense.matched_networks import MatchedNetworks
+from fastcondense.recovery.diff_augment import augment, augmentations
 from fastcondense.rng import Stream
 from fastcondense.run import Run
+from fastcondense.sets.condensed import CondensedSet
+from fastcondense.teachers import zoo
 
 SETTINGS = {
     "network": "zoo/convnet3_w32_in",

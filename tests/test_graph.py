@@ -3,14 +3,14 @@
 import pytest
 import torch
 
-from fastcondense import zoo
-from fastcondense.graph import WARM_UPS, Graphs
 from fastcondense.jobs import jobs
 from fastcondense.recipe import Recipe
-from fastcondense.recover import Recoverer, RecoverStep
 from fastcondense.recover_settings import Committee, Recover
+from fastcondense.recovery.graph import WARM_UPS, Graphs
+from fastcondense.recovery.recover import Recoverer, RecoverStep
 from fastcondense.settings import Dataset
-from fastcondense.teacher import Teacher
+from fastcondense.teachers import zoo
+from fastcondense.teachers.teacher import Teacher
 
 DATASET = Dataset(name="digits", image_size=16, resize=16)
 needs_gpu = pytest.mark.skipif(not torch.cuda.is_available(), reason="needs a GPU")

@@ -10,10 +10,10 @@ from torch.nn import functional as F
 
 from fastcondense.jobs import jobs
 from fastcondense.recipe import Recipe
-from fastcondense.recover import RecoverStep
 from fastcondense.recover_settings import Recover
+from fastcondense.recovery.recover import RecoverStep
 from fastcondense.settings import Dataset
-from fastcondense.teacher import Teacher
+from fastcondense.teachers.teacher import Teacher
 
 DATASET = Dataset(name="digits", image_size=16, resize=16)
 

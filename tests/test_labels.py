@@ -8,13 +8,13 @@ import torch
 from torch import nn
 from torch.nn import functional as F
 
-from fastcondense import zoo
-from fastcondense.labels import TeacherLabels, Wanted, ensemble_scales, hard_labels, student_loss
-from fastcondense.real import Normalization
+from fastcondense.data.real import Normalization
+from fastcondense.labelling.labels import TeacherLabels, Wanted, ensemble_scales, hard_labels, student_loss
+from fastcondense.labelling.views import ReplayedViews
 from fastcondense.rng import Stream
 from fastcondense.settings import Dataset, Labels, Train
-from fastcondense.teacher import Teacher
-from fastcondense.views import ReplayedViews
+from fastcondense.teachers import zoo
+from fastcondense.teachers.teacher import Teacher
 from fastcondense.vision import timm, torchvision
 
 DATASET = Dataset(name="digits", image_size=8, resize=8)

@@ -8,8 +8,8 @@ from fkd import PublishedEpoch, ReplayedFiles, write_images, write_labels
 from PIL import Image
 from torch.nn import functional as F
 
-from fastcondense import zoo
 from fastcondense.settings import Dataset
+from fastcondense.teachers import zoo
 from fastcondense.vision import torchvision
 
 DATASET = Dataset(image_size=24, resize=24)

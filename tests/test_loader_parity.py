@@ -8,14 +8,14 @@ import torch
 from memory import growth_over_20_epochs
 from photographs import broken_files, odd_files, write_jpegs
 
-from fastcondense import sources
-from fastcondense.datasets import Split
+from fastcondense.data import sources
+from fastcondense.data.datasets import Split
+from fastcondense.data.real import EvaluationImages, shares, split_batches, square_batches, training_batches
+from fastcondense.data.sources import choose, open_source, skipped
 from fastcondense.loaders.folder import FolderLoader
 from fastcondense.loaders.source import Centered, Faults, Windowed
-from fastcondense.real import EvaluationImages, shares, split_batches, square_batches, training_batches
 from fastcondense.rng import Stream
 from fastcondense.settings import Dataset
-from fastcondense.sources import choose, open_source, skipped
 from fastcondense.windows import Views, windows
 
 CPU = torch.device("cpu")
@@ -189,7 +189,7 @@ def test_a_bad_file_ends_training_or_is_skipped_and_listed(tmp_path, name):
 def test_evaluation_images_are_the_same_streamed_and_kept(files, monkeypatch):
     split = split_of(files)
     kept = EvaluationImages(split, DATASET, CPU)
-    monkeypatch.setattr("fastcondense.real._KEPT_BYTES", 0)
+    monkeypatch.setattr("fastcondense.data.real._KEPT_BYTES", 0)
     streamed = EvaluationImages(split, DATASET, CPU)
     assert kept.is_small and not streamed.is_small
     for _ in range(2):

@@ -6,7 +6,7 @@ import pytest
 import torch
 from kernel_checks import NoHostReads, relative_rms
 
-from fastcondense.matching import Matching, layer_weights
+from fastcondense.statistics.matching import Matching, layer_weights
 
 LAYOUTS = {
     "one": [(3, 3)],

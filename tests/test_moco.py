@@ -6,9 +6,9 @@ import pytest
 import torch
 from torch import nn
 
-from fastcondense.moco import MomentumContrast, contrast
-from fastcondense.multi_crop import Crops
 from fastcondense.settings import MoCo
+from fastcondense.ssl.moco import MomentumContrast, contrast
+from fastcondense.ssl.multi_crop import Crops
 from fastcondense.windows import Views
 
 

@@ -7,8 +7,8 @@ import torch
 from torch import nn
 from torch.nn import functional as F
 
-from fastcondense.fuse import fuse
-from fastcondense.moments import ConvolutionTap
+from fastcondense.teachers.fuse import fuse
+from fastcondense.teachers.moments import ConvolutionTap
 from fastcondense.vision import torchvision
 
 

@@ -14,16 +14,17 @@ from PIL import Image
 from rich.console import Console
 from torch.nn import functional as F
 
-from fastcondense import initial, mosaic, zoo
 from fastcondense.jobs import Job, jobs
 from fastcondense.loaders.folder import cut_center
 from fastcondense.log import Log
 from fastcondense.recipe import Recipe
 from fastcondense.recover_settings import Initial, Recover
+from fastcondense.recovery import initial, mosaic
 from fastcondense.rng import Stream
 from fastcondense.run import Run
 from fastcondense.settings import Dataset, Squeeze
-from fastcondense.teacher import Teacher
+from fastcondense.teachers import zoo
+from fastcondense.teachers.teacher import Teacher
 from fastcondense.windows import windows
 
 transforms = importlib.import_module("torchvision.transforms.v2.functional")

@@ -6,13 +6,13 @@ import torch
 from image_files import bad_files, jpeg, scene
 from PIL import Image
 
-from fastcondense.datasets import Split
+from fastcondense.data.datasets import Split
+from fastcondense.data.sources import skipped
 from fastcondense.kernels.crop import crop
-from fastcondense.multi_crop import MultiCrop, unpack
-from fastcondense.recolor import recolor
 from fastcondense.rng import Stream
 from fastcondense.settings import DINO, Dataset, SelfSupervision
-from fastcondense.sources import skipped
+from fastcondense.ssl.multi_crop import MultiCrop, unpack
+from fastcondense.ssl.recolor import recolor
 from fastcondense.windows import windows
 
 CPU = torch.device("cpu")

@@ -5,15 +5,15 @@ import pytest
 import torch
 from small import frozen_network
 
-from fastcondense.initial import noise
+from fastcondense.data.real import Normalization
 from fastcondense.jobs import Job, jobs
-from fastcondense.nested import FinishedSlots, Pool, merge
-from fastcondense.real import Normalization
 from fastcondense.recipe import Recipe
-from fastcondense.recover import Recoverer, RecoverStep, Sources
 from fastcondense.recover_settings import Nested, Recover
+from fastcondense.recovery.initial import noise
+from fastcondense.recovery.nested import FinishedSlots, Pool, merge
+from fastcondense.recovery.recover import Recoverer, RecoverStep, Sources
 from fastcondense.settings import Dataset
-from fastcondense.teacher import Teacher
+from fastcondense.teachers.teacher import Teacher
 
 CPU = torch.device("cpu")
 CLASSES = [str(k) for k in range(6)]

@@ -6,12 +6,12 @@ import pytest
 import torch
 from torch.nn import functional as F
 
-from fastcondense.fit import make_optimizer
-from fastcondense.fuse import fuse
 from fastcondense.settings import Dataset, Optimization
-from fastcondense.teacher import Teacher
+from fastcondense.teachers.fuse import fuse
+from fastcondense.teachers.teacher import Teacher
+from fastcondense.teachers.zoo import build, channels_last
+from fastcondense.training.fit import make_optimizer
 from fastcondense.vision import torchvision
-from fastcondense.zoo import build, channels_last
 
 # Parameters with 1000 classes as their authors state them, and numbers of BatchNorm and of convolution layers (for
 # G-VBSM's and EDC's teachers those of spec gvbsm_edc 1.1).

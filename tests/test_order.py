@@ -5,12 +5,12 @@ import pytest
 import torch
 from small import frozen_network
 
-from fastcondense.condensed import CondensedSet
-from fastcondense.order import order_slots
-from fastcondense.real import Normalization
+from fastcondense.data.real import Normalization
 from fastcondense.recover_settings import Recover
+from fastcondense.sets.condensed import CondensedSet
 from fastcondense.settings import Dataset
-from fastcondense.teacher import Teacher
+from fastcondense.teachers.teacher import Teacher
+from fastcondense.training.order import order_slots
 
 CLASSES = [str(k) for k in range(3)]
 DATASET = Dataset(name="digits", image_size=13, resize=13, mean=(0.4, 0.5, 0.3), std=(0.2, 0.3, 0.25))

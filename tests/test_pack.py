@@ -12,8 +12,8 @@ import pytest
 from image_files import bad_files, good_files, jpeg, scene, write_folder
 from PIL import Image
 
-from fastcondense import datasets
 from fastcondense.cli import main
+from fastcondense.data import datasets
 from fastcondense.loaders import pack as packing_module
 from fastcondense.loaders.beton import HEADER, JPEG, RAW, Sidecar, read_beton
 from fastcondense.loaders.folder import decode, index_folder

@@ -6,13 +6,15 @@ import pytest
 import torch
 from torch import nn
 
-from fastcondense import datasets, recipe, zoo
-from fastcondense import fit as fit_module
-from fastcondense import probe as probe_module
+from fastcondense import recipe
 from fastcondense.cli import main
+from fastcondense.data import datasets
 from fastcondense.files import read_tensors
-from fastcondense.probe import read_probe, train_probe
 from fastcondense.run import Run
+from fastcondense.ssl import probe as probe_module
+from fastcondense.ssl.probe import read_probe, train_probe
+from fastcondense.teachers import zoo
+from fastcondense.training import fit as fit_module
 
 FLAGS = (
     "--recipe sre2l/digits-ipc2 --squeeze.teachers zoo/convnet3_w32 --squeeze.gate-images 4 --device cpu "

@@ -10,17 +10,17 @@ import pytest
 import torch
 from small import frozen_network
 
-from fastcondense import pruning, targets
 from fastcondense.jobs import jobs
 from fastcondense.kernels.patch_moments import patch_moments_reference
 from fastcondense.log import Log
-from fastcondense.matching import Matching, layer_weights
-from fastcondense.moments import ConvolutionTap, FrozenBatchNorm
 from fastcondense.recipe import load
-from fastcondense.recover import Recoverer
+from fastcondense.recovery.recover import Recoverer
 from fastcondense.run import Run
 from fastcondense.settings import Dataset
-from fastcondense.teacher import Teacher
+from fastcondense.statistics import pruning, targets
+from fastcondense.statistics.matching import Matching, layer_weights
+from fastcondense.teachers.moments import ConvolutionTap, FrozenBatchNorm
+from fastcondense.teachers.teacher import Teacher
 
 STATISTICS = ("bn", "conv", "patch")
 

@@ -12,13 +12,13 @@ from kernel_checks import relative_rms
 from torch import nn
 from torch.nn import functional as F
 
-from fastcondense import zoo
 from fastcondense.kernels.crop import crop
 from fastcondense.kernels.image_prior import image_prior
-from fastcondense.matching import Matching, layer_weights
-from fastcondense.regularizers import densification, flatness
+from fastcondense.recovery.regularizers import densification, flatness
 from fastcondense.settings import Dataset
-from fastcondense.teacher import Teacher
+from fastcondense.statistics.matching import Matching, layer_weights
+from fastcondense.teachers import zoo
+from fastcondense.teachers.teacher import Teacher
 
 SIZE, PATCH, NUM_CLASSES = 17, 4, 6
 DATASET = Dataset(name="digits", image_size=SIZE, resize=SIZE)

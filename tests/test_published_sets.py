@@ -16,10 +16,10 @@ from datasets.table import embed_table_storage
 from PIL import Image
 from small import fastcondense, shards
 
-from fastcondense.datasets import load
+from fastcondense.data.datasets import load
 from fastcondense.files import read_json, read_tensors
-from fastcondense.imported import judge_order
-from fastcondense.published_sets import class_order, read_published
+from fastcondense.sets.imported import judge_order
+from fastcondense.sets.published_sets import class_order, read_published
 from fastcondense.settings import Dataset
 from fastcondense.vision import timm
 

@@ -8,13 +8,14 @@ import pytest
 import torch
 from rich.console import Console
 
-from fastcondense import targets, zoo
 from fastcondense.files import read_tensors
 from fastcondense.log import Log
 from fastcondense.recipe import Recipe, load
 from fastcondense.recover_settings import Recover
 from fastcondense.run import Run
-from fastcondense.teacher import Teacher
+from fastcondense.statistics import targets
+from fastcondense.teachers import zoo
+from fastcondense.teachers.teacher import Teacher
 
 NAME = "zoo/convnet3_w32"
 SIZE, P, NUM_CLASSES = 8, 4, 10

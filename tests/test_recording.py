@@ -10,18 +10,18 @@ from PIL import Image
 from small import frozen_network
 from torch import nn
 
-from fastcondense.condensed import read_record, write_shard
+from fastcondense.data.real import Normalization
 from fastcondense.files import read_tensors, write_tensors
 from fastcondense.jobs import Job, jobs
-from fastcondense.nested import FinishedSlots
-from fastcondense.real import Normalization
 from fastcondense.recipe import Recipe
-from fastcondense.recording import LAYER_ROWS, JobRecorder, Record, SnapshotRecorder
-from fastcondense.recover import Recoverer, RecoverStep, Sources
 from fastcondense.recover_settings import Committee, Nested, Recover
-from fastcondense.schedule import turns
+from fastcondense.recovery.nested import FinishedSlots
+from fastcondense.recovery.recording import LAYER_ROWS, JobRecorder, Record, SnapshotRecorder
+from fastcondense.recovery.recover import Recoverer, RecoverStep, Sources
+from fastcondense.recovery.schedule import turns
+from fastcondense.sets.condensed import read_record, write_shard
 from fastcondense.settings import Dataset
-from fastcondense.teacher import Teacher
+from fastcondense.teachers.teacher import Teacher
 
 CPU = torch.device("cpu")
 DATASET = Dataset(name="digits", image_size=12, resize=12)

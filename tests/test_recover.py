@@ -10,14 +10,14 @@ from small import frozen_network
 from torch import nn
 from torch.nn import functional as F
 
+from fastcondense.data.real import Normalization
 from fastcondense.jobs import jobs
-from fastcondense.real import Normalization
 from fastcondense.recipe import Recipe
-from fastcondense.recover import Recoverer, RecoverStep
 from fastcondense.recover_settings import Recover
-from fastcondense.schedule import crop_lower_bounds, learning_rates, window_table
+from fastcondense.recovery.recover import Recoverer, RecoverStep
+from fastcondense.recovery.schedule import crop_lower_bounds, learning_rates, window_table
 from fastcondense.settings import Dataset
-from fastcondense.teacher import Teacher
+from fastcondense.teachers.teacher import Teacher
 
 CPU = torch.device("cpu")
 ALONE = ((0, 1.0),)  # the turn of the first teacher

@@ -13,11 +13,11 @@ from torch.nn import functional as F
 
 from fastcondense.jobs import Job, jobs
 from fastcondense.recipe import Recipe
-from fastcondense.recover import Recoverer, RecoverStep, Sources
 from fastcondense.recover_settings import Committee, Recover
-from fastcondense.schedule import live_layers, stages, turns, window_table
+from fastcondense.recovery.recover import Recoverer, RecoverStep, Sources
+from fastcondense.recovery.schedule import live_layers, stages, turns, window_table
 from fastcondense.settings import Dataset
-from fastcondense.teacher import Teacher
+from fastcondense.teachers.teacher import Teacher
 
 CPU = torch.device("cpu")
 CLASSES = [str(k) for k in range(6)]

@@ -5,7 +5,8 @@ import io
 import pytest
 from rich.console import Console
 
-from fastcondense import log, report
+from fastcondense import log
+from fastcondense.reporting import report
 
 
 @pytest.mark.parametrize(

@@ -15,16 +15,18 @@ from browser import CHROMIUM, look
 from PIL import Image
 from small import fastcondense
 
-from fastcondense import datasets, recipe, zoo
-from fastcondense.diversity import diversity
-from fastcondense.embedding import embed, image_features
+from fastcondense import recipe
+from fastcondense.data import datasets
 from fastcondense.files import read_json, read_tensors, write_json, write_tensors
-from fastcondense.findings import class_titles, mean_layers, read_findings
-from fastcondense.recording import LayerLosses
-from fastcondense.report_html import tag
-from fastcondense.report_images import animation, thumbnail
+from fastcondense.recovery.recording import LayerLosses
+from fastcondense.reporting.diversity import diversity
+from fastcondense.reporting.embedding import embed, image_features
+from fastcondense.reporting.findings import class_titles, mean_layers, read_findings
+from fastcondense.reporting.html import tag
+from fastcondense.reporting.images import animation, thumbnail
 from fastcondense.run import Run
-from fastcondense.squeeze import squeeze
+from fastcondense.teachers import zoo
+from fastcondense.teachers.squeeze import squeeze
 
 FAST = (
     "--squeeze.epochs 1 --squeeze.gate-images 0 --recover.iterations 10 --train.epochs 3 --train.evaluate-every 1 "

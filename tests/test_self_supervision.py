@@ -9,11 +9,12 @@ import pytest
 import torch
 from small import fastcondense
 
-from fastcondense import fit as fit_module
-from fastcondense import recipe, zoo
+from fastcondense import recipe
 from fastcondense.files import read_tensors
 from fastcondense.run import Run
-from fastcondense.self_supervision import pretrain
+from fastcondense.ssl.self_supervision import pretrain
+from fastcondense.teachers import zoo
+from fastcondense.training import fit as fit_module
 
 METHODS = {
     "moco": "--squeeze.self-supervision.moco.queue 256 --squeeze.self-supervision.moco.decay 0.99",

@@ -7,10 +7,10 @@ import pytest
 import torch
 from torch import nn
 
-from fastcondense import zoo
 from fastcondense.files import read_checkpoint
-from fastcondense.ssl_checkpoints import import_backbone, is_self_supervised
-from fastcondense.teacher import load_weights
+from fastcondense.ssl.ssl_checkpoints import import_backbone, is_self_supervised
+from fastcondense.teachers import zoo
+from fastcondense.teachers.teacher import load_weights
 
 CLASSIFIERS = {"zoo/resnet20": "linear", "zoo/convnet2": "head", "torchvision/resnet18": "fc"}
 

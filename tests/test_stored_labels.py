@@ -12,17 +12,17 @@ import torch
 from small import fastcondense
 from torch.nn import functional as F
 
-from fastcondense import stored_labels
-from fastcondense.condense import condensed_set
 from fastcondense.files import read_json, read_tensors
-from fastcondense.fkd import FKDViews, write_fkd
-from fastcondense.labels import TeacherLabels
+from fastcondense.labelling import stored_labels
+from fastcondense.labelling.fkd import FKDViews, write_fkd
+from fastcondense.labelling.labels import TeacherLabels
+from fastcondense.labelling.relabel import relabel
+from fastcondense.labelling.stored_labels import compress, expand, read_labels, replay_specification, stored_bytes
+from fastcondense.labelling.views import ReplayedViews
 from fastcondense.recipe import load
-from fastcondense.relabel import relabel
+from fastcondense.recovery.condense import condensed_set
 from fastcondense.run import Run
-from fastcondense.squeeze import chosen, squeeze
-from fastcondense.stored_labels import compress, expand, read_labels, replay_specification, stored_bytes
-from fastcondense.views import ReplayedViews
+from fastcondense.teachers.squeeze import chosen, squeeze
 
 FAST = (
     "--squeeze.teachers zoo/convnet3_w32 zoo/convnet1 --squeeze.epochs 2 --squeeze.gate-images 0 "

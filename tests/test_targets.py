@@ -8,17 +8,18 @@ import torch
 from small import fastcondense, image_folder, shards
 from torch import nn
 
-from fastcondense import targets, zoo
-from fastcondense.collector import Collector
-from fastcondense.condensed import read_losses
+from fastcondense.data.real import squares
 from fastcondense.jobs import Job
 from fastcondense.log import Log
-from fastcondense.real import squares
 from fastcondense.recipe import Recipe, load
 from fastcondense.recover_settings import Recover
 from fastcondense.run import Run
+from fastcondense.sets.condensed import read_losses
 from fastcondense.settings import Dataset
-from fastcondense.teacher import Teacher
+from fastcondense.statistics import targets
+from fastcondense.statistics.collector import Collector
+from fastcondense.teachers import zoo
+from fastcondense.teachers.teacher import Teacher
 
 DATASET = Dataset(name="digits", image_size=18, resize=18)
 

@@ -10,11 +10,11 @@ from safetensors.torch import save_file
 from torch import nn
 from torch.nn import functional as F
 
-from fastcondense import zoo
-from fastcondense.datasets import load
+from fastcondense.data.datasets import load
 from fastcondense.files import read_checkpoint
 from fastcondense.settings import Dataset
-from fastcondense.teacher import Teacher, check_gate, load_weights, match_classes, state_dict
+from fastcondense.teachers import zoo
+from fastcondense.teachers.teacher import Teacher, check_gate, load_weights, match_classes, state_dict
 
 CPU = torch.device("cpu")
 

@@ -4,9 +4,9 @@ import numpy as np
 import pytest
 import torch
 
-from fastcondense.real import Normalization
+from fastcondense.data.real import Normalization
+from fastcondense.labelling.views import ReplayedViews
 from fastcondense.settings import Dataset, Labels, Train
-from fastcondense.views import ReplayedViews
 
 CLASSES, LARGEST = 3, 7
 NORMALIZE = Normalization.of(Dataset(name="digits", image_size=9, resize=9), torch.device("cpu"))

@@ -4,13 +4,13 @@ import numpy as np
 import pytest
 import torch
 
-from fastcondense.diff_augment import augment, augmentations
+from fastcondense.data.real import Normalization, split_batches
 from fastcondense.kernels.crop import crop
-from fastcondense.real import Normalization, split_batches
+from fastcondense.labelling.tiles import shuffle_tiles
+from fastcondense.labelling.views import ReplayedViews, Span, cutmix_boxes
+from fastcondense.recovery.diff_augment import augment, augmentations
 from fastcondense.rng import Stream
 from fastcondense.settings import Dataset, Labels, Train
-from fastcondense.tiles import shuffle_tiles
-from fastcondense.views import ReplayedViews, Span, cutmix_boxes
 from fastcondense.vision import torchvision
 from fastcondense.windows import windows
 

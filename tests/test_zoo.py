@@ -6,8 +6,8 @@ import pytest
 import torch
 from torch import nn
 
+from fastcondense.teachers.zoo import ZOO, build, channels_last
 from fastcondense.vision import timm, torchvision
-from fastcondense.zoo import ZOO, build, channels_last
 
 
 def count(net):

@@ -1,0 +1,1 @@
+"""Real images: published data sets, their loaders, and batches of them on the device."""

@@ -1,0 +1,1 @@
+"""Recover by gradients: IDC, and MDC's subsets."""

@@ -1,0 +1,1 @@
+"""Labels of replayed views: on the fly, stored, or as others publish them; and the fingerprint that checks them."""

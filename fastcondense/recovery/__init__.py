@@ -1,0 +1,1 @@
+"""Recover: jobs, their initial images, and the descent through frozen teachers."""

@@ -1,0 +1,86 @@
+"""Initial images of a job: noise, real training images, or mosaics of crops that teachers know best (RDED)."""
+
+from __future__ import annotations
+
+import functools
+from collections.abc import Callable, Sequence
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from ..data.real import square_batches
+from ..jobs import Job
+from ..recipe import Recipe
+from ..rng import Stream
+from ..run import Run
+from ..teachers.teacher import Teacher
+from .mosaic import mosaics
+
+InitialImages = Callable[[Job], Tensor]
+"""Normalised images of a job, float32 [num_images, 3, S, S], on the device of the run."""
+_ATTEMPTS = 10  # images that are tried in a slot, where files cannot be read
+
+
+def make(run: Run, teachers: Sequence[Teacher]) -> InitialImages:
+    """The initial images of the kind that the recipe names (recover.initial). teachers: all of the recipe's.
+
+    Mosaics take a while: the crops of every class are scored first, class by class, and finished classes are kept.
+    Raises ValueError if a class has too few images for them.
+    """
+    kind = run.recipe.recover.initial.kind
+    if kind == "noise":
+        return noise(run.recipe, run.device)
+    return real(run) if kind == "real" else mosaics(run, teachers)
+
+
+def noise(recipe: Recipe, device: torch.device) -> InitialImages:
+    """Standard normal numbers, which depend on (seed, class, slot) alone (SRe2L, spec 1.2)."""
+    stream, size = Stream(recipe.seed, "recover/noise"), recipe.dataset.image_size
+
+    def images(job: Job) -> Tensor:
+        rows = list(zip(job.classes().tolist(), job.slots().tolist(), strict=True))
+        return stream.normal(rows, 3 * size * size, device).view(len(rows), 3, size, size)
+
+    return images
+
+
+def real(run: Run) -> InitialImages:
+    """Random training images as the evaluation transform sees them, mirrored with probability recover.initial.flip.
+
+    The k-th slot of a class is the k-th image of a permutation of the class, which another one follows when it ends. An
+    image that cannot be read (dataset.on_error "skip") is replaced by one of yet another permutation; raises ValueError
+    if ten in a row cannot.
+    """
+    recipe, split, size = run.recipe, run.real.train, run.recipe.dataset.image_size
+    flips = Stream(recipe.seed, "initial/real/flip")
+
+    @functools.cache
+    def order(label: int, turn: int, attempt: int) -> np.ndarray:
+        members = np.flatnonzero(split.labels == label)
+        return members[Stream(recipe.seed, f"initial/real/{turn}/{attempt}").permutation(len(members), label)]
+
+    def sample(label: int, slot: int, attempt: int) -> int:
+        turn, place = divmod(slot, len(order(label, 0, 0)))
+        return int(order(label, turn, attempt)[place])
+
+    def images(job: Job) -> Tensor:
+        classes, slots = job.classes().numpy(), job.slots().numpy()
+        result = torch.empty(job.num_images, 3, size, size, device=run.device)
+        todo = np.arange(job.num_images)
+        for attempt in range(_ATTEMPTS):
+            ids = np.array([sample(int(classes[k]), int(slots[k]), attempt) for k in todo])
+            wanted = np.unique(ids)
+            for pixels, read in square_batches(split, recipe.dataset, run.device, ids=wanted):
+                have = read.cpu().numpy()
+                at = np.flatnonzero(np.isin(ids, have))
+                result[todo[at]] = run.normalize(pixels)[np.searchsorted(have, ids[at])]
+                todo, ids = np.delete(todo, at), np.delete(ids, at)
+            if not len(todo):
+                mirrored = flips.uniform(classes, slots)[0] < recipe.recover.initial.flip
+                result[mirrored] = result[mirrored].flip(3)
+                return result
+        run.report_skipped(split)
+        raise ValueError(f"{_ATTEMPTS} random images in a row of class {run.real.classes[classes[todo[0]]]!r} are bad")
+
+    return images

@@ -1,0 +1,1 @@
+"""What people look at: tables, grids, and the report's page."""

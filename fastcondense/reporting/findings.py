@@ -1,0 +1,175 @@
+"""What a run has left so far, read for its report. What a stage that has not run would have left is empty."""
+
+from __future__ import annotations
+
+import datetime
+import json
+import re
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from ..files import read_json, read_metadata
+from ..recovery.condense import made_jobs
+from ..recovery.recording import LayerLosses, Record, Snapshots
+from ..run import Run
+from ..sets.condensed import read_losses, read_present, read_record, shard_path
+from ..sets.imported import read_origin
+from ..teachers.squeeze import teacher_path
+from ..training.students import Student, arms, read_student, student_folder
+from ..vision import timm
+
+CLASSES, SLOTS = 20, 20
+"""The first classes and slots, whose images are read."""
+
+
+@dataclass(frozen=True)
+class TeacherFile:
+    """A finished teacher: its name, the hash of its weights, top-1 in per cent, bytes on disk, and seconds."""
+
+    name: str
+    sha256: str
+    top1: float
+    bytes: int
+    seconds: float
+
+
+@dataclass(frozen=True)
+class Findings:
+    """All that the report shows, but what it computes."""
+
+    run: Run
+    titles: tuple[str, ...]
+    """Names of the classes, for people."""
+    environment: dict[str, Any]
+    dates: str
+    """When the first and the last thing was made; empty for nothing."""
+    teachers: list[TeacherFile]
+    images: dict[tuple[int, int], Tensor]
+    """Finished images of the first classes and slots, uint8 [3, S, S] by class and slot."""
+    num_jobs: int
+    num_finished: int
+    num_images: int
+    """In all finished jobs."""
+    losses: Tensor | None
+    """float32 [jobs, T, 3], of all finished jobs: total, cross-entropy, matching."""
+    snapshots: Snapshots | None
+    layers: list[LayerLosses]
+    """Of each teacher: the mean over all jobs."""
+    recover_seconds: float
+    shard_bytes: int
+    replay: dict[str, Any] | None
+    origin: dict[str, Any] | None
+    """Where the images are imported from, if they are."""
+    students: dict[str, list[Student]]
+    """Finished ones of each arm."""
+    result: dict[str, Any]
+    """What evaluate has written, as the other two; empty if it has not run."""
+    sizes: dict[str, Any]
+    ranking: dict[str, Any]
+
+    @property
+    def has_other_scores(self) -> bool:
+        """Whether the result is that of other settings than the run has now."""
+        return bool(self.result) and self.result["recipe_sha256"] != self.run.recipe.sha256()
+
+
+def read_findings(run: Run) -> Findings:
+    """Reads the folder of the run; nothing is computed, and nothing has to be there."""
+    recipe, folder, classes = run.recipe, run.out / "condensed", run.real.classes
+    everything = [job for job in made_jobs(run) if job.first_slot < recipe.ipc]
+    images, finished = read_present(folder, everything, CLASSES, min(SLOTS, recipe.ipc))
+    paths = [shard_path(folder, job.index) for job in finished]
+    records = [read_record(folder, job.index) for job in finished]
+    losses = read_losses(folder, len(everything)) if finished else None
+    numbers = range(recipe.train.seeds)
+    students = {
+        arm.name: [
+            read_student(run, arm, n) for n in numbers if (student_folder(run, arm, n) / "student.json").exists()
+        ]
+        for arm in arms(run)
+    }
+    return Findings(
+        run=run,
+        titles=class_titles(classes),
+        environment=read_json(run.out / "environment.json"),
+        dates=_dates(run.out / "log.jsonl"),
+        teachers=[
+            _teacher(path, name) for name in recipe.squeeze.teachers if (path := teacher_path(run.out, name)).exists()
+        ],
+        images=images,
+        num_jobs=len(everything),
+        num_finished=len(finished),
+        num_images=sum(job.num_images for job in finished),
+        losses=losses if losses is not None and losses.shape[1] else None,
+        snapshots=_all_snapshots(records),
+        layers=mean_layers([table for record in records for table in record.layers]),
+        recover_seconds=sum(float(read_metadata(path).get("seconds", 0)) for path in paths),
+        shard_bytes=sum(path.stat().st_size for path in paths),
+        replay=_optional(folder / "manifest.json").get("replay"),
+        students=students,
+        origin=read_origin(folder),
+        result=_optional(run.out / "result.json"),
+        sizes=_optional(run.out / "curve.json"),
+        ranking=_optional(run.out / "ranking.json"),
+    )
+
+
+def _optional(path: Path) -> dict[str, Any]:
+    """A JSON file; empty if there is none."""
+    return dict(read_json(path)) if path.exists() else {}
+
+
+def class_titles(classes: Sequence[str]) -> tuple[str, ...]:
+    """Class names for people: ImageNet's wnids in words, all others as they are."""
+    if not all(re.fullmatch(r"n\d{8}", name) for name in classes):
+        return tuple(classes)
+    info = timm.data.ImageNetInfo()
+    known = set(info.label_names())
+    return tuple(info.label_name_to_description(name).partition(",")[0] if name in known else name for name in classes)
+
+
+def mean_layers(tables: Sequence[LayerLosses]) -> list[LayerLosses]:
+    """One table a teacher: the mean of all that jobs have of it; teachers in their order."""
+    by_teacher: dict[tuple[str, tuple[str, ...]], list[LayerLosses]] = {}
+    for table in tables:
+        by_teacher.setdefault((table.teacher, table.names), []).append(table)
+    return [
+        LayerLosses(teacher, names, some[0].iterations, torch.stack([table.losses for table in some]).mean(0))
+        for (teacher, names), some in by_teacher.items()
+    ]
+
+
+def _all_snapshots(records: Sequence[Record]) -> Snapshots | None:
+    """Those of all jobs, by class."""
+    some = [record.snapshots for record in records if record.snapshots is not None]
+    some = [one for one in some if torch.equal(one.iterations, some[0].iterations)]
+    if not some:
+        return None
+    classes = torch.cat([one.classes for one in some])
+    order = classes.argsort()
+    return Snapshots(torch.cat([one.images for one in some], 1)[:, order], classes[order], some[0].iterations)
+
+
+def _teacher(path: Path, name: str) -> TeacherFile:
+    kept = read_metadata(path)
+    return TeacherFile(name, kept["sha256"], float(kept["top1"]), path.stat().st_size, float(kept["seconds"]))
+
+
+def _dates(log: Path) -> str:
+    """UTC, by the minute; events that make nothing do not count."""
+    made = ("teacher", "job", "epoch", "result")
+    times = [
+        entry["time"]
+        for line in (log.read_text().splitlines() if log.exists() else [])
+        if (entry := json.loads(line))["event"] in made
+    ]
+    if not times:
+        return ""
+    first, last = (datetime.datetime.fromtimestamp(time, datetime.UTC) for time in (min(times), max(times)))
+    end = f"{last:%H:%M}" if first.date() == last.date() else f"{last:%Y-%m-%d %H:%M}"
+    return f"{first:%Y-%m-%d %H:%M} to {end} UTC"

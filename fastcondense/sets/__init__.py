@@ -1,0 +1,1 @@
+"""Condensed sets as files: shards of a run, bundles, imports and exports."""

@@ -1,0 +1,165 @@
+"""The condensed set: uint8 images [classes, ipc, 3, S, S] in lossless shards, one a job, and a manifest."""
+
+from __future__ import annotations
+
+import hashlib
+import json
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from ..files import read_json, read_tensors, write_json, write_tensors
+from ..jobs import Job
+from ..recovery.recording import Record
+
+FORMAT = 2
+_RUNNING_MEANS = "running_means/"
+
+
+@dataclass(frozen=True)
+class CondensedSet:
+    """Images in class order, and within a class in order of rank: the first n are the IPC-n set."""
+
+    images: Tensor
+    """uint8 [classes, ipc, 3, S, S] on the host."""
+    classes: tuple[str, ...]
+
+    @property
+    def ipc(self) -> int:
+        return self.images.shape[1]
+
+    def first(self, ipc: int) -> CondensedSet:
+        """The first images of each class. Raises ValueError if there are fewer."""
+        if ipc > self.ipc:
+            raise ValueError(f"the set has {self.ipc} images of each class, {ipc} are wanted")
+        return CondensedSet(self.images[:, :ipc], self.classes)
+
+    def ordered(self, ranks: Tensor) -> CondensedSet:
+        """With the slots of each class in another order: int64 [classes, ipc]."""
+        return CondensedSet(
+            torch.stack([mine[order] for mine, order in zip(self.images, ranks, strict=True)]), self.classes
+        )
+
+    def flat(self) -> tuple[Tensor, Tensor]:
+        """Images uint8 [classes * ipc, 3, S, S] and labels int64, class by class."""
+        num_classes, ipc = self.images.shape[:2]
+        return self.images.flatten(0, 1), torch.arange(num_classes).repeat_interleave(ipc)
+
+
+def digests(condensed: CondensedSet) -> list[str]:
+    """SHA-256 of the pixels of each class, in class order."""
+    return [hashlib.sha256(images.contiguous().numpy().tobytes()).hexdigest() for images in condensed.images]
+
+
+def shard_path(folder: Path, job: int) -> Path:
+    return folder / f"shard-{job:05d}.safetensors"
+
+
+def open_folder(folder: Path, manifest: Mapping[str, Any]) -> dict[str, Any]:
+    """Starts or continues a condensed set; one without images yet is started anew. Returns the manifest on disk.
+
+    Raises ValueError if the folder holds images that were made from something else, and names what differs.
+    """
+    path = folder / "manifest.json"
+    if not path.exists() or not any(folder.glob("shard-*.safetensors")):
+        write_json(path, {"format": FORMAT, **manifest})
+        return dict(manifest)
+    stored = read_json(path)
+    wanted = json.loads(json.dumps(manifest))
+    if difference := first_difference({key: stored.get(key) for key in wanted}, wanted):
+        raise ValueError(
+            f"{folder} holds images of another recipe ({difference}); choose another --out, or delete that folder"
+        )
+    return dict(stored)
+
+
+def first_difference(old: Any, new: Any, where: str = "") -> str:
+    """The first place where two JSON trees differ, in words; empty if they are equal."""
+    if isinstance(old, Mapping) and isinstance(new, Mapping):
+        for key in [*new, *(key for key in old if key not in new)]:
+            found = first_difference(old.get(key), new.get(key), f"{where}.{key}" if where else str(key))
+            if found:
+                return found
+        return ""
+    return "" if old == new else f"{where} was {_short(old)}, now {_short(new)}"
+
+
+def _short(value: Any) -> str:
+    text = json.dumps(value)
+    return text if len(text) <= 60 else text[:57] + "..."
+
+
+def write_shard(
+    folder: Path,
+    job: Job,
+    images: Tensor,
+    losses: Tensor,
+    running_means: Mapping[str, Tensor],
+    metadata: Mapping[str, str],
+    record: Record | None = None,
+) -> None:
+    """One finished job: images uint8 [n, 3, S, S], losses float32 [T, 3], running means for the job after it, and what
+    the report shows of how the images formed."""
+    record = record or Record()
+    tensors = {"images": images, "classes": job.classes(), "slots": job.slots(), "losses": losses}
+    tensors |= {_RUNNING_MEANS + key: value for key, value in running_means.items()}
+    write_tensors(shard_path(folder, job.index), tensors | record.tensors(), {**metadata, **record.metadata()})
+
+
+def read_running_means(folder: Path, job: int) -> dict[str, Tensor]:
+    """Those that job number `job` ended with."""
+    shard, _ = read_tensors(shard_path(folder, job))
+    return {key.removeprefix(_RUNNING_MEANS): v for key, v in shard.items() if key.startswith(_RUNNING_MEANS)}
+
+
+def read_set(folder: Path, made: Sequence[Job], ipc: int, classes: tuple[str, ...]) -> CondensedSet:
+    """The first `ipc` slots among those of the jobs. Raises ValueError if a job is missing or damaged."""
+    images: Tensor | None = None
+    filled = torch.zeros(len(classes), ipc, dtype=torch.bool)
+    for job in made:
+        if job.first_slot >= ipc:
+            continue
+        path = shard_path(folder, job.index)
+        if not path.exists():
+            raise ValueError(f"{folder} is not finished: {path.name} is missing; run recover again")
+        shard, _ = read_tensors(path)
+        if images is None:
+            images = torch.empty(len(classes), ipc, *shard["images"].shape[1:], dtype=torch.uint8)
+        wanted = shard["slots"] < ipc
+        cells = shard["classes"][wanted], shard["slots"][wanted]
+        images[cells] = shard["images"][wanted]
+        filled[cells] = True
+    if images is None or not bool(filled.all()):
+        raise ValueError(f"{folder} does not hold {ipc} images of each of {len(classes)} classes")
+    return CondensedSet(images, classes)
+
+
+def read_present(
+    folder: Path, everything: Sequence[Job], num_classes: int, num_slots: int
+) -> tuple[dict[tuple[int, int], Tensor], list[Job]]:
+    """What is finished of the first classes and slots: uint8 [3, S, S] by class and slot; and all finished jobs."""
+    finished = [job for job in everything if shard_path(folder, job.index).exists()]
+    images: dict[tuple[int, int], Tensor] = {}
+    for job in finished:
+        if job.first_class < num_classes and job.first_slot < num_slots:
+            shard, _ = read_tensors(shard_path(folder, job.index), "images", "classes", "slots")
+            places = zip(shard["classes"].tolist(), shard["slots"].tolist(), strict=True)
+            for place, image in zip(places, shard["images"], strict=True):
+                if place[0] < num_classes and place[1] < num_slots:
+                    images[place] = image.clone()
+    return images, finished
+
+
+def read_record(folder: Path, job: int) -> Record:
+    """What a finished job keeps of how its images formed; nothing if it was made before that was kept."""
+    return Record.of(*read_tensors(shard_path(folder, job), "snapshots/", "layers/"))
+
+
+def read_losses(folder: Path, num_jobs: int) -> Tensor:
+    """Loss curves of the finished jobs, float32 [jobs, T, 3]: total, cross-entropy, matching."""
+    paths = [shard_path(folder, job) for job in range(num_jobs)]
+    return torch.stack([read_tensors(path, "losses")[0]["losses"] for path in paths if path.exists()])

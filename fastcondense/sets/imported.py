@@ -1,0 +1,157 @@
+"""Published images in a run's folder: every stage then works as if they had been recovered there."""
+
+from __future__ import annotations
+
+import statistics
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from ..data.real import Normalization
+from ..files import read_json, read_tensors, write_json
+from ..jobs import jobs
+from ..log import Log
+from ..recipe import Recipe
+from ..rng import Stream
+from ..settings import Dataset
+from ..teachers.teacher import Teacher, best_order, is_chance
+from .condensed import CondensedSet, first_difference, read_set, shard_path, write_shard
+from .published_sets import PublishedSet
+
+_SHUFFLES = 20
+
+
+def read_origin(folder: Path) -> dict[str, Any] | None:
+    """Where the images of a condensed set were imported from: path, layout, sha256; None if they were recovered."""
+    path = folder / "manifest.json"
+    return read_json(path).get("origin") if path.exists() else None
+
+
+def import_images(published: PublishedSet, folder: Path, recipe: Recipe, log: Log) -> None:
+    """Writes them as the shards that the recipe's jobs would make. Those that are there already must be the same.
+
+    Raises ValueError if `folder` holds other images.
+    """
+    condensed, path = published.condensed, published.path
+    identity = _identity(recipe, condensed.classes)
+    origin = {"path": str(path.resolve()), "layout": published.layout, "sha256": published.sha256}
+    stored: dict[str, Any] = {}
+    if any(folder.glob("shard-*.safetensors")):
+        if read_origin(folder) is None:
+            raise ValueError(f"{folder} holds images that were recovered; choose another --out, or delete that folder")
+        _check_identity(folder, identity)
+        stored = read_json(folder / "manifest.json")
+    for text in published.said:
+        log.say(f"images: {text}")
+    todo = []
+    for job in jobs(recipe, len(condensed.classes)):
+        images = condensed.images[job.classes(), job.slots()]
+        shard = shard_path(folder, job.index)
+        if not shard.exists():
+            todo.append((job, images))
+        elif not torch.equal(read_tensors(shard)[0]["images"], images):
+            raise ValueError(
+                f"{folder} holds other images ({shard.name}) than {path}; choose another --out, or delete that folder"
+            )
+    if stored.get("origin", {}).get("sha256") != published.sha256:
+        write_json(folder / "manifest.json", identity | {"origin": origin})
+    metadata = {"seconds": "0", "images": "uint8 NCHW, RGB"}
+    for job, images in todo:
+        write_shard(folder, job, images, torch.zeros(0, 3), {}, metadata)
+    log.say(
+        f"images: {condensed.images.shape[0] * condensed.ipc} of {len(condensed.classes)} classes imported from {path} "
+        f"({published.layout}), sha256 {published.sha256[:12]}" + "; they were here already" * (not todo)
+    )
+
+
+def read_imported(folder: Path, recipe: Recipe, classes: tuple[str, ...]) -> CondensedSet:
+    """The imported images. Raises ValueError if they do not fit the recipe, or if an import was interrupted."""
+    _check_identity(folder, _identity(recipe, classes))
+    try:
+        return read_set(folder, jobs(recipe, len(classes)), recipe.ipc, classes)
+    except ValueError as error:
+        path = (read_origin(folder) or {}).get("path")
+        raise ValueError(f"{error}; its images are imported: add --images {path}") from None
+
+
+def _identity(recipe: Recipe, classes: Sequence[str]) -> dict[str, Any]:
+    """What shards of imported images depend on."""
+    layout = {key: getattr(recipe.recover, key) for key in ("batch_size", "slots_per_job", "classes_per_job")}
+    tree: dict[str, Any] = {"dataset": {"image_size": recipe.dataset.image_size}, "recover": layout}
+    if recipe.recover.slots_per_job != 1:
+        tree["ipc"] = recipe.ipc
+    return {"classes": list(classes), "recipe": tree}
+
+
+def _check_identity(folder: Path, identity: dict[str, Any]) -> None:
+    stored = read_json(folder / "manifest.json")
+    if difference := first_difference({key: stored.get(key) for key in identity}, identity):
+        raise ValueError(
+            f"the images in {folder} were imported for another recipe ({difference}); choose another --out, or delete "
+            "that folder, and import them again"
+        )
+
+
+# --- the gate --------------------------------------------------------------------------------------------------------
+
+
+def check_order(
+    folder: Path,
+    condensed: CondensedSet,
+    teachers: Sequence[Teacher],
+    count: int,
+    dataset: Dataset,
+    device: torch.device,
+    log: Log,
+) -> None:
+    """Says what the teachers make of the first `count` imported images a class, once a teacher.
+
+    Raises ValueError if they know the images, but in another class order.
+    """
+    manifest = read_json(folder / "manifest.json")
+    origin = manifest["origin"]
+    known = origin.setdefault("top1", {})
+    todo = [teacher for teacher in teachers if teacher.sha256 not in known]
+    if not todo or count == 0:
+        return
+    few = CondensedSet(condensed.images[:, :count], condensed.classes)
+    pixels, labels = few.flat()
+    normalize = Normalization.of(dataset, device)
+    for teacher in todo:
+        predicted = torch.cat([teacher.logits(normalize(part.to(device))).argmax(1).cpu() for part in pixels.split(64)])
+        top1, text = judge_order(labels, predicted, condensed.classes)
+        log.say(f"images: teacher {teacher.name} names {100 * top1:.1f} % of {len(labels)} imported images right{text}")
+        known[teacher.sha256] = round(100 * top1, 2)
+    write_json(folder / "manifest.json", manifest)
+
+
+def judge_order(labels: Tensor, predicted: Tensor, classes: Sequence[str]) -> tuple[float, str]:
+    """Share of images that a teacher names right, and what else there is to say of the classes' order.
+
+    Raises ValueError if with classes renamed it names most images right, at least twice as many as without, and more
+    than any confusion would give: renaming shuffled labels measures that. One image a class tells nothing.
+    """
+    hits = int((predicted == labels).sum())
+    order, renamed = best_order(labels, predicted, len(classes))
+    stream = Stream(0, "imported/order")
+    shuffled = (labels[torch.from_numpy(stream.permutation(len(labels), turn))] for turn in range(_SHUFFLES))
+    chance = [best_order(other, predicted, len(classes))[1] for other in shuffled]
+    most_by_chance = statistics.fmean(chance) + 5 * statistics.stdev(chance)
+    moved = [k for k in range(len(classes)) if order[k] != k]
+    if renamed > 2 * hits and renamed > max(len(labels) / 2, most_by_chance):
+        pairs = ", ".join(f"{classes[k]!r} shows {classes[order[k]]!r}" for k in moved[:3])
+        raise ValueError(
+            f"the imported images are in another class order than the data set: a teacher names "
+            f"{100 * hits / len(labels):.0f} % of them right, and {100 * renamed / len(labels):.0f} % with "
+            f"{len(moved)} classes renamed ({pairs}{', ...' * (len(moved) > 3)})"
+        )
+    if is_chance(hits, len(labels), len(classes)):
+        is_told = len(labels) > len(classes)
+        return hits / len(labels), ", as chance would" + "; no class order mends it" * is_told
+    mine = [predicted[labels == k] for k in moved]
+    odd = [k for k, named in zip(moved, mine, strict=True) if 2 * int((named == order[k]).sum()) > max(2, len(named))]
+    pairs = ", ".join(f"{classes[k]!r} shows {classes[order[k]]!r}" for k in odd[:3])
+    return hits / len(labels), f"; are some classes exchanged? {pairs}" if odd else ""

@@ -1,0 +1,53 @@
+"""What a published image set lists before a pixel is decoded: its classes, and which image is of which class."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator, Sequence
+from concurrent.futures import ThreadPoolExecutor
+from dataclasses import dataclass
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from ..loaders.folder import ImageFile
+
+_DECODED_TOGETHER = 256
+
+
+@dataclass(frozen=True)
+class Picture:
+    """An image that was asked for: uint8 [3, H, W], its place among those, and what messages call it and its format."""
+
+    place: int
+    pixels: Tensor
+    name: str
+    format: str
+
+
+@dataclass(frozen=True)
+class Listing:
+    """Images and their classes."""
+
+    layout: str
+    """In words."""
+    names: tuple[str, ...]
+    """Of the set's classes, in its own order; their numbers, "0" "1" ..., if it has no names."""
+    labels: np.ndarray
+    """int64 [N]: the class of each image among `names`. Within a class, the order of images is that of slots."""
+    read: Callable[[np.ndarray], Iterator[Picture]]
+    """The images of some ids, int64 [n], in any order. Raises ValueError that names one that cannot be read."""
+    said: tuple[str, ...] = ()
+    """What a reader should know."""
+
+
+def decode(places: Sequence[int], open_file: Callable[[int], ImageFile], pool: ThreadPoolExecutor) -> Iterator[Picture]:
+    """The image files that `open_file` gives for these places, decoded by the threads of `pool`, in order."""
+
+    def picture(place: int) -> Picture:
+        file = open_file(place)
+        pixels = torch.from_numpy(np.array(file.decode())).permute(2, 0, 1)
+        return Picture(place, pixels, str(file.path), file.header.format or "unknown format")
+
+    for begin in range(0, len(places), _DECODED_TOGETHER):  # no more than these wait for their turn
+        yield from pool.map(picture, places[begin : begin + _DECODED_TOGETHER])

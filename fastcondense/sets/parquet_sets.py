@@ -1,0 +1,154 @@
+"""Image sets as Hugging Face's `datasets` keeps them: parquet files with an image and its class in a row."""
+
+from __future__ import annotations
+
+import contextlib
+import importlib
+import json
+import math
+from collections.abc import Iterator, Sequence
+from concurrent.futures import ThreadPoolExecutor
+from functools import partial
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from ..loaders.folder import ImageFile
+from .condensed import CondensedSet
+from .encoded import encode
+from .listing import Listing, Picture, decode
+
+_IMAGES = ("image", "img", "images", "jpg", "png", "webp")
+_LABELS = ("label", "labels", "class", "target", "fine_label", "cls")
+_SHARD_BYTES = 500_000_000
+_ROWS = 100  # a row group, which readers fetch as one
+
+
+def need(module: str) -> Any:
+    """The module of an optional library. Raises ValueError that says how to install it."""
+    try:
+        return importlib.import_module(module)
+    except ImportError:
+        raise ValueError(f"parquet files need {module.split('.')[0]}: pip install 'fastcondense[hf]'") from None
+
+
+@contextlib.contextmanager
+def _naming(file: Path) -> Iterator[None]:
+    """Turns what pyarrow raises into a ValueError that names the file."""
+    try:
+        yield
+    except (need("pyarrow").ArrowException, OSError) as error:
+        raise ValueError(f"{file} cannot be read: {error}") from None
+
+
+# --- reading ---------------------------------------------------------------------------------------------------------
+
+
+def find(path: Path) -> list[Path]:
+    """The parquet files that are `path`, or in it, or in its data/; of several splits those of train."""
+    if path.is_file():
+        return [path] if path.suffix.lower() == ".parquet" else []
+    files = sorted(path.glob("*.parquet")) or sorted((path / "data").glob("*.parquet"))
+    return [file for file in files if file.name.startswith("train")] or files
+
+
+def list_rows(files: Sequence[Path], workers: int) -> Listing:
+    """The rows of all files, one file after another. Raises ValueError for other columns than an image and its class.
+
+    Images are encoded bytes, or {bytes, path}; classes are numbers, which a ClassLabel may name, or names.
+    """
+    parquet, opened = need("pyarrow.parquet"), []
+    for file in files:
+        with _naming(file):
+            opened.append(parquet.ParquetFile(file))
+    schema = opened[0].schema_arrow
+    image, label = (_column(schema.names, wanted, files[0]) for wanted in (_IMAGES, _LABELS))
+    values: list[Any] = []
+    for file, table in zip(files, opened, strict=True):
+        if not table.schema_arrow.equals(schema):
+            raise ValueError(f"{file} has other columns than {files[0]}")
+        with _naming(file):
+            values += table.read(columns=[label])[label].to_pylist()
+    names, labels = _classes(values, _class_label(schema, label), f"column {label!r} of {files[0]}")
+
+    def read(ids: np.ndarray) -> Iterator[Picture]:
+        begin = 0
+        with ThreadPoolExecutor(max(1, workers)) as pool:
+            for file, table in zip(files, opened, strict=True):
+                for group in range(table.num_row_groups):
+                    first, begin = begin, begin + table.metadata.row_group(group).num_rows
+                    places = np.flatnonzero((ids >= first) & (ids < begin)).tolist()
+                    if places:
+                        with _naming(file):
+                            cells = table.read_row_group(group, columns=[image])[image].to_pylist()
+                        yield from decode(places, partial(_open, file, ids, first, cells), pool)
+
+    return Listing(f"{len(files)} parquet file" + "s" * (len(files) > 1), names, labels, read)
+
+
+def _open(file: Path, ids: np.ndarray, first: int, cells: Sequence[Any], place: int) -> ImageFile:
+    row = int(ids[place])
+    cell = cells[row - first]
+    data = cell.get("bytes") if isinstance(cell, dict) else cell
+    if not isinstance(data, bytes):
+        raise ValueError(f"row {row} of {file} holds no image's bytes, but {cell!r:.60}")
+    return ImageFile.of(Path(f"{file} row {row}"), data)
+
+
+def _column(have: Sequence[str], wanted: Sequence[str], file: Path) -> str:
+    found = next((name for name in wanted if name in have), None)
+    if found is None:
+        raise ValueError(f"{file} needs a column {wanted[0]!r}, but has {', '.join(have)}")
+    return found
+
+
+def _class_label(schema: Any, label: str) -> list[str] | None:
+    """The names that a ClassLabel gives to numbers, from what `datasets` writes beside the schema."""
+    try:
+        tree = json.loads((schema.metadata or {})[b"huggingface"])
+        return [str(name) for name in tree["info"]["features"][label]["names"]]
+    except (KeyError, TypeError, ValueError):
+        return None
+
+
+def _classes(values: Sequence[Any], names: Sequence[str] | None, where: str) -> tuple[tuple[str, ...], np.ndarray]:
+    """Names of the classes and the class of each row, int64."""
+    if values and all(isinstance(value, str) for value in values):
+        names = sorted(set(values)) if names is None else names
+        values = [names.index(value) if value in names else -1 for value in values]
+    if not values or not all(type(value) is int and value >= 0 for value in values):
+        raise ValueError(f"{where} needs a class number or name in each row, none below 0")
+    labels = np.array(values, dtype=np.int64)
+    if names is None:
+        names = [str(number) for number in range(labels.max() + 1)]
+    if labels.max() >= len(names):
+        raise ValueError(f"{where} has class {labels.max()}, but only {len(names)} classes are named")
+    return tuple(names), labels
+
+
+# --- writing ---------------------------------------------------------------------------------------------------------
+
+
+def write_rows(condensed: CondensedSet, folder: Path, jpeg: int, shard_bytes: int = _SHARD_BYTES) -> list[Path]:
+    """folder/data/train-<k>-of-<n>.parquet, which `datasets.load_dataset` reads: image, and label with class names.
+
+    Rows are in class order, and in a class in slot order. Images are PNG, or JPEG of quality `jpeg` if that is not 0.
+    Shards have at most `shard_bytes` of pixels.
+    """
+    datasets, parquet, arrow = need("datasets"), need("pyarrow.parquet"), need("pyarrow")
+    features = datasets.Features(image=datasets.Image(), label=datasets.ClassLabel(names=list(condensed.classes)))
+    images, labels = condensed.flat()
+    rows_a_shard = max(1, shard_bytes // images[0].numel())
+    count, paths = math.ceil(len(images) / rows_a_shard), []
+    (folder / "data").mkdir(parents=True)
+    for shard in range(count):
+        paths.append(folder / "data" / f"train-{shard:05d}-of-{count:05d}.parquet")
+        with parquet.ParquetWriter(paths[-1], features.arrow_schema, compression="none") as writer:
+            end = min((shard + 1) * rows_a_shard, len(images))
+            for first in range(shard * rows_a_shard, end, _ROWS):
+                rows = range(first, min(first + _ROWS, end))
+                cells = [{"bytes": file.data, "path": file.name} for file in encode(condensed, rows, jpeg)]
+                columns = {"image": cells, "label": labels[rows.start : rows.stop].tolist()}
+                writer.write_table(arrow.table(columns, schema=features.arrow_schema))
+    return paths

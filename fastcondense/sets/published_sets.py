@@ -1,0 +1,194 @@
+"""Condensed sets that others published: image folders, parquet files, tensors, with their class order.
+
+Label k of a set is the class that its name or number says, never the place that a sort gives its folder: of "0", "1",
+"10", "2" the third is class 10.
+"""
+
+from __future__ import annotations
+
+import difflib
+import functools
+import hashlib
+import re
+from collections import Counter
+from collections.abc import Iterator, Sequence
+from concurrent.futures import ThreadPoolExecutor
+from dataclasses import dataclass
+from pathlib import Path
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from ..files import read_json
+from ..loaders.folder import ImageFile, index_folder
+from ..settings import Dataset
+from ..vision import timm
+from . import parquet_sets, tensor_sets
+from .condensed import CondensedSet
+from .listing import Listing, Picture, decode
+
+CLASSES_FILE = "classes.json"
+_NUMBERED = re.compile(r"(?:new|class)?_?(\d+)")  # new000 (SRe2L, CDA, EDC, FADRM), 00000 (RDED, CIM), 0
+_NUMBERED_FILE = re.compile(r"class(\d+)_id\d+")
+_PACKED = (".zip", ".tar", ".gz", ".tgz", ".7z")
+
+
+@dataclass(frozen=True)
+class PublishedSet:
+    """Images that somebody published, as a condensed set, and what they were."""
+
+    path: Path
+    condensed: CondensedSet
+    layout: str
+    """Layout and file format, in words."""
+    sha256: str
+    """Of the pixels, uint8 [classes, ipc, 3, S, S]."""
+    said: tuple[str, ...]
+    """What a reader should know: images and classes that are left out, values that are clamped."""
+
+
+def read_published(path: Path, classes: Sequence[str], ipc: int, dataset: Dataset) -> PublishedSet:
+    """The first `ipc` images of each class, in class order.
+
+    Raises ValueError that says what is wrong: a class that is missing or has too few images, another size than
+    dataset.image_size (nothing is resized), a file that cannot be read.
+    """
+    listing = list_images(path, len(classes), dataset)
+    rows, said = class_order(listing.names, classes)
+    members = [np.flatnonzero(listing.labels == row) for row in rows]
+    counts = [len(ids) for ids in members]
+    poorest, richest = int(np.argmin(counts)), int(np.argmax(counts))
+    if counts[poorest] < ipc:
+        raise ValueError(
+            f"{path} has {counts[poorest]} images of class {classes[poorest]!r} and {counts[richest]} of "
+            f"{classes[richest]!r}, but ipc is {ipc}; --ipc {counts[poorest]} takes as many of each"
+        )
+    if counts[poorest] != counts[richest]:
+        said += (
+            f"class {classes[poorest]!r} has {counts[poorest]} images and {classes[richest]!r} {counts[richest]}: the "
+            f"first {ipc} of each class are taken",
+        )
+    elif counts[poorest] > ipc:
+        said += (f"of {counts[poorest]} images a class the first {ipc} are taken",)
+    size, formats = dataset.image_size, Counter[str]()
+    images = torch.empty(len(classes) * ipc, 3, size, size, dtype=torch.uint8)
+    for picture in listing.read(np.concatenate([ids[:ipc] for ids in members])):
+        _check_size(picture, size)
+        images[picture.place] = picture.pixels
+        formats[picture.format] += 1
+    how = ", ".join(f"{count} {name}" if len(formats) > 1 else name for name, count in formats.most_common())
+    return PublishedSet(
+        path,
+        CondensedSet(images.view(len(classes), ipc, 3, size, size), tuple(classes)),
+        f"{listing.layout}, {how}" + ", which is lossy" * ("JPEG" in formats),
+        pixels_sha256(images),
+        (*listing.said, *said),
+    )
+
+
+def pixels_sha256(images: Tensor) -> str:
+    """Hash of uint8 images, class by class."""
+    return hashlib.sha256(images.contiguous().numpy().data).hexdigest()
+
+
+def list_images(path: Path, num_classes: int, dataset: Dataset) -> Listing:
+    """What is published at `path`: files of tensors or of parquet, a folder of them, or a folder of class folders."""
+    if not path.exists():
+        raise ValueError(f"there is no {path}")
+    if path.suffix.lower() in _PACKED:
+        raise ValueError(f"{path} is still packed; unpack it and give the folder")
+    if files := parquet_sets.find(path):
+        return parquet_sets.list_rows(files, dataset.workers)
+    if files := tensor_sets.find(path):
+        return tensor_sets.list_tensors(files, num_classes, dataset)
+    if path.is_file():
+        raise ValueError(f"{path} is no image set: needed is a folder, or a file .parquet, .pt, .pth or .safetensors")
+    return _list_folder(path, dataset.workers)
+
+
+def _list_folder(root: Path, workers: int) -> Listing:
+    """root/<class>/<image>, or root/train/<class>/<image>. Folders are numbers or names; classes.json renames them."""
+    inside = root / "train" if (root / "train").is_dir() else root
+    files, labels, folders = index_folder(inside)
+    for file, folder in zip(files, (folders[label] for label in labels), strict=True):
+        numbers = _NUMBERED.fullmatch(folder), _NUMBERED_FILE.match(file.name)
+        if all(numbers) and len({int(number[1]) for number in numbers if number}) > 1:
+            raise ValueError(f"{file} is of another class than its folder says")
+    names, layout = folders, "folders of class names"
+    given = next((path for path in (inside / CLASSES_FILE, root / CLASSES_FILE) if path.is_file()), None)
+    if given is not None:
+        tree = read_json(given)
+        if not isinstance(tree, dict) or (missing := sorted(set(folders) - tree.keys())):
+            what = f", which lacks {missing[0]!r}" if isinstance(tree, dict) else ""
+            raise ValueError(f"{given} needs the class of each folder, {{folder: class}}{what}")
+        names, layout = tuple(str(tree[folder]) for folder in folders), f"folders named in {CLASSES_FILE}"
+    elif all(_NUMBERED.fullmatch(name) for name in names):
+        layout = f"numbered folders ({names[0]})"
+
+    def read(ids: np.ndarray) -> Iterator[Picture]:
+        with ThreadPoolExecutor(max(1, workers)) as pool:
+            yield from decode(range(len(ids)), lambda place: ImageFile.read(files[ids[place]]), pool)
+
+    return Listing(layout, names, labels, read)
+
+
+def _check_size(picture: Picture, size: int) -> None:
+    _, height, width = picture.pixels.shape
+    if (height, width) != (size, size):
+        wanted = f"set --dataset.image-size {width} (and --dataset.resize)" if height == width else "cut it to a square"
+        raise ValueError(
+            f"{picture.name} has {width} x {height} pixels, but dataset.image_size is {size}; nothing is resized here: "
+            f"{wanted}"
+        )
+
+
+# --- class order -----------------------------------------------------------------------------------------------------
+
+
+def class_order(names: Sequence[str], classes: Sequence[str]) -> tuple[list[int], tuple[str, ...]]:
+    """The place of each of the data set's classes among a published set's, and what should be said of it.
+
+    By name if the names are the data set's; by number if they are numbers ("new003", "00003", "3"), which mean the data
+    set's order, or ImageNet's if there are 1000 of them for a data set of wnids; by ImageNet's words for its wnids.
+    Raises ValueError if the classes do not line up.
+    """
+    numbers = [int(match[1]) for name in names if (match := _NUMBERED.fullmatch(name))]
+    wnids, words = _imagenet() if len(names) == 1000 else ([], [])
+    is_imagenet = set(classes) <= set(wnids)
+    if set(classes) <= set(names):
+        meant = list(names)
+    elif len(numbers) == len(names):
+        if len(set(numbers)) < len(numbers):
+            raise ValueError(f"class {Counter(numbers).most_common(1)[0][0]} of the set has two folders")
+        numbered = wnids if is_imagenet else classes
+        if absent := sorted(set(range(len(numbered))) - set(numbers)):
+            raise ValueError(f"the set has no class {absent[0]} ({numbered[absent[0]]!r}), but the data set has")
+        if len(numbers) > len(numbered):
+            raise ValueError(f"the set has {len(numbers)} numbered classes, the data set {len(classes)}; name them")
+        meant = [numbered[number] for number in numbers]
+    elif is_imagenet and _are_words(names, words):
+        meant = wnids
+    else:
+        missing = next(name for name in classes if name not in names)
+        near = difflib.get_close_matches(missing, [name for name in names if name not in classes] or names, 1, 0.0)
+        raise ValueError(
+            f"the set has no class {missing!r} of the data set; it has {len(names)}, among them {near[0]!r}"
+        )
+    if twice := [name for name, count in Counter(meant).items() if count > 1]:
+        raise ValueError(f"the set has class {twice[0]!r} twice")
+    said = f"{len(names) - len(classes)} classes of the set are not in the data set, and left out"
+    return [meant.index(name) for name in classes], (said,) * (len(names) > len(classes))
+
+
+@functools.cache
+def _imagenet() -> tuple[list[str], list[str]]:
+    """ImageNet's wnids in its order, and what its classes are called: "tench, Tinca tinca"."""
+    info = timm.data.ImageNetInfo()
+    return list(info.label_names()), list(info.label_descriptions())
+
+
+def _are_words(names: Sequence[str], words: Sequence[str]) -> bool:
+    """Whether the names are those words in their order, or what is before a first comma."""
+    plain = [name.replace("_", " ").lower() for name in names]
+    return all(name in (word.lower(), word.lower().split(", ")[0]) for name, word in zip(plain, words, strict=True))

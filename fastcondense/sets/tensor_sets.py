@@ -1,0 +1,187 @@
+"""Image sets as tensors, in the files of DC-BENCH, MTT, DATM, DD-Ranking, CIM and our own: .pt, .pth, .safetensors."""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from ..data.real import Normalization
+from ..files import read_checkpoint, read_tensors, write_tensors
+from ..settings import Dataset
+from .condensed import CondensedSet
+from .listing import Listing, Picture
+
+_SUFFIXES = (".pt", ".pth", ".safetensors")
+_IMAGES = ("images", "image", "image_syn", "data", "x")
+_LABELS = ("labels", "label", "label_syn", "targets", "y")
+_UNIT = (-0.25, 1.25)
+"""Images of [0, 1] that were optimised without a bound; normalised ones go far beyond."""
+_MOST_CLAMPED = 0.2
+"""Share of normalised values beyond black and white; more come from another normalisation."""
+
+
+@dataclass(frozen=True)
+class _Found:
+    """Images, and what a file says of their classes."""
+
+    images: Tensor
+    labels: Tensor | None = None
+    classes: tuple[str, ...] | None = None
+
+
+def find(path: Path) -> list[Path]:
+    """The files of image tensors that are `path`, or in it: one, or the numbered parts of one.
+
+    Raises ValueError if a folder has several.
+    """
+    if path.is_file():
+        return [path] if path.suffix.lower() in _SUFFIXES else []
+    stems = {file.stem: file for file in sorted(path.iterdir()) if file.suffix.lower() in _SUFFIXES}
+    files = [file for stem, file in stems.items() if not re.search("label|lr", stem)]
+    if len({re.sub(r"_\d+$", "", file.stem) for file in files}) > 1:
+        raise ValueError(f"{path} has several files of tensors, {files[0].name} and {files[1].name}; name one of them")
+    return files
+
+
+def list_tensors(files: Sequence[Path], num_classes: int, dataset: Dataset) -> Listing:
+    """The images of all files as uint8; labels beside them, or in a file of their own (images.pt, labels.pt).
+
+    Without labels images are class by class, as many of each of `num_classes` (DD-Ranking). Normalised values go back
+    to pixels by dataset.mean and dataset.std. Raises ValueError for anything else.
+    """
+    parts = [_read(file) for file in files]
+    if len({part.images.shape[1:] for part in parts}) > 1 or len({part.labels is None for part in parts}) > 1:
+        raise ValueError(f"{files[0]} and {files[-1]} do not belong together")
+    images, said = to_pixels(torch.cat([part.images for part in parts]), dataset, files[0])
+    if parts[0].labels is None:
+        if len(images) % num_classes:
+            raise ValueError(f"{files[0]} has no labels, and its {len(images)} images are not of {num_classes} classes")
+        labels = torch.arange(num_classes).repeat_interleave(len(images) // num_classes)
+        said += ("there are no labels: images are taken class by class",)
+    else:
+        labels = torch.cat([part.labels for part in parts if part.labels is not None])
+        if labels.dim() == 2 and labels.is_floating_point():
+            said += ("soft labels of the file are not used; an image is of the class with the largest",)
+            labels = labels.argmax(1)
+        if labels.is_floating_point() and bool((labels == labels.round()).all()):
+            labels = labels.long()
+    if labels.shape != (len(images),) or labels.is_floating_point() or int(labels.min()) < 0:
+        raise ValueError(
+            f"{files[0]} needs a class number for each of its {len(images)} images, "
+            f"got {labels.dtype} {tuple(labels.shape)}"
+        )
+    names = parts[0].classes or tuple(str(k) for k in range(max(num_classes, int(labels.max()) + 1)))
+    if int(labels.max()) >= len(names):
+        raise ValueError(f"{files[0]} has class {int(labels.max())}, but names {len(names)} classes")
+
+    def read(ids: np.ndarray) -> Iterator[Picture]:
+        for place, sample in enumerate(ids.tolist()):
+            yield Picture(place, images[sample], f"image {sample} of {files[0]}", str(parts[0].images.dtype)[6:])
+
+    return Listing(f"tensors ({', '.join(file.name for file in files)})", names, labels.long().numpy(), read, said)
+
+
+def to_pixels(images: Tensor, dataset: Dataset, path: Path) -> tuple[Tensor, tuple[str, ...]]:
+    """uint8 images of any usual values, and what was done; rounded, not truncated.
+
+    Raises ValueError for values that are no pixels, in [0, 255] or [0, 1], nor normalised ones.
+    """
+    if images.dtype == torch.uint8:
+        return images, ()
+    values = images.double() if images.dtype == torch.float64 else images.float()
+    if not bool(values.isfinite().all()):
+        raise ValueError(f"{path} has values that are not finite")
+    low, high = float(values.min()), float(values.max())
+    where = f"values from {low:.3g} to {high:.3g}"
+    if not images.is_floating_point() or (low >= 0 and high > 8):
+        if low < 0 or high > 255:
+            raise ValueError(f"{path} has {where}, which are no pixels")
+        return values.round().to(torch.uint8), (f"{where}: taken as pixels in [0, 255]",)
+    if _UNIT[0] <= low and high <= _UNIT[1]:
+        share = float(((values < 0) | (values > 1)).float().mean())
+        text = f"{where}: taken as pixels in [0, 1]{_clamped(share)}"
+        return (255 * values).clamp(0, 255).round().to(torch.uint8), (text,)
+    normalize = Normalization.of(dataset, torch.device("cpu"))
+    black, white = (bound[:, None, None] for bound in normalize.range())
+    step = (white - black) / 255
+    share = float(((values < black - step / 2) | (values > white + step / 2)).float().mean())
+    if share > _MOST_CLAMPED:
+        raise ValueError(
+            f"{path} has {where}, {100 * share:.0f} % of them beyond black and white: they were not normalised by "
+            "dataset.mean and dataset.std (whitened images cannot be read)"
+        )
+    text = f"{where}: taken as normalised by mean {dataset.mean} and deviation {dataset.std}{_clamped(share)}"
+    return normalize.pixels(values.float()), (text,)
+
+
+def _clamped(share: float) -> str:
+    return f"; {100 * share:.2g} % of them are beyond black and white, and clamped" if share else ""
+
+
+def _read(file: Path) -> _Found:
+    found = _found(_load(file), file)
+    partner = file.with_name(re.sub("image", "label", file.name))
+    if found.labels is None and partner != file and partner.is_file():
+        labels = _load(partner)
+        if isinstance(labels, Mapping):
+            labels = next((labels[key] for key in _LABELS if key in labels), None)
+        if not isinstance(labels, Tensor):
+            raise ValueError(f"{partner} holds no tensor of labels")
+        found = _Found(found.images, labels, found.classes)
+    images, labels = found.images, found.labels
+    if images.dim() == 5:  # [classes, ipc, 3, S, S]
+        if labels is None:
+            labels = torch.arange(images.shape[0]).repeat_interleave(images.shape[1])
+        images, labels = images.flatten(0, 1), labels.flatten() if labels.shape == images.shape[:2] else labels
+    if images.dim() == 4 and images.shape[1] != 3 and images.shape[3] == 3:
+        images = images.permute(0, 3, 1, 2)
+    if images.dim() != 4 or images.shape[1] != 3 or not len(images):
+        raise ValueError(f"{file} needs images [N, 3, H, W], got {tuple(found.images.shape)}")
+    return _Found(images.detach(), labels, found.classes)
+
+
+def _load(file: Path) -> Any:
+    """What the file holds; classes of our own safetensors files are beside the tensors."""
+    if file.suffix.lower() != ".safetensors":
+        return read_checkpoint(file)
+    tensors, metadata = read_tensors(file)
+    return {**tensors, **({"classes": metadata["classes"].split("\n")} if "classes" in metadata else {})}
+
+
+def _found(loaded: Any, file: Path) -> _Found:
+    """Images in a bare tensor, a pair with labels, a dict of both, or {"data": pairs}, of which the last counts."""
+    if isinstance(loaded, Mapping):
+        data, names = loaded.get("data"), loaded.get("classes")
+        if isinstance(data, list | tuple) and data:
+            return _found(tuple(data[-1]), file)
+        images = next((loaded[key] for key in _IMAGES if isinstance(loaded.get(key), Tensor)), None)
+        labels = next((loaded[key] for key in _LABELS if isinstance(loaded.get(key), Tensor)), None)
+        classes = tuple(str(name) for name in names) if isinstance(names, list | tuple) else None
+    else:
+        pair = loaded if isinstance(loaded, list | tuple) and len(loaded) == 2 else (loaded, None)
+        (images, labels), classes = pair, None
+    if not isinstance(images, Tensor) or not isinstance(labels, Tensor | None):
+        what = ", ".join(map(str, loaded)) if isinstance(loaded, Mapping) else type(loaded).__name__
+        raise ValueError(f"{file} holds no images and labels as tensors, but {what:.80}")
+    return _Found(images, labels, classes)
+
+
+# --- writing ---------------------------------------------------------------------------------------------------------
+
+
+def write_image_tensors(condensed: CondensedSet, folder: Path, dataset: Dataset) -> list[Path]:
+    """condensed.pt and condensed.safetensors: images float32 [N, 3, S, S] normalised, labels int64 [N], class names."""
+    pixels, labels = condensed.flat()
+    images = Normalization.of(dataset, torch.device("cpu"))(pixels).contiguous()
+    paths = [folder / "condensed.pt", folder / "condensed.safetensors"]
+    folder.mkdir(parents=True, exist_ok=True)
+    torch.save({"images": images, "labels": labels, "classes": list(condensed.classes)}, paths[0])
+    write_tensors(paths[1], {"images": images, "labels": labels}, {"classes": "\n".join(condensed.classes)})
+    return paths

@@ -1,0 +1,184 @@
+"""Target statistics: what the moments of a teacher's layers should be, from real images (G-VBSM and EDC, spec 1.1)."""
+
+from __future__ import annotations
+
+import hashlib
+import json
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from pathlib import Path
+
+import numpy as np
+import torch
+from torch import Tensor, distributed
+
+from ..data.real import split_batches, square_batches, training_batches
+from ..distributed import rank, world_size
+from ..files import read_tensors, write_tensors
+from ..jobs import Job
+from ..precision import arithmetic
+from ..rng import Stream
+from ..run import Run
+from ..teachers.squeeze import teacher_path
+from ..teachers.teacher import Teacher
+from .collector import Collector
+from .published_statistics import PublishedStatistics
+
+NamedVectors = dict[str, tuple[Tensor, ...]]
+"""Means and variances by the name of their layer."""
+
+
+def complete(run: Run, teachers: Sequence[Teacher]) -> None:
+    """Gives teachers the targets that their BatchNorms do not hold, and those of each class if the recipe has category
+    targets: read from the run's folder, taken from published files, or collected and kept.
+
+    They are collected on one epoch of the training images, seen as the teachers' own training sees them, and the images
+    are read once for all teachers. With torch.distributed every worker sees its share of them. Where targets are local
+    alone, nothing is needed.
+    """
+    todo = _wanted(run, teachers)
+    missing = {path: collector for path, collector in todo.items() if not path.exists()}
+    if missing:
+        with run.stopwatch() as watch, arithmetic("fp32"):
+            found = _imported(run, missing) if run.recipe.recover.statistics_files else _collected(run, missing)
+        if rank() == 0:
+            for path, layers in found.items():
+                tensors = {f"{name}/{k}": vector for name, layer in layers.items() for k, vector in enumerate(layer)}
+                metadata = {"teacher": missing[path].teacher.sha256, "seconds": f"{watch.seconds:.3f}"}
+                write_tensors(path, tensors, metadata)
+        if world_size() > 1:
+            distributed.barrier()
+        run.log.event("targets", teachers=len(missing), seconds=watch.seconds)
+    for path, collector in todo.items():
+        _fill(collector, path, run.device)
+
+
+def _wanted(run: Run, teachers: Sequence[Teacher]) -> dict[Path, Collector]:
+    """What is to be collected for those teachers that lack targets, by the file that keeps it."""
+    recover = run.recipe.recover
+    has_classes = "category" in recover.targets
+    wanted: dict[Path, Collector] = {}
+    for teacher in teachers:
+        teacher.class_variance, teacher.swapped_patches = recover.class_variance, recover.swapped_patches
+        names = [layer.name for layer in teacher.layers if layer.name not in teacher.targets]
+        lacks_classes = has_classes and any(layer.name not in teacher.class_targets for layer in teacher.layers)
+        if set(recover.targets) != {"local"} and (names or lacks_classes):
+            num_classes = len(run.real.classes) if lacks_classes else 0
+            collector = Collector(teacher, names, num_classes, recover.class_variance)
+            wanted[_path(run, collector)] = collector
+    return wanted
+
+
+def _fill(collector: Collector, path: Path, device: torch.device) -> None:
+    """Reads the targets that the collector stands for."""
+    teacher, (state, _) = collector.teacher, read_tensors(path)
+
+    def vectors(prefix: str) -> tuple[Tensor, ...]:
+        count = sum(key.rpartition("/")[0] == prefix for key in state)
+        return tuple(state[f"{prefix}/{k}"] for k in range(count))
+
+    for name in collector.names:
+        teacher.targets[name] = tuple(vector.to(device) for vector in vectors(name))
+    if collector.num_classes:
+        teacher.class_targets |= {layer.name: vectors(_of_classes(layer.name)) for layer in teacher.layers}
+
+
+def _path(run: Run, collector: Collector) -> Path:
+    """Beside the teacher's weights, named after all that decides the targets."""
+    recover, teacher = run.recipe.recover, collector.teacher
+    identity = run.identity("squeeze") | {
+        "teacher": teacher.sha256,
+        "layers": list(collector.names),
+        "statistics": sorted(recover.statistics),
+        "patch_size": recover.patch_size,
+    }
+    if collector.num_classes:
+        identity |= {"class_layers": [layer.name for layer in teacher.layers], "variance": recover.class_variance}
+    if recover.statistics_files:
+        identity |= {"files": _published(run, collector).fingerprint()}
+    digest = hashlib.sha256(json.dumps(identity, sort_keys=True).encode()).hexdigest()
+    return teacher_path(run.out, teacher.name).with_name(f"targets-{digest[:8]}.safetensors")
+
+
+def _published(run: Run, collector: Collector) -> PublishedStatistics:
+    recover, has_classes = run.recipe.recover, collector.num_classes > 0
+    if has_classes and recover.class_variance == "full":
+        raise ValueError("recover.statistics_files hold within-image variances; recover.class_variance cannot be full")
+    return PublishedStatistics(Path(recover.statistics_files), collector.teacher, collector.names, has_classes)
+
+
+def _imported(run: Run, missing: Mapping[Path, Collector]) -> dict[Path, NamedVectors]:
+    size, found = run.recipe.dataset.image_size, {}
+    for path, collector in missing.items():
+        published = _published(run, collector)
+        found[path] = _joined(published.targets(size), published.class_targets(size, run.log))
+    return found
+
+
+def _collected(run: Run, missing: Mapping[Path, Collector]) -> dict[Path, NamedVectors]:
+    for images, labels in _views(run):
+        for collector in missing.values():
+            collector.add(images, labels)
+    if world_size() > 1:
+        for collector in missing.values():
+            collector.all_reduce()
+    return {path: _joined(collector.targets(), collector.class_targets()) for path, collector in missing.items()}
+
+
+def _joined(vectors: NamedVectors, class_vectors: NamedVectors) -> NamedVectors:
+    """Both under the names that they have in the file."""
+    return vectors | {_of_classes(name): tables for name, tables in class_vectors.items()}
+
+
+def _of_classes(name: str) -> str:
+    return f"{name}/class"
+
+
+def _views(run: Run) -> Iterator[tuple[Tensor, Tensor]]:
+    """One epoch of training views and their labels, or this worker's share of it, with progress."""
+    recipe, split = run.recipe, run.real.train
+    size = recipe.squeeze.batch_size
+    stream = Stream(recipe.seed, "squeeze/targets")
+    batches = training_batches(
+        split, recipe.dataset, recipe.squeeze, stream, 0, size, run.device, rank=rank(), world=world_size()
+    )
+    rounds = run.log.track(range(len(split_batches(np.arange(len(split)), size))), "target statistics")
+    for _, batch in zip(rounds, batches, strict=False):  # a batch of unreadable files is missing
+        yield batch
+
+
+# --- images behind local targets -------------------------------------------------------------------------------------
+
+
+def local_images(run: Run) -> Callable[[Job], Tensor]:
+    """Real images behind local targets: recover.local_repeats for each image of a job, of its class (EDC, spec 1.2)."""
+    return class_images(run, "recover/local", run.recipe.recover.local_repeats)
+
+
+def class_images(run: Run, purpose: str, repeats: int) -> Callable[[Job], Tensor]:
+    """Random training images of the classes of a job, `repeats` for each of its images, mirrored with probability 1/2.
+
+    Normalised evaluation squares, float32 [num_images * repeats, 3, S, S], channels_last, on the run's device. They
+    depend on (seed, purpose, class, slot) alone, and the slots of a class have different ones while there are any. With
+    dataset.on_error "skip", images that cannot be read are missing; ValueError if none can.
+    """
+    stream, split = Stream(run.recipe.seed, purpose), run.real.train
+    members = [np.flatnonzero(split.labels == label) for label in range(len(run.real.classes))]
+
+    def images(job: Job) -> Tensor:
+        classes = job.classes().numpy().repeat(repeats)
+        places = (job.slots().numpy()[:, None] * repeats + np.arange(repeats)).ravel()
+        orders = {label: members[label][stream.permutation(len(members[label]), label)] for label in np.unique(classes)}
+        ids = np.array([orders[k][place % len(orders[k])] for k, place in zip(classes, places, strict=True)])
+        wanted, which = np.unique(ids, return_inverse=True)
+        parts = list(square_batches(split, run.recipe.dataset, run.device, ids=wanted))
+        run.report_skipped(split)
+        if not parts:
+            raise ValueError(f"none of the {len(wanted)} training images that {purpose} needs can be read")
+        pixels, read = (torch.cat(part) for part in zip(*parts, strict=True))
+        is_read = np.isin(wanted, read.cpu().numpy())
+        rows = (np.cumsum(is_read) - 1)[which][is_read[which]]
+        x = run.normalize(pixels[torch.from_numpy(rows).to(run.device)])
+        is_mirrored = torch.from_numpy(stream.uniform(classes, places, 1)[0] < 0.5)[torch.from_numpy(is_read[which])]
+        return torch.where(is_mirrored.to(run.device)[:, None, None, None], x.flip(3), x)
+
+    return images

@@ -1,0 +1,236 @@
+"""Squeeze: real data into teachers. Trains them or takes given weights, checks them at the gate, and keeps them."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+
+import torch
+from torch import Tensor, nn
+from torch.nn import functional as F
+
+from ..data.real import training_batches
+from ..files import read_checkpoint, read_tensors, slug, state_sha256, write_tensors
+from ..recipe import SQUEEZE_PARTS
+from ..rng import Stream
+from ..run import Run
+from ..sets.condensed import first_difference
+from ..ssl.encoders import classifier_name, feature_size
+from ..ssl.probe import read_probe, train_probe
+from ..ssl.self_supervision import pretrain
+from ..ssl.ssl_checkpoints import import_backbone, is_self_supervised
+from ..training.fit import fit
+from ..training.score import score
+from . import zoo
+from .teacher import Teacher, check_gate, count_outputs, head_size, load_weights, match_classes, state_dict
+
+
+def squeeze(run: Run) -> list[Teacher]:
+    """The recipe's teachers on the run's device, each past the gate; finished ones are read from the run's folder."""
+    weights = run.recipe.squeeze.weights
+    weights = weights * len(run.recipe.squeeze.teachers) if len(weights) == 1 else weights
+    if not run.teachers:
+        run.teachers = [
+            _teacher(run, number, architecture, source)
+            for number, (architecture, source) in enumerate(zip(run.recipe.squeeze.teachers, weights, strict=True))
+        ]
+    return run.teachers
+
+
+def chosen(teachers: Sequence[Teacher], names: Sequence[str]) -> list[Teacher]:
+    """Those of the given names, in the names' order; all of them if none is named."""
+    by_name = {teacher.name: teacher for teacher in teachers}
+    return [by_name[name] for name in names] if names else list(teachers)
+
+
+def teacher_path(out: Path, architecture: str) -> Path:
+    """Where a teacher's weights are kept in the folder of a run."""
+    return out / "teachers" / slug(architecture) / "weights.safetensors"
+
+
+def teacher_seconds(run: Run) -> float:
+    """Seconds that the finished teachers took."""
+    paths = [teacher_path(run.out, architecture) for architecture in run.recipe.squeeze.teachers]
+    return sum(float(read_tensors(path)[1]["seconds"]) for path in paths)
+
+
+def teacher_bytes(run: Run) -> int:
+    """Size of the teachers' weights on disk."""
+    return sum(teacher_path(run.out, architecture).stat().st_size for architecture in run.recipe.squeeze.teachers)
+
+
+def _teacher(run: Run, number: int, architecture: str, weights: str) -> Teacher:
+    path = teacher_path(run.out, architecture)
+    classes = run.real.classes
+    identity = run.identity("squeeze") | {"architecture": architecture, "classes": list(classes)}
+    if path.exists():
+        state, kept = read_tensors(path)
+        if difference := first_difference(json.loads(kept["identity"]), identity):
+            raise ValueError(
+                f"{path} is a teacher of another recipe ({difference}); choose another --out, or delete that file"
+            )
+        net = rebuild(architecture, state, kept, path)
+        run.log.say(f"teacher {architecture}: finished already, {float(kept['top1']):.1f} % top-1 on the test images")
+        return _frozen(run, net, architecture, json.loads(kept["outputs"]))
+
+    # Named after its settings, so that an interrupted training never goes on with others.
+    checkpoint = path.parent / f"checkpoint-{run.recipe.sha256(*SQUEEZE_PARTS)[:8]}.pt"
+    with run.stopwatch() as watch:
+        net, outputs = _obtain(run, number, architecture, weights, checkpoint)
+        teacher = _frozen(run, net, architecture, outputs)
+        if teacher.note is not None:
+            run.log.say(
+                f"teacher {architecture} cannot be traced ({teacher.note}): its {len(teacher.layers)} BatchNorms are "
+                "replaced one by one, without fusing the ReLUs after them"
+            )
+        gate = _gate(run, teacher)
+        top1 = _accuracy(run, teacher)
+    metadata = {
+        "architecture": architecture,
+        "identity": json.dumps(identity),
+        "classes": json.dumps(classes),
+        "outputs": json.dumps(outputs),
+        "num_outputs": str(teacher.num_outputs),
+        "sha256": teacher.sha256,
+        "top1": f"{top1:.4f}",
+        "seconds": f"{watch.seconds:.3f}",
+    }
+    write_tensors(path, net.state_dict(), metadata)
+    for finished in (checkpoint, _probe_path(checkpoint)):
+        finished.unlink(missing_ok=True)
+    run.log.event("teacher", architecture=architecture, top1=top1, gate=gate, seconds=watch.seconds)
+    return teacher
+
+
+def rebuild(architecture: str, state: Mapping[str, Tensor], metadata: Mapping[str, str], path: Path) -> nn.Module:
+    """The network of a finished teacher's file. Raises ValueError if its weights are not those that it names."""
+    if (found := state_sha256(state)) != metadata["sha256"]:
+        raise ValueError(f"{path}: its weights have the sha256 {found[:12]}, but it names {metadata['sha256'][:12]}")
+    net = zoo.build(architecture, int(metadata["num_outputs"]))
+    net.load_state_dict(state)
+    return net
+
+
+def _frozen(run: Run, net: nn.Module, architecture: str, outputs: Sequence[int]) -> Teacher:
+    """The network as a teacher with the statistics that recover is going to match, on the run's device."""
+    recipe, classes = run.recipe, run.real.classes
+    matched = recipe.recover.statistics, recipe.recover.patch_size
+    has_unfused = recipe.labels.is_in_training and architecture in (recipe.labels.teachers or recipe.squeeze.teachers)
+    return Teacher.of(net, architecture, classes, outputs, recipe.dataset, *matched, has_unfused).to(run.device)
+
+
+def _obtain(run: Run, number: int, architecture: str, weights: str, checkpoint: Path) -> tuple[nn.Module, list[int]]:
+    """A network with its weights, and its output of each class."""
+    settings, classes = run.recipe.squeeze, run.real.classes
+    names = None
+    if settings.classes_file:
+        names = Path(settings.classes_file).read_text().split("\n")
+        names = [name.strip() for name in names if name.strip()]
+    method, is_trained = settings.self_supervision.method, weights == "train"
+    probe = next(iter(settings.probe_weights[number:] or settings.probe_weights[:1]), "")
+    if is_trained:
+        with Stream(run.recipe.seed, "squeeze/init").torch_generator(number):
+            net = zoo.build(architecture, len(classes))
+        if method == "none":
+            return _train(run, net, number, architecture, checkpoint), list(range(len(classes)))
+        net, probe = pretrain(run, net, number, architecture, checkpoint), "train"
+    elif (
+        Path(weights).suffix in (".pt", ".pth", ".tar", ".th", ".ckpt", ".bin", ".safetensors")
+        or Path(weights).exists()
+    ):
+        net = _read(run, architecture, Path(weights), len(names or ()), bool(probe))
+    else:
+        net = zoo.build(architecture, len(classes), weights)
+    if probe == "train":
+        net = train_probe(run, net, classifier_name(architecture), number, _probe_path(checkpoint))
+        return net, list(range(len(classes)))
+    if probe:
+        classifier = classifier_name(architecture)
+        layer = read_probe(read_checkpoint(Path(probe)), Path(probe), feature_size(net, classifier))
+        net.set_submodule(classifier, layer)
+    num_outputs = count_outputs(net, run.recipe.dataset.image_size, architecture)
+    return net, match_classes(num_outputs, names, classes, architecture)
+
+
+def _probe_path(checkpoint: Path) -> Path:
+    return checkpoint.with_name(checkpoint.name.replace("checkpoint", "probe"))
+
+
+def _read(run: Run, architecture: str, path: Path, num_outputs: int, has_probe: bool) -> nn.Module:
+    """The network in a checkpoint file, with so many outputs, or as many as the file says if that is 0.
+
+    A self-supervised backbone gets an untrained classifier, if there is a probe to replace it; else ValueError.
+    """
+    loaded, classes = read_checkpoint(path), run.real.classes
+    state = {} if is_self_supervised(loaded, path) else state_dict(loaded, path)
+    small, large = (zoo.build(architecture, count).state_dict() for count in (len(classes), len(classes) + 1))
+    size = head_size(state, small, large)
+    if size is None:
+        classifier = classifier_name(architecture)
+        imported = import_backbone(loaded, small, classifier, path, run.recipe.squeeze.self_supervision.dino.network)
+        run.log.say(imported.report)
+        state = imported.state
+        if imported.has_classifier:
+            size = head_size(state, small, large)
+        elif has_probe:
+            state |= {name: value for name, value in small.items() if name.startswith(f"{classifier}.")}
+        else:
+            raise ValueError(
+                f"checkpoint {path} has no classifier; name a file of a linear probe in squeeze.probe_weights, or "
+                f"train one there. {imported.report}"
+            )
+    net = zoo.build(architecture, num_outputs or size or len(classes))
+    load_weights(net, state, path)
+    return net
+
+
+def _train(run: Run, net: nn.Module, number: int, architecture: str, checkpoint: Path) -> nn.Module:
+    recipe = run.recipe
+    stream = Stream(recipe.seed, f"squeeze/views/{number}")
+    run.log.say(f"squeeze: training {architecture}, {recipe.squeeze.epochs} epochs")
+
+    def batches(epoch: int):
+        settings = recipe.squeeze
+        return training_batches(
+            run.real.train, recipe.dataset, settings, stream, epoch, settings.batch_size, run.device
+        )
+
+    net, _ = fit(
+        zoo.channels_last(net, run.device),
+        recipe.squeeze,
+        batches,
+        F.cross_entropy,
+        lambda net: score(net, run.test_images, run.normalize),
+        Stream(recipe.seed, f"squeeze/dropout/{number}"),
+        checkpoint,
+        lambda entry: run.report_epoch(f"teacher {architecture}", entry, recipe.squeeze.epochs),
+        lambda epochs: run.log.track(epochs, f"teacher {architecture}"),
+    )
+    return net.cpu()
+
+
+def _gate(run: Run, teacher: Teacher) -> float:
+    count = run.recipe.squeeze.gate_images
+    if count == 0:
+        return float("nan")
+    pixels, labels = run.real_images(count, "squeeze/gate", run.recipe.seed)
+    return check_gate(teacher, pixels, labels, run.recipe.dataset, run.device)
+
+
+def _accuracy(run: Run, teacher: Teacher) -> float:
+    """Says and returns the teacher's top-1 on the test split, in per cent."""
+    count = right = right_of_all = 0
+    outputs = teacher.outputs.cpu()
+    for pixels, labels in run.test_images.batches(128):
+        with torch.no_grad():
+            logits: Tensor = teacher(run.normalize(pixels))[0].cpu()
+        count += len(labels)
+        right += int((logits[:, outputs].argmax(1) == labels.cpu()).sum())
+        right_of_all += int((logits.argmax(1) == outputs[labels.cpu()]).sum())
+    top1, top1_of_all = 100 * right / count, 100 * right_of_all / count
+    more = (
+        f"; {top1_of_all:.1f} % among all {teacher.num_outputs} outputs" if teacher.num_outputs > len(outputs) else ""
+    )
+    run.log.say(f"teacher {teacher.name}: {top1:.1f} % top-1 on {count} test images{more}")
+    return top1

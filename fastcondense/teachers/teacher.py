@@ -1,0 +1,341 @@
+"""Teachers: frozen, fused networks that return logits and BatchNorm moments, and the gate that each has to pass."""
+
+from __future__ import annotations
+
+import copy
+import functools
+from collections.abc import Collection, Mapping, Sequence
+from dataclasses import dataclass, field, replace
+from pathlib import Path
+from typing import Any, Literal
+
+import torch
+from scipy.optimize import linear_sum_assignment
+from scipy.stats import binom
+from torch import Tensor, nn
+
+from ..data.real import Normalization
+from ..files import state_sha256
+from ..precision import cast
+from ..settings import Dataset
+from ..vision import timm
+from .fuse import fuse
+from .moments import FrozenBatchNorm, Keeper, Layer, Moments
+from .zoo import channels_last
+
+_CONTAINERS = ("state_dict", "model", "model_state_dict", "net", "teacher")
+_PREFIXES = ("module.", "_orig_mod.", "model.", "net.", "backbone.", "encoder.")
+
+
+@dataclass
+class Teacher:
+    """A frozen network. ``fused(x)`` gives logits of all outputs, and its layers then hold their moments."""
+
+    name: str
+    sha256: str
+    fused: nn.Module
+    layers: list[Layer]
+    targets: dict[str, tuple[Tensor, ...]]
+    """What the moments of each layer should be, by the layer's name: so far, BatchNorms' running statistics."""
+    outputs: Tensor
+    """int64 [classes]: the network's output of each class of the data set."""
+    num_outputs: int
+    note: str | None
+    """Why the network could not be traced, if so."""
+    dtype: torch.dtype | None = None
+    """Of its weights and feature maps, where that is not the images' own."""
+    unfused: nn.Module | None = None
+    """The network itself, frozen and in evaluation mode, if it was asked for: labels in training mode need it."""
+    class_name: str = ""
+    """The Python class of the network, after which published files of statistics are named."""
+    class_targets: dict[str, tuple[Tensor, ...]] = field(default_factory=dict)
+    """The same for the images of each class: float32 [classes, length] each, on the host."""
+    class_variance: Literal["within-image", "full"] = "within-image"
+    """Which variances class_targets hold."""
+    swapped_patches: bool = False
+    """Whether category targets take patch means for variances and the reverse (EDC's published code)."""
+
+    @staticmethod
+    def of(
+        net: nn.Module,
+        name: str,
+        class_names: Sequence[str],
+        outputs: Sequence[int],
+        dataset: Dataset,
+        statistics: Collection[str] = ("bn",),
+        patch_size: int = 16,
+        has_unfused: bool = False,
+    ) -> Teacher:
+        """Freezes and fuses `net`, and tries it on a black image. Raises ValueError if its output does not fit."""
+        net = net.float()
+        sha256 = state_sha256(net.state_dict())
+        fused, layers, note = fuse(net, statistics, patch_size)
+        num_outputs = count_outputs(fused, dataset.image_size, name)
+        if num_outputs <= max(outputs):
+            raise ValueError(f"teacher {name} has {num_outputs} outputs, but {len(class_names)} classes are needed")
+        layers = [layer for layer in layers if layer.moments is not None]  # those that the forward really uses
+        targets: dict[str, tuple[Tensor, ...]] = {
+            layer.name: (keeper.running_mean, keeper.running_var)
+            for layer in layers
+            for keeper, what in layer.parts
+            if isinstance(keeper, FrozenBatchNorm) and what == "input"
+        }
+        unfused = channels_last(copy.deepcopy(net).eval().requires_grad_(False)) if has_unfused else None
+        output_of_class = torch.tensor(outputs)
+        networks = fused, layers, targets, output_of_class, num_outputs, note
+        return Teacher(name, sha256, *networks, unfused=unfused, class_name=type(net).__name__)
+
+    @functools.cached_property
+    def keepers(self) -> list[Keeper]:
+        """All modules that keep moments, also those whose moments are not matched."""
+        return [module for module in self.fused.modules() if isinstance(module, Keeper)]
+
+    def to(self, device: torch.device) -> Teacher:
+        """Moves it, in place."""
+        self.fused.to(device)
+        if self.unfused is not None:
+            self.unfused.to(device)
+        self.outputs = self.outputs.to(device)
+        self.targets = {name: tuple(vector.to(device) for vector in kept) for name, kept in self.targets.items()}
+        return self
+
+    def cast(self, dtype: torch.dtype) -> Teacher:
+        """Itself, or a copy whose weights and feature maps are of another type, without the unfused network.
+
+        Moments stay float32.
+        """
+        if dtype == torch.float32:
+            return self
+        # class targets are large, and never changed
+        copied = copy.deepcopy(replace(self, unfused=None), {id(self.class_targets): self.class_targets})
+        copied.dtype = dtype
+        cast(copied.fused, dtype, kept=(Keeper,))
+        return copied
+
+    def __call__(self, x: Tensor) -> tuple[Tensor, Moments]:
+        """x: normalised [N, 3, H, W] channels_last -> float32 logits [N, num_outputs], the moments of its layers."""
+        logits = self.fused(x)
+        moments = [layer.moments or () for layer in self.layers]
+        for keeper in self.keepers:
+            keeper.kept.clear()  # the caller alone decides how long the autograd graph lives
+        return logits.float() if self.dtype is not None else logits, moments
+
+    def logits(self, x: Tensor) -> Tensor:
+        """Logits of the data set's classes alone, in its order: [N, classes]; no gradients."""
+        with torch.no_grad():
+            return self(x)[0][:, self.outputs]
+
+    def matched_targets(self) -> Moments:
+        """What its layers' moments should be. Raises ValueError if a target is missing."""
+        for layer in self.layers:
+            if layer.name not in self.targets:
+                raise ValueError(f"teacher {self.name} has no target for the statistics of its layer {layer.name}")
+        return [self.targets[layer.name] for layer in self.layers]
+
+    def category_targets(self, classes: Tensor) -> Moments:
+        """What its layers' moments should be for a batch of these classes, int64 [images]: the mean over its images of
+        their classes' vectors (EDC, spec 1.2), on its device.
+
+        Variances that are "full" are pooled: mean_k(v_k + (m_k - m)^2). Raises ValueError if a layer has no class
+        targets.
+        """
+        rows, pooled = classes.cpu(), []
+        for layer in self.layers:
+            if layer.name not in self.class_targets:
+                raise ValueError(f"teacher {self.name} has no class targets for its layer {layer.name}")
+            vectors = [table[rows].double() for table in self.class_targets[layer.name]]
+            moments: list[Tensor] = []
+            for (_, what), means, variances in zip(layer.parts, vectors[::2], vectors[1::2], strict=True):
+                mean, var = means.mean(0), variances.mean(0)
+                if self.class_variance == "full":
+                    var += means.var(0, correction=0)
+                moments += (var, mean) if self.swapped_patches and what == "patches" else (mean, var)
+            pooled.append(tuple(moment.float().to(self.outputs.device) for moment in moments))
+        return pooled
+
+    def batch_targets(self, images: Tensor) -> Moments:
+        """The moments of its layers for real images, pooled over all of them; no gradients.
+
+        images: normalised [N, 3, S, S] on its device.
+        """
+        with torch.no_grad():
+            return self(images if self.dtype is None else images.to(self.dtype))[1]
+
+    def image_moments(self, images: Tensor) -> Moments:
+        """The moments of its layers for each image, [N, length]; no gradients. images as in `batch_targets`."""
+        for keeper in self.keepers:
+            keeper.is_per_image = True
+        try:
+            return self.batch_targets(images)
+        finally:
+            for keeper in self.keepers:
+                keeper.is_per_image = False
+
+
+def count_outputs(net: nn.Module, size: int, name: str) -> int:
+    """Outputs of `net`, tried on a black image. Raises ValueError if it cannot take one or gives no logits."""
+    try:
+        with torch.no_grad():
+            logits = net.eval()(torch.zeros(1, 3, size, size).contiguous(memory_format=torch.channels_last))
+    except (RuntimeError, TypeError) as error:
+        raise ValueError(f"teacher {name} cannot take {size} x {size} images: {error}") from None
+    if not isinstance(logits, Tensor) or logits.dim() != 2:
+        shape = tuple(logits.shape) if isinstance(logits, Tensor) else type(logits).__name__
+        raise ValueError(f"teacher {name} gives {shape} for one image; logits [1, classes] are needed")
+    return logits.shape[1]
+
+
+def load_weights(net: nn.Module, state: Mapping[str, Tensor], path: Path) -> None:
+    """Copies a checkpoint's state dict into `net`, strictly: common prefixes are stripped, all names must match.
+
+    Raises ValueError that names the first missing, unexpected or misshapen entry; `path` is for the message.
+    """
+    wanted = net.state_dict()
+    state = _strip_prefixes(state, wanted)
+    # Old checkpoints lack the counters that BatchNorm keeps beside its statistics.
+    missing = [key for key in wanted if key not in state and not key.endswith("num_batches_tracked")]
+    unexpected = [key for key in state if key not in wanted]
+    misshapen = [key for key in state if key in wanted and state[key].shape != wanted[key].shape]
+    for problem, keys in (("lacks", missing), ("has the unexpected", unexpected)):
+        if keys:
+            raise ValueError(
+                f"checkpoint {path} {problem} {keys[0]!r} ({len(keys)} such entries): another architecture?"
+            )
+    if misshapen:
+        key = misshapen[0]
+        raise ValueError(
+            f"checkpoint {path}: {key!r} has shape {tuple(state[key].shape)}, the network {tuple(wanted[key].shape)}"
+        )
+    net.load_state_dict({**wanted, **state})
+
+
+def head_size(state: Mapping[str, Tensor], small: Mapping[str, Tensor], large: Mapping[str, Tensor]) -> int | None:
+    """Outputs of the network in a checkpoint, or None if it lacks a head.
+
+    small, large: state dicts of the same architecture with n and n + 1 outputs; where they differ is the head.
+    """
+    state = _strip_prefixes(state, small)
+    for key, value in small.items():
+        for axis, (n, more) in enumerate(zip(value.shape, large[key].shape, strict=True)):
+            if more == n + 1 and key in state and state[key].dim() == value.dim():
+                return state[key].shape[axis]
+    return None
+
+
+def _strip_prefixes(state: Mapping[str, Tensor], wanted: Mapping[str, Tensor]) -> Mapping[str, Tensor]:
+    """Without prefixes that all its entries share, until some of its names are wanted."""
+    while not state.keys() & wanted.keys():
+        prefix = next((p for p in _PREFIXES if state and all(key.startswith(p) for key in state)), None)
+        if prefix is None:
+            break
+        state = {key.removeprefix(prefix): value for key, value in state.items()}
+    return state
+
+
+def state_dict(loaded: Any, path: Path) -> dict[str, Tensor]:
+    """The state dict in what a checkpoint file holds, bare or in a usual container. Raises ValueError if none is."""
+    for _ in range(3):
+        if not isinstance(loaded, Mapping):
+            break
+        if loaded and all(isinstance(value, Tensor) for value in loaded.values()):
+            return dict(loaded)
+        inner = next((loaded[key] for key in _CONTAINERS if isinstance(loaded.get(key), Mapping)), None)
+        if inner is None:
+            break
+        loaded = inner
+    raise ValueError(f"checkpoint {path} holds no state dict (looked under {', '.join(_CONTAINERS)})")
+
+
+def match_classes(num_outputs: int, output_names: Sequence[str] | None, classes: Sequence[str], name: str) -> list[int]:
+    """The network's output of each class. By the outputs' names if they are known, by ImageNet's wnids for 1000 outputs
+    and a data set whose classes are wnids, and one to one if the numbers agree.
+
+    Raises ValueError if the classes do not line up.
+    """
+    if output_names is None and num_outputs == 1000:
+        wnids = timm.data.ImageNetInfo().label_names()
+        if set(classes) <= set(wnids):
+            output_names = wnids
+    if output_names is not None:
+        if len(output_names) != num_outputs:
+            raise ValueError(f"{len(output_names)} class names were given for the {num_outputs} outputs of {name}")
+        index = {output_name: k for k, output_name in enumerate(output_names)}
+        missing = [c for c in classes if c not in index]
+        if missing:
+            raise ValueError(f"class {missing[0]!r} of the data set is not among the outputs of teacher {name}")
+        return [index[c] for c in classes]
+    if num_outputs != len(classes):
+        raise ValueError(
+            f"teacher {name} has {num_outputs} outputs and the data set {len(classes)} classes; "
+            "name the outputs, one a line, in squeeze.classes_file"
+        )
+    return list(range(num_outputs))
+
+
+# --- the gate --------------------------------------------------------------------------------------------------------
+
+_OTHER_INPUTS = {
+    "pixels in [0, 1] without normalisation": ((0.0, 0.0, 0.0), (1.0, 1.0, 1.0)),
+    "pixels in [0, 255]": ((0.0, 0.0, 0.0), (1 / 255, 1 / 255, 1 / 255)),
+    "pixels in [-1, 1]": ((0.5, 0.5, 0.5), (0.5, 0.5, 0.5)),
+    "ImageNet's mean and deviation": ((0.485, 0.456, 0.406), (0.229, 0.224, 0.225)),
+    "CIFAR's mean and deviation": ((0.4914, 0.4822, 0.4465), (0.2023, 0.1994, 0.2010)),
+}
+
+
+def check_gate(teacher: Teacher, pixels: Tensor, labels: Tensor, dataset: Dataset, device: torch.device) -> float:
+    """Accuracy of the teacher on a few real images; raises ValueError if chance explains it (p > 0.001).
+
+    pixels: uint8 [N, 3, S, S]; labels: int64 [N]. The message names the likeliest cause: with another class order or
+    other pixel statistics than the recipe's the same weights would do better.
+    """
+
+    def predictions(mean: Sequence[float], std: Sequence[float], channels: Sequence[int] = (0, 1, 2)) -> Tensor:
+        gain = 1 / (255 * torch.tensor(std, dtype=torch.float64))
+        offset = -torch.tensor(mean, dtype=torch.float64) / torch.tensor(std, dtype=torch.float64)
+        normalize = Normalization(gain.float().to(device), offset.float().to(device))
+        parts = [
+            teacher.logits(normalize(part[:, list(channels)].to(device))).argmax(1).cpu() for part in pixels.split(64)
+        ]
+        return torch.cat(parts)
+
+    num_classes = len(teacher.outputs)
+    predicted = predictions(dataset.mean, dataset.std)
+    hits = int((predicted == labels).sum())
+    if not is_chance(hits, len(labels), num_classes):
+        return hits / len(labels)
+
+    message = f"teacher {teacher.name} is at chance: {hits} of {len(labels)} real images of {num_classes} classes right"
+    _, relabelled = best_order(labels, predicted, num_classes)
+    # A random confusion can be relabelled to some accuracy too; half is far above that.
+    if relabelled > len(labels) / 2:
+        share = 100 * relabelled / len(labels)
+        raise ValueError(
+            f"{message}. Likeliest cause: class order. With its outputs renamed it has {share:.0f} %; it was trained "
+            "with classes in another order (name its outputs in squeeze.classes_file)"
+        )
+    others = {name: predictions(*statistics) for name, statistics in _OTHER_INPUTS.items()}
+    others["blue, green, red channels"] = predictions(dataset.mean, dataset.std, (2, 1, 0))
+    best, best_hits = max(((name, int((p == labels).sum())) for name, p in others.items()), key=lambda pair: pair[1])
+    if not is_chance(best_hits, len(labels), num_classes):
+        share = 100 * best_hits / len(labels)
+        raise ValueError(
+            f"{message}. Likeliest cause: preprocessing. With {best} it has {share:.0f} % (dataset.mean, dataset.std)"
+        )
+    raise ValueError(f"{message}. No class order and no usual preprocessing mends it: untrained or wrong weights")
+
+
+def is_chance(hits: int, count: int, num_classes: int) -> bool:
+    """Whether guessing explains so many of `count` images right (p > 0.001)."""
+    return bool(binom.sf(hits - 1, count, 1 / num_classes) > 1e-3)
+
+
+def best_order(labels: Tensor, predicted: Tensor, num_classes: int) -> tuple[list[int], int]:
+    """For each class the class that it should be called, so that most predictions are right, and how many are then.
+
+    labels, predicted: int64 [N].
+    """
+    confusion = torch.zeros(num_classes, num_classes, dtype=torch.int64)
+    confusion.index_put_((labels, predicted), torch.ones_like(labels), accumulate=True)
+    rows, columns = linear_sum_assignment(-confusion.numpy())
+    return columns.tolist(), int(confusion.numpy()[rows, columns].sum())
