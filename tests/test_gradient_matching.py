@@ -341,8 +341,10 @@ def test_a_job_equals_the_published_loop(tmp_path, monkeypatch):
     for _ in range(5):
         mine.iterate()
     np.testing.assert_allclose(measured, distances, rtol=1e-3, atol=0.006)  # ours are rounded to two decimals
-    moved = float((expected - start).abs().max())
-    assert moved > 0.05 and float((mine.images - expected).abs().max()) < 1e-3 * moved
+    moved, apart = expected - start, mine.images - expected
+    assert float(moved.abs().max()) > 0.05
+    # a ReLU or a maximum whose input rounds across a boundary moves single pixels by more
+    assert float(apart.norm()) < 1e-3 * float(moved.norm())
 
 
 def test_frozen_images_do_not_change_by_a_bit(tmp_path):
