@@ -16,6 +16,10 @@ import torch
 from . import __version__, distributed, recipe, stages
 from .data.pack import PackOptions, pack_folders
 from .devices import choose_device
+from .fleet import interrupt, lock
+from .fleet.launch import launch, refuse
+from .fleet.status import StatusOptions, status
+from .fleet.work import Cut, Fleet
 from .log import Log
 from .options import parse_stage, parse_tool
 from .run import Run
@@ -40,9 +44,13 @@ STAGES: dict[str, tuple[Callable[[Run], object], str]] = {
 TOOLS: dict[str, tuple[Callable[[Any, Log], int | None], type, str]] = {
     "bundle": (bundle, BundleOptions, "RUN: its images, replay specification and teachers, as one file"),
     "verify": (verify, VerifyOptions, "BUNDLE or RUN: does this machine give the same labels?"),
+    "status": (status, StatusOptions, "RUN: what its workers have done, are doing, and how long it will take"),
     "pack": (pack_folders, PackOptions, "image folders into files that the ffcv loader reads"),
     "export": (export, ExportOptions, "condensed images as a folder, for Hugging Face, as tensors, for DD-Ranking"),
 }
+
+
+_TRY_AGAIN = 75  # EX_TEMPFAIL of sysexits.h: nothing is wrong with the input
 
 
 def main(arguments: list[str] | None = None) -> int:
@@ -50,13 +58,19 @@ def main(arguments: list[str] | None = None) -> int:
     arguments = sys.argv[1:] if arguments is None else arguments
     try:
         return _main(arguments)
-    except KeyboardInterrupt:
-        _complain("interrupted; the same command goes on from here")
-        return 130
+    except KeyboardInterrupt as signal:
+        if not distributed.is_launched():  # else the launcher says so
+            _complain("interrupted; the same command goes on from here")
+        return interrupt.status_of(signal)
+    except Cut as error:
+        _complain(str(error))
+        return _TRY_AGAIN
     except (ValueError, OSError, torch.OutOfMemoryError) as error:
         if os.environ.get("FASTCONDENSE_TRACEBACK"):
             traceback.print_exc()
-        _complain(" ".join(str(error).split()))
+        text = " ".join(str(error).split())
+        if not refuse(text):
+            _complain(text)
         return 1
 
 
@@ -86,18 +100,24 @@ def _main(arguments: list[str]) -> int:
     stage, description = STAGES[command]
     options = parse_stage(command, description, rest)
     assert options.out is not None
-    device = choose_device(options.device)
-    if distributed.is_launched():
+    is_worker = distributed.is_launched()
+    if options.launch.gpus is not None and not is_worker:
+        options.launch.check()
+        return launch(options.launch, [command, *rest])
+    interrupt.listen(with_parent=is_worker)
+    device = choose_device("cpu" if options.launch.gpus == 0 else options.device)
+    if is_worker:
         device = distributed.join(device)
-    if options.bundle is not None:
-        with distributed.first_alone():
-            unpack(options.bundle, options.out)
-    run = Run(
-        options.settings, options.out, options.data, device, Log(is_silent=distributed.rank() > 0), options.images
-    )
-    run.open()
-    stage(run)
-    run.record()
+    log = Log(is_silent=distributed.rank() > 0)
+    run = Run(options.settings, options.out, options.data, device, log, options.images, Fleet.joined())
+    run.check()
+    with lock.locked(options.out):
+        if options.bundle is not None:
+            with distributed.first_alone():
+                unpack(options.bundle, options.out)
+        run.open()
+        stage(run)
+        run.record()
     distributed.leave()
     return 0
 

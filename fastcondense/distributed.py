@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import os
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from datetime import timedelta
 
@@ -43,10 +43,15 @@ def join(device: torch.device) -> torch.device:
     return device
 
 
-def leave() -> None:
-    """Takes leave of the others, once all have come here."""
-    if distributed.is_initialized():
+def meet() -> None:
+    """Waits until all have come here."""
+    if world_size() > 1:
         distributed.barrier()
+
+
+def leave() -> None:
+    """Takes leave of the others, who may have ended."""
+    if distributed.is_initialized():
         distributed.destroy_process_group()
 
 
@@ -58,6 +63,23 @@ def first_alone() -> Iterator[None]:
     yield
     if world_size() > 1 and not rank():
         distributed.barrier()
+
+
+def once(function: Callable[[], object]) -> None:
+    """Rank 0 calls it, the others wait: what it has made is there afterwards."""
+    with first_alone():
+        if rank() == 0:
+            function()
+
+
+def agree(value: int) -> int:
+    """Rank 0's value, on all ranks."""
+    if world_size() == 1:
+        return value
+    device = "cuda" if distributed.get_backend() == "nccl" else "cpu"
+    shared = torch.tensor([value], dtype=torch.int64, device=device)
+    distributed.broadcast(shared, 0)
+    return int(shared)
 
 
 def all_sum(values: Tensor) -> Tensor:

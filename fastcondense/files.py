@@ -7,6 +7,8 @@ import hashlib
 import json
 import os
 import shutil
+import socket
+import threading
 from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import Any, BinaryIO
@@ -26,7 +28,8 @@ def new_file(path: Path) -> Iterator[BinaryIO]:
     Raises OSError (disk full, no permission) and leaves nothing behind, as after any error in the block.
     """
     path.parent.mkdir(parents=True, exist_ok=True)
-    temporary = path.with_name(f".{path.name}.{os.getpid()}.tmp")
+    writer = f"{socket.gethostname()}-{os.getpid()}-{threading.get_native_id()}"
+    temporary = path.with_name(f".{path.name}.{writer}.tmp")
     try:
         with temporary.open("wb") as file:
             yield file

@@ -2,9 +2,10 @@
 
 from __future__ import annotations
 
+import contextlib
 import json
 import time
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
 from typing import Any, TypeVar
 
@@ -35,20 +36,29 @@ class Log:
         self.event("say", text=text, **fields)
 
     def track(self, items: Sequence[Item], what: str) -> Iterator[Item]:
-        """Yields the items; shows a bar on a terminal, or a line every ten seconds."""
-        return self._bar(items, what) if self.console.is_terminal else self._lines(items, what)
+        """Yields the items, and shows how many are done."""
+        with self.progress(what, len(items)) as show:
+            for done, item in enumerate(items):
+                yield item
+                show(done + 1)
 
-    def _bar(self, items: Iterable[Item], what: str) -> Iterator[Item]:
-        columns = (TextColumn("{task.description}"), BarColumn(), MofNCompleteColumn(), TimeElapsedColumn())
-        with Progress(*columns, TimeRemainingColumn(), console=self.console, transient=True) as progress:
-            yield from progress.track(items, description=what)
-
-    def _lines(self, items: Sequence[Item], what: str) -> Iterator[Item]:
+    @contextlib.contextmanager
+    def progress(self, what: str, total: int, first: int = 0) -> Iterator[Callable[[int], None]]:
+        """Takes how many of `total` are done, from `first` on: a bar on a terminal, or a line every ten seconds."""
+        if self.console.is_terminal:
+            columns = (TextColumn("{task.description}"), BarColumn(), MofNCompleteColumn(), TimeElapsedColumn())
+            with Progress(*columns, TimeRemainingColumn(), console=self.console, transient=True) as bar:
+                task = bar.add_task(what, total=total, completed=first)
+                yield lambda done: bar.update(task, completed=done)
+            return
         said_at = started_at = time.monotonic()
-        for done, item in enumerate(items):
-            yield item
+
+        def show(done: int) -> None:
+            nonlocal said_at
             now = time.monotonic()
-            if now - said_at > _SECONDS_BETWEEN_LINES and done + 1 < len(items):
-                left = (now - started_at) / (done + 1) * (len(items) - done - 1)
-                self.console.print(f"{what}: {done + 1} of {len(items)}, about {left:.0f} s left", markup=False)
+            if now - said_at > _SECONDS_BETWEEN_LINES and first < done < total:
+                left = (now - started_at) / (done - first) * (total - done)
+                self.console.print(f"{what}: {done} of {total}, about {left:.0f} s left", markup=False)
                 said_at = now
+
+        yield show

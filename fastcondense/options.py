@@ -13,6 +13,7 @@ from typing import Annotated, Any, TypeVar
 import tyro
 
 from . import recipe
+from .fleet.launch import Launch
 from .recipe import Recipe
 from .sets.bundle import is_bundle, read_recipe
 
@@ -34,7 +35,8 @@ class Options:
     """Condensed images that somebody published, which are imported instead of recovered: a folder of class folders,
     parquet or tensor files, or one such file."""
     device: str = "auto"
-    """auto, cpu, cuda or cuda:N."""
+    """auto, cpu, cuda or cuda:N; with --gpus each worker has its own."""
+    launch: Annotated[Launch, tyro.conf.arg(name="")] = dataclasses.field(default_factory=Launch)
     store: bool = False
     """Store the labels that relabel replays, and train on them: the same as --labels.source stored."""
     bundle: tyro.conf.Suppress[Path | None] = None
@@ -139,7 +141,8 @@ def _flags() -> list[str]:
         return flags
 
     names = [
-        *(field.name for field in dataclasses.fields(Options) if field.name != "settings"),
+        *(field.name for field in dataclasses.fields(Options) if field.name not in ("settings", "launch")),
+        *_names(Launch),
         *of(dataclasses.asdict(Recipe()), ""),
     ]
     return [f"--{name}".replace("_", "-") for name in names]

@@ -21,17 +21,35 @@ def network_dtype(precision: Precision) -> torch.dtype:
 
 
 @contextmanager
-def arithmetic(precision: Precision) -> Iterator[None]:
-    """Sets what a GPU's float32 products round to, and that cuDNN takes the same deterministic algorithms each time."""
+def arithmetic(precision: Precision, is_reproducible: bool = True) -> Iterator[None]:
+    """Sets what a GPU's float32 products round to, and that cuDNN takes the same deterministic algorithms each time;
+    without is_reproducible, those that it finds to be fastest."""
     backends: Any = torch.backends  # torch's annotations lack some of these
     matmul, conv, cudnn = backends.cuda.matmul, backends.cudnn.conv, backends.cudnn
     before = matmul.fp32_precision, conv.fp32_precision, cudnn.deterministic, cudnn.benchmark
     fp32 = "tf32" if precision == "tf32" else "ieee"
-    matmul.fp32_precision, conv.fp32_precision, cudnn.deterministic, cudnn.benchmark = fp32, fp32, True, False
+    matmul.fp32_precision, conv.fp32_precision, cudnn.deterministic, cudnn.benchmark = (
+        fp32,
+        fp32,
+        is_reproducible,
+        not is_reproducible,
+    )
     try:
         yield
     finally:
         matmul.fp32_precision, conv.fp32_precision, cudnn.deterministic, cudnn.benchmark = before
+
+
+@contextmanager
+def one_thread(device: torch.device) -> Iterator[None]:
+    """On a CPU the block runs on one thread: oneDNN's convolutions split sums in a way that depends on their number."""
+    before = torch.get_num_threads()
+    if device.type == "cpu":
+        torch.set_num_threads(1)
+    try:
+        yield
+    finally:
+        torch.set_num_threads(before)
 
 
 def mixed(precision: Precision, device: torch.device) -> torch.autocast:

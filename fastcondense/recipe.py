@@ -59,6 +59,10 @@ class Recipe:
                 raise ValueError(f"{name}.schedule multistep needs {name}.milestones in (0, 1), got {milestones}")
         if self.train.sync_batch_norm and self.train.accumulate > 1:
             raise ValueError("train.sync_batch_norm needs train.accumulate 1: the parts of a batch are seen alone")
+        if self.squeeze.shared and (
+            self.squeeze.self_supervision.method != "none" or "train" in self.squeeze.probe_weights
+        ):
+            raise ValueError("squeeze.shared is for teachers trained on labels; leave it out for others")
         if not 0 < self.labels.pool <= 1:
             raise ValueError(f"labels.pool must lie in (0, 1], got {self.labels.pool}")
         if (self.labels.stored or self.labels.top_k) and self.labels.source != "stored":
@@ -185,7 +189,8 @@ class Recipe:
         del tree["name"], tree["ranking"]
         for key in ("workers", "loader", "on_error"):
             del tree["dataset"][key]
-        del tree["recover"]["snapshots"], tree["train"]["sync_batch_norm"]
+        del tree["recover"]["snapshots"], tree["recover"]["reproducible"]
+        del tree["squeeze"]["shared"], tree["train"]["sync_batch_norm"]
         del tree["evaluate"]["sizes"], tree["evaluate"]["compare"]
         return {name: tree[name] for name in names} if names else tree
 

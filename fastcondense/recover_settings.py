@@ -148,6 +148,9 @@ class Recover(Views):
     match_weight serves networks of any size."""
     precision: Precision = "fp32"
     """Arithmetic of the teachers; images and statistics are float32 in any case."""
+    reproducible: bool = True
+    """The same images from any number of workers and threads, to the bit: one thread a worker on a CPU, deterministic
+    algorithms of cuDNN on a GPU. Otherwise all threads, and whatever cuDNN finds to be fastest."""
     tv_weight: float = 0.0
     l2_weight: float = 0.0
     densification_weight: float = 0.0

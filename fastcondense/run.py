@@ -22,11 +22,12 @@ from .data.real import EvaluationImages, Normalization, squares
 from .data.sources import choose, skipped
 from .distributed import rank
 from .files import write_atomic, write_json
+from .fleet.work import Draw, Fleet, Item, Items
 from .log import Log
 from .recipe import SQUEEZE_PARTS, Recipe
 from .rng import Stream
 from .sets.imported import import_images
-from .sets.published_sets import read_published
+from .sets.published_sets import PublishedSet, read_published
 from .teachers.teacher import Teacher
 
 
@@ -48,30 +49,34 @@ class Run:
     log: Log = field(default_factory=Log)
     images: Path | None = None
     """Published images that `open` imports as the condensed set."""
+    fleet: Fleet = field(default_factory=Fleet)
+    """The workers that share the run."""
     teachers: list[Teacher] = field(default_factory=list)
     """Those that `squeeze` has made or read in this process."""
+    _published: PublishedSet | None = None
     _skipped: set[str] = field(default_factory=set)
 
-    def open(self) -> None:
-        """Checks the data, then makes the run's folder with its recipe, environment and log; imports `images`."""
+    def check(self) -> None:
+        """Raises ValueError for a recipe, data or `images` that cannot be used, before anything is written."""
         self.recipe.check()
         needed = [name for name in self.recipe.evaluate.baselines if name.startswith("random")]
         if needed:
             self.real.check_counts(self.recipe.ipc, f"baseline {needed[0]} at ipc {self.recipe.ipc}")
-        loader, reason = choose(self.real.train, self.recipe.dataset, self.device)
         self.real.check_counts(max(1, self.recipe.squeeze.gate_images), "the teacher gate (squeeze.gate_images)")
-        published = None
         if self.images is not None:
-            published = read_published(self.images, self.real.classes, self.recipe.ipc, self.recipe.dataset)
+            self._published = read_published(self.images, self.real.classes, self.recipe.ipc, self.recipe.dataset)
+
+    def open(self) -> None:
+        """Makes the run's folder with its recipe, environment and log, and imports `images`."""
+        loader, reason = choose(self.real.train, self.recipe.dataset, self.device)
         self.out.mkdir(parents=True, exist_ok=True)
         if not (self.out / "recipe.toml").exists():
             self.record()
-        if rank() == 0:
-            self.log.path = self.out / "log.jsonl"
+        self.log.path = self.out / (f"log-{rank()}.jsonl" if rank() else "log.jsonl")
         self.log.say(f"loader: {loader}; {reason}")
         self.log.event("start", recipe=self.recipe.name, sha256=self.recipe.sha256(), versions=self.versions())
-        if published is not None:
-            import_images(published, self.out / "condensed", self.recipe, self.log)
+        if self._published is not None:
+            import_images(self._published, self.out / "condensed", self.recipe, self.log)
 
     def record(self) -> None:
         """Writes recipe.toml and environment.json; a recipe that a stage refuses must not replace what is there."""
@@ -115,6 +120,14 @@ class Run:
                 return pixels, torch.from_numpy(split.labels[ids])
             self.report_skipped(taken)
             order = order[~np.isin(order, np.delete(ids, read))]
+
+    def share(self, what: str, items: Items[Item]) -> Iterator[Draw[Item]]:
+        """This worker's part of work that all workers of the run share, with progress; see `Fleet.draw`."""
+        first = sum(map(items.is_finished, items.items))
+        with self.log.progress(what, len(items.items), first) as show:
+            for number, draw in enumerate(self.fleet.draw(items)):
+                yield draw
+                show(first + number + 1)
 
     @contextlib.contextmanager
     def stopwatch(self) -> Iterator[Stopwatch]:

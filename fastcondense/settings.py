@@ -210,6 +210,9 @@ class Squeeze(Optimization, Views):
     """Text file with the class name of each output of the checkpoints, one a line, if it differs from the data set."""
     gate_images: int = 10
     """Real training images a class on which every teacher must beat chance before anything is recovered; 0: no gate."""
+    shared: bool = False
+    """Several workers train a teacher together, each on its part of every batch: faster, but the weights depend on the
+    number of workers. Otherwise each teacher is trained by one of them, and teachers side by side."""
     self_supervision: SelfSupervision = field(default_factory=SelfSupervision)
     probe: Probe = field(default_factory=Probe)
 

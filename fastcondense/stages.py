@@ -3,9 +3,10 @@
 from __future__ import annotations
 
 from . import distributed
-from .distributed import first_alone
+from .distributed import first_alone, once
 from .jobs import jobs
-from .labelling.relabel import check_teachers, relabel
+from .labelling import relabel as labels
+from .labelling.relabel import check_teachers
 from .recovery.condense import condensed_set, made_jobs, recover
 from .reporting import report
 from .run import Run
@@ -27,6 +28,12 @@ def train(run: Run) -> None:
     check_teachers(run.out / "condensed", teachers)
     for arm in arms(run):
         train_arm(run, arm, condensed, teachers)
+
+
+def relabel(run: Run) -> None:
+    """Writes what replays the labels; one worker does."""
+    squeeze(run)
+    once(lambda: labels.relabel(run))
 
 
 def inspect(run: Run) -> None:
@@ -65,7 +72,7 @@ def everything(run: Run) -> None:
     """All stages in a row."""
     recover(run)
     relabel(run)
-    picture(run)
+    once(lambda: picture(run))
     train(run)
     evaluate(run)
     inspect(run)

@@ -1,13 +1,15 @@
-"""Statistics of everything and of each class against a two-pass float64 computation, for one worker and two."""
+"""Statistics of everything and of each class against a two-pass float64 computation, for one worker and several."""
 
 import copy
 from pathlib import Path
 
 import pytest
 import torch
+import workers
 from small import frozen_network
-from torch import distributed, multiprocessing, nn
+from torch import nn
 
+from fastcondense.fleet.work import Fleet
 from fastcondense.kernels.patch_moments import patch_moments_reference
 from fastcondense.log import Log
 from fastcondense.recipe import Recipe, load
@@ -195,34 +197,49 @@ def digits_run(out):
 
 
 def share(rank, folder):
-    """What one of two workers does: its half of some images in float64, and its half of a run."""
-    torch.set_num_threads(1)
-    distributed.init_process_group("gloo", init_method=f"file://{folder}/rendezvous", rank=rank, world_size=2)
-    teacher, _ = made("zoo/convnet3_w32", 18, 4)
-    images = torch.randn(len(LABELS), 3, 18, 18, dtype=torch.float64, generator=torch.Generator().manual_seed(0))
-    mine = torch.arange(3) if rank == 0 else torch.arange(3, len(LABELS))
-    collector = Collector(teacher, ["convs.1"], 3, "full")
-    collector.add(images[mine], LABELS[mine])
-    collector.all_reduce()
+    """What one of three workers does: its parts of a run."""
     run = digits_run(folder / "run")
+    run.fleet = Fleet.joined()
     targets.complete(run, run.teachers)
-    kept = [collector.targets(), collector.class_targets(), run.teachers[0].targets, run.teachers[0].class_targets]
-    torch.save(kept, folder / f"{rank}.pt")
-    distributed.destroy_process_group()
+    torch.save([run.teachers[0].targets, run.teachers[0].class_targets], folder / f"{rank}.pt")
 
 
-def test_two_workers_give_what_one_gives(tmp_path):
-    multiprocessing.spawn(share, (tmp_path,), nprocs=2)
-    first, second = (torch.load(tmp_path / f"{rank}.pt") for rank in (0, 1))
-    for kept, other in zip(first, second, strict=True):
-        assert list(kept) == list(other)
-        assert all(torch.equal(a, b) for name in kept for a, b in zip(kept[name], other[name], strict=True))
-    _, net = made("zoo/convnet3_w32", 18, 4)
-    images = torch.randn(len(LABELS), 3, 18, 18, dtype=torch.float64, generator=torch.Generator().manual_seed(0))
-    everything, by_class = truth(net, images, LABELS, 4, "full")
-    assert_equal(first[0], {"convs.1": everything["convs.1"]}, ROUNDING)
-    assert_equal({"convs.1": first[1]["convs.1"]}, {"convs.1": by_class["convs.1"]}, ROUNDING)
+def test_any_number_of_workers_gives_the_targets_of_one_to_the_bit(tmp_path):
+    workers.start(share, 3, tmp_path)
     alone = digits_run(tmp_path / "alone")
     targets.complete(alone, alone.teachers)
-    assert_equal(first[2], alone.teachers[0].targets, 1e-5)
-    assert_equal(first[3], alone.teachers[0].class_targets, 1e-5)
+    wanted = alone.teachers[0].targets, alone.teachers[0].class_targets
+    for rank in range(3):
+        for kept, mine in zip(torch.load(tmp_path / f"{rank}.pt"), wanted, strict=True):
+            assert list(kept) == list(mine)
+            assert all(torch.equal(a, b) for name in kept for a, b in zip(kept[name], mine[name], strict=True))
+    assert not list(tmp_path.rglob("part-*"))
+
+
+@pytest.mark.parametrize("class_variance", ["within-image", "full"])
+def test_parts_of_the_classes_are_joined_to_two_passes_in_float64(class_variance):
+    teacher, net = made("zoo/convnet3_w32", 18, 4)
+    images = 1 + torch.randn(len(LABELS), 3, 18, 18, dtype=torch.float64)
+    names = [layer.name for layer in teacher.layers]
+    whole, tables = Collector(teacher, names, 3, class_variance).like(), []
+    for first, count in ((0, 1), (1, 2)):
+        part = Collector(teacher, names, 3, class_variance).like(first, count)
+        mine = (first <= LABELS) & (first + count > LABELS)
+        for rows in torch.nonzero(mine)[:, 0].split(2):
+            part.add(images[rows], LABELS[rows])
+        whole.merge(part.state())
+        tables.append(part.class_targets())
+    everything, by_class = truth(net, images, LABELS, 4, class_variance)
+    assert_equal(whole.targets(), everything, ROUNDING)
+    joined = {n: tuple(map(torch.cat, zip(*(part[n] for part in tables), strict=True))) for n in tables[0]}
+    assert_equal(joined, by_class, ROUNDING)
+
+
+def test_a_part_without_images_of_a_class_names_it():
+    teacher, _ = made("zoo/convnet1", 8, 4)
+    for labels, missing in (([4, 6], 5), ([], 4)):
+        part = Collector(teacher, [], 3).like(4, 3)
+        if labels:
+            part.add(torch.randn(len(labels), 3, 8, 8, dtype=torch.float64), torch.tensor(labels))
+        with pytest.raises(ValueError, match=f"class number {missing} has none"):
+            part.class_targets()

@@ -13,12 +13,13 @@ from torch.nn import functional as F
 from fastcondense import recipe
 from fastcondense.gradient.formation import Formation, shown, shown_tiles
 from fastcondense.gradient.gradient_matching import FeatureDistances, GradientMatching
-from fastcondense.gradient.gradients import Condensing, GradientRecoverer, read_real, unfinished_path
+from fastcondense.gradient.gradients import Condensing, GradientRecoverer, read_real
 from fastcondense.gradient.learnable_subset import LearnableSubset
 from fastcondense.gradient.matched_networks import MatchedNetworks
 from fastcondense.gradient_settings import Gradients
 from fastcondense.jobs import jobs
 from fastcondense.recovery.diff_augment import augment, augmentations
+from fastcondense.recovery.unfinished import Unfinished
 from fastcondense.rng import Stream
 from fastcondense.run import Run
 from fastcondense.sets.condensed import CondensedSet
@@ -396,12 +397,13 @@ def test_an_interrupted_job_goes_on_to_the_same_bits(tmp_path):
     mine = condensing(run)
     for _ in range(2):
         mine.iterate()
-    path, identity = unfinished_path(run.out / "condensed", 0), run.recipe.sha256(*run.recipe.recover_parts())
-    mine.write(path, identity)
-    resumed = GradientRecoverer(run)(jobs(run.recipe, 3)[0])
+    job = jobs(run.recipe, 3)[0]
+    unfinished = Unfinished.of(run.out / "condensed", job, "this recipe")
+    mine.write(unfinished)
+    resumed = GradientRecoverer(run)(job, None, unfinished)
     assert torch.equal(resumed.images, whole.images) and torch.equal(resumed.losses, whole.losses)
     fresh = condensing(run)
-    fresh.restore(path, "another recipe")
+    fresh.restore(Unfinished.of(run.out / "condensed", job, "another recipe"))
     assert fresh.iteration == 0
 
 

@@ -16,7 +16,7 @@ from fastcondense.recover_settings import Recover
 from fastcondense.run import Run
 from fastcondense.sets.condensed import read_losses
 from fastcondense.settings import Dataset
-from fastcondense.statistics import targets
+from fastcondense.statistics import collection, targets
 from fastcondense.statistics.collector import Collector
 from fastcondense.teachers import zoo
 from fastcondense.teachers.teacher import Teacher
@@ -80,14 +80,14 @@ def test_a_run_collects_its_targets_once_and_matches_them(tmp_path):
 
 def test_all_teachers_are_collected_in_one_read_of_the_data(tmp_path, monkeypatch):
     reads = []
-    original = targets.training_batches
+    original = collection.training_batches
 
     def counted(*arguments, **options):
         for batch in original(*arguments, **options):
             reads.append(len(batch[0]))
             yield batch
 
-    monkeypatch.setattr(targets, "training_batches", counted)
+    monkeypatch.setattr(collection, "training_batches", counted)
     flags = ["--recover.statistics", "conv", "--squeeze.teachers", "zoo/convnet3_w32", "zoo/convnet1"]
     assert fastcondense("recover", tmp_path / "r", *flags) == 0
     assert sum(reads) == 1437 and len(list((tmp_path / "r" / "teachers").rglob("targets-*.safetensors"))) == 2

@@ -6,35 +6,28 @@ shared subsets, in the choice of the subset alone; so jobs of some classes give 
 
 from __future__ import annotations
 
+import contextlib
 import json
-import time
 from collections.abc import Mapping
-from pathlib import Path
 
 import numpy as np
 import torch
 from torch import Tensor
 
 from ..data.real import squares
-from ..files import read_tensors, write_tensors
+from ..fleet.interrupt import check, held
 from ..jobs import Job
 from ..precision import arithmetic
 from ..recovery.diff_augment import augment, augmentations
 from ..recovery.recording import Record
 from ..recovery.recover import Recovered
+from ..recovery.unfinished import Unfinished
 from ..rng import Stream
 from ..run import Run
 from .formation import Formation
 from .gradient_matching import FeatureDistances, GradientMatching
 from .learnable_subset import LearnableSubset
 from .matched_networks import MatchedNetworks, RealImages
-
-_SECONDS_BETWEEN_CHECKPOINTS = 60.0
-
-
-def unfinished_path(folder: Path, job: int) -> Path:
-    """Where the state of a job is kept until it is finished."""
-    return folder / f"unfinished-{job:05d}.safetensors"
 
 
 def read_real(run: Run) -> RealImages:
@@ -47,37 +40,44 @@ def read_real(run: Run) -> RealImages:
 
 
 class GradientRecoverer:
-    """Recovers jobs one after another. An interrupted job goes on from its last iteration that was written, to the same
-    bits: its state is written every minute.
+    """Recovers jobs one after another.
 
     Raises ValueError if subsets are shared by classes and a job has not all of them.
     """
 
     def __init__(self, run: Run):
         self.run, self.recipe, self.settings = run, run.recipe, run.recipe.recover.gradients
-        self.folder = run.out / "condensed"
         with arithmetic(self.recipe.recover.precision):
             self.real = read_real(run)
 
-    def __call__(self, job: Job, _running_means: Mapping[str, Tensor] | None = None) -> Recovered:
-        """Recovers a job; losses are those of an iteration, averaged over classes and sweeps: total, 0, total."""
+    def __call__(
+        self,
+        job: Job,
+        _running_means: Mapping[str, Tensor] | None = None,
+        unfinished: Unfinished | None = None,
+        _ahead: Job | None = None,
+    ) -> Recovered:
+        """Recovers a job; losses are those of an iteration, averaged over classes and sweeps: total, 0, total.
+
+        With `unfinished` the state is saved there now and then, where another network begins, and gone on from, to the
+        same bits.
+        """
         num_classes = len(self.run.real.classes)
         if self.settings.subsets == "shared" and job.num_classes < num_classes:
             raise ValueError(
                 f"recover.gradients.subsets shared needs all {num_classes} classes in a job, which has "
                 f"{job.num_classes}: recover.classes_per_job 0, and a recover.batch_size of all images"
             )
-        with arithmetic(self.recipe.recover.precision):
+        with arithmetic(self.recipe.recover.precision, self.recipe.recover.reproducible):
             condensing = Condensing(self.run, self.real, job)
-            path, saved_at = unfinished_path(self.folder, job.index), time.monotonic()
-            identity = self.recipe.sha256(*self.recipe.recover_parts())
-            if path.exists():
-                condensing.restore(path, identity)
-            while condensing.iteration < self.recipe.recover.iterations:
-                condensing.iterate()
-                if time.monotonic() - saved_at > _SECONDS_BETWEEN_CHECKPOINTS and condensing.has_boundary():
-                    condensing.write(path, identity)
-                    saved_at = time.monotonic()
+            if unfinished is not None:
+                condensing.restore(unfinished)
+            with held() if unfinished is not None else contextlib.nullcontext():
+                while condensing.iteration < self.recipe.recover.iterations:
+                    condensing.iterate()
+                    if unfinished is not None and unfinished.is_due() and condensing.has_boundary():
+                        condensing.write(unfinished)
+                        check()
         images = 255 * condensing.images.flatten(0, 1)
         if not bool(torch.isfinite(images).all()):
             raise ValueError(f"recover diverged in job {job.index}: images are not finite; try a smaller recover.lr")
@@ -142,26 +142,21 @@ class Condensing:
         """Whether the next iteration begins with another network, so that this one need not be kept."""
         return self.iteration % self.settings.kept_iterations == 0
 
-    def write(self, path: Path, identity: str) -> None:
-        """Writes the state for `restore`, atomically."""
+    def write(self, unfinished: Unfinished) -> None:
+        """Saves the state for `restore`."""
         tensors = {"images": self.images, "velocity": self.velocity, "losses": self.losses}
         states = json.dumps([subset.state() for subset in self.subsets])
-        write_tensors(path, tensors, {"identity": identity, "iteration": str(self.iteration), "subsets": states})
+        unfinished.write(self.iteration, tensors, {"subsets": states})
         self.run.log.say(f"recover: iteration {self.iteration}, loss {float(self.losses[self.iteration - 1, 0]):.4g}")
 
-    def restore(self, path: Path, identity: str) -> None:
-        """Goes on from a state that was written; one of another recipe, or a damaged one, is left alone."""
-        try:
-            tensors, kept = read_tensors(path)
-        except ValueError as error:
-            self.run.log.say(f"recover: {error}; the job begins anew")
+    def restore(self, unfinished: Unfinished) -> None:
+        """Goes on from a state that was saved, if there is one."""
+        if (saved := unfinished.read()) is None:
             return
-        if kept["identity"] != identity:
-            return
+        self.iteration, tensors, kept = saved
         for mine, stored in ((self.images, "images"), (self.velocity, "velocity"), (self.losses, "losses")):
             mine.copy_(tensors[stored])
         self.subsets = [LearnableSubset.restored(self.settings.period, state) for state in json.loads(kept["subsets"])]
-        self.iteration = int(kept["iteration"])
         self.run.log.say(f"recover: job {self.job.index} goes on from iteration {self.iteration}")
 
     def _step(self, row: int, sweep: int, is_measured: bool) -> tuple[Tensor, Tensor]:

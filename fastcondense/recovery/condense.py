@@ -2,14 +2,23 @@
 
 from __future__ import annotations
 
+import contextlib
+import functools
+import hashlib
+import json
+from collections.abc import Callable
 from dataclasses import replace
 
 import torch
 from torch import Tensor
 
-from ..files import read_json, read_tensors, write_json
-from ..gradient.gradients import GradientRecoverer, unfinished_path
+from ..files import read_json, read_metadata, read_tensors, write_json
+from ..fleet.background import Writer, beside
+from ..fleet.work import Items
+from ..gradient.gradients import GradientRecoverer
 from ..jobs import Job, jobs
+from ..precision import one_thread
+from ..recipe import Recipe
 from ..run import Run
 from ..sets.condensed import CondensedSet, digests, open_folder, read_running_means, read_set, shard_path, write_shard
 from ..sets.imported import check_order, read_imported, read_origin
@@ -21,11 +30,15 @@ from . import initial
 from .features import FeatureRecoverer
 from .mosaic import Mosaics
 from .nested import FinishedSlots
-from .recover import Recoverer, Sources
+from .recover import Recovered, Recoverer, Sources
+from .unfinished import Unfinished
 
 
 def recover(run: Run) -> None:
-    """Makes the condensed images, if none are imported; finished jobs are kept, unreadable ones are made again."""
+    """Makes the condensed images, if none are imported; finished jobs are kept, unreadable ones are made again.
+
+    All workers of a launch call this, and each returns when all jobs are finished.
+    """
     recipe, teachers = run.recipe, squeeze(run)
     folder = run.out / "condensed"
     if (origin := read_origin(folder)) is not None:
@@ -38,32 +51,84 @@ def recover(run: Run) -> None:
         "teachers": {teacher.name: teacher.sha256 for teacher in teachers},
     }
     open_folder(folder, manifest)
+    made = Made(run, hashlib.sha256(json.dumps(manifest, sort_keys=True).encode()).hexdigest())
     everything = jobs(recipe, len(run.real.classes))
-    todo = [job for job in everything if not _is_finished(run, job)]
-    if len(todo) < len(everything):
-        run.log.say(f"recover: {len(everything) - len(todo)} of {len(everything)} jobs are finished already")
-    if not todo:
-        _note_size(run)
-        return
-    recover_job = _recoverer(run, teachers)
-    for job in run.log.track(todo, "recover"):
-        carried = read_running_means(folder, job.index - 1) if recipe.recover.ema_carried and job.index else None
-        with run.stopwatch() as watch:
-            made = recover_job(job, carried)
-        metadata = {"seconds": f"{watch.seconds:.3f}", "images": "uint8 NCHW, RGB"}
-        write_shard(folder, job, made.images, made.losses, made.running_means, metadata, made.record)
-        unfinished_path(folder, job.index).unlink(missing_ok=True)
-        total, entropy, matching = made.losses[-1].tolist() if len(made.losses) else (0.0, 0.0, 0.0)
-        run.log.event(
-            "job",
-            index=job.index,
-            slot=job.first_slot,
-            seconds=watch.seconds,
-            loss=total,
-            cross_entropy=entropy,
-            matching=matching,
-        )
+    finished = sum(map(made.is_finished, everything))
+    if finished:
+        run.log.say(f"recover: {finished} of {len(everything)} jobs are finished already")
+    num_images = sum(job.num_images for job in everything)
+    run.log.event("recover", jobs=len(everything), images=num_images, finished=finished)
+    if finished < len(everything):
+        with one_thread(run.device) if recipe.recover.reproducible else contextlib.nullcontext():
+            _recover(run, teachers, made, everything)
     _note_size(run)
+
+
+def _recover(run: Run, teachers: list[Teacher], made: Made, everything: list[Job]) -> None:
+    """Makes this worker's part of the jobs, and waits for the others'."""
+    folder, is_carried = made.folder, run.recipe.recover.ema_carried
+    recover_job = _recoverer(run, teachers)
+    needs = _needs(run.recipe, everything)
+    if needs is None:  # the largest first, so that no worker is left with one at the end
+        everything = sorted(everything, key=lambda job: (-job.num_images, job.index))
+    with Writer() as writer:
+        work = Items(f"jobs of {folder}", everything, made.is_finished, needs, writer.settle)
+        for job, ahead in run.share("recover", work):
+            carried = read_running_means(folder, job.index - 1) if is_carried and job.index else None
+            unfinished = Unfinished.of(folder, job, made.identity)
+            run.log.event("working", job=job.index)
+            with run.stopwatch() as watch:
+                recovered = recover_job(job, carried, unfinished, ahead)
+            writer(functools.partial(made.write, job, recovered, watch.seconds, unfinished))
+
+
+def _needs(recipe: Recipe, everything: list[Job]) -> Callable[[Job], list[Job]] | None:
+    """Jobs that have to be finished before one begins; None if there are none for any."""
+    if recipe.recover.ema_carried:
+        return lambda job: everything[: job.index][-1:]
+    if recipe.recover.nested.mode == "sequential":
+        return lambda job: [cell for cell in everything if cell.first_slot < job.first_slot]
+    return None
+
+
+class Made:
+    """The shards of a run. identity: of all that decides the images, but for the job."""
+
+    def __init__(self, run: Run, identity: str):
+        self.run, self.folder, self.identity = run, run.out / "condensed", identity
+
+    def is_finished(self, job: Job) -> bool:
+        """Whether a job's shard is there; a damaged one is removed. Raises ValueError for one of another recipe."""
+        path = shard_path(self.folder, job.index)
+        if not path.exists():
+            return False
+        try:
+            kept = read_metadata(path)
+        except ValueError as error:
+            self.run.log.say(f"recover: {error}; the job is done again")
+            path.unlink(missing_ok=True)
+            return False
+        if kept.get("recipe", self.identity) != self.identity:
+            raise ValueError(
+                f"{path} is of another recipe; move it away and the job is done again, or choose another --out"
+            )
+        if "cells" not in kept:
+            return True
+        first_slot, num_slots, *classes = json.loads(kept["cells"])
+        if (first_slot, *classes) != (job.first_slot, job.first_class, job.num_classes):
+            raise ValueError(f"{path} is of another job; move it away, and both are done again")
+        return num_slots >= job.num_slots  # of a smaller ipc it has fewer
+
+    def write(self, job: Job, recovered: Recovered, seconds: float, unfinished: Unfinished) -> None:
+        """The shard of a job that took so many seconds; its unfinished state goes."""
+        cells = json.dumps([job.first_slot, job.num_slots, job.first_class, job.num_classes])
+        metadata = {"seconds": f"{seconds:.3f}", "images": "uint8 NCHW, RGB", "recipe": self.identity, "cells": cells}
+        images, losses, means, record = recovered
+        write_shard(self.folder, job, images, losses, means, metadata, record)
+        unfinished.remove()
+        total, entropy, matching = losses[-1].tolist() if len(losses) else (0.0, 0.0, 0.0)
+        terms = {"loss": total, "cross_entropy": entropy, "matching": matching}
+        self.run.log.event("job", index=job.index, slot=job.first_slot, images=job.num_images, seconds=seconds, **terms)
 
 
 def _note_size(run: Run) -> None:
@@ -82,7 +147,7 @@ def _recoverer(run: Run, teachers: list[Teacher]) -> Recoverer | FeatureRecovere
     matched, images = chosen(teachers, recover.teachers), initial.make(run, teachers)
     if recover.objective == "features":
         assert isinstance(images, Mosaics)
-        return FeatureRecoverer(recipe, matched, run.device, images, images.anchors)
+        return FeatureRecoverer(recipe, matched, run.device, *beside(run.device, images, images.anchors))
     if recover.iterations:
         targets.complete(run, matched)
         pruning.prune(run, matched)
@@ -90,25 +155,14 @@ def _recoverer(run: Run, teachers: list[Teacher]) -> Recoverer | FeatureRecovere
     unions = None
     if recover.nested.mode == "sequential":
         unions = FinishedSlots(recover, matched, run.normalize, lambda job: _before(run, job))
-    return Recoverer(recipe, matched, run.device, Sources(images, local, unions))
+    first, real = beside(run.device, images, local)
+    return Recoverer(recipe, matched, run.device, Sources(first, real, unions))
 
 
 def _before(run: Run, job: Job) -> list[tuple[Job, Tensor]]:
     """The finished jobs of the slots before that of `job`, and their images."""
     cells = [cell for cell in jobs(run.recipe, len(run.real.classes)) if cell.first_slot < job.first_slot]
     return [(cell, read_tensors(shard_path(run.out / "condensed", cell.index))[0]["images"]) for cell in cells]
-
-
-def _is_finished(run: Run, job: Job) -> bool:
-    path = shard_path(run.out / "condensed", job.index)
-    if not path.exists():
-        return False
-    try:
-        read_tensors(path)
-    except ValueError as error:
-        run.log.say(f"recover: {error}; the job is done again")
-        return False
-    return True
 
 
 def made_jobs(run: Run) -> list[Job]:

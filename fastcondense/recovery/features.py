@@ -13,6 +13,7 @@ import torch
 from torch import Tensor
 
 from ..data.real import Normalization
+from ..fleet.background import prepare
 from ..jobs import Job
 from ..kernels.crop import crop
 from ..kernels.pixel_adam import pixel_adam
@@ -27,6 +28,7 @@ from .graph import Graphs
 from .initial import InitialImages
 from .recording import Record, SnapshotRecorder
 from .recover import Recovered
+from .unfinished import State, Unfinished, remaining
 
 Anchors = Callable[[Job], Tensor]
 """Normalised real images of a job, float32 [factor^2 num_images, 3, S, S], on the device of the run: number
@@ -80,6 +82,15 @@ class FeatureStep:
         self.table.copy_(augmentation_table(self.recipe, job))
         for zeroed in (self.delta, self.first, self.second, self.losses, self.step):
             zeroed.zero_()
+
+    def state(self) -> State:
+        """All that the iterations have changed, for `restore`; not copied."""
+        return {name: getattr(self, name) for name in ("delta", "first", "second", "losses", "step")}
+
+    def restore(self, tensors: State) -> None:
+        """Goes on, in place, from the state of the job that is loaded."""
+        for name, buffer in self.state().items():
+            buffer.copy_(tensors[name])
 
     def images(self, delta: Tensor) -> Tensor:
         """The changed images, normalised, [num_images, 3, S, S]."""
@@ -151,19 +162,35 @@ class FeatureRecoverer:
         self.graphs = Graphs(device)
         self.steps: dict[tuple[int, int], tuple[FeatureStep, Callable[[], None]]] = {}
 
-    def __call__(self, job: Job, _running_means: Mapping[str, Tensor] | None = None) -> Recovered:
-        """Recovers a job; losses are total, 0, total. There are no running means.
+    def __call__(
+        self,
+        job: Job,
+        _running_means: Mapping[str, Tensor] | None = None,
+        unfinished: Unfinished | None = None,
+        ahead: Job | None = None,
+    ) -> Recovered:
+        """Recovers a job; losses are total, 0, total. There are no running means. Others: as for `Recoverer`.
 
         The last iterate is kept, clamped and rounded. The published product is neither: it is float32, so the
         published students see slightly other pixels. Raises ValueError if images or losses are not finite.
         """
-        with arithmetic(self.recipe.recover.precision):
+        with arithmetic(self.recipe.recover.precision, self.recipe.recover.reproducible):
             if job.shape not in self.steps:
                 self.steps[job.shape] = self._prepare(job)
             step, advance = self.steps[job.shape]
             step.load(job, self.initial, self.anchors)
+            if ahead is not None:
+                prepare(ahead, self.initial, self.anchors)
             snapshots = SnapshotRecorder(self.recipe, job, self.device)
-            for iteration in range(self.recipe.recover.iterations):
+
+            def state() -> State:
+                return step.state() | ({"snapshots": torch.stack(snapshots.taken)} if snapshots.taken else {})
+
+            def restore(_: int, tensors: State) -> None:
+                step.restore(tensors)
+                snapshots.taken = [one.to(self.device) for one in tensors.get("snapshots", ())]
+
+            for iteration in remaining(self.recipe.recover.iterations, unfinished, self.device, state, restore):
                 if snapshots.is_due(iteration):
                     snapshots.take(step.images(step.delta))
                 advance()

@@ -19,6 +19,7 @@ from torch.nn import functional as F
 
 from ..data.real import square_batches, window_batches
 from ..files import read_tensors, write_tensors
+from ..fleet.work import Items
 from ..jobs import Job
 from ..loaders.source import Windowed
 from ..precision import arithmetic
@@ -79,11 +80,11 @@ def mosaics(run: Run, teachers: Sequence[Teacher]) -> Mosaics:
     labels, folder = range(len(run.real.classes)), _folder(run, teachers)
     for label, count in enumerate(np.bincount(run.real.train.labels, minlength=len(labels)).tolist()):
         _check_count(run, label, _most_crops(run.recipe.recover.initial, count))
-    todo = [label for label in labels if not _path(folder, label).exists()]
-    with run.stopwatch() as watch:
-        for label in run.log.track(todo, "scores of real crops"):
-            ranked(run, teachers, label)
-    run.log.event("rankings", classes=len(todo), seconds=watch.seconds)
+    work = Items(f"crops in {folder}", labels, lambda label: _path(folder, label).exists())
+    if not all(map(work.is_finished, labels)):
+        with run.stopwatch() as watch:
+            mine = [ranked(run, teachers, label) for label, _ in run.share("scores of real crops", work)]
+        run.log.event("rankings", classes=len(mine), seconds=watch.seconds)
     return Mosaics(run, [ranked(run, teachers, label) for label in labels])
 
 

@@ -121,7 +121,7 @@ class JobRecorder:
     def __init__(
         self, recipe: Recipe, job: Job, teachers: Sequence[Teacher], order: Sequence[Turn], device: torch.device
     ):
-        self.snapshots = SnapshotRecorder(recipe, job, device)
+        self.snapshots, self.device = SnapshotRecorder(recipe, job, device), device
         self.order, self.match_weight, self.teachers = order, recipe.recover.match_weight, teachers
         self.moments: list[list[int]] = []
         for number, teacher in enumerate(teachers):
@@ -142,6 +142,22 @@ class JobRecorder:
         for which, weight in self.order[iteration % len(self.order)]:
             if iteration in self.due[which]:
                 self.taken[which].append(weight * self.match_weight * layer_losses(which, iteration))
+
+    def state(self) -> dict[str, Tensor]:
+        """What is taken so far, for `restore`."""
+        lists = {"snapshots": self.snapshots.taken, **{str(which): taken for which, taken in enumerate(self.taken)}}
+        return {f"recorded/{name}": torch.stack(taken) for name, taken in lists.items() if taken}
+
+    def restore(self, tensors: Mapping[str, Tensor]) -> None:
+        """Goes on after what another recorder of the job has taken."""
+        for name, tensor in tensors.items():
+            kind, _, which = name.partition("/")
+            if kind == "recorded":
+                taken = [one.to(self.device) for one in tensor]
+                if which == "snapshots":
+                    self.snapshots.taken = taken
+                else:
+                    self.taken[int(which)] = taken
 
     def record(self) -> Record:
         """All of it, on the host."""

@@ -5,7 +5,7 @@ The images of a job depend on the recipe, the seed and the job alone; with recov
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from typing import NamedTuple
 
@@ -14,6 +14,7 @@ from torch import Tensor
 from torch.nn import functional as F
 
 from ..data.real import Normalization
+from ..fleet.background import prepare
 from ..jobs import Job
 from ..kernels.crop import crop
 from ..kernels.image_prior import image_prior
@@ -30,6 +31,7 @@ from .nested import UnionMatching, Unions
 from .recording import JobRecorder, Record
 from .regularizers import densification, flatness
 from .schedule import Turn, learning_rates, live_layers, stages, turns, window_table
+from .unfinished import State, Unfinished, remaining
 
 
 @dataclass(frozen=True)
@@ -141,6 +143,29 @@ class RecoverStep:
         states = (matching.state() for matching in self.matching)
         return {f"{number}/{key}": v.cpu() for number, state in enumerate(states) for key, v in state.items()}
 
+    def state(self) -> State:
+        """All that the iterations have changed, for `restore`; not copied."""
+        tensors = {name: value for name, value in vars(self.canvas).items() if isinstance(value, Tensor)}
+        tensors |= {"losses": self.losses, "step": self.step, "updates": self.updates}
+        for name, matching in self._matchings():
+            tensors |= {f"{name}/{key}": value for key, value in matching.state().items()}
+        return tensors
+
+    def restore(self, stage: int, tensors: State) -> None:
+        """Goes on, in place, from the state of a job that is loaded; `stage`: in which it was."""
+        self.canvas = self.canvases[self.stages[stage][0]]
+        mine = {name: value for name, value in self.state().items() if "/" not in name}
+        for name, buffer in mine.items():
+            buffer.copy_(tensors[name])
+        for name, matching in self._matchings():
+            matching.load_state({key: tensors[f"{name}/{key}"] for key in ("average", "rate")})
+
+    def _matchings(self) -> Iterator[tuple[str, Matching]]:
+        for number, matching in enumerate(self.matching):
+            yield f"matching/{number}", matching
+        for number, union in enumerate(self.unions):
+            yield from ((f"union/{number}/{kind}", one) for kind, one in enumerate(union.matchings))
+
     def layer_losses(self, which: int, iteration: int) -> Tensor:
         """What each of a teacher's layers added to its matching loss in `iteration`, the last one: float64 [L]."""
         losses = self.matching[which].layer_losses()
@@ -244,31 +269,46 @@ class Recoverer:
         self.steps: dict[tuple[int, int], RecoverStep] = {}
         self.advances: dict[tuple[tuple[int, int], Turn, int], Callable[[], None]] = {}
 
-    def __call__(self, job: Job, running_means: Mapping[str, Tensor] | None = None) -> Recovered:
+    def __call__(
+        self,
+        job: Job,
+        running_means: Mapping[str, Tensor] | None = None,
+        unfinished: Unfinished | None = None,
+        ahead: Job | None = None,
+    ) -> Recovered:
         """Recovers a job; `running_means` are those that the job before ended with, where they are carried on.
 
-        The last iterate is kept, as in the published codes. Raises ValueError if it is not finite.
+        The last iterate is kept, as in the published codes. With `unfinished` the state is saved there now and then,
+        and gone on from, to the same bits. `ahead`: the job after this one, whose initial images can be made meanwhile.
+        Raises ValueError if images are not finite.
         """
         recipe = self.recipe
         if recipe.recover.iterations == 0:
             images = (self.sources or Sources(noise(recipe, self.device))).initial(job)
             return Recovered(self._pixels(images), torch.zeros(0, 3), {}, Record())
-        with arithmetic(recipe.recover.precision):
+        with arithmetic(recipe.recover.precision, recipe.recover.reproducible):
             if job.shape not in self.steps:
                 self.steps[job.shape] = RecoverStep(recipe, job, self.teachers, self.device, self.sources)
             step, order = self.steps[job.shape], turns(recipe, len(self.teachers), job)
             advances = [[self._advance(job.shape, turn, side) for turn in order] for side, _ in step.stages]
             step.load(job, running_means)
+            if ahead is not None and self.sources is not None:
+                prepare(ahead, self.sources.initial, self.sources.local)
             recorder = JobRecorder(recipe, job, self.teachers, order, self.device)
-            iteration = 0
-            for stage, (_, count) in enumerate(step.stages):
-                if stage:
+            stage_of = [stage for stage, (_, count) in enumerate(step.stages) for _ in range(count)]
+
+            def restore(iteration: int, tensors: State) -> None:
+                step.restore(stage_of[iteration - 1], tensors)
+                recorder.restore(tensors)
+
+            left = remaining(len(stage_of), unfinished, self.device, lambda: step.state() | recorder.state(), restore)
+            for iteration in left:
+                stage = stage_of[iteration]
+                if iteration and stage != stage_of[iteration - 1]:
                     step.enter_stage(stage)
-                for _ in range(count):
-                    recorder.before(iteration, step.images)
-                    advances[stage][iteration % len(order)]()
-                    recorder.after(iteration, step.layer_losses)
-                    iteration += 1
+                recorder.before(iteration, step.images)
+                advances[stage][iteration % len(order)]()
+                recorder.after(iteration, step.layer_losses)
         losses = step.losses.to("cpu", copy=True)
         if not bool(torch.isfinite(step.images).all()):
             raise ValueError(f"recover diverged in job {job.index}: images are not finite; try a smaller recover.lr")

@@ -1,18 +1,20 @@
 """Moments of a teacher's layers over many real images, all together and class by class, in one pass over them.
 
-Shares of the images may be collected by several workers and brought together at the end.
+Parts of the images may be collected apart and brought together at the end.
 """
 
 from __future__ import annotations
 
-from collections.abc import Collection, Sequence
+from collections.abc import Collection, Mapping, Sequence
 from typing import Literal
 
 import torch
-from torch import Tensor, distributed
+from torch import Tensor
 from torch.nn import functional as F
 
 from ..teachers.teacher import Teacher
+
+_STATE = ("counts", "means", "squares")  # of a Pool
 
 
 class Members:
@@ -54,16 +56,23 @@ class Pool:
         if self.has_between:
             self.squares[rows] += shift.square() * before * share
 
-    def all_reduce(self) -> None:
-        """Brings together what the workers of torch.distributed's default group have added, on all of them."""
-        counts = self.counts.clone()
-        distributed.all_reduce(counts)
-        means = self.means * (self.counts / counts.clamp(min=1))[:, None]
-        distributed.all_reduce(means)
+    @staticmethod
+    def of(counts: Tensor, means: Tensor, squares: Tensor) -> Pool:
+        """One of all images, as another has left it."""
+        num_groups, length = means.shape
+        pool = Pool(num_groups, length, means.device, has_between=True)
+        pool.counts, pool.means, pool.squares = counts, means, squares
+        return pool
+
+    def merge(self, other: Pool) -> None:
+        """Adds what another pool of the same groups has."""
+        total = self.counts + other.counts
+        share, shift = (other.counts / total.clamp(min=1))[:, None], other.means - self.means
+        self.squares += other.squares
         if self.has_between:
-            self.squares += (self.means - means).square() * self.counts[:, None]
-        distributed.all_reduce(self.squares)
-        self.counts, self.means = counts, means
+            self.squares += shift.square() * self.counts[:, None] * share
+        self.means += shift * share
+        self.counts = total
 
     def vectors(self) -> tuple[Tensor, Tensor]:
         """Means and biased variances, float32 [groups, length], on the host."""
@@ -75,7 +84,7 @@ class Collector:
     if there are num_classes, whatever the batches' sizes.
 
     class_variance "within-image" is the mean over a class's images of each image's own variance, as published; "full"
-    is that of all pixels of the class. The same holds for patches.
+    is that of all pixels of the class. The same holds for patches. The classes are those from first_class on.
     """
 
     def __init__(
@@ -84,17 +93,22 @@ class Collector:
         names: Collection[str],
         num_classes: int = 0,
         class_variance: Literal["within-image", "full"] = "within-image",
+        first_class: int = 0,
     ):
         self.teacher, self.names = teacher, names
-        self.num_classes, self.has_between = num_classes, class_variance == "full"
+        self.num_classes, self.class_variance, self.first_class = num_classes, class_variance, first_class
         self.pools: dict[str, list[Pool]] = {}
         self.class_pools: dict[str, list[Pool]] = {}
+
+    def like(self, first_class: int = 0, num_classes: int = 0) -> Collector:
+        """An empty one of the same layers, and of some classes."""
+        return Collector(self.teacher, self.names, num_classes, self.class_variance, first_class)
 
     def add(self, images: Tensor, labels: Tensor) -> None:
         """images: normalised [N, 3, S, S] on the teacher's device; labels: their classes, int64 [N]."""
         if self.num_classes:
             moments, all_of_them = self.teacher.image_moments(images), Members(torch.zeros_like(labels), 1)
-            classes = Members(labels, 1)
+            classes = Members(labels - self.first_class, 1)
         else:
             moments = [tuple(vector[None] for vector in layer) for layer in self.teacher.batch_targets(images)]
             all_of_them = Members(torch.zeros_like(labels[:1]), len(images))
@@ -102,13 +116,28 @@ class Collector:
             if layer.name in self.names:
                 _add(self.pools, layer.name, all_of_them, vectors, 1, has_between=True)
             if self.num_classes:
-                _add(self.class_pools, layer.name, classes, vectors, self.num_classes, has_between=self.has_between)
+                has_between = self.class_variance == "full"
+                _add(self.class_pools, layer.name, classes, vectors, self.num_classes, has_between=has_between)
 
-    def all_reduce(self) -> None:
-        """Brings together the shares of torch.distributed's workers, each of which has added images."""
-        for pools in (*self.pools.values(), *self.class_pools.values()):
-            for pool in pools:
-                pool.all_reduce()
+    def state(self) -> dict[str, Tensor]:
+        """What the pools of all images hold, float64, for `merge`."""
+        return {
+            f"{name}/{k}/{key}": getattr(pool, key)
+            for name, pools in self.pools.items()
+            for k, pool in enumerate(pools)
+            for key in _STATE
+        }
+
+    def merge(self, state: Mapping[str, Tensor]) -> None:
+        """Adds the images that the `state` of another collector of the same layers stands for."""
+        for name in self.names:
+            parts = sum(key.startswith(f"{name}/") for key in state) // len(_STATE)
+            others = [Pool.of(*(state[f"{name}/{k}/{key}"] for key in _STATE)) for k in range(parts)]
+            if name in self.pools:
+                for pool, other in zip(self.pools[name], others, strict=True):
+                    pool.merge(other)
+            elif others:
+                self.pools[name] = others
 
     def targets(self) -> dict[str, tuple[Tensor, ...]]:
         """Mean and biased variance of the channels, of the patches, or both in a row, float32, by the layer's name."""
@@ -118,12 +147,12 @@ class Collector:
 
     def class_targets(self) -> dict[str, tuple[Tensor, ...]]:
         """The same with a row a class: float32 [classes, length]. Raises ValueError if a class has no image."""
-        for pools in self.class_pools.values():
-            if bool((pools[0].counts == 0).any()):
-                raise ValueError(
-                    f"statistics a class need an image of each class that can be read; class number "
-                    f"{int(pools[0].counts.argmin())} has none"
-                )
+        counts = [pools[0].counts for pools in self.class_pools.values()] or [torch.zeros(self.num_classes)]
+        for number in [int(count.argmin()) for count in counts if bool((count == 0).any())]:
+            raise ValueError(
+                "statistics a class need an image of each class that can be read; class number "
+                f"{self.first_class + number} has none"
+            )
         return {
             name: tuple(vector for pool in pools for vector in pool.vectors())
             for name, pools in self.class_pools.items()

@@ -4,52 +4,58 @@ from __future__ import annotations
 
 import hashlib
 import json
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 
 import numpy as np
 import torch
-from torch import Tensor, distributed
+from torch import Tensor
 
-from ..data.real import split_batches, square_batches, training_batches
-from ..distributed import rank, world_size
+from ..data.real import square_batches
 from ..files import read_tensors, write_tensors
+from ..fleet.work import Items
 from ..jobs import Job
 from ..precision import arithmetic
 from ..rng import Stream
 from ..run import Run
 from ..teachers.squeeze import teacher_path
 from ..teachers.teacher import Teacher
+from .collection import Collection, NamedVectors
 from .collector import Collector
 from .published_statistics import PublishedStatistics
-
-NamedVectors = dict[str, tuple[Tensor, ...]]
-"""Means and variances by the name of their layer."""
 
 
 def complete(run: Run, teachers: Sequence[Teacher]) -> None:
     """Gives teachers the targets that their BatchNorms do not hold, and those of each class if the recipe has category
     targets: read from the run's folder, taken from published files, or collected and kept.
 
-    They are collected on one epoch of the training images, seen as the teachers' own training sees them, and the images
-    are read once for all teachers. With torch.distributed every worker sees its share of them. Where targets are local
-    alone, nothing is needed.
+    They are collected on one epoch of the training images, seen as the teachers' own training sees them; the images are
+    read once for all teachers. All workers of a launch call this, and share the images; the targets do not depend on
+    how many there are. Where targets are local alone, nothing is needed.
     """
     todo = _wanted(run, teachers)
     missing = {path: collector for path, collector in todo.items() if not path.exists()}
     if missing:
         with run.stopwatch() as watch, arithmetic("fp32"):
-            found = _imported(run, missing) if run.recipe.recover.statistics_files else _collected(run, missing)
-        if rank() == 0:
-            for path, layers in found.items():
-                tensors = {f"{name}/{k}": vector for name, layer in layers.items() for k, vector in enumerate(layer)}
-                metadata = {"teacher": missing[path].teacher.sha256, "seconds": f"{watch.seconds:.3f}"}
-                write_tensors(path, tensors, metadata)
-        if world_size() > 1:
-            distributed.barrier()
+            _make(run, missing)
         run.log.event("targets", teachers=len(missing), seconds=watch.seconds)
     for path, collector in todo.items():
         _fill(collector, path, run.device)
+
+
+def _make(run: Run, missing: Mapping[Path, Collector]) -> None:
+    """Writes the targets that are missing; with several workers, one of them does in the end."""
+    collection = Collection(run, missing)
+    if not run.recipe.recover.statistics_files:
+        collection.collect()
+    work = Items(f"targets in {collection.folder}", [0], lambda _: all(path.exists() for path in missing))
+    for _ in run.fleet.draw(work):
+        found = _imported(run, missing) if run.recipe.recover.statistics_files else collection.joined()
+        for path, (vectors, class_vectors) in found.items():
+            layers = vectors | {_of_classes(name): tables for name, tables in class_vectors.items()}
+            tensors = {f"{name}/{k}": vector for name, layer in layers.items() for k, vector in enumerate(layer)}
+            write_tensors(path, tensors, {"teacher": missing[path].teacher.sha256})
+        collection.remove()
 
 
 def _wanted(run: Run, teachers: Sequence[Teacher]) -> dict[Path, Collector]:
@@ -106,44 +112,17 @@ def _published(run: Run, collector: Collector) -> PublishedStatistics:
     return PublishedStatistics(Path(recover.statistics_files), collector.teacher, collector.names, has_classes)
 
 
-def _imported(run: Run, missing: Mapping[Path, Collector]) -> dict[Path, NamedVectors]:
+def _imported(run: Run, missing: Mapping[Path, Collector]) -> dict[Path, tuple[NamedVectors, NamedVectors]]:
     size, found = run.recipe.dataset.image_size, {}
     for path, collector in missing.items():
         published = _published(run, collector)
-        found[path] = _joined(published.targets(size), published.class_targets(size, run.log))
+        found[path] = published.targets(size), published.class_targets(size, run.log)
     return found
 
 
-def _collected(run: Run, missing: Mapping[Path, Collector]) -> dict[Path, NamedVectors]:
-    for images, labels in _views(run):
-        for collector in missing.values():
-            collector.add(images, labels)
-    if world_size() > 1:
-        for collector in missing.values():
-            collector.all_reduce()
-    return {path: _joined(collector.targets(), collector.class_targets()) for path, collector in missing.items()}
-
-
-def _joined(vectors: NamedVectors, class_vectors: NamedVectors) -> NamedVectors:
-    """Both under the names that they have in the file."""
-    return vectors | {_of_classes(name): tables for name, tables in class_vectors.items()}
-
-
 def _of_classes(name: str) -> str:
+    """The name in a file of a layer's tables."""
     return f"{name}/class"
-
-
-def _views(run: Run) -> Iterator[tuple[Tensor, Tensor]]:
-    """One epoch of training views and their labels, or this worker's share of it, with progress."""
-    recipe, split = run.recipe, run.real.train
-    size = recipe.squeeze.batch_size
-    stream = Stream(recipe.seed, "squeeze/targets")
-    batches = training_batches(
-        split, recipe.dataset, recipe.squeeze, stream, 0, size, run.device, rank=rank(), world=world_size()
-    )
-    rounds = run.log.track(range(len(split_batches(np.arange(len(split)), size))), "target statistics")
-    for _, batch in zip(rounds, batches, strict=False):  # a batch of unreadable files is missing
-        yield batch
 
 
 # --- images behind local targets -------------------------------------------------------------------------------------

@@ -3,15 +3,18 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 
+import numpy as np
 import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from ..data.real import training_batches
+from ..data.real import split_batches, training_batches
+from ..distributed import meet, rank, world_size
 from ..files import read_checkpoint, read_tensors, slug, state_sha256, write_tensors
+from ..fleet.work import Items
 from ..recipe import SQUEEZE_PARTS
 from ..rng import Stream
 from ..run import Run
@@ -22,19 +25,33 @@ from ..ssl.self_supervision import pretrain
 from ..ssl.ssl_checkpoints import import_backbone, is_self_supervised
 from ..training.fit import fit
 from ..training.score import score
+from ..training.train_step import Batch
 from . import zoo
 from .teacher import Teacher, check_gate, count_outputs, head_size, load_weights, match_classes, state_dict
 
 
 def squeeze(run: Run) -> list[Teacher]:
-    """The recipe's teachers on the run's device, each past the gate; finished ones are read from the run's folder."""
-    weights = run.recipe.squeeze.weights
-    weights = weights * len(run.recipe.squeeze.teachers) if len(weights) == 1 else weights
-    if not run.teachers:
-        run.teachers = [
-            _teacher(run, number, architecture, source)
-            for number, (architecture, source) in enumerate(zip(run.recipe.squeeze.teachers, weights, strict=True))
-        ]
+    """The recipe's teachers on the run's device, each past the gate; finished ones are read from the run's folder.
+
+    All workers of a launch call this. Each teacher is made by one of them, or with squeeze.shared by all together.
+    """
+    if run.teachers:
+        return run.teachers
+    settings = run.recipe.squeeze
+    weights = settings.weights * len(settings.teachers) if len(settings.weights) == 1 else settings.weights
+    wanted = list(zip(settings.teachers, weights, strict=True))
+    made: dict[int, Teacher] = {}
+    if settings.shared:
+        for number, (architecture, source) in enumerate(wanted):
+            made[number] = _teacher(run, number, architecture, source)
+            meet()
+    else:
+        work = Items(
+            f"teachers of {run.out}", range(len(wanted)), lambda k: teacher_path(run.out, wanted[k][0]).exists()
+        )
+        for number, _ in run.fleet.draw(work):
+            made[number] = _teacher(run, number, *wanted[number])
+    run.teachers = [made.get(k) or _teacher(run, k, *wanted[k]) for k in range(len(wanted))]
     return run.teachers
 
 
@@ -96,9 +113,10 @@ def _teacher(run: Run, number: int, architecture: str, weights: str) -> Teacher:
         "top1": f"{top1:.4f}",
         "seconds": f"{watch.seconds:.3f}",
     }
-    write_tensors(path, net.state_dict(), metadata)
-    for finished in (checkpoint, _probe_path(checkpoint)):
-        finished.unlink(missing_ok=True)
+    if rank() == 0 or not run.recipe.squeeze.shared:
+        write_tensors(path, net.state_dict(), metadata)
+        for finished in (checkpoint, _probe_path(checkpoint)):
+            finished.unlink(missing_ok=True)
     run.log.event("teacher", architecture=architecture, top1=top1, gate=gate, seconds=watch.seconds)
     return teacher
 
@@ -190,22 +208,37 @@ def _train(run: Run, net: nn.Module, number: int, architecture: str, checkpoint:
     stream = Stream(recipe.seed, f"squeeze/views/{number}")
     run.log.say(f"squeeze: training {architecture}, {recipe.squeeze.epochs} epochs")
 
-    def batches(epoch: int):
-        settings = recipe.squeeze
-        return training_batches(
-            run.real.train, recipe.dataset, settings, stream, epoch, settings.batch_size, run.device
+    settings = recipe.squeeze
+    mine, world = (rank(), world_size()) if settings.shared else (0, 1)
+    sizes = [len(batch) for batch in split_batches(np.arange(len(run.real.train)), settings.batch_size)]
+
+    def batches(epoch: int) -> Iterator[Batch]:
+        made = training_batches(
+            run.real.train,
+            recipe.dataset,
+            settings,
+            stream,
+            epoch,
+            settings.batch_size,
+            run.device,
+            rank=mine,
+            world=world,
         )
+        for (images, labels), size in zip(made, sizes, strict=False):  # a batch of unreadable files is missing
+            yield Batch(images, labels, size if world > 1 else len(images))
 
     net, _ = fit(
         zoo.channels_last(net, run.device),
-        recipe.squeeze,
+        settings,
         batches,
         F.cross_entropy,
-        lambda net: score(net, run.test_images, run.normalize),
+        lambda net: score(net, run.test_images, run.normalize, is_shared=settings.shared),
         Stream(recipe.seed, f"squeeze/dropout/{number}"),
         checkpoint,
-        lambda entry: run.report_epoch(f"teacher {architecture}", entry, recipe.squeeze.epochs),
+        lambda entry: run.report_epoch(f"teacher {architecture}", entry, settings.epochs),
         lambda epochs: run.log.track(epochs, f"teacher {architecture}"),
+        make=lambda batch: batch,
+        is_shared=settings.shared,
     )
     return net.cpu()
 

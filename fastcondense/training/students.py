@@ -255,8 +255,9 @@ def _real_batches(run: Run, arm: Arm, seed: int, optimization: Optimization) -> 
     wholes = list(itertools.pairwise(bounds))
 
     def batches(epoch: int) -> Iterator[ViewBatch]:
-        mine = {"rank": rank(), "world": world_size()}
-        made = training_batches(split, recipe.dataset, views, stream, epoch, size, run.device, **mine)
+        made = training_batches(
+            split, recipe.dataset, views, stream, epoch, size, run.device, rank=rank(), world=world_size()
+        )
         for (images, labels), (begin, end) in zip(made, wholes, strict=True):
             whole = Span(epoch, begin, end)
             first = begin + sum(len(part) for part in np.array_split(range(begin, end), world_size())[: rank()])

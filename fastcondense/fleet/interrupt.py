@@ -1,0 +1,79 @@
+"""SIGTERM (preemption) and SIGINT (Ctrl-C): a process ends within ten seconds, and loses nothing that it could save."""
+
+from __future__ import annotations
+
+import contextlib
+import ctypes
+import os
+import signal
+import sys
+import threading
+from collections.abc import Iterator
+from types import FrameType
+
+_GRACE = 6.0
+"""Seconds from the first signal to the end, whatever is being computed."""
+_SET_PARENT_DEATH_SIGNAL = 1  # prctl(2)
+
+
+class Interrupted(KeyboardInterrupt):
+    """A signal came."""
+
+    def __init__(self, number: int):
+        super().__init__(signal.Signals(number).name)
+        self.number = number
+
+
+def status_of(error: KeyboardInterrupt) -> int:
+    """The exit status that shells expect of a process that a signal has ended."""
+    return 128 + (error.number if isinstance(error, Interrupted) else signal.SIGINT)
+
+
+_requested: int | None = None
+_held = 0
+
+
+def listen(*, with_parent: bool = False) -> None:
+    """Takes signals from now on; `with_parent`: the end of the process that has started this one counts as SIGTERM."""
+    for number in (signal.SIGTERM, signal.SIGINT):
+        signal.signal(number, _arrive)
+    if with_parent and sys.platform == "linux":
+        parent = os.getppid()
+        ctypes.CDLL(None).prctl(_SET_PARENT_DEATH_SIGNAL, signal.SIGTERM)
+        if os.getppid() != parent:
+            raise Interrupted(signal.SIGTERM)
+
+
+@contextlib.contextmanager
+def held() -> Iterator[None]:
+    """A block that looks at `check` often and saves what it has first; elsewhere a signal is raised at once."""
+    global _held
+    _held += 1
+    try:
+        yield
+    finally:
+        _held -= 1
+    check()
+
+
+def is_requested() -> bool:
+    """Whether a signal has come."""
+    return _requested is not None
+
+
+def check() -> None:
+    """Raises Interrupted if a signal has come."""
+    if _requested is not None:
+        raise Interrupted(_requested)
+
+
+def _arrive(number: int, _frame: FrameType | None) -> None:
+    global _requested
+    if _requested is not None:
+        return
+    _requested = number
+    clock = threading.Timer(_GRACE, os._exit, (128 + number,))
+    clock.daemon = True
+    clock.start()
+    if not _held:
+        raise Interrupted(number)

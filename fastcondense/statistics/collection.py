@@ -1,0 +1,100 @@
+"""The pass over the real images that collects targets, in parts of some classes that workers share.
+
+What a part gives is kept in a file until all of them are there: a pass that was interrupted goes on with the others,
+and the targets are the same to the bit however many workers there are.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import shutil
+from collections.abc import Mapping
+from pathlib import Path
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from ..data.real import training_batches
+from ..files import read_tensors, write_tensors
+from ..fleet.work import Items
+from ..rng import Stream
+from ..run import Run
+from .collector import Collector
+
+NamedVectors = dict[str, tuple[Tensor, ...]]
+"""Means and variances by the name of their layer."""
+_MOST_PARTS = 64
+
+
+class Collection:
+    """One epoch of training images, seen as the teachers' own training sees them, read once for all collectors.
+
+    collectors: what is to be collected, by the file that is going to keep it.
+    """
+
+    def __init__(self, run: Run, collectors: Mapping[Path, Collector]):
+        self.run, self.collectors = run, collectors
+        num_classes = len(run.real.classes)
+        self.parts = [part.tolist() for part in np.array_split(range(num_classes), min(num_classes, _MOST_PARTS))]
+        digest = hashlib.sha256(" ".join(sorted(path.name for path in collectors)).encode()).hexdigest()
+        self.folder = run.out / "teachers" / f"parts-{digest[:8]}"
+
+    def collect(self) -> None:
+        """Collects this worker's parts; returns when all of them are there, or have been joined already."""
+        work = Items(f"parts in {self.folder}", range(len(self.parts)), self._is_collected)
+        for number, _ in self.run.share("target statistics", work):
+            self._collect(number)
+
+    def joined(self) -> dict[Path, tuple[NamedVectors, NamedVectors]]:
+        """Targets of all images and of every class, as `Collector` gives them, by the file that is to keep them."""
+        found, parts = {}, [read_tensors(self._path(number))[0] for number in range(len(self.parts))]
+        for which, (path, collector) in enumerate(self.collectors.items()):
+            whole = collector.like()
+            for part in parts:
+                whole.merge(_under(part, f"{which}/all/"))
+            tables: dict[str, list[Tensor]] = {}
+            for key in _under(parts[0], f"{which}/class/"):
+                rows = torch.cat([part[f"{which}/class/{key}"] for part in parts])
+                tables.setdefault(key.rpartition("/")[0], []).append(rows)
+            found[path] = whole.targets(), {name: tuple(vectors) for name, vectors in tables.items()}
+        return found
+
+    def remove(self) -> None:
+        """Removes the parts, once what they give is kept."""
+        shutil.rmtree(self.folder, ignore_errors=True)
+
+    def _collect(self, number: int) -> None:
+        run, classes = self.run, self.parts[number]
+        recipe, split = run.recipe, run.real.train
+        tensors: dict[str, Tensor] = {}
+        collectors = [one.like(classes[0], len(classes) if one.num_classes else 0) for one in self.collectors.values()]
+        batches = training_batches(
+            split,
+            recipe.dataset,
+            recipe.squeeze,
+            Stream(recipe.seed, "squeeze/targets"),
+            0,
+            recipe.squeeze.batch_size,
+            run.device,
+            classes=classes,
+        )
+        for images, labels in batches:
+            for collector in collectors:
+                collector.add(images, labels)
+        run.report_skipped(split)
+        for which, collector in enumerate(collectors):
+            tensors |= {f"{which}/all/{key}": value for key, value in collector.state().items()}
+            for name, vectors in collector.class_targets().items():
+                tensors |= {f"{which}/class/{name}/{k}": vector for k, vector in enumerate(vectors)}
+        write_tensors(self._path(number), tensors, {})
+
+    def _is_collected(self, number: int) -> bool:
+        return self._path(number).exists() or all(path.exists() for path in self.collectors)
+
+    def _path(self, number: int) -> Path:
+        return self.folder / f"part-{number:02d}.safetensors"
+
+
+def _under(tensors: Mapping[str, Tensor], prefix: str) -> dict[str, Tensor]:
+    return {key.removeprefix(prefix): value for key, value in tensors.items() if key.startswith(prefix)}
