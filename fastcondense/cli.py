@@ -9,7 +9,7 @@ import sys
 import traceback
 from collections.abc import Callable
 from pathlib import Path
-from typing import Any
+from typing import Any, NoReturn
 
 import torch
 
@@ -64,7 +64,7 @@ def main(arguments: list[str] | None = None) -> int:
         return interrupt.status_of(signal)
     except Cut as error:
         _complain(str(error))
-        return _TRY_AGAIN
+        _end(_TRY_AGAIN)
     except (ValueError, OSError, torch.OutOfMemoryError) as error:
         if os.environ.get("FASTCONDENSE_TRACEBACK"):
             traceback.print_exc()
@@ -150,5 +150,15 @@ def _usage() -> str:
     )
 
 
+def _end(status: int) -> NoReturn:
+    """Ends the process at once: connections to other workers, who may be gone, are not closed one by one."""
+    sys.stdout.flush()
+    sys.stderr.flush()
+    os._exit(status)
+
+
 if __name__ == "__main__":
-    sys.exit(main())
+    exit_status = main()
+    if distributed.is_launched():
+        _end(exit_status)
+    sys.exit(exit_status)

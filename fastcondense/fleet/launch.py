@@ -21,10 +21,13 @@ from torch.distributed.elastic.multiprocessing import DefaultLogsSpecs, SignalEx
 from torch.distributed.elastic.rendezvous import RendezvousError, RendezvousParameters, registry
 from torch.distributed.elastic.rendezvous.api import RendezvousHandler
 
+from .work import Cut
+
 REFUSAL = "FASTCONDENSE_REFUSAL"
 """Names the file into which the first worker that refuses its input writes why; the launcher says it once."""
 _GET_ADDRESS = 0x8915  # SIOCGIFADDR of netdevice(7)
 _NODES_SECONDS = 600  # for the other machines of a launch to come
+_REACH_SECONDS = 10.0  # for an answer of the first machine
 _EXIT_SECONDS = 10.0  # for the other machines to end
 
 
@@ -75,7 +78,7 @@ def launch(options: Launch, arguments: list[str]) -> int:
     A worker that dies costs what it was doing: all are started again, and go on from what is finished and saved. A
     worker that refuses its input ends them all. Raises ValueError with what it says, or if the machines do not meet.
     """
-    logging.getLogger("torch.distributed").setLevel(logging.CRITICAL)
+    logging.disable(logging.CRITICAL)  # what the elastic launcher would say is said below
     with tempfile.TemporaryDirectory(prefix="fastcondense-") as scratch:
         refusal = Path(scratch) / "refusal"
         os.environ |= {REFUSAL: str(refusal), "TORCH_CPP_LOG_LEVEL": "ERROR"}
@@ -84,7 +87,7 @@ def launch(options: Launch, arguments: list[str]) -> int:
             os.environ |= {"GLOO_SOCKET_IFNAME": interface, "NCCL_SOCKET_IFNAME": interface}
         try:
             handler = _rendezvous(options)
-            agent = _Agent(_specification(options, arguments, handler), refusal)
+            agent = _Agent(_specification(options, arguments, handler), refusal, options.rendezvous)
             result = agent.run()
         except SignalException as error:
             sys.stderr.write("fastcondense: interrupted; the same command goes on from here\n")
@@ -115,17 +118,22 @@ def refuse(text: str) -> bool:
 
 
 class _Agent(LocalElasticAgent):
-    """Starts workers again after a death, but not after a refusal."""
+    """Starts workers again after a death, but not after a refusal.
 
-    def __init__(self, specification: WorkerSpec, refusal: Path):
+    Raises Cut if one dies and the first machine is out of reach.
+    """
+
+    def __init__(self, specification: WorkerSpec, refusal: Path, rendezvous: str):
         super().__init__(
             specification, DefaultLogsSpecs(log_dir=None), start_method="spawn", exit_barrier_timeout=_EXIT_SECONDS
         )
-        self.refusal = refusal
+        self.refusal, self.rendezvous = refusal, rendezvous
 
     def _monitor_workers(self, worker_group: WorkerGroup) -> RunResult:
         result: RunResult = super()._monitor_workers(worker_group)
         if result.state in (WorkerState.FAILED, WorkerState.UNHEALTHY):
+            if self.rendezvous and not _can_reach(self.rendezvous):
+                raise Cut
             if self.refusal.exists():
                 self._remaining_restarts = 0
             if self._remaining_restarts:
@@ -159,6 +167,16 @@ def _specification(options: Launch, arguments: list[str], handler: RendezvousHan
         monitor_interval=0.2,
         local_addr=options.address or (None if options.rendezvous else "localhost"),
     )
+
+
+def _can_reach(rendezvous: str) -> bool:
+    """Whether the first machine can still be connected to."""
+    host, _, port = rendezvous.rpartition(":")
+    try:
+        socket.create_connection((host, int(port)), timeout=_REACH_SECONDS).close()
+    except OSError:
+        return False
+    return True
 
 
 def _is_here(host: str) -> bool:

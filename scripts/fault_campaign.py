@@ -1,0 +1,143 @@
+"""Kills a run of several workers at many random moments, and compares its images with those of an undisturbed one.
+
+usage: python scripts/fault_campaign.py [--kills 50] [--log FILE]
+
+Each round starts `recover --gpus 0` in the folder that the last one left, with 1, 2 or 3 workers, and ends it after a
+random time: SIGKILL to a worker, to the launcher, or to all at once; SIGTERM to the launcher; or SIGKILL to a worker
+that is just writing. When all images are there, the folder is emptied and the next set begins. Every finished set must
+have the bits of the undisturbed one.
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import os
+import shutil
+import signal
+import subprocess
+import sys
+import tempfile
+import time
+from collections import Counter
+from pathlib import Path
+
+import numpy as np
+from safetensors.numpy import load_file
+
+ROOT = Path(__file__).resolve().parents[1]
+FLAGS = (
+    "--recipe sre2l/digits-ipc6 --squeeze.teachers zoo/convnet3_w32 --squeeze.epochs 2 --recover.statistics bn conv "
+    "--recover.batch-size 5 --recover.iterations 300 --device cpu"
+).split()
+KINDS = ("worker", "launcher", "all", "SIGTERM", "mid-write")
+
+
+def command(out: Path, workers: int) -> list[str]:
+    launch = ["--gpus", "0", "--workers", str(workers)] if workers else []
+    return [sys.executable, "-m", "fastcondense.cli", "recover", *FLAGS, "--out", str(out), *launch]
+
+
+def shards(out: Path) -> dict[str, bytes]:
+    return {
+        path.name: b"".join(tensor.tobytes() for _, tensor in sorted(load_file(path).items()))
+        for path in sorted((out / "condensed").glob("shard-*.safetensors"))
+    }
+
+
+def children(launcher: int) -> list[int]:
+    found = subprocess.run(["pgrep", "-P", str(launcher)], capture_output=True, text=True).stdout
+    return [int(line) for line in found.split()]
+
+
+def kill(process: int, number: int) -> None:
+    try:
+        os.kill(process, number)
+    except ProcessLookupError:
+        pass
+
+
+def disturb(kind: str, launcher: subprocess.Popen[str], out: Path) -> None:
+    """Does to a launch what `kind` says."""
+    workers = children(launcher.pid)
+    if kind == "mid-write":
+        until = time.monotonic() + 10
+        while not list(out.rglob(".*.tmp")) and time.monotonic() < until and launcher.poll() is None:
+            time.sleep(0.0005)
+    if kind == "SIGTERM":
+        launcher.send_signal(signal.SIGTERM)
+    if kind in ("launcher", "all"):
+        launcher.kill()
+    if kind in ("worker", "mid-write", "all"):
+        for worker in workers if kind == "all" else workers[-1:]:
+            kill(worker, signal.SIGKILL)
+
+
+def main() -> int:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--kills", type=int, default=50)
+    parser.add_argument("--seed", type=int, default=0)
+    parser.add_argument("--log", type=Path, help="JSON lines are written to this file")
+    options = parser.parse_args()
+    generator, lines = np.random.default_rng(options.seed), []
+    environment = os.environ | {"OMP_NUM_THREADS": "1", "FASTCONDENSE_PATIENCE": "3"}
+    with tempfile.TemporaryDirectory() as scratch:
+        whole, out = Path(scratch) / "whole", Path(scratch) / "run"
+        subprocess.run(command(whole, 0), cwd=ROOT, env=environment, check=True, capture_output=True)
+        wanted, kills, sets = shards(whole), 0, 0
+        while kills < options.kills or not sets:
+            workers, kind = int(generator.integers(1, 4)), KINDS[int(generator.integers(len(KINDS)))]
+            patience = float(generator.uniform(2, 20))
+            launcher = subprocess.Popen(
+                command(out, workers),
+                cwd=ROOT,
+                env=environment,
+                stdout=subprocess.PIPE,
+                stderr=subprocess.STDOUT,
+                text=True,
+            )
+            began_at = time.monotonic()
+            try:
+                launcher.wait(patience)
+            except subprocess.TimeoutExpired:
+                disturb(kind, launcher, out)
+                kills += 1
+            else:
+                kind = "none"
+            disturbed_at = time.monotonic()
+            said = launcher.communicate(timeout=600)[0]
+            done = len(shards(out))
+            line = {
+                "kill": kills,
+                "kind": kind,
+                "workers": workers,
+                "after_s": round(disturbed_at - began_at, 2),
+                "ended_s": round(time.monotonic() - disturbed_at, 2),
+                "status": launcher.returncode,
+                "jobs": done,
+            }
+            if kind in ("none", "worker", "mid-write") and launcher.returncode != 0:
+                print(said, file=sys.stderr)
+                return 1
+            if done == len(wanted):
+                if shards(out) != wanted:
+                    print(f"after kill {kills} the images differ", file=sys.stderr)
+                    return 1
+                sets += 1
+                line["set"] = sets
+                shutil.rmtree(out)
+            lines.append(line)
+            print(json.dumps(line), flush=True)
+    counts = Counter(line["kind"] for line in lines)
+    lines.append(
+        {"kills": kills, "kinds": dict(counts), "sets": sets, "jobs_a_set": len(wanted), "equal": "to the bit"}
+    )
+    print(json.dumps(lines[-1]))
+    if options.log:
+        options.log.parent.mkdir(parents=True, exist_ok=True)
+        options.log.write_text("".join(json.dumps(line) + "\n" for line in lines))
+    return 0
+
+
+if __name__ == "__main__":
+    sys.exit(main())
