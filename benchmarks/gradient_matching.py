@@ -1,6 +1,6 @@
-"""Seconds that a class's step of MDC takes, ours and a stand-in of the published loop, and a network's step.
+"""Time that a class's step of MDC takes, ours and a stand-in of the published loop, and a network's step.
 
-    python benchmarks/gradient_matching.py --network zoo/convnet3_in --ipc 10 --factor 2 --subset 5 --frozen 2
+    fastcondense bench gradient-matching --network zoo/convnet3_in --ipc 10 --factor 2 --subset 5 --frozen 2
 
 Both step on the same images, real batch and network. The stand-in follows the specification (5.1 and 5.2): one tensor
 and one optimiser for all classes, gradients of all parameters, a second graph for the subset, the loss read at once.
@@ -9,15 +9,15 @@ and one optimiser for all classes, gradients of all parameters, a second graph f
 from __future__ import annotations
 
 import argparse
-import json
 import tempfile
-import time
 from collections.abc import Callable
 from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
 import torch
+from measure import DEVICE, interleaved
+from session import Session
 from torch import Tensor
 from torch.nn import functional as F
 
@@ -35,6 +35,9 @@ def noise_data(folder: Path, num_classes: int, per_class: int) -> None:
     for part in ("train", "test"):
         images = generator.integers(0, 256, (len(labels), 32, 32, 3), dtype=np.uint8)
         np.savez(folder / f"{part}.npz", images=images, labels=labels)
+
+
+QUICK = {"ipc": 2, "subset": 1, "frozen": 1, "repeats": 2}
 
 
 class PublishedStep:
@@ -74,35 +77,17 @@ class PublishedStep:
         return torch.autograd.grad(entropy, list(net.parameters()), create_graph=create_graph)
 
 
-def seconds(action: Callable[[], object], repeats: int, device: torch.device) -> float:
-    """The least of several: of the process's CPU time, which other processes do not enter, or of a GPU's clock."""
-    action()
-    best = float("inf")
-    for _ in range(repeats):
-        if device.type == "cuda":
-            torch.cuda.synchronize(device)
-        clock = time.perf_counter if device.type == "cuda" else time.process_time
-        start = clock()
-        action()
-        if device.type == "cuda":
-            torch.cuda.synchronize(device)
-        best = min(best, clock() - start)
-    return best
-
-
-def main() -> None:
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+def add_options(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--network", default="zoo/convnet3_in")
     parser.add_argument("--ipc", type=int, default=10)
     parser.add_argument("--factor", type=int, default=2)
     parser.add_argument("--subset", type=int, default=5)
     parser.add_argument("--frozen", type=int, default=2)
-    parser.add_argument("--repeats", type=int, default=3)
+    parser.add_argument("--repeats", type=int, default=5)
     parser.add_argument("--compiled", action="store_true")
-    parser.add_argument("--device", default="cpu")
-    parser.add_argument("--out", type=Path, default=None, help="a JSON lines file that the result is added to")
-    options = parser.parse_args()
-    device = torch.device(options.device)
+
+
+def run(session: Session, options: argparse.Namespace) -> None:
     with tempfile.TemporaryDirectory() as name:
         folder = Path(name)
         noise_data(folder, 10, 64)
@@ -114,23 +99,28 @@ def main() -> None:
             compiled=options.compiled,
             net_images=64,
         )
-        run = Run(replace(found, recover=replace(found.recover, gradients=gradients)), folder / "run", folder, device)
-        mine = Condensing(run, read_real(run), jobs(run.recipe, 10)[0])
+        settings = replace(found, recover=replace(found.recover, gradients=gradients))
+        mine_run = Run(settings, folder / "run", folder, DEVICE)
+        mine = Condensing(mine_run, read_real(mine_run), jobs(settings, 10)[0])
         mine.subsets[0].size, mine.subsets[0].learned = options.subset, [options.frozen]
         published = PublishedStep(mine, options.subset, options.frozen)
-        result = vars(options) | {
-            "torch": torch.__version__,
-            "threads": torch.get_num_threads(),
-            "step_ours": seconds(lambda: mine._step(0, 0, False), options.repeats, device),
-            "step_published": seconds(lambda: published(0), options.repeats, device),
-            "network_step": seconds(lambda: mine.networks.train(0, 0), options.repeats, device),
+        variants: dict[str, Callable[[], object]] = {
+            "ours": lambda: mine._step(0, 0, False),
+            "published": lambda: published(0),
+            "network": lambda: mine.networks.train(0, 0),
         }
-    line = json.dumps({key: str(value) if isinstance(value, Path) else value for key, value in result.items()})
-    print(line)
-    if options.out is not None:
-        with options.out.open("a") as file:
-            file.write(line + "\n")
-
-
-if __name__ == "__main__":
-    main()
+        timings = interleaved(variants, options.repeats, 1)
+    names = ("network", "ipc", "factor", "subset", "frozen", "compiled")
+    about = {name: getattr(options, name) for name in names}
+    for variant, timing in timings.items():
+        ratio = round(timing.median / timings["published"].median, 3)
+        print(f"{variant:10} {timing.median:10.1f} ms, {ratio} of published")
+        session.add(
+            "step of a class",
+            variant,
+            timing,
+            shapes=[(options.ipc, 3, 32, 32)],
+            dtype="float32",
+            **about,
+            ratio_to_published=ratio,
+        )

@@ -1,42 +1,33 @@
 """Every operator beside PyTorch's: milliseconds, GB/s, and the share of a copy's speed measured in the same run.
 
-    python benchmarks/kernels.py --out FILE.jsonl
+    fastcondense bench kernels --operators crop pixel_adam
 
 Variants take turns, inputs rotate beyond the last cache, and on a GPU the host is given a head start, so that kernels
-are timed and not their launches. An operator whose tests fail is not reported; --no-gate skips the tests and marks
-every line as ungated. GB/s count the bytes that the operation must move, so a variant that moves more shows less.
+are timed and not their launches. An operator whose tests fail is not reported. GB/s count the bytes that the
+operation must move, so a variant that moves more shows less.
 """
 
 from __future__ import annotations
 
 import argparse
-import subprocess
-import sys
 from collections.abc import Callable, Iterator, Sequence
 from functools import partial
-from pathlib import Path
 
 import torch
 import torch._functorch.config as functorch
-from measure import DEVICE, Line, Rotation, Timing, copy_ceiling, interleaved, missing_compiler, write
+from gate import operator_tests
+from measure import DEVICE, Rotation, Timing, copy_ceiling, interleaved, missing_compiler
 from operators import OPERATORS, Case
+from session import Session
 from torch import Tensor
 
-ROOT = Path(__file__).resolve().parents[1]
+QUICK = {"repeats": 3, "warmup": 1, "cases": 1}
 
 
-def failure(operator: str) -> str | None:
-    """The last line of the operator's tests if they fail, or None."""
-    tests = [ROOT / "tests" / f"{name}.py" for name in (f"test_{operator}", f"test_kernel_{operator}")]
-    command = [sys.executable, "-m", "pytest", "-q", "-x", *(str(test) for test in tests if test.exists())]
-    done = subprocess.run(command, cwd=ROOT, capture_output=True, text=True)
-    return (done.stdout.strip().splitlines() or [done.stderr])[-1] if done.returncode else None
-
-
-def usable(case: Case, slots: Rotation) -> Iterator[tuple[str, Callable[..., Sequence[Tensor]]]]:
+def usable(case: Case, slots: Rotation, session: Session) -> Iterator[tuple[str, Callable[..., Sequence[Tensor]]]]:
     """The variants that run here; the others are said to be skipped."""
     for name, function in case.variants.items():
-        reason = missing_compiler() if name == "compiled" else None
+        reason = ("not in a quick run" if session.is_quick else missing_compiler()) if name == "compiled" else None
         try:
             if reason is None:
                 differentiate(graph(function, next(slots)))
@@ -47,7 +38,7 @@ def usable(case: Case, slots: Rotation) -> Iterator[tuple[str, Callable[..., Seq
         if reason is None:
             yield name, function
         else:
-            print(f"  {name} skipped: {reason}", flush=True)
+            session.skip(f"{case.name} {name}", reason)
 
 
 def graph(function: Callable[..., Sequence[Tensor]], inputs: list[Tensor]) -> tuple[list[Tensor], ...]:
@@ -63,10 +54,10 @@ def differentiate(made: tuple[list[Tensor], ...]) -> None:
         torch.autograd.grad(outputs, leaves, gradients, retain_graph=True)
 
 
-def times(case: Case, repeats: int, warmup: int) -> Iterator[tuple[str, int, dict[str, Timing]]]:
+def times(case: Case, repeats: int, warmup: int, session: Session) -> Iterator[tuple[str, int, dict[str, Timing]]]:
     """Forward and backward pass of a case: name, bytes that must be moved, timings."""
     slots = Rotation(case.inputs)
-    variants = dict(usable(case, slots))
+    variants = dict(usable(case, slots, session))
     measure = partial(interleaved, repeats=repeats, warmup=warmup, head_start_ms=2.0)
     yield (
         "forward",
@@ -84,56 +75,50 @@ def times(case: Case, repeats: int, warmup: int) -> Iterator[tuple[str, int, dic
         yield "backward", case.backward_bytes, measure({name: partial(run, name) for name in variants})
 
 
-def report(operator: str, repeats: int, warmup: int, is_gated: bool) -> Iterator[Line]:
+def report(operator: str, options: argparse.Namespace, session: Session) -> None:
     """Lines of an operator."""
-    ceiling = copy_ceiling()
-    for make in OPERATORS[operator]:
+    makers = OPERATORS[operator]
+    for make in makers[: options.cases]:
         case = make()
         dtype = str(case.dtype).removeprefix("torch.")
-        for which, size, timings in times(case, repeats, warmup):
+        for which, size, timings in times(case, options.repeats, options.warmup, session):
             for variant, timing in timings.items():
-                speed = size / timing.median / 1e6
+                line = session.add(
+                    f"{operator} {which}",
+                    variant,
+                    timing,
+                    shapes=[x.shape for x in case.inputs],
+                    dtype=dtype,
+                    num_bytes=size,
+                    **{"operator": operator, "case": case.name, "pass": which, "images": case.inputs[0].shape[0]},
+                )
                 print(
-                    f"  {case.name:24} {dtype:9} {which:8} {variant:16} {timing.median:9.3f} ms {speed:7.1f} GB/s "
-                    f"{100 * speed / ceiling:4.0f} % of a copy",
+                    f"  {case.name:24} {dtype:9} {which:8} {variant:16} {timing.median:9.3f} ms {line['GB/s']:7.1f} "
+                    f"GB/s {100 * line['share_of_copy']:4.0f} % of a copy",
                     flush=True,
                 )
-                yield {
-                    "benchmark": "kernels",
-                    "operator": operator,
-                    "case": case.name,
-                    "images": case.inputs[0].shape[0],
-                    "dtype": dtype,
-                    "pass": which,
-                    "variant": variant,
-                    **timing.line(),
-                    "bytes": size,
-                    "GB/s": round(speed, 1),
-                    "share_of_copy": round(speed / ceiling, 3),
-                    "copy_GB/s": round(ceiling, 1),
-                    **({} if is_gated else {"ungated": True}),
-                }
+    if options.cases is not None and len(makers) > options.cases:
+        session.skip(operator, f"the other {len(makers) - options.cases} of {len(makers)} cases (--cases)")
 
 
-def main() -> None:
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+def add_options(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--operators", nargs="+", choices=OPERATORS, default=list(OPERATORS))
+    parser.add_argument("--cases", type=int, help="the first so many cases of an operator; default: all")
     parser.add_argument("--repeats", type=int, default=30)
     parser.add_argument("--warmup", type=int, default=5)
-    parser.add_argument("--no-gate", action="store_true", help="do not run the operators' tests; marks the lines")
-    parser.add_argument("--out", type=Path, help="file to which the lines are appended")
-    options = parser.parse_args()
+
+
+def run(session: Session, options: argparse.Namespace) -> None:
     functorch.donated_buffer = False  # lets compiled peers repeat a backward pass
     print(f"a copy moves {copy_ceiling():.0f} GB/s", flush=True)
+    if options.gate:  # all at once, which is quicker if all pass
+        options.gate.problem(operator_tests(*options.operators))
     for operator in options.operators:
-        problem = None if options.no_gate else failure(operator)
-        print(operator if problem is None else f"{operator} is not reported: its tests fail ({problem})", flush=True)
-        if problem is None:
-            for line in report(operator, options.repeats, options.warmup, not options.no_gate):
-                write([line], options.out)
-            if DEVICE.type == "cuda":
-                torch.cuda.empty_cache()
-
-
-if __name__ == "__main__":
-    main()
+        problem = options.gate.problem(operator_tests(operator)) if options.gate else None
+        if problem is not None:
+            session.refuse(operator, problem)
+            continue
+        print(operator, flush=True)
+        report(operator, options, session)
+        if DEVICE.type == "cuda":
+            torch.cuda.empty_cache()

@@ -1,7 +1,7 @@
 """Training on replayed views with labels on the fly, against labels in memory and against stored labels.
 
-    python benchmarks/labels.py --images 64 --size 64 --batch-size 16 --out FILE.jsonl
-    python benchmarks/labels.py --extrapolate --images 10000 --size 224 --batch-size 1024 --precision bf16
+    fastcondense bench labels --images 64 --size 64 --batch-size 16
+    fastcondense bench labels --extrapolate --images 10000 --size 224 --batch-size 1024 --precision bf16
 
 step      one update: with labels that the teacher computes (on-the-fly), with the logits of all images in memory
           (in-memory), both with views from the resident set, on a GPU as CUDA graphs; views, labels: these parts alone
@@ -23,7 +23,9 @@ from pathlib import Path
 
 import torch
 from fkd import PublishedEpoch, ReplayedFiles, write_images, write_labels
-from measure import DEVICE, Line, Timing, interleaved, write
+from measure import DEVICE, Line, Timing, interleaved
+from session import Session
+from torch import Tensor
 
 from fastcondense.data.real import Normalization
 from fastcondense.labelling.labels import TeacherLabels, Wanted, student_loss
@@ -37,14 +39,16 @@ from fastcondense.training.train_step import Batch, CapturedStep
 
 TEMPERATURE = 20.0
 EPOCHS = 300
+QUICK = {"network": "zoo/convnet3", "images": 16, "size": 32, "classes": 10, "batch_size": 8, "workers": 1}
+QUICK |= {"repeats": 4, "warmup": 1, "epoch_repeats": 2}
 RATIOS = {"on-the-fly": "in-memory", "views": "on-the-fly", "labels": "on-the-fly"}
 EPOCH_RATIOS = {"published": "ours", "published-reading": "ours", "views": "ours"}
 
 
 class Student:
-    """A student on a set of random images: its teacher, views and steps."""
+    """A student on a set of images (uint8 [N, 3, S, S], random without any): its teacher, views and steps."""
 
-    def __init__(self, options: argparse.Namespace):
+    def __init__(self, options: argparse.Namespace, pixels: Tensor | None = None):
         size, count = options.size, options.images
         dataset = Dataset(image_size=size, resize=size)
         self.train = Train(
@@ -52,7 +56,9 @@ class Student:
         )
         labels = Labels(precision=options.label_precision)
         generator = torch.Generator().manual_seed(0)
-        self.pixels = torch.randint(0, 256, (count, 3, size, size), dtype=torch.uint8, generator=generator)
+        self.pixels = pixels
+        if self.pixels is None:
+            self.pixels = torch.randint(0, 256, (count, 3, size, size), dtype=torch.uint8, generator=generator)
         classes = torch.arange(count, device=DEVICE) % options.classes
         self.views = ReplayedViews(self.pixels.to(DEVICE), classes, labels, Normalization.of(dataset, DEVICE), 0)
         torch.manual_seed(0)
@@ -91,25 +97,30 @@ class Student:
         self.epoch += 1
 
 
-def lines(kind: str, timings: dict[str, Timing], ratios: dict[str, str], options: argparse.Namespace) -> list[Line]:
+def report(
+    session: Session,
+    kind: str,
+    timings: dict[str, Timing],
+    ratios: dict[str, str],
+    options: argparse.Namespace,
+    **more: int,
+) -> None:
     """The lines of a benchmark, printed too."""
-    made: list[Line] = []
     for variant, timing in timings.items():
         other = ratios.get(variant)
         ratio = round(timing.median / timings[other].median, 4) if other else None
         print(
             f"{kind:6} {variant:18} {timing.median:10.2f} ms" + (f", {ratio} of {other}" if other else ""), flush=True
         )
-        made.append(
-            {"benchmark": "labels", "part": kind, "variant": variant, **about(options), **timing.line()}
-            | ({"ratio": ratio, "ratio_to": other} if other else {})
-        )
-    return made
+        compared = {"ratio": ratio, "ratio_to": other} if other else {}
+        session.add(kind, variant, timing, **about(options), part=kind, **compared, **more)
 
 
 def about(options: argparse.Namespace) -> Line:
     return {
         "network": options.network,
+        "shapes": [(options.batch_size, 3, options.size, options.size)],
+        "dtype": {"fp32": "float32", "bf16": "bfloat16"}.get(options.precision, options.precision),
         "images": options.images,
         "size": options.size,
         "classes": options.classes,
@@ -119,7 +130,7 @@ def about(options: argparse.Namespace) -> Line:
     }
 
 
-def time_steps(student: Student, options: argparse.Namespace) -> list[Line]:
+def time_steps(session: Session, student: Student, options: argparse.Namespace) -> None:
     item = next(student.views.tables(0, student.train))
     views = student.views.make(item)
     steps = {"on-the-fly": student.step(student.on_the_fly), "in-memory": student.step(student.in_memory)}
@@ -127,10 +138,10 @@ def time_steps(student: Student, options: argparse.Namespace) -> list[Line]:
     variants |= {"views": lambda: student.views.make(item), "labels": lambda: student.source(views)}
     with arithmetic(student.train.precision):
         timings = interleaved(variants, options.repeats, options.warmup)
-    return lines("step", timings, RATIOS, options)
+    report(session, "step", timings, RATIOS, options)
 
 
-def time_epochs(student: Student, options: argparse.Namespace, folder: Path) -> list[Line]:
+def time_epochs(session: Session, student: Student, options: argparse.Namespace, folder: Path) -> None:
     images = write_images(folder / "images", student.pixels)
     batches = write_labels(
         folder / "fkd" / "epoch_0", options.images, options.size, options.batch_size, options.classes
@@ -144,23 +155,22 @@ def time_epochs(student: Student, options: argparse.Namespace, folder: Path) -> 
         "published": published,
         "published-reading": published.read,
     }
-    made = lines("epoch", interleaved(variants, options.epoch_repeats, 1), EPOCH_RATIOS, options)
     size = sum(path.stat().st_size for path, _ in batches)
-    return [line | {"workers": options.workers, "label_bytes_an_epoch": size} for line in made]
+    timings = interleaved(variants, options.epoch_repeats, 1)
+    report(session, "epoch", timings, EPOCH_RATIOS, options, workers=options.workers, label_bytes_an_epoch=size)
 
 
-def extrapolate(student: Student, options: argparse.Namespace) -> list[Line]:
+def extrapolate(session: Session, student: Student, options: argparse.Namespace) -> None:
     step = student.step(student.on_the_fly)
     timing = interleaved({"ours": lambda: student.run_epoch(step)}, options.epoch_repeats, 1)["ours"]
     minutes = round(EPOCHS * timing.median / 60e3, 2)
     print(f"an epoch takes {timing.median / 1e3:.2f} s; {EPOCHS} epochs, extrapolated: {minutes} minutes")
     extrapolated = {"epochs_measured": options.epoch_repeats, f"minutes_of_{EPOCHS}_epochs_extrapolated": minutes}
-    return [{"benchmark": "labels", "part": "extrapolated", **about(options), **timing.line(), **extrapolated}]
+    session.add("extrapolated", "ours", timing, **about(options), part="extrapolated", **extrapolated)
 
 
-def main() -> None:
+def add_options(parser: argparse.ArgumentParser) -> None:
     is_gpu = DEVICE.type == "cuda"
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--network", default="torchvision/resnet18", help="of student and teacher")
     parser.add_argument("--images", type=int, default=2048 if is_gpu else 32)
     parser.add_argument("--size", type=int, default=224 if is_gpu else 64)
@@ -173,16 +183,13 @@ def main() -> None:
     parser.add_argument("--epoch-repeats", type=int, default=3, help="of an epoch, after one that is not counted")
     parser.add_argument("--workers", type=int, default=os.cpu_count(), help="of the published way's DataLoader")
     parser.add_argument("--extrapolate", action="store_true", help="300 epochs of ours instead")
-    parser.add_argument("--out", type=Path, help="file to which the lines are appended")
-    options = parser.parse_args()
+
+
+def run(session: Session, options: argparse.Namespace) -> None:
     student = Student(options)
     if options.extrapolate:
-        write(extrapolate(student, options), options.out)
+        extrapolate(session, student, options)
         return
-    write(time_steps(student, options), options.out)
+    time_steps(session, student, options)
     with tempfile.TemporaryDirectory() as folder:
-        write(time_epochs(student, options, Path(folder)), options.out)
-
-
-if __name__ == "__main__":
-    main()
+        time_epochs(session, student, options, Path(folder))

@@ -1,6 +1,6 @@
 """How far the loaders' pixels are apart on real images, and how far that moves a teacher's accuracy.
 
-    python benchmarks/loader_parity.py --data DIR [--teacher FILE] [--out FILE.jsonl]
+    fastcondense bench loader-parity --data DIR [--teacher FILE]
 
 --data: a folder of <class>/<image>; it is packed as it is for FFCV. --teacher: FD-MobileNet 0.5 for ImageNet-1k
 (arXiv 1802.03750), whose classes are wnids, as the folders' names must be then.
@@ -12,13 +12,13 @@ too) for training and evaluation crops, and the teacher's top-1 among all 1000 c
 from __future__ import annotations
 
 import argparse
-import json
 import tempfile
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import torch
-from measure import write
+from session import Session
 from torch import Tensor, nn
 
 from fastcondense.data.real import Normalization
@@ -34,10 +34,11 @@ from fastcondense.vision import timm
 from fastcondense.windows import Views, windows
 
 CPU = torch.device("cpu")
+QUICK: dict[str, int] = {"images": 16}
 ROOT = Path(__file__).resolve().parents[1]
 
 
-def open_loaders(files: list[Path], data: Path, workers: int, folder: Path) -> dict[str, Loader]:
+def open_loaders(session: Session, files: list[Path], data: Path, workers: int, folder: Path) -> dict[str, Loader]:
     """Every loader that can run here; Pillow's first."""
     loaders: dict[str, Loader] = {"folder": FolderLoader(files, workers)}
     if is_installed("dali"):
@@ -52,6 +53,9 @@ def open_loaders(files: list[Path], data: Path, workers: int, folder: Path) -> d
         labels = np.zeros(len(files), dtype=np.int64)
         pack(files, labels, ("all",), beton, Packing(max_resolution=0), source=data, workers=workers)
         loaders["ffcv"] = FFCVLoader(beton, workers=workers)
+    for name in ("dali", "ffcv"):
+        if name not in loaders:
+            session.skip(name, "not installed")
     return loaders
 
 
@@ -67,15 +71,19 @@ def top1(teacher: nn.Module, pixels: Tensor, labels: Tensor) -> float:
     return 100 * float((logits.argmax(1) == labels).float().mean())
 
 
-def main() -> None:
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+def add_options(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--data", type=Path, required=True)
     parser.add_argument("--teacher", type=Path)
     parser.add_argument("--resize", type=int, default=256, help="short side before the evaluation crop")
     parser.add_argument("--workers", type=int, default=2)
-    parser.add_argument("--out", type=Path, help="file to which the lines are appended")
-    options = parser.parse_args()
+    parser.add_argument("--images", type=int, help="the first so many of every class; default: all")
+
+
+def run(session: Session, options: argparse.Namespace) -> None:
     files, label_numbers, classes = index_folder(options.data)
+    if options.images is not None:
+        places = [np.flatnonzero(label_numbers == label)[: options.images] for label in range(len(classes))]
+        files, label_numbers = [files[k] for k in np.concatenate(places)], label_numbers[np.concatenate(places)]
     stream = Stream(0, "benchmark")
     cuts: dict[str, Cut] = {
         "train": Windowed(224, lambda ids, heights, widths: windows(stream, Views(), ids, 0, heights, widths)),
@@ -89,9 +97,9 @@ def main() -> None:
         teacher.eval()
     with tempfile.TemporaryDirectory() as folder:
         truth: dict[str, Tensor] = {}
-        for name, loader in open_loaders(files, options.data, options.workers, Path(folder)).items():
-            line = {"benchmark": "loader_parity", "variant": name, "data": "/".join(options.data.parts[-2:])}
-            line |= {"images": len(files), "resize": options.resize}
+        for name, loader in open_loaders(session, files, options.data, options.workers, Path(folder)).items():
+            line: dict[str, Any] = {"data": "/".join(options.data.parts[-2:]), "images": len(files)}
+            line |= {"resize": options.resize}
             for kind, cut in cuts.items():
                 pixels = pixels_of(loader, cut)
                 distance = (pixels.float() - truth.setdefault(kind, pixels).float()).abs()
@@ -102,9 +110,5 @@ def main() -> None:
                 }
             if options.teacher:  # `pixels` are those of the evaluation
                 line["top1"] = round(top1(teacher, pixels, labels), 3)
-            print(json.dumps(line), flush=True)
-            write([line], options.out)
-
-
-if __name__ == "__main__":
-    main()
+            print(name, line, flush=True)
+            session.add("pixels", name, shapes=[(len(files), 3, 224, 224)], dtype="uint8", **line)

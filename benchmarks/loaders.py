@@ -1,10 +1,12 @@
 """Images a second of every loader, training and evaluation crops, interleaved in one process.
 
-    python benchmarks/loaders.py --data DIR [--beton FILE.beton ...] [--out FILE.jsonl]
+    fastcondense bench loaders [--data DIR] [--beton FILE.beton ...]
 
---data: a folder of <class>/<image>; --beton: the same images packed. `fastcondense bench loaders` does the same.
+--data: a folder of <class>/<image>; without one, parts of two photographs that come with scikit-learn, as JPEGs.
+--beton: the same images packed; without one they are packed here, as they are.
 
 torchvision   DataLoader with worker processes, Pillow, RandomResizedCrop or Resize and CenterCrop, horizontal flip
+timm          timm.data.create_loader, likewise
 folder        ours: threads, Pillow
 dali          ours: windows from the table, external_source
 dali_own      DALI's readers.file and image_random_crop
@@ -19,18 +21,23 @@ ratios, and the processor's milliseconds an image in this process, which other w
 from __future__ import annotations
 
 import argparse
-import json
 import os
 import statistics
-import sys
+import tempfile
 import time
 from collections.abc import Callable
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import torch
-from measure import write
+from gate import Gate
+from measure import DEVICE, Timing
 from PIL import Image
+from sample_images import photograph_parts
+from session import Session
+from timm_loader import timm_batches
 
 from fastcondense.data.sources import is_installed
 from fastcondense.loaders.folder import FolderLoader, index_folder
@@ -41,6 +48,7 @@ from fastcondense.vision import torchvision
 from fastcondense.windows import Views, windows
 
 SIZE, RESIZE = 224, 256
+QUICK = {"images": 48, "batch_size": 16, "rounds": 2}
 KINDS = ("train", "evaluate")
 Pass = Callable[[int], int]  # round -> images that were seen
 
@@ -141,12 +149,23 @@ def ffcv_own_pass(beton: Path, kind: str, batch_size: int, workers: int) -> Pass
     return lambda _round: sum(len(images) for images, _ in loader)
 
 
-def make_passes(options: argparse.Namespace, device: torch.device) -> dict[tuple[str, str], Pass]:
+def is_usable(session: Session, gate: Gate | None, library: str) -> bool:
+    """Whether a library is installed and our loader of it passes its tests, which quick runs do not ask; says why not."""
+    if not is_installed(library):
+        session.skip(library, "not installed")
+        return False
+    problem = gate.problem([f"{library}_loader"]) if gate and not session.is_quick else None
+    if problem is not None:
+        session.refuse(library, problem)
+    return problem is None
+
+
+def make_passes(session: Session, options: argparse.Namespace, device: torch.device) -> dict[tuple[str, str], Pass]:
     """Every variant that can run here, by its name and the kind of crops."""
     files = index_folder(options.data)[0]
     files = [files[k] for k in Stream(0, "benchmark/files").permutation(len(files))[: options.images]]
     size, workers = options.batch_size, options.workers
-    has_dali, has_ffcv = is_installed("dali"), is_installed("ffcv")
+    has_dali, has_ffcv = (is_usable(session, options.gate, library) for library in ("dali", "ffcv"))
     loaders: dict[str, Loader] = {"folder": FolderLoader(files, workers)}
     if has_dali:
         from fastcondense.loaders.dali import DALILoader
@@ -159,15 +178,14 @@ def make_passes(options: argparse.Namespace, device: torch.device) -> dict[tuple
     passes: dict[tuple[str, str], Pass] = {}
     for kind in KINDS:
         passes["torchvision", kind] = torchvision_pass(files, kind, size, workers)
+        batches = timm_batches(files, kind, size, workers, SIZE, RESIZE, device)
+        passes["timm", kind] = lambda _round, batches=batches: sum(len(images) for images, _ in batches)
         if has_dali:
             passes["dali_own", kind] = dali_own_pass(files, kind, size, workers, device)
         for beton in options.beton if has_ffcv else []:
             passes[f"ffcv_own {beton.stem}", kind] = ffcv_own_pass(beton, kind, size, workers)
         for name, loader in loaders.items():
             passes[name, kind] = our_pass(loader, kind, size, device)
-    for library, is_here in (("DALI", has_dali), ("FFCV", has_ffcv)):
-        if not is_here:
-            print(f"{library} is not installed: left out", file=sys.stderr)
     return passes
 
 
@@ -180,18 +198,50 @@ def finish() -> None:
         idle = time.process_time() - busy < 0.001
 
 
-def main() -> None:
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--data", type=Path, required=True)
+def photographs(folder: Path, count: int) -> Path:
+    """A folder of `count` JPEGs of about ImageNet's mean size: parts of the photographs that scikit-learn ships."""
+    (folder / "photographs" / "x").mkdir(parents=True)
+    parts = photograph_parts(count, 375, 500)
+
+    def write_one(k: int) -> None:
+        Image.fromarray(parts[k]).save(folder / "photographs" / "x" / f"{k:06d}.jpg", quality=90)
+
+    with ThreadPoolExecutor() as threads:
+        list(threads.map(write_one, range(count)))
+    return folder / "photographs"
+
+
+def packed(data: Path, folder: Path, workers: int) -> Path:
+    """The images of `data` as they are, in one file that FFCV reads."""
+    from fastcondense.loaders.pack import Packing, pack
+
+    files, labels, classes = index_folder(data)
+    pack(files, labels, classes, folder / "jpeg.beton", Packing(max_resolution=0), source=data, workers=workers)
+    return folder / "jpeg.beton"
+
+
+def add_options(parser: argparse.ArgumentParser) -> None:
+    parser.add_argument("--data", type=Path)
     parser.add_argument("--beton", type=Path, nargs="*", default=[])
     parser.add_argument("--images", type=int, default=1000, help="images of --data that are read in a round")
     parser.add_argument("--batch-size", type=int, default=64)
     parser.add_argument("--workers", type=int, default=len(os.sched_getaffinity(0)))
     parser.add_argument("--rounds", type=int, default=5)
-    parser.add_argument("--out", type=Path, help="file to which the lines are appended")
-    options = parser.parse_args()
-    device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
-    passes = make_passes(options, device)
+
+
+def run(session: Session, options: argparse.Namespace) -> None:
+    with tempfile.TemporaryDirectory() as name:
+        folder = Path(name)
+        if options.data is None:
+            options.data = photographs(folder, options.images)
+        if not options.beton and is_installed("ffcv"):
+            options.beton = [packed(options.data, folder, options.workers)]
+        compare(session, options, DEVICE)
+
+
+def compare(session: Session, options: argparse.Namespace, device: torch.device) -> None:
+    """All variants in turns, `rounds` times, and their lines."""
+    passes = make_passes(session, options, device)
     speeds: dict[tuple[str, str], list[float]] = {key: [] for key in passes}
     counts: dict[tuple[str, str], int] = {}
     busy: dict[tuple[str, str], list[float]] = {key: [] for key in passes}
@@ -213,9 +263,7 @@ def main() -> None:
     for (name, kind), values in speeds.items():
         low, median, high = statistics.quantiles(values, n=4)
         own = name.replace("dali", "dali_own", 1) if name == "dali" else name.replace("ffcv ", "ffcv_own ", 1)
-        line = {
-            "benchmark": "loaders",
-            "variant": name,
+        line: dict[str, Any] = {
             "crops": kind,
             "data": options.data.name,
             "images": counts[name, kind],
@@ -227,13 +275,11 @@ def main() -> None:
             "images_per_s_per_core": round(median / min(options.workers, len(os.sched_getaffinity(0))), 1),
             "ratio_to_torchvision": ratio((name, kind), ("torchvision", kind)),
         }
-        if name != "torchvision":  # whose work is that of other processes
+        if name not in ("torchvision", "timm"):  # whose work is that of other processes
             line["cpu_ms_per_image"] = round(statistics.median(busy[name, kind]), 3)
         if own != name and (own, kind) in speeds:
             line["ratio_to_own"] = ratio((name, kind), (own, kind))
-        print(json.dumps(line))
-        write([line], options.out)
-
-
-if __name__ == "__main__":
-    main()
+        print(f"  {name:16} {kind:9} {median:8.1f} images/s, {line['ratio_to_torchvision']} of torchvision", flush=True)
+        shapes = [(options.batch_size, 3, SIZE, SIZE)]
+        timing = Timing.of([1e3 * counts[name, kind] / speed for speed in values])
+        session.add(f"{kind} crops", name, timing, shapes=shapes, dtype="uint8", **line)

@@ -1,19 +1,14 @@
-"""The common instrument: what was measured on, the speed of a copy, and timings of variants that take turns.
-
-    python benchmarks/measure.py --out FILE.jsonl
-
-measures the copy alone; with --result NAME FILE.json it writes what a run of fastcondense has scored instead.
-"""
+"""The common instrument: what was measured on, the speed of a copy, and timings of variants that take turns."""
 
 from __future__ import annotations
 
-import argparse
 import datetime
 import functools
 import importlib.metadata
 import json
 import os
 import platform
+import re
 import shutil
 import statistics
 import subprocess
@@ -141,6 +136,13 @@ def environment(device: torch.device = DEVICE) -> dict[str, Any]:
     }
 
 
+def folder_name(device: torch.device = DEVICE) -> str:
+    """What the folder of this device's results is called: "nvidia-h100-80gb-hbm3", "cpu-x86_64-2-cores"."""
+    if device.type == "cpu":
+        return f"cpu-{platform.machine()}-{os.cpu_count()}-cores"
+    return re.sub(r"[^a-z0-9]+", "-", torch.cuda.get_device_name(device).lower()).strip("-")
+
+
 def write(lines: Iterable[Line], out: Path | None) -> None:
     """Appends the lines as JSON to `out`, if there is one, each with the environment."""
     if out is not None:
@@ -174,21 +176,3 @@ def _output(*command: str) -> str | None:
         return None
     done = subprocess.run(command, cwd=Path(__file__).parent, capture_output=True, text=True)
     return done.stdout.strip() or None
-
-
-def main() -> None:
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--result", nargs=2, metavar=("NAME", "FILE"))
-    parser.add_argument("--out", type=Path, help="file to which the line is appended")
-    options = parser.parse_args()
-    if options.result:
-        name, file = options.result
-        line = {"benchmark": name, "result": json.loads(Path(file).read_text())}
-    else:
-        line = {"benchmark": "copy", "GB/s": round(copy_ceiling(), 1)}
-    print(json.dumps(line | environment()))
-    write([line], options.out)
-
-
-if __name__ == "__main__":
-    main()

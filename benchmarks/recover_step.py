@@ -1,6 +1,7 @@
 """One recover step of the field and of fastcondense, interleaved in one process.
 
-    python benchmarks/recover_step.py --statistics sre2l --images 20 --size 64 --out FILE.jsonl
+    fastcondense bench recover --statistics sre2l --images 20 --size 64
+    fastcondense bench recover --statistics edc --profile trace.json
 
 plain                the network alone, cross-entropy: crop, forward, backward to the images, Adam, clip
 plain-channels_last  the same in the channels_last layout; plain-bf16: in bf16 too
@@ -11,7 +12,8 @@ ours-fp32, -tf32, -bf16  fastcondense's step, on a GPU as a CUDA graph; its fp32
 ours-bf16-eager      the same without a graph; ours-unmatched: ours-tf32's kernels and graph, cross-entropy alone
 
 Each line is a variant: median and quartiles in milliseconds, and the ratios of its median to plain's, to that of the
-plain step of its own dtype and layout, and to the published one's.
+plain step of its own dtype and layout, and to the published one's. --profile tells instead where the time of our step
+goes (step_profile.py).
 """
 
 from __future__ import annotations
@@ -23,8 +25,10 @@ from functools import partial
 from pathlib import Path
 
 import torch
-from measure import DEVICE, Line, copy_ceiling, interleaved, missing_compiler, write
+from measure import DEVICE, copy_ceiling, interleaved, missing_compiler
 from peers import Objective, PeerStep, Style
+from session import Session
+from step_profile import profile
 from steps import OurStep, our_step
 
 from fastcondense.precision import Precision
@@ -45,6 +49,8 @@ PLAIN_OF = {
     "ours-bf16": "plain-bf16",
     "ours-bf16-eager": "plain-bf16",
 }
+DTYPE_OF = {name: "bfloat16" for name, plain in PLAIN_OF.items() if plain == "plain-bf16"} | {"ours-tf32": "tf32"}
+QUICK = {"network": "zoo/resnet20", "images": 4, "size": 32, "repeats": 4, "warmup": 1}
 ON_CPU = ["plain", "plain-channels_last", "published", "ours-unmatched", "ours-fp32"]
 
 
@@ -79,31 +85,33 @@ def make(variant: str, network: str, num_images: int, size: int, objective: Obje
     return steps[variant]()
 
 
-def available(variants: list[str], *arguments: str | int | Objective) -> dict[str, Callable[[], None]]:
+def available(
+    session: Session, variants: list[str], network: str, num_images: int, size: int, objective: Objective
+) -> dict[str, Callable[[], None]]:
     """The variants that run here, after a first step; the others are said to be skipped."""
     steps: dict[str, Callable[[], None]] = {}
     for variant in variants:
         try:
-            step = make(variant, *arguments)
+            step = make(variant, network, num_images, size, objective)
             step()
             steps[variant] = step
         except Unavailable as reason:
-            print(f"{variant} skipped: {reason}", flush=True)
+            session.skip(f"{objective.statistics} {variant}", str(reason))
         except torch.cuda.OutOfMemoryError:
-            print(f"{variant} skipped: out of memory", flush=True)
+            session.skip(f"{objective.statistics} {variant}", "out of memory")
         except Exception as error:  # whatever a compiler raises must not end the benchmark
             if variant != "compiled":
                 raise
-            print(f"{variant} skipped: {type(error).__name__}: {str(error).splitlines()[0]}", flush=True)
+            session.skip(f"{objective.statistics} {variant}", f"{type(error).__name__}: {str(error).splitlines()[0]}")
     return steps
 
 
-def main() -> None:
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+def add_options(parser: argparse.ArgumentParser) -> None:
+    is_gpu = DEVICE.type == "cuda"
     parser.add_argument("--network", default="torchvision/resnet18")
-    parser.add_argument("--statistics", choices=("sre2l", "edc"), default="sre2l")
-    parser.add_argument("--images", type=int, default=20)
-    parser.add_argument("--size", type=int, default=64)
+    parser.add_argument("--statistics", nargs="+", choices=("sre2l", "edc"), default=["sre2l", "edc"])
+    parser.add_argument("--images", type=int, default=100 if is_gpu else 20)
+    parser.add_argument("--size", type=int, default=224 if is_gpu else 64)
     parser.add_argument("--repeats", type=int, default=15)
     parser.add_argument("--warmup", type=int, default=3)
     parser.add_argument(
@@ -111,40 +119,60 @@ def main() -> None:
     )
     parser.add_argument("--tv-weight", type=float, default=0.0, help="total variation, in the published step and ours")
     parser.add_argument("--l2-weight", type=float, default=0.0, help="the images' norm, likewise")
-    parser.add_argument("--out", type=Path, help="file to which the lines are appended")
-    options = parser.parse_args()
+    precision = "bf16" if is_gpu else "fp32"
+    parser.add_argument("--precision", choices=("fp32", "tf32", "bf16"), default=precision, help="of --profile's step")
+    parser.add_argument(
+        "--profile",
+        type=Path,
+        nargs="?",
+        const=Path("recover-trace.json"),
+        metavar="TRACE.json",
+        help="profile our step instead; writes a Chrome trace for each of the statistics",
+    )
+
+
+def run(session: Session, options: argparse.Namespace) -> None:
     torch.backends.cudnn.benchmark = True
-    objective = Objective(options.statistics, tv_weight=options.tv_weight, l2_weight=options.l2_weight)
+    for statistics in options.statistics:
+        objective = Objective(statistics, tv_weight=options.tv_weight, l2_weight=options.l2_weight)
+        if options.profile:
+            torch.manual_seed(0)
+            net = zoo.build(options.network, 1000)
+            trace = options.profile.with_stem(f"{options.profile.stem}-{statistics}")
+            profile(session, net, objective, options.precision, trace, options)
+        else:
+            compare(session, objective, options)
+
+
+def compare(session: Session, objective: Objective, options: argparse.Namespace) -> None:
+    """All variants that run here, in turns, and their lines."""
     chosen = options.variants or (list(PLAIN_OF) if DEVICE.type == "cuda" else ON_CPU)
-    steps = available(chosen, options.network, options.images, options.size, objective)
+    for variant in PLAIN_OF if options.variants is None else ():
+        if variant not in chosen:
+            session.skip(f"{objective.statistics} {variant}", "not on a CPU: bf16, TF32 and compilers are a GPU's")
+    steps = available(session, chosen, options.network, options.images, options.size, objective)
     timings = interleaved(steps, options.repeats, options.warmup)
 
     def ratio(variant: str, reference: str) -> float | None:
         return round(timings[variant].median / timings[reference].median, 3) if reference in timings else None
 
-    lines: list[Line] = []
     for variant, timing in timings.items():
         to_plain, to_alike = ratio(variant, "plain"), ratio(variant, PLAIN_OF[variant])
         to_published = ratio(variant, "published")
-        print(f"{variant:20} {timing.median:9.2f} ms, of plain {to_plain}, alike {to_alike}, published {to_published}")
-        lines.append(
-            {
-                "benchmark": "recover_step",
-                "statistics": options.statistics,
-                "variant": variant,
-                "network": options.network,
-                "shape": [options.images, 3, options.size, options.size],
-                "tv_weight": options.tv_weight,
-                "l2_weight": options.l2_weight,
-                **timing.line(),
-                "ratio_to_plain": to_plain,
-                "ratio_to_plain_alike": to_alike,
-                "ratio_to_published": to_published,
-                "copy_GB/s": round(copy_ceiling(), 1),
-            }
+        ratios = f"of plain {to_plain}, alike {to_alike}, published {to_published}"
+        print(f"{objective.statistics:6} {variant:20} {timing.median:9.2f} ms, {ratios}", flush=True)
+        session.add(
+            f"{objective.statistics} step",
+            variant,
+            timing,
+            shapes=[(options.images, 3, options.size, options.size)],
+            dtype=DTYPE_OF.get(variant, "float32"),
+            statistics=objective.statistics,
+            network=options.network,
+            tv_weight=options.tv_weight,
+            l2_weight=options.l2_weight,
+            ratio_to_plain=to_plain,
+            ratio_to_plain_alike=to_alike,
+            ratio_to_published=to_published,
+            **{"copy_GB/s": round(copy_ceiling(), 1)},
         )
-    write(lines, options.out)
-
-
-if __name__ == "__main__":
-    main()

@@ -1,6 +1,6 @@
 """Bytes, launches and passes of one recover step: the network alone, and SRe2L's and EDC's statistics on it.
 
-    python benchmarks/traffic.py --out FILE.jsonl
+    fastcondense bench traffic
 
 Counted by `meter`, not timed, so the figures do not depend on the device. Each step runs with 2 and with 4 images on
 the CPU; bytes are extrapolated from the two to --batch. Partial sums weigh more in such small batches, so ours is said
@@ -19,22 +19,23 @@ from collections import Counter
 from collections.abc import Callable
 from dataclasses import dataclass
 from functools import partial
-from pathlib import Path
 from unittest import mock
 
 import torch
-from measure import write
 from meter import Meter, launches, metered
 from peers import Objective, PeerStep, Style
+from session import Session
 from steps import our_step
 from torch import nn
 
 from fastcondense.kernels import crop
+from fastcondense.precision import Precision
 from fastcondense.teachers import zoo
 from fastcondense.teachers.convolution import FrozenConvolution
 from fastcondense.teachers.moments import ConvolutionTap, FrozenBatchNorm
 
 PARTS = ("image", "BatchNorm", "convolution input", "convolution", "rest of network", "loss", "update")
+QUICK = {"network": "zoo/resnet20", "size": 32}
 PRIOR = {"tv_weight": 1e-4, "l2_weight": 1e-5}  # SRe2L's defaults
 OBJECTIVES = {
     "plain": Objective(),
@@ -94,7 +95,7 @@ def published(network: str, objective: Objective, size: int, num_images: int) ->
     return count(step, step.loss.net, step.optimizer)
 
 
-def ours(network: str, objective: Objective, size: int, num_images: int) -> Meter:
+def ours(network: str, objective: Objective, size: int, num_images: int, precision: Precision = "fp32") -> Meter:
     """fastcondense's step, whose kernels are counted only."""
     net = zoo.build(network, 1000)
     for name, module in net.named_modules():
@@ -105,7 +106,7 @@ def ours(network: str, objective: Objective, size: int, num_images: int) -> Mete
         mock.patch.object(crop, "check_overhang"),  # neither the check nor the planar convolutions are a GPU's
         mock.patch.object(FrozenConvolution, "forward", nn.Conv2d.forward),
     ):
-        step = our_step(net, num_images, size, objective, CPU)
+        step = our_step(net, num_images, size, objective, CPU, precision)
         return count(step, step.teachers[0].fused)
 
 
@@ -138,14 +139,15 @@ STEPS = {
 }
 
 
-def main() -> None:
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+def add_options(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--network", default="torchvision/resnet18")
     parser.add_argument("--size", type=int, default=224)
     parser.add_argument("--batch", type=int, default=100)
-    parser.add_argument("--out", type=Path, help="file to which the lines are appended")
-    options = parser.parse_args()
+
+
+def run(session: Session, options: argparse.Namespace) -> None:
     base = {"network": options.network, "size": options.size, "batch": options.batch, "dtype": "float32"}
+    base["shapes"] = [(options.batch, 3, options.size, options.size)]
     steps: dict[str, Traffic] = {}
     print("GB a step".ljust(16), *(f"{part:>17}" for part in (*PARTS, "total", "launches", "host reads")))
     for label, (name, style) in STEPS.items():
@@ -155,7 +157,9 @@ def main() -> None:
         launches = step.launches.total()
         print(label.ljust(16), *(f"{value:17.2f}" for value in gigabytes.values()), f"{launches:17d} {step.syncs:17d}")
         counts = {"launches": dict(step.launches) | {"total": launches}, "host_reads": step.syncs}
-        write([{"benchmark": "traffic", "step": label, **base, "gigabytes": gigabytes, **counts}], options.out)
+        variant = label.rpartition(" ")[2]
+        total = round(1e9 * gigabytes["total"])
+        session.add(f"{name} step", variant, num_bytes=total, step=label, **base, gigabytes=gigabytes, **counts)
     for part, title, less in (
         ("BatchNorm", "passes per BN tensor", None),
         ("convolution input", "passes per conv statistic", steps["plain"]),
@@ -165,8 +169,4 @@ def main() -> None:
         for layer in {layer: None for found in columns.values() for layer in found}:
             found = {label: round(column[layer], 2) for label, column in columns.items() if layer in column}
             print(layer.ljust(28), *(f"{found.get(label, float('nan')):16.2f}" for label in columns))
-            write([{"benchmark": "passes", "of": part, "layer": layer, **base, "passes": found}], options.out)
-
-
-if __name__ == "__main__":
-    main()
+            session.add(f"passes over {layer}", "all", of=part, layer=layer, **base, passes=found)

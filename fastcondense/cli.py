@@ -123,20 +123,17 @@ def _main(arguments: list[str]) -> int:
 
 
 def _bench(arguments: list[str]) -> int:
-    """Runs benchmarks/NAME.py, which is in a checkout of the repository alone, with the other arguments."""
-    root = Path(__file__).resolve().parents[1]
-    names = sorted(path.stem for path in (root / "benchmarks").glob("*.py"))
-    if not names:
+    """Runs the benchmarks' runner, which is in a checkout of the repository alone, with the other arguments."""
+    runner = Path(__file__).resolve().parents[1] / "benchmarks" / "runner.py"
+    if not runner.exists():
         raise ValueError("bench needs a checkout of the repository (git clone, pip install -e .): it runs benchmarks/")
-    if not arguments or arguments[0] not in names:
-        raise ValueError(f"bench needs the name of a benchmark: {', '.join(names)}")
-    return subprocess.run([sys.executable, root / "benchmarks" / f"{arguments[0]}.py", *arguments[1:]]).returncode
+    return subprocess.run([sys.executable, runner, *arguments]).returncode
 
 
 def _usage() -> str:
     others = {
         "recipes": "list the recipes",
-        "bench": "run a benchmark of a checkout: bench loaders --data DIR",
+        "bench": "benchmarks of a checkout: bench all --quick; bench --help lists them",
     }
     helps = {name: text for name, (_, text) in STAGES.items()}
     helps |= {name: text for name, (_, _, text) in TOOLS.items()} | others

@@ -46,46 +46,50 @@ part() { # name limit command...: runs it within its time and what is left of al
 
 mapfile -t kernel_tests < <(ls tests/test_kernel_*.py | grep -v compile)
 short=(--train.seeds 1 --train.epochs 10 --squeeze.epochs 5 --squeeze.self_supervision.epochs 5 --recover.iterations 40)
-kernels=() step=(--images 100 --size 224 --repeats 40) traffic=() digits=(--train.seeds 1)
+kernels=() step=(--images 100 --size 224 --repeats 40) traffic=() train=() precision=bf16
 labels=(--repeats 30) imagenet=(--images 10000 --batch-size 1024)
+runs=(--recipes sre2l/digits-ipc10 --change train.seeds=1)
 rest=(tests --ignore tests/test_style.py --ignore tests/test_kernel_compile.py)
 if [ "${1:-}" = --dry-run ]; then
     kernel_tests=(tests/test_kernel_pixel_adam.py)
     kernels=(--operators pixel_adam --repeats 3 --warmup 1)
-    step=(--images 2 --size 32 --repeats 3 --warmup 1)
-    traffic=(--size 64)
+    step=(--images 2 --size 32 --repeats 3 --warmup 1 --network zoo/resnet20) precision=fp32
+    traffic=(--quick) train=(--quick) runs=(--quick)
     labels=(--network zoo/resnet20 --images 16 --size 16 --batch-size 8 --classes 10 --workers 1)
     labels+=(--repeats 2 --warmup 1 --epoch-repeats 2)
     imagenet=("${labels[@]}")
     short=(--train.seeds 1 --train.epochs 1 --squeeze.epochs 1 --squeeze.self_supervision.epochs 1 --squeeze.probe.epochs 1)
     short+=(--squeeze.gate_images 0 --recover.iterations 2)
-    digits=(--train.seeds 1 --squeeze.epochs 1 --squeeze.gate_images 0 --recover.iterations 2 --train.epochs 1)
     rest=(tests/test_measure.py)
 fi
+bench=("$python" benchmarks/runner.py) # which is what `fastcondense bench` calls
+to=(--out "$results" --tested "$scratch/tested.json") # tests that one benchmark has run are not run again by the next
 uncompiled=(plain plain-channels_last plain-bf16 published published-bf16)
 uncompiled+=(ours-unmatched ours-fp32 ours-tf32 ours-bf16 ours-bf16-eager)
 
-part copy 30 "$python" benchmarks/measure.py --out "$results"
+part copy 30 "${bench[@]}" copy "${to[@]}"
 part kernel-tests 120 "$python" -m pytest "${kernel_tests[@]}"
-part kernels 200 "$python" benchmarks/kernels.py "${kernels[@]}" --out "$results"
+part kernels 200 "${bench[@]}" kernels "${kernels[@]}" "${to[@]}"
 for statistics in sre2l edc; do
-    part "recover-step-$statistics" 60 "$python" benchmarks/recover_step.py --statistics "$statistics" "${step[@]}" \
-        --variants "${uncompiled[@]}" --out "$results"
+    part "recover-$statistics" 60 "${bench[@]}" recover --statistics "$statistics" "${step[@]}" \
+        --variants "${uncompiled[@]}" "${to[@]}"
+    part "profile-$statistics" 45 "${bench[@]}" recover --statistics "$statistics" "${step[@]}" \
+        --profile "$out/trace.json" --precision "$precision" "${to[@]}"
 done
+part train 90 "${bench[@]}" train "${train[@]}" "${to[@]}"
 for precision in bf16 tf32; do
-    part "labels-$precision" 60 "$python" benchmarks/labels.py "${labels[@]}" --precision "$precision" --out "$results"
+    part "labels-$precision" 60 "${bench[@]}" labels "${labels[@]}" --precision "$precision" "${to[@]}"
 done
-part labels-imagenet 60 "$python" benchmarks/labels.py "${imagenet[@]}" --extrapolate --out "$results"
-part digits 75 "$python" -m fastcondense.cli run --recipe sre2l/digits-ipc10 --out "$scratch/digits" "${digits[@]}"
-part digits-result 15 "$python" benchmarks/measure.py --result digits "$scratch/digits/result.json" --out "$results"
+part labels-imagenet 60 "${bench[@]}" labels "${imagenet[@]}" --extrapolate "${to[@]}"
+part end-to-end 150 "${bench[@]}" end-to-end "${runs[@]}" "${to[@]}"
 for method in edc gvbsm cvdd fadrm-plus lpld cim scdd; do
     part "digits-$method" 25 "$python" -m fastcondense.cli run --recipe "$method/digits-ipc10" --out "$scratch/$method" \
         "${short[@]}"
 done
-part traffic 60 "$python" benchmarks/traffic.py "${traffic[@]}" --out "$results"
+part traffic 60 "${bench[@]}" traffic "${traffic[@]}" "${to[@]}"
 for statistics in sre2l edc; do
-    part "recover-step-$statistics-compiled" 150 "$python" benchmarks/recover_step.py --statistics "$statistics" \
-        "${step[@]}" --variants plain{,-channels_last,-bf16} published compiled ours-{tf32,bf16} --out "$results"
+    part "recover-$statistics-compiled" 150 "${bench[@]}" recover --statistics "$statistics" \
+        "${step[@]}" --variants plain{,-channels_last,-bf16} published compiled ours-{tf32,bf16} "${to[@]}"
 done
 part all-tests "$seconds" "$python" -m pytest "${rest[@]}"
 

@@ -320,10 +320,13 @@ def test_the_operating_systems_own_limit_on_files_is_one_line(tmp_path):
     assert not list((tmp_path / "r").rglob("*.tmp"))
 
 
-def test_bench_runs_a_benchmark_of_the_checkout(capsys, monkeypatch):
-    assert main(["bench"]) == 1
-    assert "loaders" in said(capsys)
+def test_bench_runs_a_benchmark_of_the_checkout(capfd, monkeypatch):
+    assert main(["bench"]) == 0
+    assert "end-to-end" in capfd.readouterr().out
     assert main(["bench", "loaders", "--help"]) == 0
+    assert "--beton" in capfd.readouterr().out
+    assert main(["bench", "kernel"]) == 1
+    assert capfd.readouterr().err == "fastcondense: there is no benchmark 'kernel'; the nearest is 'kernels'\n"
     monkeypatch.setattr("fastcondense.cli.__file__", "/nowhere/fastcondense/cli.py")
     assert main(["bench", "loaders"]) == 1
-    assert "needs a checkout" in said(capsys)
+    assert "needs a checkout" in capfd.readouterr().err

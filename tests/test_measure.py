@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import argparse
 import json
 from pathlib import Path
 
@@ -10,6 +11,7 @@ import torch
 from measure import Rotation, Timing, beyond_cache, environment, interleaved, write
 from operators import OPERATORS, Case
 from peers import Objective, PeerStep, Style
+from session import Session
 from steps import our_step
 from torch import Tensor, nn
 
@@ -52,18 +54,17 @@ def test_lines_are_written_at_once_with_the_environment(tmp_path: Path) -> None:
     assert {"device", "driver", "torch", "triton", "numba", "commit", "date", "threads"} <= environment().keys()
 
 
-def test_an_operator_whose_tests_fail_is_not_reported(
-    monkeypatch: pytest.MonkeyPatch, tmp_path: Path, capsys: pytest.CaptureFixture[str]
-) -> None:
-    (tmp_path / "tests").mkdir()
-    (tmp_path / "tests" / "test_op.py").write_text("def test_it(): assert False\n")
-    (tmp_path / "tests" / "test_kernel_op.py").write_text("def test_it(): pass\n")
-    monkeypatch.setattr(kernels, "ROOT", tmp_path)
-    monkeypatch.setattr(kernels, "OPERATORS", {"op": None})
-    monkeypatch.setattr(kernels, "copy_ceiling", lambda: 1.0)
-    monkeypatch.setattr("sys.argv", ["kernels.py", "--operators", "op"])
-    kernels.main()
-    assert "op is not reported: its tests fail" in capsys.readouterr().out
+def test_an_operator_whose_tests_fail_is_not_reported(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    class Failing:
+        def problem(self, tests: list[str]) -> str | None:
+            return "tests/test_crop.py: 1 failed" if tests[0].endswith("crop") else None
+
+    session = Session("kernels", tmp_path / "x.jsonl")
+    options = argparse.Namespace(operators=["crop"], gate=Failing(), cases=None, repeats=2, warmup=0)
+    kernels.run(session, options)
+    assert session.finish() == 1
+    assert "crop: not reported, its tests fail (tests/test_crop.py: 1 failed)" in capsys.readouterr().out
+    assert all("median_ms" not in json.loads(line) for line in session.out.read_text().splitlines())
 
 
 def test_forward_and_backward_are_timed_apart(monkeypatch: pytest.MonkeyPatch) -> None:
@@ -72,7 +73,7 @@ def test_forward_and_backward_are_timed_apart(monkeypatch: pytest.MonkeyPatch) -
 
     monkeypatch.setattr("measure._CPU_CACHE", 1e3)
     case = Case("square", torch.float32, [torch.ones(99).requires_grad_()], {"ours": square}, 800, 1200)
-    found = {which: (size, list(timings)) for which, size, timings in kernels.times(case, 2, 1)}
+    found = {which: (size, list(timings)) for which, size, timings in kernels.times(case, 2, 1, Session("x"))}
     assert found == {"forward": (800, ["ours"]), "backward": (1200, ["ours"])}
 
 

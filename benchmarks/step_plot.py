@@ -1,0 +1,65 @@
+"""The plot of README: the time of a recover step as published and ours, relative to the network without matching."""
+
+from __future__ import annotations
+
+import json
+import re
+from html import unescape
+from pathlib import Path
+
+from result_files import Result, newest, together
+
+Figures = dict[str, dict[str, float]]
+"""Label of a step -> variant -> time relative to the plain step."""
+VARIANTS = {"published": "#9aa5b1", "compiled": "#d1a054", "ours-fp32": "#2f7d5b", "ours-bf16": "#1f5f8b"}
+
+
+def figures(results: list[Result]) -> Figures:
+    """Of the newest recover steps of every device, statistic and shape."""
+
+    def key(result: Result) -> tuple[str, ...]:
+        return result.device, result["statistics"], result["network"], str(result.shape)
+
+    found = [r for r in results if r.benchmark == "recover" and r.get("statistics") and r.get("ratio_to_plain")]
+    made: Figures = {}
+    for result in newest(together(found, key), lambda result: (*key(result), result["variant"])):
+        images, _, side, _ = result.shape
+        label = f"{result['statistics']}, {images} x {side} px\n{result.device}"
+        if result["variant"] in VARIANTS:
+            made.setdefault(label, {})[result["variant"]] = result["ratio_to_plain"]
+    return {label: dict(sorted(made[label].items())) for label in sorted(made)}
+
+
+def draw(wanted: Figures, path: Path) -> None:
+    """Writes the plot as SVG; its description holds the figures."""
+    import matplotlib
+
+    matplotlib.use("Agg")
+    from matplotlib import pyplot
+
+    chosen = [name for name in VARIANTS if any(name in bars for bars in wanted.values())]
+    with matplotlib.rc_context({"svg.hashsalt": "fastcondense", "svg.fonttype": "none", "font.size": 9}):
+        picture, axes = pyplot.subplots(figsize=(8, 0.7 + 0.75 * max(1, len(wanted))), layout="constrained")
+        height = 0.8 / max(1, len(chosen))
+        for k, name in enumerate(chosen):
+            places = [(row, bars[name]) for row, bars in enumerate(wanted.values()) if name in bars]
+            bars = axes.barh(
+                [row + k * height for row, _ in places], [x for _, x in places], height, color=VARIANTS[name]
+            )
+            axes.bar_label(bars, fmt="%.2f", padding=2)
+            bars.set_label(name)
+        axes.set_yticks([row + height * (len(chosen) - 1) / 2 for row in range(len(wanted))], list(wanted))
+        axes.invert_yaxis()
+        axes.axvline(1.0, color="black", linewidth=0.8)
+        axes.set_xlabel("time of a recover step; 1: the unfused network without matching, same run")
+        axes.spines[["top", "right"]].set_visible(False)
+        if chosen:
+            axes.legend(frameon=False, loc="lower right")
+        picture.savefig(path, metadata={"Date": None, "Description": json.dumps(wanted)})
+        pyplot.close(picture)
+
+
+def drawn_from(path: Path) -> Figures | None:
+    """The figures of a plot that `draw` has written, or None if there is none."""
+    match = re.search(r"<dc:description>(.*?)</dc:description>", path.read_text(), re.DOTALL) if path.exists() else None
+    return json.loads(unescape(match[1])) if match else None

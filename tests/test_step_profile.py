@@ -1,0 +1,134 @@
+"""The profile of a step: whose time an event is, bytes by part, and a whole profile of a small network."""
+
+import argparse
+import json
+from types import SimpleNamespace
+
+import pytest
+import torch
+from meter import Record
+from peers import Objective
+from session import Session
+from step_profile import HOST, REST, metered_bytes, milliseconds, part, part_of_launch, profile
+from torch.autograd import DeviceType
+
+from fastcondense.teachers import zoo
+
+CPU = torch.device("cpu")
+
+
+@pytest.mark.parametrize(
+    ("name", "wanted"),
+    [
+        ("Crop", "crop, forward"),
+        ("CropBackward", "crop, backward"),
+        ("autograd::engine::evaluate_function: FrozenBatchNormBackward", "frozen batch norm, backward"),
+        ("FrozenBatchNormPoolCPU", "frozen batch norm and pool, forward"),
+        ("_PatchMoments", "statistics of maps, forward"),
+        ("aten::mkldnn_convolution", "convolutions, forward"),
+        ("aten::cudnn_convolution", "convolutions, forward"),
+        ("aten::convolution_backward", "convolutions, backward"),
+        ("autograd::engine::evaluate_function: ConvolutionBackward0", "convolutions, backward"),
+        ("aten::addmm", "linear layer, forward"),
+        ("AddmmBackward0", "linear layer, backward"),
+        ("aten::max_pool2d_with_indices_backward", "pooling, backward"),
+        ("_DistancesBackward", "distances"),
+        ("pixel_adam", "Adam and clip"),
+        ("step", HOST),
+        ("aten::stack", None),
+    ],
+)
+def test_events_belong_to_operators(name, wanted):
+    assert part(name) == wanted
+
+
+@pytest.mark.parametrize(
+    ("name", "wanted"),
+    [
+        ("frozen_batch_norm_triton.backward_kernel", "frozen batch norm, backward"),
+        ("frozen_batch_norm_pool_triton.forward_kernel", "frozen batch norm and pool, forward"),
+        ("crop_triton.share_kernel", "crop, backward"),
+        ("pixel_adam_triton.step_kernel", "Adam and clip"),
+        ("convolution", "convolutions, forward"),
+        ("convolution_backward", "convolutions, backward"),
+        ("stack", REST),
+    ],
+)
+def test_metered_launches_belong_to_the_same(name, wanted):
+    assert part_of_launch(name) == wanted
+
+
+def test_bytes_grow_with_the_images():
+    def records(images):
+        made = [Record("", "", "convolution", 100 + 10 * images, 5 * images)]  # 100 of weights
+        return [*made, Record("", "", "crop_triton.backward_kernel", 4 * images, 4 * images)]
+
+    assert metered_bytes(records(2), records(4), 100) == {"convolutions, forward": 1600, "crop, backward": 800}
+
+
+def test_time_is_given_to_the_nearest_known_event_of_each_step():
+    def event(name, start, own, above=None, device=DeviceType.CPU):
+        span = SimpleNamespace(start=start)
+        return SimpleNamespace(
+            name=name, time_range=span, self_cpu_time_total=own, cpu_parent=above, device_type=device
+        )
+
+    steps = [event("step", start, 100) for start in (0, 1000)]
+    conv = event("aten::convolution", 10, 200, steps[0])
+    inner = event("aten::empty", 20, 50, conv)
+    back = event("CropBackward", 1010, 400)
+    loose = event("aten::add", 1020, 30)
+    before, kernel = event("Crop", -5, 999), event("Crop", 5, 999, device=DeviceType.CUDA)
+    found = milliseconds([*steps, conv, inner, back, loose, before, kernel], CPU)
+    assert found == {
+        HOST: [0.1, 0.1],
+        "convolutions, forward": [0.25, 0.0],
+        "crop, backward": [0.0, 0.4],
+        REST: [0.0, 0.03],
+    }
+
+
+def test_a_gpus_time_is_that_of_kernels_and_what_no_event_owns_is_not_lost():
+    def event(name, start, end, kernels=(), above=None, device=DeviceType.CPU, is_user_annotation=False):
+        owned = [SimpleNamespace(duration=duration) for duration in kernels]
+        span = SimpleNamespace(start=start, end=end)
+        return SimpleNamespace(
+            name=name,
+            time_range=span,
+            kernels=owned,
+            cpu_parent=above,
+            device_type=device,
+            is_user_annotation=is_user_annotation,
+        )
+
+    step = event("step", 0, 1000)
+    conv = event("aten::convolution", 10, 20, [300.0], step)
+    loose = event("aten::add", 30, 40, [100.0], step)
+    kernels = [event("k", start, end, device=DeviceType.CUDA) for start, end in ((50, 350), (350, 450), (450, 650))]
+    shadow = event("step", 50, 650, device=DeviceType.CUDA, is_user_annotation=True)
+    found = milliseconds([step, conv, loose, *kernels, shadow], torch.device("cuda"))
+    assert found == {"convolutions, forward": [0.3], REST: [pytest.approx(0.3)], HOST: [0.4]}
+
+
+@pytest.mark.parametrize("statistics", ["sre2l", "edc"])
+def test_a_profile_names_every_operator_of_the_step(tmp_path, capsys, statistics):
+    torch.manual_seed(0)
+    session = Session("recover", tmp_path / "x.jsonl")
+    options = argparse.Namespace(network="zoo/resnet20", images=3, size=32, repeats=2, warmup=1)
+    objective = Objective(statistics, tv_weight=0.1, l2_weight=0.1)
+    profile(session, zoo.build("zoo/resnet20", 1000), objective, "fp32", tmp_path / "trace.json", options)
+    lines = {line["variant"]: line for line in map(json.loads, session.out.read_text().splitlines())}
+    wanted = {
+        f"{name}, {way}"
+        for name in ("crop", "convolutions", "frozen batch norm", "image priors")
+        for way in ("forward", "backward")
+    }
+    wanted |= {"Adam and clip", "distances"} | ({"statistics of maps, forward"} if statistics == "edc" else set())
+    assert wanted <= lines.keys()
+    assert sum(line["share_of_step"] for line in lines.values()) == pytest.approx(1, abs=2e-3)
+    assert lines["convolutions, backward"]["bytes"] > 1e6 and 0 < lines["Adam and clip"]["share_of_copy"]
+    # images, gradient and two moments are read, and all but the gradient are written: 7 x 4 bytes a pixel
+    assert lines["Adam and clip"]["bytes"] == pytest.approx(7 * 4 * 3 * 3 * 32 * 32, rel=1e-3)
+    trace = json.loads((tmp_path / "trace.json").read_text())
+    assert {"Crop", "step"} <= {event.get("name") for event in trace["traceEvents"]}
+    assert "of a copy" in capsys.readouterr().out
