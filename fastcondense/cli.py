@@ -17,7 +17,8 @@ from . import __version__, distributed, recipe, stages
 from .data.pack import PackOptions, pack_folders
 from .devices import choose_device
 from .fleet import interrupt, lock
-from .fleet.launch import launch, refuse
+from .fleet.launch import TRY_AGAIN, launch
+from .fleet.notes import refuse, report_cut
 from .fleet.status import StatusOptions, status
 from .fleet.work import Cut, Fleet
 from .log import Log
@@ -50,9 +51,6 @@ TOOLS: dict[str, tuple[Callable[[Any, Log], int | None], type, str]] = {
 }
 
 
-_TRY_AGAIN = 75  # EX_TEMPFAIL of sysexits.h: nothing is wrong with the input
-
-
 def main(arguments: list[str] | None = None) -> int:
     """Runs a command; returns the exit status. Wrong input is one line on stderr and status 1."""
     arguments = sys.argv[1:] if arguments is None else arguments
@@ -64,7 +62,8 @@ def main(arguments: list[str] | None = None) -> int:
         return interrupt.status_of(signal)
     except Cut as error:
         _complain(str(error))
-        _end(_TRY_AGAIN)
+        report_cut()
+        _end(TRY_AGAIN)
     except (ValueError, OSError, torch.OutOfMemoryError) as error:
         if os.environ.get("FASTCONDENSE_TRACEBACK"):
             traceback.print_exc()
@@ -108,6 +107,7 @@ def _main(arguments: list[str]) -> int:
     device = choose_device("cpu" if options.launch.gpus == 0 else options.device)
     if is_worker:
         device = distributed.join(device)
+        report_cut(False)
     log = Log(is_silent=distributed.rank() > 0)
     run = Run(options.settings, options.out, options.data, device, log, options.images, Fleet.joined())
     run.check()

@@ -6,11 +6,14 @@ import contextlib
 import fcntl
 import logging
 import os
+import shutil
 import signal
 import socket
 import struct
 import sys
 import tempfile
+import threading
+import time
 from dataclasses import dataclass, field
 from pathlib import Path
 
@@ -21,12 +24,13 @@ from torch.distributed.elastic.multiprocessing import DefaultLogsSpecs, SignalEx
 from torch.distributed.elastic.rendezvous import RendezvousError, RendezvousParameters, registry
 from torch.distributed.elastic.rendezvous.api import RendezvousHandler
 
-from .work import Cut
+from . import notes
 
-REFUSAL = "FASTCONDENSE_REFUSAL"
-"""Names the file into which the first worker that refuses its input writes why; the launcher says it once."""
+TRY_AGAIN = 75
+"""Exit status (EX_TEMPFAIL of sysexits.h) of what is cut off from the others: nothing is wrong with its input."""
 _GET_ADDRESS = 0x8915  # SIOCGIFADDR of netdevice(7)
 _NODES_SECONDS = 600  # for the other machines of a launch to come
+_WATCH_SECONDS = 2.0
 _REACH_SECONDS = 10.0  # for an answer of the first machine
 _EXIT_SECONDS = 10.0  # for the other machines to end
 
@@ -79,62 +83,54 @@ def launch(options: Launch, arguments: list[str]) -> int:
     worker that refuses its input ends them all. Raises ValueError with what it says, or if the machines do not meet.
     """
     logging.disable(logging.CRITICAL)  # what the elastic launcher would say is said below
-    with tempfile.TemporaryDirectory(prefix="fastcondense-") as scratch:
-        refusal = Path(scratch) / "refusal"
-        os.environ |= {REFUSAL: str(refusal), "TORCH_CPP_LOG_LEVEL": "ERROR"}
+    with tempfile.TemporaryDirectory(prefix="fastcondense-") as name:
+        folder = Path(name)
+        os.environ |= {notes.FOLDER: name, "TORCH_CPP_LOG_LEVEL": "ERROR"}
         if options.address:
             interface = _interface(options.address)
             os.environ |= {"GLOO_SOCKET_IFNAME": interface, "NCCL_SOCKET_IFNAME": interface}
         try:
             handler = _rendezvous(options)
-            agent = _Agent(_specification(options, arguments, handler), refusal, options.rendezvous)
-            result = agent.run()
+            if options.rendezvous:
+                threading.Thread(target=_watch, args=(options, folder), daemon=True).start()
+            result = _Agent(_specification(options, arguments, handler), folder).run()
         except SignalException as error:
             sys.stderr.write("fastcondense: interrupted; the same command goes on from here\n")
             return 128 + int(error.sigval)
         except (RendezvousError, TimeoutError, ConnectionError) as error:
             raise ValueError(f"the machines did not meet at {options.rendezvous or 'localhost'}: {error}") from None
         handler.shutdown()
-        if refusal.exists():
-            raise ValueError(refusal.read_text())
+        if (refusal := notes.read_refusal(folder)) is not None:
+            raise ValueError(refusal)
         if result is None or not result.is_failed():
             return 0
         raise ValueError(f"{_deaths(result)}; what is finished is kept, and the same command goes on from here")
 
 
-def refuse(text: str) -> bool:
-    """Leaves for the launcher why this worker refuses its input; False if there is no launcher to tell."""
-    if REFUSAL not in os.environ:
-        return False
-    try:
-        descriptor = os.open(os.environ[REFUSAL], os.O_WRONLY | os.O_CREAT | os.O_EXCL)
-    except FileExistsError:
-        return True
-    except OSError:
-        return False
-    with os.fdopen(descriptor, "w") as file:
-        file.write(text)
-    return True
+def _watch(options: Launch, folder: Path) -> None:
+    """Ends the process once all its workers are cut off and the first machine is out of reach.
+
+    The elastic launcher itself would wait for an answer of that machine for a quarter of an hour.
+    """
+    while notes.count_cut(folder) < options.num_local or _can_reach(options.rendezvous):
+        time.sleep(_WATCH_SECONDS)
+    shutil.rmtree(folder, ignore_errors=True)
+    os._exit(TRY_AGAIN)
 
 
 class _Agent(LocalElasticAgent):
-    """Starts workers again after a death, but not after a refusal.
+    """Starts workers again after a death, but not after a refusal."""
 
-    Raises Cut if one dies and the first machine is out of reach.
-    """
-
-    def __init__(self, specification: WorkerSpec, refusal: Path, rendezvous: str):
+    def __init__(self, specification: WorkerSpec, folder: Path):
         super().__init__(
             specification, DefaultLogsSpecs(log_dir=None), start_method="spawn", exit_barrier_timeout=_EXIT_SECONDS
         )
-        self.refusal, self.rendezvous = refusal, rendezvous
+        self.folder = folder
 
     def _monitor_workers(self, worker_group: WorkerGroup) -> RunResult:
         result: RunResult = super()._monitor_workers(worker_group)
         if result.state in (WorkerState.FAILED, WorkerState.UNHEALTHY):
-            if self.rendezvous and not _can_reach(self.rendezvous):
-                raise Cut
-            if self.refusal.exists():
+            if notes.read_refusal(self.folder) is not None:
                 self._remaining_restarts = 0
             if self._remaining_restarts:
                 sys.stderr.write(f"fastcondense: {_deaths(result)}; the workers are started again\n")
