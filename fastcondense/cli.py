@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import difflib
 import os
 import subprocess
@@ -22,7 +23,8 @@ from .fleet.notes import refuse, report_cut
 from .fleet.status import StatusOptions, status
 from .fleet.work import Cut, Fleet
 from .log import Log
-from .options import parse_stage, parse_tool
+from .options import parse_plan, parse_stage, parse_tool
+from .planning.table import PlanOptions, plan
 from .run import Run
 from .sets.bundle import unpack
 from .sets.export import ExportOptions, export
@@ -41,6 +43,7 @@ STAGES: dict[str, tuple[Callable[[Run], object], str]] = {
         "write report.html of what the run has made so far: images, losses, features, accuracy, costs",
     ),
 }
+PLAN = "RECIPE --gpus N: say what a run will need, before it: jobs, memory, disk and time, from a short measurement"
 # what works on files, not on a run: a function of its options and a log, which returns the exit status or None for 0
 TOOLS: dict[str, tuple[Callable[[Any, Log], int | None], type, str]] = {
     "bundle": (bundle, BundleOptions, "RUN: its images, replay specification and teachers, as one file"),
@@ -90,11 +93,14 @@ def _main(arguments: list[str]) -> int:
         return 0
     if command == "bench":
         return _bench(rest)
+    if command == "plan":
+        plan(parse_plan(PlanOptions, command, PLAN, rest), Log())
+        return 0
     if command in TOOLS:
         tool, kind, description = TOOLS[command]
         return int(tool(parse_tool(command, description, kind, rest), Log()) or 0)
     if command not in STAGES:
-        near = difflib.get_close_matches(command, [*STAGES, *TOOLS, "recipes", "bench"], 1, 0.0)[0]
+        near = difflib.get_close_matches(command, [*STAGES, *TOOLS, "plan", "recipes", "bench"], 1, 0.0)[0]
         raise ValueError(f"there is no command {command!r}; the nearest is {near!r}")
     stage, description = STAGES[command]
     options = parse_stage(command, description, rest)
@@ -109,14 +115,15 @@ def _main(arguments: list[str]) -> int:
         device = distributed.join(device)
         report_cut(False)
     log = Log(is_silent=distributed.rank() > 0)
-    run = Run(options.settings, options.out, options.data, device, log, options.images, Fleet.joined())
+    run = Run(options.settings, options.out, options.data, device, log, options.images, options.track, Fleet.joined())
     run.check()
-    with lock.locked(options.out):
+    with contextlib.closing(log), lock.locked(options.out):
         if options.bundle is not None:
             with distributed.first_alone():
                 unpack(options.bundle, options.out)
         run.open()
-        stage(run)
+        with run.cost(command):
+            stage(run)
         run.record()
     distributed.leave()
     return 0
@@ -132,6 +139,7 @@ def _bench(arguments: list[str]) -> int:
 
 def _usage() -> str:
     others = {
+        "plan": PLAN,
         "recipes": "list the recipes",
         "bench": "benchmarks of a checkout: bench all --quick; bench --help lists them",
     }

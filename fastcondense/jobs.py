@@ -6,12 +6,15 @@ slot by slot and do not depend on the number of slots: an IPC-n set is the begin
 
 from __future__ import annotations
 
+import dataclasses
 from dataclasses import dataclass
+from pathlib import Path
 
 import torch
 from torch import Tensor
 
-from .recipe import Recipe
+from .files import read_json
+from .recipe import Recipe, from_toml
 
 
 @dataclass(frozen=True)
@@ -43,8 +46,13 @@ class Job:
 
 
 def jobs(recipe: Recipe, num_classes: int) -> list[Job]:
-    """All jobs of a recipe: group of slots by group of slots, and in a group by class."""
+    """All jobs of a recipe: group of slots by group of slots, and in a group by class.
+
+    Raises ValueError while recover.batch_size is 0: recover chooses it when it begins.
+    """
     recover = recipe.recover
+    if recover.batch_size == 0:
+        raise ValueError("recover.batch_size is 0, which recover replaces by what fits in memory; run recover first")
     slots = min(recover.slots_per_job or recipe.ipc, recipe.ipc, recover.batch_size)
     classes = min(num_classes, recover.classes_per_job or max(1, recover.batch_size // slots))
     cells = [(slot, first) for slot in range(0, recipe.ipc, slots) for first in range(0, num_classes, classes)]
@@ -52,3 +60,20 @@ def jobs(recipe: Recipe, num_classes: int) -> list[Job]:
         Job(index, slot, min(slots, recipe.ipc - slot), first, min(classes, num_classes - first))
         for index, (slot, first) in enumerate(cells)
     ]
+
+
+def with_batch_size(recipe: Recipe, batch_size: int) -> Recipe:
+    """The recipe with another recover.batch_size."""
+    return dataclasses.replace(recipe, recover=dataclasses.replace(recipe.recover, batch_size=batch_size))
+
+
+def kept_batch_size(out: Path, recipe: Recipe) -> int:
+    """The recover.batch_size that the run in `out` was begun with; 0 if it was not, or with other settings."""
+    manifest, kept = out / "condensed" / "manifest.json", out / "recipe.toml"
+    if manifest.exists():
+        return int(read_json(manifest).get("recipe", {}).get("recover", {}).get("batch_size", 0))
+    if not kept.exists():
+        return 0
+    before, parts = from_toml(kept.read_text(), str(kept)), recipe.recover_parts()
+    is_same = with_batch_size(before, 0).sha256(*parts) == with_batch_size(recipe, 0).sha256(*parts)
+    return before.recover.batch_size if is_same else 0

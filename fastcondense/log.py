@@ -12,16 +12,19 @@ from typing import Any, TypeVar
 from rich.console import Console
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeElapsedColumn, TimeRemainingColumn
 
+from .tracking import Tracker, scalars_of
+
 Item = TypeVar("Item")
 _SECONDS_BETWEEN_LINES = 10.0
 
 
 class Log:
-    """Writes to the console and, once `path` is set, to a file of JSON lines."""
+    """Writes to the console, once `path` is set to a file of JSON lines, and to the trackers that there are."""
 
     def __init__(self, console: Console | None = None, is_silent: bool = False):
         self.console = console or Console(highlight=False, soft_wrap=True, quiet=is_silent)
         self.path: Path | None = None
+        self.trackers: list[Tracker] = []
 
     def event(self, kind: str, **fields: Any) -> None:
         """One JSON line: time, kind and the fields."""
@@ -29,6 +32,22 @@ class Log:
             line = json.dumps({"time": round(time.time(), 3), "event": kind, **fields})
             with self.path.open("a") as file:
                 file.write(line + "\n")
+        if self.trackers:
+            group, numbers, step = scalars_of(kind, fields)
+            for tracker in self.trackers:
+                tracker.scalars(group, numbers, step)
+
+    def picture(self, path: Path) -> None:
+        """Says where a picture was written, and shows it to the trackers."""
+        self.say(f"inspect: {path}")
+        for tracker in self.trackers:
+            tracker.picture(path.stem, path)
+
+    def close(self) -> None:
+        """Ends the trackers."""
+        for tracker in self.trackers:
+            tracker.close()
+        self.trackers = []
 
     def say(self, text: str, **fields: Any) -> None:
         """One line for the reader, which is an event too."""

@@ -16,8 +16,10 @@ from . import recipe
 from .fleet.launch import Launch
 from .recipe import Recipe
 from .sets.bundle import is_bundle, read_recipe
+from .tracking import TrackerName
 
 Kind = TypeVar("Kind")
+StageKind = TypeVar("StageKind", bound="Options")
 
 
 @dataclass(frozen=True)
@@ -39,12 +41,28 @@ class Options:
     launch: Annotated[Launch, tyro.conf.arg(name="")] = dataclasses.field(default_factory=Launch)
     store: bool = False
     """Store the labels that relabel replays, and train on them: the same as --labels.source stored."""
+    track: tuple[TrackerName, ...] = ()
+    """Where losses, learning rates, accuracies, images a second and pictures go besides log.jsonl: tensorboard,
+    wandb."""
     bundle: tyro.conf.Suppress[Path | None] = None
     settings: Annotated[Recipe, tyro.conf.arg(name="")] = dataclasses.field(default_factory=Recipe)
 
 
 def parse_stage(command: str, description: str, arguments: list[str]) -> Options:
-    """Options of a stage: `[RUN] [--recipe NAME] [--FIELD VALUE ...]`.
+    """Options of a stage: `[RUN] [--recipe NAME] [--FIELD VALUE ...]`, as `parse_kind` reads them."""
+    return parse_kind(Options, command, description, arguments)
+
+
+def parse_plan(kind: type[StageKind], command: str, description: str, arguments: list[str]) -> StageKind:
+    """The same for a command that wants no run: a recipe may be named without --recipe."""
+    if arguments and not arguments[0].startswith("-") and not Path(arguments[0]).is_dir():
+        if not is_bundle(Path(arguments[0])):
+            arguments = ["--recipe", *arguments]
+    return parse_kind(kind, command, description, arguments)
+
+
+def parse_kind(kind: type[StageKind], command: str, description: str, arguments: list[str]) -> StageKind:
+    """Options of a stage, or of a command that takes these and more.
 
     RUN is the folder of a run: it stands for its recipe, for --out, and for the --data that it was made from. Or it is
     a bundle, which is to be unpacked into --out; the default is runs/ and the file's name.
@@ -59,10 +77,10 @@ def parse_stage(command: str, description: str, arguments: list[str]) -> Options
     if run is None and name is None and not is_help:
         raise ValueError(f"--recipe is missing; known recipes: {', '.join(recipe.names())}")
     if run is not None:
-        default = _of_run(run)
+        default = kind(**vars(_of_run(run)))
     else:
-        default = Options(name or "", settings=recipe.load(name) if name else Recipe())
-    options = _parse(Options, f"fastcondense {command}", description, arguments, default, _flags())
+        default = kind(name or "", settings=recipe.load(name) if name else Recipe())
+    options = _parse(kind, f"fastcondense {command}", description, arguments, default, _flags(kind))
     settings = options.settings
     if options.store:
         settings = dataclasses.replace(settings, labels=dataclasses.replace(settings.labels, source="stored"))
@@ -131,7 +149,7 @@ def _names(kind: type) -> list[str]:
     return names
 
 
-def _flags() -> list[str]:
+def _flags(kind: type[Options]) -> list[str]:
     """Every flag, as tyro spells it."""
 
     def of(tree: dict[str, Any], prefix: str) -> list[str]:
@@ -141,7 +159,7 @@ def _flags() -> list[str]:
         return flags
 
     names = [
-        *(field.name for field in dataclasses.fields(Options) if field.name not in ("settings", "launch")),
+        *(field.name for field in dataclasses.fields(kind) if field.name not in ("settings", "launch")),
         *_names(Launch),
         *of(dataclasses.asdict(Recipe()), ""),
     ]

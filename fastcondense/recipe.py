@@ -108,7 +108,6 @@ class Recipe:
         at_least_one = {
             "ipc": self.ipc,
             "dataset.image_size": self.dataset.image_size,
-            "recover.batch_size": self.recover.batch_size,
             "recover.initial.factor": self.recover.initial.factor,
             "recover.committee.size": self.recover.committee.size,
             "recover.features.batch_size": self.recover.features.batch_size,
@@ -128,6 +127,8 @@ class Recipe:
         if min(self.evaluate.sizes, default=1) < 1:
             raise ValueError(f"evaluate.sizes are images per class, got {self.evaluate.sizes}")
         at_least_zero = {
+            "recover.batch_size": self.recover.batch_size,
+            "dataset.counts": min(self.dataset.counts),
             "recover.iterations": self.recover.iterations,
             "recover.slots_per_job": self.recover.slots_per_job,
             "recover.classes_per_job": self.recover.classes_per_job,
@@ -187,7 +188,7 @@ class Recipe:
         """The named parts as a JSON-like tree (all that decides results, if none is named)."""
         tree = json.loads(json.dumps(dataclasses.asdict(self)))
         del tree["name"], tree["ranking"]
-        for key in ("workers", "loader", "on_error"):
+        for key in ("workers", "loader", "on_error", "counts"):
             del tree["dataset"][key]
         del tree["recover"]["snapshots"], tree["recover"]["reproducible"]
         del tree["squeeze"]["shared"], tree["train"]["sync_batch_norm"]

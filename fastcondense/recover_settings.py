@@ -99,7 +99,8 @@ class Recover(Views):
     lr: float = 0.25
     betas: tuple[float, float] = (0.5, 0.9)
     batch_size: int = 100
-    """Images optimised together, at most."""
+    """Images optimised together, at most; 0: as many as fit in memory. What a job makes depends on the number, so it is
+    chosen once, when recover begins a set, and stands in recipe.toml and in the manifest from then on."""
     slots_per_job: int = 1
     """Images of a class that are optimised together; 0: all of them."""
     classes_per_job: int = 0

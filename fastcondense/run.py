@@ -5,7 +5,7 @@ from __future__ import annotations
 import contextlib
 import platform
 import time
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, field
 from functools import cached_property
 from importlib.metadata import PackageNotFoundError, version
@@ -20,15 +20,22 @@ from .data import datasets
 from .data.datasets import RealData, Split
 from .data.real import EvaluationImages, Normalization, squares
 from .data.sources import choose, skipped
-from .distributed import rank
+from .distributed import rank, world_size
 from .files import write_atomic, write_json
 from .fleet.work import Draw, Fleet, Item, Items
+from .jobs import kept_batch_size, with_batch_size
 from .log import Log
 from .recipe import SQUEEZE_PARTS, Recipe
 from .rng import Stream
 from .sets.imported import import_images
 from .sets.published_sets import PublishedSet, read_published
 from .teachers.teacher import Teacher
+from .tracking import open_trackers
+
+
+def cost_unit(device: str) -> str:
+    """What a worker's hours are called."""
+    return "GPU-hours" if device == "cuda" else "worker-hours"
 
 
 @dataclass
@@ -49,16 +56,22 @@ class Run:
     log: Log = field(default_factory=Log)
     images: Path | None = None
     """Published images that `open` imports as the condensed set."""
+    track: Sequence[str] = ()
+    """Trackers that `open` opens: tensorboard, wandb (tracking.py)."""
     fleet: Fleet = field(default_factory=Fleet)
     """The workers that share the run."""
     teachers: list[Teacher] = field(default_factory=list)
     """Those that `squeeze` has made or read in this process."""
     _published: PublishedSet | None = None
     _skipped: set[str] = field(default_factory=set)
+    _inner: list[float] = field(default_factory=list)
+    """Seconds of the stages inside each stage that runs."""
 
     def check(self) -> None:
         """Raises ValueError for a recipe, data or `images` that cannot be used, before anything is written."""
         self.recipe.check()
+        if self.recipe.recover.batch_size == 0:
+            self.recipe = with_batch_size(self.recipe, kept_batch_size(self.out, self.recipe))
         needed = [name for name in self.recipe.evaluate.baselines if name.startswith("random")]
         if needed:
             self.real.check_counts(self.recipe.ipc, f"baseline {needed[0]} at ipc {self.recipe.ipc}")
@@ -70,6 +83,9 @@ class Run:
         """Makes the run's folder with its recipe, environment and log, and imports `images`."""
         loader, reason = choose(self.real.train, self.recipe.dataset, self.device)
         self.out.mkdir(parents=True, exist_ok=True)
+        if rank() == 0:
+            settings = self.recipe.parts()
+            self.log.trackers = open_trackers(self.track, self.out, self.recipe.name, settings)
         if not (self.out / "recipe.toml").exists():
             self.record()
         self.log.path = self.out / (f"log-{rank()}.jsonl" if rank() else "log.jsonl")
@@ -137,6 +153,27 @@ class Run:
         if self.device.type == "cuda":
             torch.cuda.synchronize(self.device)
         watch.seconds = time.monotonic() - start
+
+    @contextlib.contextmanager
+    def cost(self, stage: str) -> Iterator[None]:
+        """Tells what a stage has cost when it ends, however it ends: seconds times workers, in hours.
+
+        A stage inside another counts for itself alone.
+        """
+        self._inner.append(0.0)
+        start = time.monotonic()
+        try:
+            yield
+        finally:
+            seconds = time.monotonic() - start
+            own = seconds - self._inner.pop()
+            if self._inner:
+                self._inner[-1] += seconds
+            workers = world_size()
+            hours, unit = own * workers / 3600, cost_unit(self.device.type)
+            self.log.event("cost", stage=stage, seconds=round(own, 3), workers=workers, hours=hours, unit=unit)
+            if own >= 1:
+                self.log.console.print(f"{stage}: {hours:.3g} {unit} ({workers} x {own:.0f} s)", markup=False)
 
     def report_epoch(self, what: str, entry: dict[str, float], epochs: int) -> None:
         """One line for an evaluated epoch, and for every file that was skipped."""

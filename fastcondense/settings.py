@@ -27,6 +27,9 @@ class Dataset:
     std: tuple[float, float, float] = (0.229, 0.224, 0.225)
     classes: tuple[str, ...] = ()
     """Only these classes, in this order; empty takes all, in the data set's own order."""
+    counts: tuple[int, int, int] = (0, 0, 0)
+    """Classes, training and test images, for `fastcondense plan` where the data are not at hand; 0 0 0: not known. Runs
+    count what is there."""
     workers: int = 2
     """Threads that decode images."""
     loader: Literal["auto", "ffcv", "dali", "folder"] = "auto"

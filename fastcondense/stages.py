@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
+
 from . import distributed
 from .distributed import first_alone, once
 from .jobs import jobs
@@ -57,7 +59,7 @@ def picture(run: Run) -> None:
         report.loss_curves(losses, folder / "losses.png")
         pictures.append("losses.png")
     for name in pictures:
-        run.log.say(f"inspect: {folder / name}")
+        run.log.picture(folder / name)
 
 
 def evaluate(run: Run) -> None:
@@ -70,9 +72,14 @@ def evaluate(run: Run) -> None:
 
 def everything(run: Run) -> None:
     """All stages in a row."""
-    recover(run)
-    relabel(run)
-    once(lambda: picture(run))
-    train(run)
-    evaluate(run)
+    stages: dict[str, Callable[[Run], object]] = {
+        "recover": recover,
+        "relabel": relabel,
+        "inspect": lambda run: once(lambda: picture(run)),
+        "train": train,
+        "evaluate": evaluate,
+    }
+    for name, stage in stages.items():
+        with run.cost(name):
+            stage(run)
     inspect(run)

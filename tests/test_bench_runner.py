@@ -6,7 +6,6 @@ import time
 from pathlib import Path
 from types import SimpleNamespace
 
-import loaders
 import pytest
 import runner
 import session as sessions
@@ -14,6 +13,8 @@ from gate import Gate
 from measure import Timing, environment
 from runner import BENCHMARKS, gate_tests, main, parser_of
 from session import Session
+
+import loaders
 
 
 def lines_of(path):

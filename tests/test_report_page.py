@@ -253,6 +253,7 @@ def test_nothing_is_made_for_a_report(tmp_path):
     out = tmp_path / "empty"
     assert fastcondense("inspect", out, *FAST) == 0
     assert sorted(path.name for path in out.iterdir()) == [
+        ".lock",
         "environment.json",
         "log.jsonl",
         "recipe.toml",

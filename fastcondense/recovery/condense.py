@@ -17,6 +17,7 @@ from ..fleet.background import Writer, beside
 from ..fleet.work import Items
 from ..gradient.gradients import GradientRecoverer
 from ..jobs import Job, jobs
+from ..planning.job_size import settle
 from ..precision import one_thread
 from ..recipe import Recipe
 from ..run import Run
@@ -39,6 +40,7 @@ def recover(run: Run) -> None:
 
     All workers of a launch call this, and each returns when all jobs are finished.
     """
+    settle(run)
     recipe, teachers = run.recipe, squeeze(run)
     folder = run.out / "condensed"
     if (origin := read_origin(folder)) is not None:
@@ -127,8 +129,15 @@ class Made:
         write_shard(self.folder, job, images, losses, means, metadata, record)
         unfinished.remove()
         total, entropy, matching = losses[-1].tolist() if len(losses) else (0.0, 0.0, 0.0)
-        terms = {"loss": total, "cross_entropy": entropy, "matching": matching}
-        self.run.log.event("job", index=job.index, slot=job.first_slot, images=job.num_images, seconds=seconds, **terms)
+        measured = {
+            "images": job.num_images,
+            "seconds": seconds,
+            "images_per_second": job.num_images / seconds,
+            "loss": total,
+            "cross_entropy": entropy,
+            "matching": matching,
+        }
+        self.run.log.event("job", index=job.index, slot=job.first_slot, **measured)
 
 
 def _note_size(run: Run) -> None:

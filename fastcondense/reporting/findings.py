@@ -6,7 +6,7 @@ import datetime
 import json
 import re
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
@@ -71,6 +71,8 @@ class Findings:
     """What evaluate has written, as the other two; empty if it has not run."""
     sizes: dict[str, Any]
     ranking: dict[str, Any]
+    hours: dict[str, tuple[float, str]] = field(default_factory=dict)
+    """What each stage has cost in all launches, as the log tells: workers times hours, and what these are called."""
 
     @property
     def has_other_scores(self) -> bool:
@@ -116,6 +118,7 @@ def read_findings(run: Run) -> Findings:
         result=_optional(run.out / "result.json"),
         sizes=_optional(run.out / "curve.json"),
         ranking=_optional(run.out / "ranking.json"),
+        hours=hours_of(run.out / "log.jsonl"),
     )
 
 
@@ -160,14 +163,25 @@ def _teacher(path: Path, name: str) -> TeacherFile:
     return TeacherFile(name, kept["sha256"], float(kept["top1"]), path.stat().st_size, float(kept["seconds"]))
 
 
+def _events(log: Path) -> list[dict[str, Any]]:
+    """All lines of a log; none if there is no file."""
+    return [json.loads(line) for line in log.read_text().splitlines()] if log.exists() else []
+
+
+def hours_of(log: Path) -> dict[str, tuple[float, str]]:
+    """Workers times hours of each stage but reports, all times that it ran added up, and what they are called."""
+    found: dict[str, tuple[float, str]] = {}
+    for entry in _events(log):
+        if entry["event"] == "cost" and entry["stage"] != "inspect":
+            before = found.get(entry["stage"], (0.0, ""))[0]
+            found[entry["stage"]] = before + entry["hours"], entry["unit"]
+    return found
+
+
 def _dates(log: Path) -> str:
     """UTC, by the minute; events that make nothing do not count."""
     made = ("teacher", "job", "epoch", "result")
-    times = [
-        entry["time"]
-        for line in (log.read_text().splitlines() if log.exists() else [])
-        if (entry := json.loads(line))["event"] in made
-    ]
+    times = [entry["time"] for entry in _events(log) if entry["event"] in made]
     if not times:
         return ""
     first, last = (datetime.datetime.fromtimestamp(time, datetime.UTC) for time in (min(times), max(times)))

@@ -205,6 +205,10 @@ def costs(found: Findings) -> Html:
             else f"are {recipe.labels.source}."
         )
     )
+    if found.hours:
+        parts = ", ".join(f"{stage} {hours:.2g}" for stage, (hours, _) in found.hours.items() if hours > 0)
+        spent, unit = sum(hours for hours, _ in found.hours.values()), next(iter(found.hours.values()))[1]
+        remarks += f" All launches so far took {spent:.2g} {unit}, workers times hours, waiting included: {parts}."
     return section(
         "costs", "Bytes and seconds", table(("stage", "made", "bytes", "time"), rows, num_text=2), note(remarks)
     )

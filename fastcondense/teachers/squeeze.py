@@ -35,24 +35,27 @@ def squeeze(run: Run) -> list[Teacher]:
 
     All workers of a launch call this. Each teacher is made by one of them, or with squeeze.shared by all together.
     """
-    if run.teachers:
-        return run.teachers
+    if not run.teachers:
+        with run.cost("squeeze"):
+            run.teachers = _squeeze(run)
+    return run.teachers
+
+
+def _squeeze(run: Run) -> list[Teacher]:
     settings = run.recipe.squeeze
     weights = settings.weights * len(settings.teachers) if len(settings.weights) == 1 else settings.weights
     wanted = list(zip(settings.teachers, weights, strict=True))
+    paths = [teacher_path(run.out, architecture) for architecture in settings.teachers]
     made: dict[int, Teacher] = {}
     if settings.shared:
         for number, (architecture, source) in enumerate(wanted):
             made[number] = _teacher(run, number, architecture, source)
             meet()
     else:
-        work = Items(
-            f"teachers of {run.out}", range(len(wanted)), lambda k: teacher_path(run.out, wanted[k][0]).exists()
-        )
+        work = Items(f"teachers of {run.out}", range(len(wanted)), lambda number: paths[number].exists())
         for number, _ in run.fleet.draw(work):
             made[number] = _teacher(run, number, *wanted[number])
-    run.teachers = [made.get(k) or _teacher(run, k, *wanted[k]) for k in range(len(wanted))]
-    return run.teachers
+    return [made.get(number) or _teacher(run, number, *wanted[number]) for number in range(len(wanted))]
 
 
 def chosen(teachers: Sequence[Teacher], names: Sequence[str]) -> list[Teacher]:

@@ -135,17 +135,19 @@ def fit(
             for item in batches(epoch):
                 step(item)
         step.agree()
+        num_views = step.count
         mean_loss = step.take_loss()
         is_last = epoch + 1 == optimization.epochs
         is_evaluated = is_last or (epoch + 1) % optimization.evaluate_every == 0
-        seconds += time.monotonic() - started_at
+        trained_for = time.monotonic() - started_at
+        seconds += trained_for
         if not math.isfinite(mean_loss):
             raise Divergence(f"training diverged in epoch {epoch}: loss {mean_loss}; try a smaller learning rate")
         if is_evaluated:
             entry = {"epoch": epoch + 1, "loss": mean_loss, "lr": rate, "seconds": seconds}
             entry |= evaluate(average if average is not None else net)
             history.append(entry)
-            report(entry)
+            report(entry | {"images_per_second": num_views / max(1e-9, trained_for)})
         if number == 0 and (is_last or time.monotonic() - saved_at > _SECONDS_BETWEEN_CHECKPOINTS):
             state = {"epoch": epoch + 1, "history": history, "seconds": seconds}
             _save(checkpoint, net, average, optimizer, state)

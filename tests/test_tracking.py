@@ -1,0 +1,140 @@
+"""Trackers get what the log gets, no tracker changes a recipe, and a missing library is one clear line."""
+
+import json
+import sys
+from pathlib import Path
+from types import SimpleNamespace
+
+import pytest
+from rich.console import Console
+from small import fastcondense, shards
+
+from fastcondense.log import Log
+from fastcondense.reporting.findings import hours_of
+from fastcondense.run import Run
+from fastcondense.tracking import WeightsAndBiases, open_trackers, scalars_of
+
+KEPT = ("--labels.source", "hard", "--evaluate.baselines", "random_hard", "--train.seeds", "1")
+
+
+def events(folder: Path, kind: str) -> list[dict]:
+    return [
+        entry
+        for line in (folder / "log.jsonl").read_text().splitlines()
+        if (entry := json.loads(line))["event"] == kind
+    ]
+
+
+def test_tensorboard_reads_back_what_the_log_holds(tmp_path):
+    accumulator = pytest.importorskip("tensorboard.backend.event_processing.event_accumulator")
+    assert fastcondense("run", tmp_path, *KEPT, "--track", "tensorboard") == 0
+    read = accumulator.EventAccumulator(str(tmp_path / "tensorboard"), size_guidance={"scalars": 0, "images": 0})
+    read.Reload()
+
+    jobs = events(tmp_path, "job")
+    assert len(jobs) == 4
+    for name in ("loss", "cross_entropy", "matching", "images_per_second"):
+        found = {event.step: event.value for event in read.Scalars(f"job/{name}")}
+        assert found == pytest.approx({entry["index"]: entry[name] for entry in jobs}, rel=1e-6)
+    students = [entry for entry in events(tmp_path, "epoch") if entry["what"] == "student on condensed, seed 0"]
+    assert [entry["epoch"] for entry in students] == [2, 4]
+    for name in ("loss", "lr", "top1", "top5", "images_per_second"):
+        found = {event.step: event.value for event in read.Scalars(f"epoch/student-on-condensed--seed-0/{name}")}
+        assert found == pytest.approx({entry["epoch"]: entry[name] for entry in students}, rel=1e-6)
+    assert {"grid", "losses"} <= set(read.Tags()["images"])
+    assert read.Images("grid")[0].encoded_image_string.startswith(b"\x89PNG")
+
+    plain = tmp_path / "plain"
+    assert fastcondense("recover", plain, *KEPT) == 0
+    assert shards(plain) == shards(tmp_path)
+    assert (plain / "recipe.toml").read_text() == (tmp_path / "recipe.toml").read_text()
+
+
+def test_weights_and_biases_offline(tmp_path, monkeypatch):
+    wandb = pytest.importorskip("wandb")
+    monkeypatch.setenv("WANDB_MODE", "disabled")
+    tracker = WeightsAndBiases(wandb, tmp_path, "mine", {"ipc": 3})
+    tracker.scalars("job", {"loss": 1.5}, 4)
+    tracker.close()
+
+
+class FakeWandb:
+    """What wandb's run has and this uses."""
+
+    def __init__(self):
+        self.logged, self.metrics, self.options, self.is_finished = [], {}, {}, False
+
+    def init(self, **options):
+        self.options = options
+        return self
+
+    def define_metric(self, name, step_metric):
+        self.metrics[name] = step_metric
+
+    def log(self, values):
+        self.logged.append(values)
+
+    def finish(self):
+        self.is_finished = True
+
+    def Image(self, path):
+        return Path(path).name
+
+
+def test_weights_and_biases_gets_steps_of_each_stage(tmp_path, monkeypatch):
+    fake = FakeWandb()
+    monkeypatch.setitem(sys.modules, "wandb", fake)
+    assert fastcondense("recover", tmp_path, *KEPT, "--track", "wandb") == 0
+    assert fastcondense("inspect", tmp_path, *KEPT, "--track", "wandb") == 0
+    assert fake.options["project"] == "fastcondense" and fake.options["dir"] == str(tmp_path) and fake.is_finished
+    assert fake.options["config"]["ipc"] == 2 and fake.metrics["job/*"] == "job/step"
+    found = [(entry["job/step"], entry["job/loss"]) for entry in fake.logged if "job/loss" in entry]
+    assert found == [(entry["index"], entry["loss"]) for entry in events(tmp_path, "job")]
+    assert {"grid": "grid.png"} in fake.logged
+
+
+@pytest.mark.parametrize(("name", "library"), [("tensorboard", "torch.utils.tensorboard"), ("wandb", "wandb")])
+def test_a_missing_library_is_one_line_before_any_work(tmp_path, monkeypatch, capsys, name, library):
+    monkeypatch.setitem(sys.modules, library, None)
+    assert fastcondense("recover", tmp_path / "run", "--track", name) == 1
+    said = capsys.readouterr().err
+    assert said == f"fastcondense: --track {name} needs the library {name}: pip install 'fastcondense[logging]'\n"
+    assert not (tmp_path / "run" / "teachers").exists()
+
+
+def test_no_tracker_imports_a_library(tmp_path):
+    assert open_trackers((), tmp_path, "mine", {}) == []
+
+
+def test_scalars_are_the_numbers_of_an_event():
+    fields = {"what": "student on full, seed 1", "epoch": 3, "top1": 5, "lr": 0.5, "is_last": True, "text": "x"}
+    assert scalars_of("epoch", fields) == ("epoch/student-on-full--seed-1", {"top1": 5.0, "lr": 0.5}, 3)
+    assert scalars_of("targets", {"seconds": 2.0}) == ("targets", {"seconds": 2.0}, 0)
+
+
+def test_a_stage_inside_another_counts_for_itself(tmp_path, monkeypatch):
+    now = [0.0]
+    monkeypatch.setattr("fastcondense.run.time.monotonic", lambda: now[0])
+    monkeypatch.setattr("fastcondense.run.world_size", lambda: 4)
+    told = []
+    log = Log(Console(quiet=True))
+    log.event = lambda kind, **fields: told.append((kind, fields))
+    run = Run(SimpleNamespace(), tmp_path, log=log)
+    with pytest.raises(ValueError), run.cost("recover"):
+        now[0] += 1000
+        with run.cost("squeeze"):
+            now[0] += 3600
+        now[0] += 800
+        raise ValueError
+    assert [(fields["stage"], fields["seconds"], fields["workers"]) for _, fields in told] == [
+        ("squeeze", 3600, 4),
+        ("recover", 1800, 4),
+    ]
+    assert [fields["hours"] for _, fields in told] == [4.0, 2.0] and told[0][1]["unit"] == "worker-hours"
+
+
+def test_the_report_adds_up_what_stages_cost(tmp_path):
+    costs = [("recover", 1.5), ("train", 0.25), ("recover", 2.0)]
+    lines = [{"event": "cost", "stage": stage, "hours": hours, "unit": "GPU-hours"} for stage, hours in costs]
+    (tmp_path / "log.jsonl").write_text("".join(json.dumps(line) + "\n" for line in [{"event": "say"}, *lines]))
+    assert hours_of(tmp_path / "log.jsonl") == {"recover": (3.5, "GPU-hours"), "train": (0.25, "GPU-hours")}
