@@ -150,7 +150,7 @@ def ffcv_own_pass(beton: Path, kind: str, batch_size: int, workers: int) -> Pass
 
 
 def is_usable(session: Session, gate: Gate | None, library: str) -> bool:
-    """Whether a library is installed and our loader of it passes its tests, which quick runs do not ask; or why not."""
+    """Whether a library is installed, and our loader of it passes its tests, which quick runs do not run."""
     if not is_installed(library):
         session.skip(library, "not installed")
         return False

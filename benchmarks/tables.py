@@ -17,9 +17,10 @@ from pathlib import Path
 
 from accuracy import read_lines
 from peer_tables import PEER_TABLES
+from profile_page import profile
 from result_files import Result, index, read, run_costs
 from step_plot import draw, drawn_from, figures
-from throughput import TABLES, profile
+from throughput import TABLES
 
 from fastcondense.files import write_atomic
 

@@ -71,12 +71,12 @@ part copy 30 "${bench[@]}" copy "${to[@]}"
 part kernel-tests 120 "$python" -m pytest "${kernel_tests[@]}"
 part kernels 200 "${bench[@]}" kernels "${kernels[@]}" "${to[@]}"
 for statistics in sre2l edc; do
-    part "recover-$statistics" 60 "${bench[@]}" recover --statistics "$statistics" "${step[@]}" \
+    part "recover-$statistics" 75 "${bench[@]}" recover --statistics "$statistics" "${step[@]}" \
         --variants "${uncompiled[@]}" "${to[@]}"
     part "profile-$statistics" 45 "${bench[@]}" recover --statistics "$statistics" "${step[@]}" \
         --profile "$out/trace.json" --precision "$precision" "${to[@]}"
 done
-part train 90 "${bench[@]}" train "${train[@]}" "${to[@]}"
+part train 120 "${bench[@]}" train "${train[@]}" "${to[@]}"
 for precision in bf16 tf32; do
     part "labels-$precision" 60 "${bench[@]}" labels "${labels[@]}" --precision "$precision" "${to[@]}"
 done

@@ -6,6 +6,7 @@ import shutil
 import pytest
 import tables
 import throughput
+from profile_page import profile
 from result_files import Result, index, newest, read, together
 from step_plot import draw, drawn_from, figures
 from tables import main, replaced
@@ -87,11 +88,11 @@ def test_the_page_of_the_profile():
         result("recover", about | {"variant": "host", "median_ms": 15.0, "share_of_step": 0.75}, place=1),
         result("recover", step("ours-fp32", 12.0)),
     ]
-    page = throughput.profile(made)
+    page = profile(made)
     none = throughput.MISSING
     assert cells(page) == [["host", "15", "75.0", none, none, none], ["crop, forward", "5", "25.0", "1", "200", "50"]]
     assert "## edc, resnet18, (4, 3, 64, 64), float32, gpu" in page and "20.5 ms a step" in page
-    assert throughput.NOT_MEASURED in throughput.profile([])
+    assert throughput.NOT_MEASURED in profile([])
 
 
 def test_the_kernels_table_takes_medians_over_cases():

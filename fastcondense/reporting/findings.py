@@ -172,7 +172,7 @@ def hours_of(log: Path) -> dict[str, tuple[float, str]]:
     """Workers times hours of each stage but reports, all times that it ran added up, and what they are called."""
     found: dict[str, tuple[float, str]] = {}
     for entry in _events(log):
-        if entry["event"] == "cost" and entry["stage"] != "inspect":
+        if entry["event"] == "cost" and entry["stage"] not in ("inspect", "run"):  # the report itself
             before = found.get(entry["stage"], (0.0, ""))[0]
             found[entry["stage"]] = before + entry["hours"], entry["unit"]
     return found

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import json
 from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
@@ -36,7 +37,8 @@ def squeeze(run: Run) -> list[Teacher]:
     All workers of a launch call this. Each teacher is made by one of them, or with squeeze.shared by all together.
     """
     if not run.teachers:
-        with run.cost("squeeze"):
+        is_made = all(teacher_path(run.out, architecture).exists() for architecture in run.recipe.squeeze.teachers)
+        with contextlib.nullcontext() if is_made else run.cost("squeeze"):
             run.teachers = _squeeze(run)
     return run.teachers
 
