@@ -254,7 +254,13 @@ def note(line: Line) -> str:
     """What a figure belongs to: recipe, seeds, date, device, the best epoch, baselines, and what was reduced."""
     seeds = f"{line['seeds']} seed{'s' * (line['seeds'] > 1)} from {line['seed']}"
     scores = [f"best epoch {line['top1_best']['mean']:.1f}"]
-    names = {"random_soft": "random real with soft labels", "random_hard": "with hard labels", "full": "all real"}
+    names = {
+        "random_soft": "random real with soft labels",
+        "random_hard": "with hard labels",
+        "herding_soft": "real by herding with soft labels",
+        "herding_hard": "by herding with hard labels",
+        "full": "all real",
+    }
     scores += [f"{names[arm]} {found['top1_last']['mean']:.1f}" for arm, found in ordered(line["baselines"], names)]
     who = f"`{line['recipe']}-ipc{line['ipc']}` ({line['recipe_sha256'][:8]})"
     text = f"{who}, {line['student']}, {seeds}, {line['date']}, {line['device']}; {', '.join(scores)}"

@@ -90,6 +90,8 @@ class Recipe:
             raise ValueError(f"recover.nested needs weight and ramp in [0, 1], got {nested.weight} and {nested.ramp}")
         if nested.mode == "sequential" and (recover.slots_per_job != 1 or recover.objective != "statistics"):
             raise ValueError("recover.nested.mode sequential needs recover.slots_per_job 1 and objective statistics")
+        if nested.mode == "adaptive":
+            self._check_adaptive()
         recover.gradients.check(recover.slots_per_job or self.ipc)
         if min(recover.stages, default=1) < 1:
             raise ValueError(f"recover.stages are sides in pixels, got {recover.stages}")
@@ -102,6 +104,21 @@ class Recipe:
             raise ValueError(
                 "recover.objective features needs recover.features.layer, and mosaics of whole images "
                 "(recover.initial.kind mosaic with crops 0 or crop_size image)"
+            )
+
+    def _check_adaptive(self) -> None:
+        recover = self.recover
+        if recover.slots_per_job != 0 or recover.objective != "statistics" or self.ipc > recover.batch_size:
+            raise ValueError(
+                "recover.nested.mode adaptive needs recover.slots_per_job 0, objective statistics, and a "
+                f"recover.batch_size of at least ipc {self.ipc}"
+            )
+        if len(recover.stages) > 1 or recover.ema_carried:
+            raise ValueError("recover.nested.mode adaptive needs images of one size (stages) and ema_carried false")
+        if not 1 <= recover.nested.rounds <= max(1, recover.iterations) or min(recover.nested.sizes, default=1) < 1:
+            raise ValueError(
+                f"recover.nested needs 1 to {max(1, recover.iterations)} rounds and sizes of at least 1, got "
+                f"{recover.nested.rounds} and {recover.nested.sizes}"
             )
 
     def _check_counts(self) -> None:

@@ -15,10 +15,15 @@ from .windows import Views
 class Initial(Views):
     """Where the optimisation of an image starts. Views: the crops that mosaics are chosen from."""
 
-    kind: Literal["noise", "real", "mosaic"] = "noise"
-    """noise: normal, in normalised pixels; real: random training images; mosaic: the crops that teachers know best."""
+    kind: Literal["noise", "real", "herding", "medoid", "mosaic"] = "noise"
+    """noise: normal, in normalised pixels; real: random training images; mosaic: the crops that teachers know best;
+    herding: real images whose mean is nearest to their class's, one after another; medoid: those with the least mean
+    distance to the images of their class."""
+    space: Literal["features", "pixels"] = "features"
+    """What herding and medoid compare: what the first teacher has before its classifier, or pixels."""
     teachers: tuple[str, ...] = ()
-    """Those that score crops, by the mean of their logits; empty: all of squeeze.teachers."""
+    """Those that score crops, by the mean of their logits, or the first of which gives features; empty: all of
+    squeeze.teachers."""
     candidates: int = 300
     """Random training images a class that crops are cut from (RDED's mipc); 0: all of them."""
     preselected: int = 0
@@ -73,13 +78,20 @@ class Features:
 class Nested:
     """One set that is good at every size: how the images of a slot depend on those of the slots before (spec 5.6)."""
 
-    mode: Literal["independent", "sequential"] = "independent"
+    mode: Literal["independent", "sequential", "adaptive"] = "independent"
     """independent: not at all; sequential: a slot begins when those before are finished, and the statistics that its
-    images have together with theirs are matched too. In both the first n slots are those of an IPC-n run."""
+    images have together with theirs are matched too. In both the first n slots are those of an IPC-n run.
+    adaptive: all slots of a class grow together (slots_per_job 0), round after round one prefix of them is matched too,
+    and one that was before may rest, as MDC does; batches are of classes_per_job images, one slot at a time."""
     weight: float = 0.5
-    """Share of the matching loss that the common statistics get."""
+    """sequential: share of the matching loss that the common statistics get; adaptive: what the prefix's statistics
+    weigh beside those of the slot, 1 in MDC."""
     ramp: float = 0.25
-    """Share of the iterations in which that share grows linearly from 0."""
+    """Share of the iterations in which sequential's share grows linearly from 0."""
+    rounds: int = 20
+    """Of adaptive, equal parts of the iterations."""
+    sizes: tuple[int, ...] = ()
+    """Slots of the prefixes that adaptive chooses from; empty: all below ipc."""
 
 
 @dataclass(frozen=True, kw_only=True)

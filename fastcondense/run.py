@@ -72,7 +72,7 @@ class Run:
         self.recipe.check()
         if self.recipe.recover.batch_size == 0:
             self.recipe = with_batch_size(self.recipe, kept_batch_size(self.out, self.recipe))
-        needed = [name for name in self.recipe.evaluate.baselines if name.startswith("random")]
+        needed = [name for name in self.recipe.evaluate.baselines if name.startswith(("random", "herding"))]
         if needed:
             self.real.check_counts(self.recipe.ipc, f"baseline {needed[0]} at ipc {self.recipe.ipc}")
         self.real.check_counts(max(1, self.recipe.squeeze.gate_images), "the teacher gate (squeeze.gate_images)")

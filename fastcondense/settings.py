@@ -317,8 +317,13 @@ class Train(Optimization):
 class Evaluate:
     """Honest baselines: the same student, epochs and views on something else than the condensed images."""
 
-    baselines: tuple[Literal["random_soft", "random_hard", "full"], ...] = ("random_soft", "random_hard")
-    """random_soft, random_hard: random real images of the same IPC with soft or hard labels; full: all real images."""
+    baselines: tuple[Literal["random_soft", "random_hard", "herding_soft", "herding_hard", "full"], ...] = (
+        "random_soft",
+        "random_hard",
+    )
+    """random_soft, random_hard: random real images of the same IPC with soft or hard labels; herding_soft,
+    herding_hard: those that herding chooses in the features of the first labelling teacher, or in pixels if there is
+    no teacher; full: all real images."""
     sizes: tuple[int, ...] = ()
     """Images per class at which the set is scored, each time the first of every class: `evaluate --ipc 1,2,5`."""
     compare: tuple[Literal["independent", "stacked", "prefix"], ...] = ()

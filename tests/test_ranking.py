@@ -85,10 +85,12 @@ def ranked(tmp_path_factory):
 
 
 def test_arms_have_names_of_their_own_and_keep_the_old_ones():
-    every = [Arm(*which) for which in product(("condensed", "random", "full"), ("soft", "hard"), ("recipe", "plain"))]
+    images = ("condensed", "random", "herding", "full")
+    every = [Arm(*which) for which in product(images, ("soft", "hard"), ("recipe", "plain"))]
     every += [replace(arm, lr=0.5) for arm in every]
-    assert len({arm.name for arm in every}) == len(every) == 24
-    assert CONDENSED.name == "condensed" and set(BASELINES) == {"random_soft", "random_hard", "full"}
+    assert len({arm.name for arm in every}) == len(every) == 32
+    names = {"random_soft", "random_hard", "herding_soft", "herding_hard", "full"}
+    assert CONDENSED.name == "condensed" and set(BASELINES) == names
     assert Arm("random", "hard", "plain", 1e-5).name == "random_hard_plain_lr1e-05"
 
 

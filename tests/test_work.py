@@ -73,6 +73,19 @@ def test_alone_all_items_are_done_in_turn(tmp_path):
     assert list(Fleet().draw(files.items(5))) == []
 
 
+def test_alone_what_an_item_needs_is_settled(tmp_path):
+    files, pending = Files(tmp_path), []
+
+    def settle():
+        while pending:
+            files.finish(pending.pop(), "late")
+
+    for item, ahead in Fleet().draw(files.items(4, needs=range, settle=settle)):
+        assert ahead is None and all(map(files.is_finished, range(item)))
+        pending.append(item)
+    assert files.who(4) == [["late"]] * 4
+
+
 @pytest.mark.parametrize("world", [1, 2, 3, 8])
 def test_every_item_is_done_once(tmp_path, store, world):
     files, count = Files(tmp_path), 40

@@ -95,6 +95,8 @@ class Fleet:
         if self.store is None:
             todo = deque(item for item in work.items if not work.is_finished(item))
             while todo:
+                if work.needs is not None:
+                    work.settle()
                 yield Draw(todo.popleft(), todo[0] if todo and work.needs is None else None)
             work.settle()
             return

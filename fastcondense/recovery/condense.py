@@ -28,6 +28,7 @@ from ..teachers.squeeze import chosen, squeeze
 from ..teachers.teacher import Teacher
 from ..training.order import order_slots
 from . import initial
+from .adaptive import AdaptiveRecoverer
 from .features import FeatureRecoverer
 from .mosaic import Mosaics
 from .nested import FinishedSlots
@@ -148,7 +149,9 @@ def _note_size(run: Run) -> None:
         write_json(path, manifest | {"ipc": run.recipe.ipc})
 
 
-def _recoverer(run: Run, teachers: list[Teacher]) -> Recoverer | FeatureRecoverer | GradientRecoverer:
+def _recoverer(
+    run: Run, teachers: list[Teacher]
+) -> Recoverer | FeatureRecoverer | GradientRecoverer | AdaptiveRecoverer:
     """What recovers the run's jobs, with all that it needs: initial images, target statistics, anchors."""
     recipe, recover = run.recipe, run.recipe.recover
     if recover.objective == "gradients":
@@ -161,6 +164,8 @@ def _recoverer(run: Run, teachers: list[Teacher]) -> Recoverer | FeatureRecovere
         targets.complete(run, matched)
         pruning.prune(run, matched)
     local = targets.local_images(run) if "local" in recover.targets else None
+    if recover.nested.mode == "adaptive" and recover.iterations:
+        return AdaptiveRecoverer(recipe, matched, run.device, Sources(images, local), len(run.real.classes))
     unions = None
     if recover.nested.mode == "sequential":
         unions = FinishedSlots(recover, matched, run.normalize, lambda job: _before(run, job))

@@ -1,9 +1,10 @@
-"""Initial images of a job: noise, real training images, or mosaics of crops that teachers know best (RDED)."""
+"""Initial images of a job: noise, real training images, random or chosen, or mosaics of crops (RDED)."""
 
 from __future__ import annotations
 
 import functools
 from collections.abc import Callable, Sequence
+from typing import Literal
 
 import numpy as np
 import torch
@@ -14,8 +15,10 @@ from ..jobs import Job
 from ..recipe import Recipe
 from ..rng import Stream
 from ..run import Run
+from ..teachers.squeeze import chosen
 from ..teachers.teacher import Teacher
 from .mosaic import mosaics
+from .representatives import Rule, read_squares, representatives
 
 InitialImages = Callable[[Job], Tensor]
 """Normalised images of a job, float32 [num_images, 3, S, S], on the device of the run."""
@@ -25,13 +28,15 @@ _ATTEMPTS = 10  # images that are tried in a slot, where files cannot be read
 def make(run: Run, teachers: Sequence[Teacher]) -> InitialImages:
     """The initial images of the kind that the recipe names (recover.initial). teachers: all of the recipe's.
 
-    Mosaics take a while: the crops of every class are scored first, class by class, and finished classes are kept.
-    Raises ValueError if a class has too few images for them.
+    Mosaics and chosen images take a while: every class's are scored first, class by class, and finished classes are
+    kept. Raises ValueError if a class has too few images for them.
     """
     kind = run.recipe.recover.initial.kind
     if kind == "noise":
         return noise(run.recipe, run.device)
-    return real(run) if kind == "real" else mosaics(run, teachers)
+    if kind == "real":
+        return real(run)
+    return mosaics(run, teachers) if kind == "mosaic" else chosen_real(run, kind, teachers)
 
 
 def noise(recipe: Recipe, device: torch.device) -> InitialImages:
@@ -53,7 +58,6 @@ def real(run: Run) -> InitialImages:
     if ten in a row cannot.
     """
     recipe, split, size = run.recipe, run.real.train, run.recipe.dataset.image_size
-    flips = Stream(recipe.seed, "initial/real/flip")
 
     @functools.cache
     def order(label: int, turn: int, attempt: int) -> np.ndarray:
@@ -77,10 +81,34 @@ def real(run: Run) -> InitialImages:
                 result[todo[at]] = run.normalize(pixels)[np.searchsorted(have, ids[at])]
                 todo, ids = np.delete(todo, at), np.delete(ids, at)
             if not len(todo):
-                mirrored = flips.uniform(classes, slots)[0] < recipe.recover.initial.flip
-                result[mirrored] = result[mirrored].flip(3)
-                return result
+                return _mirrored(recipe, job, result)
         run.report_skipped(split)
         raise ValueError(f"{_ATTEMPTS} random images in a row of class {run.real.classes[classes[todo[0]]]!r} are bad")
 
+    return images
+
+
+def chosen_real(run: Run, kind: Literal["herding", "medoid"], teachers: Sequence[Teacher]) -> InitialImages:
+    """Training images that stand for their class, in recover.initial.space, as the evaluation transform sees them.
+
+    The k-th slot of a class is the k-th image in the rule's order, mirrored with probability recover.initial.flip.
+    """
+    recipe, observers = run.recipe, chosen(teachers, run.recipe.recover.initial.teachers)
+    rule = Rule(kind, observers[0] if recipe.recover.initial.space == "features" else None)
+    labels = range(len(run.real.classes))
+    order = [representatives(run, rule, label, recipe.ipc) for label in run.log.track(labels, f"{kind} of real images")]
+
+    def images(job: Job) -> Tensor:
+        pairs = zip(job.classes().tolist(), job.slots().tolist(), strict=True)
+        ids = np.array([order[label][slot] for label, slot in pairs])
+        return _mirrored(recipe, job, run.normalize(read_squares(run, ids)))
+
+    return images
+
+
+def _mirrored(recipe: Recipe, job: Job, images: Tensor) -> Tensor:
+    """The job's images, some of them mirrored in place: with probability recover.initial.flip."""
+    draws = Stream(recipe.seed, "initial/real/flip").uniform(job.classes().numpy(), job.slots().numpy())[0]
+    is_mirrored = draws < recipe.recover.initial.flip
+    images[is_mirrored] = images[is_mirrored].flip(3)
     return images

@@ -246,7 +246,7 @@ def _folder(run: Run, teachers: Sequence[Teacher]) -> Path:
         "classes": run.real.classes,
         "images": len(run.real.train),
         "observers": {teacher.name: teacher.sha256 for teacher in observers},
-        "initial": {k: v for k, v in initial.items() if k not in ("kind", "teachers", "layout", "resize")},
+        "initial": {k: v for k, v in initial.items() if k not in ("kind", "space", "teachers", "layout", "resize")},
     }
     digest = hashlib.sha256(json.dumps(identity, sort_keys=True).encode()).hexdigest()
     return run.out / f"initial-{digest[:8]}"

@@ -93,12 +93,25 @@ class RecoverStep:
         """Of the optimiser since the stage began."""
         self.load(job)
 
-    def _matching(self, teacher: Teacher, target_sets: Sequence[tuple[float, Moments]]) -> Matching:
+    def plain_matching(self, which: int, job: Job) -> Matching:
+        """Of a teacher's moments with the targets of a job, without a running mean."""
+        teacher = self.teachers[which]
+        return self._matching(
+            teacher, list(zip(self.recover.target_weights, self._targets(teacher, job), strict=True)), 0.0
+        )
+
+    def layout(self, which: int, job: Job) -> Moments:
+        """Moments of a teacher's layers, of which the lengths count alone."""
+        return self._targets(self.teachers[which], job)[0]
+
+    def _matching(
+        self, teacher: Teacher, target_sets: Sequence[tuple[float, Moments]], ema: float | None = None
+    ) -> Matching:
         recover = self.recover
         return Matching(
             target_sets,
             layer_weights(len(teacher.layers), recover.first_layer_weight, self.device),
-            ema=recover.statistics_ema,
+            ema=recover.statistics_ema if ema is None else ema,
             ema_start=recover.ema_start,
             distance=recover.distance,
             layer_scale=recover.layer_scale,

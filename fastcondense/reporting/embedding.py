@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping
+from collections.abc import Mapping
 from dataclasses import dataclass
 
 import numpy as np
@@ -12,8 +12,7 @@ from torch import Tensor
 from ..data.real import squares
 from ..rng import Stream
 from ..run import Run
-from ..ssl.encoders import classifier_name
-from ..teachers.cut import Cut
+from ..teachers.cut import penultimate
 from ..teachers.teacher import Teacher
 
 REAL_IMAGES = 30
@@ -34,7 +33,7 @@ class Features:
 
 def image_features(run: Run, teacher: Teacher, images: Mapping[tuple[int, int], Tensor]) -> Features:
     """Of condensed images, uint8 [3, S, S] by class and slot, and of random training images of the same classes."""
-    network, layer = _penultimate(teacher)
+    network, layer = penultimate(teacher)
 
     def of(pixels: Tensor) -> np.ndarray:
         with torch.no_grad():
@@ -47,14 +46,6 @@ def image_features(run: Run, teacher: Teacher, images: Mapping[tuple[int, int], 
         condensed[label] = of(mine)
         real[label] = of(_real(run, label, max(REAL_IMAGES, len(mine))))
     return Features(condensed, real, layer)
-
-
-def _penultimate(teacher: Teacher) -> tuple[Callable[[Tensor], Tensor], str]:
-    try:
-        classifier = classifier_name(teacher.name)
-        return Cut(teacher, classifier), classifier
-    except ValueError:
-        return teacher.logits, ""
 
 
 def _real(run: Run, label: int, count: int) -> Tensor:

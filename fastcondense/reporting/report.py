@@ -15,9 +15,11 @@ from ..sets.condensed import CondensedSet
 ARMS = {
     "random_soft": "random real, soft labels",
     "random_hard": "random real, hard labels",
+    "herding_soft": "real by herding, soft labels",
+    "herding_hard": "real by herding, hard labels",
     "full": "all real images, hard labels",
 }
-_IMAGES = {"condensed": "condensed", "random": "random real", "full": "all real images"}
+_IMAGES = {"condensed": "condensed", "random": "random real", "herding": "real by herding", "full": "all real images"}
 _VIEWS = {"recipe": "", "plain": ", whole images"}
 SIZE_NAMES = {
     "nested": "this set",

@@ -16,7 +16,7 @@ from .report import ARMS, RANKING_SCORES, SIZE_NAMES, bytes_in_words
 CLASSES = 20
 """Classes that are shown one by one: those that students on condensed images know least."""
 _OWN = CONDENSED.name
-_NUMBERS = {_OWN: 0, "random_soft": 1, "random_hard": 2, "full": 3}
+_NUMBERS = {_OWN: 0, "random_soft": 1, "random_hard": 2, "full": 3, "herding_soft": 4, "herding_hard": 5}
 """Each arm's colour."""
 
 

@@ -1,13 +1,15 @@
-"""The beginning of a teacher's network: all that a module of it reads, and nothing behind."""
+"""The beginning of a teacher's network: all that a module of it reads, and nothing behind; its last features."""
 
 from __future__ import annotations
 
 import copy
 import difflib
+from collections.abc import Callable
 from itertools import accumulate
 
 from torch import Tensor, fx, nn
 
+from ..ssl.encoders import classifier_name
 from .moments import Keeper
 from .teacher import Teacher
 
@@ -51,6 +53,18 @@ class Cut(nn.Module):
         for keeper in self.keepers:
             keeper.kept.clear()
         return features.float() if self.dtype is not None else features
+
+
+def penultimate(teacher: Teacher) -> tuple[Callable[[Tensor], Tensor], str]:
+    """What a teacher has before its classifier, of normalised images, and the classifier's name.
+
+    Its logits and "" where these are not made by one nn.Linear, or where the network cannot be traced.
+    """
+    try:
+        classifier = classifier_name(teacher.name)
+        return Cut(teacher, classifier), classifier
+    except ValueError:
+        return teacher.logits, ""
 
 
 def _input_of(graph: fx.Graph, layer: str) -> fx.Node | None:

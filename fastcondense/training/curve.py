@@ -62,7 +62,10 @@ def _sets(run: Run, size: int) -> Iterator[tuple[str, Run, CondensedSet]]:
     """What is compared at a size: a name, the run whose folder keeps the students, and the images."""
     of_size = replace(run, recipe=replace(run.recipe, ipc=size))
     yield "nested", of_size, condensed_set(of_size)
-    plain = replace(run.recipe.recover, nested=replace(run.recipe.recover.nested, mode="independent"))
+    own = run.recipe.recover
+    plain = replace(own, nested=replace(own.nested, mode="independent"))
+    if own.nested.mode == "adaptive":
+        plain = replace(plain, slots_per_job=1)
     for kind in run.recipe.evaluate.compare:
         if kind == "independent":
             alone = _beside(run, f"independent-ipc{size}", ipc=size, recover=plain)

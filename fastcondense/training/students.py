@@ -1,4 +1,4 @@
-"""Students: the same network, epochs and views on condensed images, on random real images, and on all real images."""
+"""Students: the same network, epochs and views on condensed images, on some real images, and on all of them."""
 
 from __future__ import annotations
 
@@ -21,6 +21,7 @@ from ..labelling.labels import LabelSource, TeacherLabels, hard_labels, student_
 from ..labelling.stored_labels import read_labels
 from ..labelling.views import BatchTable, ReplayedViews, Span, ViewBatch
 from ..recipe import Recipe
+from ..recovery.representatives import Rule, representative_images
 from ..rng import Stream
 from ..run import Run
 from ..sets.condensed import CondensedSet
@@ -42,9 +43,9 @@ WHOLE = Views(crop_scale=(1.0, 1.0), crop_ratio=(1.0, 1.0), flip=0.0)
 class Arm:
     """What students are trained on, and at which learning rate."""
 
-    images: Literal["condensed", "random", "full"] = "condensed"
-    """The condensed images, random real ones of the same number, or all real ones: those as the teacher is trained,
-    on squeeze's views, because the condensed set's epochs would be hundreds of passes over all images."""
+    images: Literal["condensed", "random", "herding", "full"] = "condensed"
+    """The condensed images, as many real ones, random or chosen by herding, or all real ones: those as the teacher is
+    trained, on squeeze's views, because the condensed set's epochs would be hundreds of passes over all images."""
     labels: Literal["soft", "hard"] = "soft"
     """The teachers' answers to the views, or the classes."""
     views: Literal["recipe", "plain"] = "recipe"
@@ -61,7 +62,13 @@ class Arm:
 
 
 CONDENSED = Arm()
-BASELINES = {arm.name: arm for arm in (Arm("random", "soft"), Arm("random", "hard"), Arm("full", "hard"))}
+BASELINES = {
+    arm.name: arm
+    for arm in (
+        *(Arm(images, labels) for images in ("random", "herding") for labels in ("soft", "hard")),
+        Arm("full", "hard"),
+    )
+}
 
 
 @dataclass(frozen=True)
@@ -208,7 +215,7 @@ def _task(run: Run, arm: Arm, seed: int, condensed: CondensedSet, teachers: Sequ
         batches = _real_batches(run, arm, seed, optimization)
         return Task(optimization, batches, lambda batch: Batch(batch.images, source(batch), len(batch.whole)), loss)
 
-    views = _replayed(run, arm, seed, condensed)
+    views = _replayed(run, arm, seed, condensed, teachers)
     if labels == "stored":
         views, source = read_labels(run, condensed, views, teachers, seed)
     reason = why_not_captured(recipe, source)
@@ -231,13 +238,16 @@ def _task(run: Run, arm: Arm, seed: int, condensed: CondensedSet, teachers: Sequ
     )
 
 
-def _replayed(run: Run, arm: Arm, seed: int, condensed: CondensedSet) -> ReplayedViews:
-    """Views of the condensed images, or of random real ones."""
+def _replayed(run: Run, arm: Arm, seed: int, condensed: CondensedSet, teachers: Sequence[Teacher]) -> ReplayedViews:
+    """Views of the condensed images, or of real ones."""
     recipe = run.recipe
-    is_condensed = arm.images == "condensed"
-    pixels, labels = (
-        shown(recipe, condensed) if is_condensed else run.real_images(recipe.shown_ipc, "baselines/random", seed)
-    )
+    if arm.images == "condensed":
+        pixels, labels = shown(recipe, condensed)
+    elif arm.images == "herding":
+        rule = Rule("herding", teachers[0] if teachers else None)
+        pixels, labels = representative_images(run, rule, recipe.shown_ipc)
+    else:
+        pixels, labels = run.real_images(recipe.shown_ipc, "baselines/random", seed)
     settings = plain(recipe.labels) if arm.views == "plain" else recipe.labels
     return ReplayedViews(place(pixels, run.device), labels.to(run.device), settings, run.normalize, seed)
 

@@ -1,0 +1,119 @@
+"""One set at several sizes: what `fastcondense evaluate RUN --ipc 1,2,5,10` has scored, as committed tables.
+
+    python benchmarks/curves.py add runs/nested/curve.json
+    python benchmarks/curves.py table [--check]
+
+add copies a curve and what it belongs to as a line into benchmarks/results/curves.jsonl; a line of the same recipe and
+sizes is replaced. table writes curves.md beside it: for every run its set, and all that it was compared with.
+"""
+
+from __future__ import annotations
+
+import argparse
+import datetime
+import json
+import sys
+from collections.abc import Iterable
+from pathlib import Path
+from typing import Any
+
+from accuracy import read_lines, rounded, settings, shown, stem, without_folders
+
+from fastcondense import recipe
+from fastcondense.files import read_json, write_atomic
+from fastcondense.reporting.report import ARMS, SIZE_NAMES
+
+LINES = Path(__file__).resolve().parent / "results" / "curves.jsonl"
+HIDDEN = {"seed", "ipc", "train.seeds", "evaluate.baselines", "squeeze.weights"}  # what the caption says anyway
+
+Line = dict[str, Any]
+
+
+def line_of(curve_file: Path) -> Line:
+    """A run's line, from its folder: curve.json, recipe.toml and environment.json.
+
+    changes: settings that are not those of the recipe as it ships. Raises ValueError if the curve is that of another
+    recipe.toml.
+    """
+    folder, curve = curve_file.parent, read_json(curve_file)
+    made = recipe.load(str(folder / "recipe.toml"))
+    if made.sha256() != curve["recipe_sha256"]:
+        raise ValueError(f"{curve_file} is not a curve of the recipe.toml beside it; run evaluate again")
+    shipped = settings(recipe.load(f"{stem(made.name)}-ipc{made.ipc}"))
+    own = settings(made)
+    changes = {key: without_folders(own[key]) for key in shipped if own[key] != shipped[key] and key not in HIDDEN}
+    copied = ("recipe_sha256", "student", "epochs", "seed", "seeds", "sizes")
+    finished = datetime.datetime.fromtimestamp(curve_file.stat().st_mtime, datetime.UTC)
+    return {
+        "recipe": stem(made.name),
+        **{key: curve[key] for key in copied},
+        "ipc": made.ipc,
+        "changes": changes,
+        "top1_last": {
+            name: {size: rounded(score) for size, score in of.items()} for name, of in curve["top1_last"].items()
+        },
+        "device": curve["versions"].get("gpu", read_json(folder / "environment.json")["device"]),
+        "versions": curve["versions"],
+        "date": finished.date().isoformat(),
+    }
+
+
+def add(line: Line, path: Path) -> None:
+    """Appends the line to the file; one of the same recipe and sizes is replaced."""
+    kept = [old for old in read_lines(path) if curve_of(old) != curve_of(line)]
+    path.parent.mkdir(parents=True, exist_ok=True)
+    write_atomic(path, "".join(json.dumps(entry) + "\n" for entry in [*kept, line]).encode())
+
+
+def curve_of(line: Line) -> tuple[str, list[int]]:
+    return line["recipe_sha256"], line["sizes"]
+
+
+def page(lines: Iterable[Line]) -> str:
+    """All curves as Markdown."""
+    head = "# One set at several sizes\n\nWritten by `benchmarks/curves.py table`. Top-1 of the last epoch, in %.\n"
+    return "\n".join([head, *(f"{section(line)}\n" for line in lines)])
+
+
+def section(line: Line) -> str:
+    """A curve: what it belongs to, and a row for each way in which sets of these sizes were made."""
+    seeds = f"{line['seeds']} seed{'s' * (line['seeds'] > 1)} from {line['seed']}"
+    what = f"`{line['recipe']}-ipc{line['ipc']}` ({line['recipe_sha256'][:8]}), {line['student']}, "
+    what += f"{line['epochs']} epochs, {seeds}, {line['date']}, {line['device']}"
+    changes = [f"{key} {shown(value)}" for key, value in line["changes"].items()]
+    what += f"; changed: {'; '.join(changes)}." if changes else "."
+    rows = [f"| images a class | {' | '.join(map(str, line['sizes']))} |", "| --- " * (len(line["sizes"]) + 1) + "|"]
+    for name, of in line["top1_last"].items():
+        cells = [score(of[str(size)], line["seeds"]) for size in line["sizes"]]
+        rows.append(f"| {(SIZE_NAMES | ARMS).get(name, name)} | {' | '.join(cells)} |")
+    return "\n".join([what, "", *rows])
+
+
+def score(of: dict[str, float], seeds: int) -> str:
+    return f"{of['mean']:.1f}" + f" ± {of['std']:.1f}" * (seeds > 1)
+
+
+def main(arguments: list[str] | None = None) -> int:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    commands = parser.add_subparsers(dest="command", required=True)
+    commands.add_parser("add", help="copy a run's curve").add_argument("curve", type=Path)
+    commands.add_parser("table", help="write curves.md").add_argument("--check", action="store_true")
+    options = parser.parse_args(arguments)
+    try:
+        if options.command == "add":
+            add(line := line_of(options.curve), LINES)
+            print(section(line))
+            return 0
+        made, path = page(read_lines(LINES)), LINES.with_suffix(".md")
+        if options.check and (not path.exists() or path.read_text() != made):
+            raise ValueError(f"{path.name} is not up to date: python benchmarks/curves.py table")
+        if not options.check:
+            write_atomic(path, made.encode())
+    except (ValueError, OSError) as error:
+        sys.stderr.write(f"curves: {error}\n")
+        return 1
+    return 0
+
+
+if __name__ == "__main__":
+    sys.exit(main())

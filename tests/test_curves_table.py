@@ -1,0 +1,53 @@
+"""Committed curves: what is copied from a run, and the page that is written from them."""
+
+import dataclasses
+import json
+
+import curves
+import pytest
+
+from fastcondense.recipe import load
+
+
+def finished(folder, mode="sequential", mean=90.04):
+    made = load("sre2l/digits-ipc5")
+    recover = dataclasses.replace(made.recover, nested=dataclasses.replace(made.recover.nested, mode=mode))
+    made = dataclasses.replace(made, recover=recover)
+    of = {size: {"mean": mean + k, "std": 0.26} for k, size in enumerate(("1", "5"))}
+    curve = {
+        "recipe_sha256": made.sha256(),
+        **{"student": "zoo/convnet1", "epochs": 4, "seed": 0, "seeds": 2, "sizes": [1, 5]},
+        "top1_last": {"nested": of, "prefix": of, "herding_soft": of},
+        "versions": {"torch": "2.13.0"},
+    }
+    folder.mkdir()
+    (folder / "recipe.toml").write_text(made.to_toml())
+    (folder / "curve.json").write_text(json.dumps(curve))
+    (folder / "environment.json").write_text(json.dumps({"device": "cpu"}))
+    return folder / "curve.json"
+
+
+def test_a_curve_is_copied_and_shown(tmp_path, monkeypatch):
+    monkeypatch.setattr(curves, "LINES", tmp_path / "curves.jsonl")
+    for folder, mean in (("a", 80.0), ("b", 90.04)):  # the second is of the same recipe and replaces the first
+        assert curves.main(["add", str(finished(tmp_path / folder, mean=mean))]) == 0
+    assert curves.main(["table"]) == curves.main(["table", "--check"]) == 0
+    text = (tmp_path / "curves.md").read_text()
+    assert text.count("images a class") == 1
+    assert "`sre2l/digits-ipc5`" in text and "cpu; changed: recover.nested.mode sequential." in text
+    assert "| this set | 90.0 ± 0.3 | 91.0 ± 0.3 |" in text
+    assert "| first of independent slots (C) |" in text and "| real by herding, soft labels |" in text
+    assert curves.main(["add", str(finished(tmp_path / "c", mode="independent"))]) == 0
+    assert curves.main(["table", "--check"]) == 1 and curves.main(["table"]) == 0
+    assert (tmp_path / "curves.md").read_text().count("images a class") == 2
+
+
+def test_a_curve_of_another_recipe_is_refused(tmp_path):
+    curve = finished(tmp_path / "a")
+    (tmp_path / "a" / "recipe.toml").write_text(load("sre2l/digits-ipc5").to_toml())
+    with pytest.raises(ValueError, match="is not a curve of the"):
+        curves.line_of(curve)
+
+
+def test_the_committed_page_is_up_to_date():
+    assert curves.main(["table", "--check"]) == 0
