@@ -99,6 +99,11 @@ class Recipe:
             raise ValueError("recover.statistics patch needs images of one size: the number of patches depends on it")
         if initial.factor > size:
             raise ValueError(f"recover.initial.factor {initial.factor} is more than dataset.image_size")
+        if recover.loss and (recover.objective != "statistics" or not recover.iterations):
+            raise ValueError(
+                "recover.loss needs recover.objective statistics and iterations, got "
+                f"{recover.objective} and {recover.iterations}"
+            )
         has_anchors = initial.kind == "mosaic" and (initial.crops == 0 or initial.crop_size == "image")
         if recover.objective == "features" and not (has_anchors and recover.features.layer):
             raise ValueError(
@@ -207,6 +212,8 @@ class Recipe:
         del tree["name"], tree["ranking"]
         for key in ("workers", "loader", "on_error", "counts"):
             del tree["dataset"][key]
+        if not self.recover.loss:  # sets that were made before there was such a setting are the same
+            del tree["recover"]["loss"]
         del tree["recover"]["snapshots"], tree["recover"]["reproducible"]
         del tree["squeeze"]["shared"], tree["train"]["sync_batch_norm"]
         del tree["evaluate"]["sizes"], tree["evaluate"]["compare"]

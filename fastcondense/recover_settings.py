@@ -173,6 +173,10 @@ class Recover(Views):
     """Of EDC's flatness: KL between the answers to the images and to their running mean."""
     flatness_decay: float = 0.99
     flatness_temperature: float = 4.0
+    loss: str = ""
+    """Your own term beside the others, file.py:function or module:function: it is called with what a teacher sees,
+    normalised [N, 3, S, S], its logits [N, K] and the classes among them, int64 [N], and gives one number. On a GPU a
+    CUDA graph captures it: nothing in it may be read by the host."""
     stages: tuple[int, ...] = ()
     """Sides of the images in equal parts of the iterations (FADRM); empty: image_size throughout."""
     residual: float = 1.0

@@ -31,6 +31,7 @@ from .sets.imported import import_images
 from .sets.published_sets import PublishedSet, read_published
 from .teachers.teacher import Teacher
 from .tracking import open_trackers
+from .user_functions import source_sha256
 
 
 def cost_unit(device: str) -> str:
@@ -104,8 +105,14 @@ class Run:
         write_json(self.out / "environment.json", self.versions() | where)
 
     def identity(self, stage: str) -> dict[str, Any]:
-        """The settings that decide what `stage` ("squeeze" or "recover") makes."""
-        return self.recipe.parts(*{"squeeze": SQUEEZE_PARTS, "recover": self.recipe.recover_parts()}[stage])
+        """The settings that decide what `stage` ("squeeze" or "recover") makes, and the file of a loss that they name.
+
+        Raises ValueError if there is no such function.
+        """
+        parts = self.recipe.parts(*{"squeeze": SQUEEZE_PARTS, "recover": self.recipe.recover_parts()}[stage])
+        if stage == "recover" and self.recipe.recover.loss:
+            parts["loss_sha256"] = source_sha256(self.recipe.recover.loss, "recover.loss")
+        return parts
 
     @cached_property
     def real(self) -> RealData:

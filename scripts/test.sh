@@ -3,5 +3,5 @@
 # Options are passed on to pytest, e.g.  bash scripts/test.sh -k windows
 set -euo pipefail
 cd "$(dirname "${BASH_SOURCE[0]}")/.."
-bash scripts/setup.sh dev ffcv dali hf
+bash scripts/setup.sh dev docs ffcv dali hf
 exec .venv/bin/python -m pytest -n 2 --dist loadfile "$@"

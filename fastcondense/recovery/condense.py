@@ -42,7 +42,7 @@ def recover(run: Run) -> None:
     All workers of a launch call this, and each returns when all jobs are finished.
     """
     settle(run)
-    recipe, teachers = run.recipe, squeeze(run)
+    recipe, identity, teachers = run.recipe, run.identity("recover"), squeeze(run)
     folder = run.out / "condensed"
     if (origin := read_origin(folder)) is not None:
         images = condensed_set(run).images
@@ -50,7 +50,7 @@ def recover(run: Run) -> None:
         return
     manifest = {
         "classes": list(run.real.classes),
-        "recipe": run.identity("recover"),
+        "recipe": identity,
         "teachers": {teacher.name: teacher.sha256 for teacher in teachers},
     }
     open_folder(folder, manifest)

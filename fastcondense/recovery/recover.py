@@ -29,7 +29,7 @@ from .graph import Graphs
 from .initial import InitialImages, noise
 from .nested import UnionMatching, Unions
 from .recording import JobRecorder, Record
-from .regularizers import densification, flatness
+from .regularizers import densification, flatness, own_loss
 from .schedule import Turn, learning_rates, live_layers, stages, turns, window_table
 from .unfinished import State, Unfinished, remaining
 
@@ -83,6 +83,7 @@ class RecoverStep:
                 for teacher, sets in zip(teachers, targets, strict=True)
             ]
         self.own_weights, self.union_weights = (torch.zeros(recover.iterations, device=device) for _ in range(2))
+        self.own_loss = own_loss(recover.loss) if recover.loss else None
         self.live = [live.to(device) for live in self._live(job)]
         self.low, self.high = Normalization.of(recipe.dataset, device).range()
         self.windows = torch.empty_like(window_table(recipe, job), device=device)
@@ -199,19 +200,21 @@ class RecoverStep:
         """images: those of the canvas, normalised [N, 3, S, S]. Total, cross-entropy, weighted matching loss: [3]."""
         recover = self.recover
         views = crop(images, windows_now, canvas.side, dtype=self.teachers[0].dtype)
-        answers, entropies, distances = [], [], []
+        answers, entropies, distances, own_terms = [], [], [], []
         for which, weight in turn:
             logits, moments = self.teachers[which](views)
             live = self.live[which].index_select(0, self.step)[0] if recover.drop_rate else None
             answers.append(logits)
             entropies.append(weight * F.cross_entropy(logits, self.wanted[which]))
+            if self.own_loss is not None:
+                own_terms.append(weight * self.own_loss(views, logits, self.wanted[which]))
             distance = self.matching[which](moments, live)
             if self.unions:
                 own, union = (w.index_select(0, self.step)[0] for w in (self.own_weights, self.union_weights))
                 distance = own * distance + union * self.unions[which](moments, live)
             distances.append(weight * recover.match_weight * distance)
         entropy, matching = sum(entropies[1:], entropies[0]), sum(distances[1:], distances[0])
-        total = entropy + matching
+        total = sum(own_terms, entropy + matching)
         if recover.tv_weight or recover.l2_weight:
             variation, norm = image_prior(views)
             total = total + recover.tv_weight * variation + recover.l2_weight * norm

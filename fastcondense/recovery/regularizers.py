@@ -1,10 +1,14 @@
-"""Terms of the recover loss that are neither statistics nor image priors: densification (G-VBSM), flatness (EDC)."""
+"""Terms of the recover loss that are neither statistics nor image priors: G-VBSM's, EDC's, and the user's own."""
 
 from __future__ import annotations
+
+from collections.abc import Callable
 
 import torch
 from torch import Tensor
 from torch.nn import functional as F
+
+from ..user_functions import load_function
 
 POOLED = 32
 """Side of the images that densification compares."""
@@ -45,6 +49,25 @@ def flatness(logits: Tensor, ema_logits: Tensor, temperature: float = 4.0) -> Te
     """
     log_p, log_q = (F.log_softmax(x.double() / temperature, 1) for x in (ema_logits.detach(), logits))
     return (F.kl_div(log_q, log_p, reduction="sum", log_target=True) / logits.numel()).to(logits.dtype)
+
+
+def own_loss(reference: str) -> Callable[[Tensor, Tensor, Tensor], Tensor]:
+    """The user's function of (views [N, 3, S, S], logits [N, K], classes int64 [N]) that `reference` names.
+
+    It raises ValueError where the function gives something else than one number with a gradient.
+    """
+    function = load_function(reference, "recover.loss")
+
+    def loss(views: Tensor, logits: Tensor, classes: Tensor) -> Tensor:
+        made = function(views, logits, classes)
+        if not isinstance(made, Tensor) or made.numel() != 1 or not made.requires_grad:
+            got = f"{tuple(made.shape)} of {made.dtype}" if isinstance(made, Tensor) else type(made).__name__
+            raise ValueError(
+                f"recover.loss {reference!r} must give one number with a gradient in the images, got {got}"
+            )
+        return made.reshape(())
+
+    return loss
 
 
 class _SpectrumDivergence(torch.autograd.Function):

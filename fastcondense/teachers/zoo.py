@@ -3,21 +3,16 @@
 from __future__ import annotations
 
 import difflib
-import hashlib
-import importlib.util
-import sys
 from collections.abc import Callable
 from functools import partial
-from importlib import import_module
 from itertools import pairwise
-from pathlib import Path
-from types import ModuleType
 from typing import Any
 
 import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
+from ..user_functions import load_function
 from ..vision import timm, torchvision
 
 
@@ -28,7 +23,7 @@ def build(architecture: str, num_classes: int, weights: str | None = None) -> nn
     """
     if ":" in architecture:
         try:
-            return _user(architecture)(num_classes=num_classes)
+            return load_function(architecture, "architecture")(num_classes=num_classes)
         except TypeError as error:
             raise ValueError(f"architecture {architecture!r} must take num_classes=...: {error}") from None
     source, _, name = architecture.partition("/")
@@ -58,35 +53,6 @@ def _known(name: str, table: dict, source: str):
         near = difflib.get_close_matches(name, table, 1, 0.0)[0]
         raise ValueError(f"{source} has no {name!r}; the nearest is {near!r}")
     return table[name]
-
-
-def _user(reference: str) -> Callable[..., nn.Module]:
-    """module:function, or path/to/file.py:function; the current folder is searched first."""
-    module_name, _, function = reference.rpartition(":")
-    folder = str(Path.cwd())
-    if folder not in sys.path:
-        sys.path.insert(0, folder)
-    try:
-        module = _module_of_file(Path(module_name)) if module_name.endswith(".py") else import_module(module_name)
-    except ImportError as error:
-        raise ValueError(f"architecture {reference!r} cannot be imported: {error}") from None
-    if not callable(getattr(module, function, None)):
-        raise ValueError(f"architecture {reference!r}: {module_name} has no function {function!r}")
-    return getattr(module, function)
-
-
-def _module_of_file(path: Path) -> ModuleType:
-    """The module in a file, under a name of its own: two files of one name do not get in each other's way."""
-    if not path.is_file():
-        raise ValueError(f"there is no file {path}")
-    name = f"fastcondense_user_{hashlib.sha256(str(path.resolve()).encode()).hexdigest()[:16]}"
-    if name not in sys.modules:
-        specification = importlib.util.spec_from_file_location(name, path)
-        if specification is None or specification.loader is None:
-            raise ValueError(f"{path} is no Python file")
-        sys.modules[name] = importlib.util.module_from_spec(specification)
-        specification.loader.exec_module(sys.modules[name])
-    return sys.modules[name]
 
 
 # --- networks for small images ---------------------------------------------------------------------------------------

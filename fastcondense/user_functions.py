@@ -1,0 +1,57 @@
+"""The user's own functions by name: module:function, or path/to/file.py:function; the current folder comes first."""
+
+from __future__ import annotations
+
+import hashlib
+import importlib.util
+import sys
+from collections.abc import Callable
+from importlib import import_module
+from pathlib import Path
+from types import ModuleType
+from typing import Any
+
+
+def load_function(reference: str, purpose: str) -> Callable[..., Any]:
+    """The function that `reference` names. Raises ValueError that begins with `purpose` if there is none."""
+    module_name, _, function = reference.rpartition(":")
+    module = _module(reference, purpose)
+    if not callable(getattr(module, function, None)):
+        raise ValueError(f"{purpose} {reference!r}: {module_name} has no function {function!r}")
+    return getattr(module, function)
+
+
+def source_sha256(reference: str, purpose: str) -> str:
+    """Hash of the file that the function stands in, not of what it imports. Raises ValueError as `load_function`."""
+    load_function(reference, purpose)
+    file = _module(reference, purpose).__file__
+    if file is None:
+        raise ValueError(f"{purpose} {reference!r} is in no file")
+    return hashlib.sha256(Path(file).read_bytes()).hexdigest()
+
+
+def _module(reference: str, purpose: str) -> ModuleType:
+    name = reference.rpartition(":")[0]
+    if not name:
+        raise ValueError(f"{purpose} {reference!r} must be module:function or path/to/file.py:function")
+    folder = str(Path.cwd())
+    if folder not in sys.path:
+        sys.path.insert(0, folder)
+    try:
+        return _module_of_file(Path(name)) if name.endswith(".py") else import_module(name)
+    except ImportError as error:
+        raise ValueError(f"{purpose} {reference!r} cannot be imported: {error}") from None
+
+
+def _module_of_file(path: Path) -> ModuleType:
+    """The module in a file, under a name of its own: two files of one name do not get in each other's way."""
+    if not path.is_file():
+        raise ValueError(f"there is no file {path}")
+    name = f"fastcondense_user_{hashlib.sha256(str(path.resolve()).encode()).hexdigest()[:16]}"
+    if name not in sys.modules:
+        specification = importlib.util.spec_from_file_location(name, path)
+        if specification is None or specification.loader is None:
+            raise ValueError(f"{path} is no Python file")
+        sys.modules[name] = importlib.util.module_from_spec(specification)
+        specification.loader.exec_module(sys.modules[name])
+    return sys.modules[name]

@@ -1,0 +1,94 @@
+"""docs/ builds strictly, names every module, and says what README, recipes and result files say."""
+
+import html
+import re
+import subprocess
+import sys
+from importlib.util import find_spec
+
+import pytest
+from documents import PAGES, ROOT, WRITTEN, cells, spans
+
+from fastcondense import recipe
+
+
+@pytest.mark.skipif(find_spec("mkdocs") is None, reason="mkdocs is not installed: pip install -e '.[docs]'")
+def test_it_builds_strictly_with_every_link(tmp_path):
+    command = [sys.executable, "-m", "mkdocs", "build", "--strict", "--site-dir", str(tmp_path / "site")]
+    done = subprocess.run(command, cwd=ROOT, capture_output=True, text=True)
+    assert done.returncode == 0, done.stdout + done.stderr
+    made = {path.relative_to(tmp_path / "site").with_suffix(".md") for path in (tmp_path / "site").rglob("*.html")}
+    assert {page.relative_to(ROOT / "docs") for page in PAGES} <= made
+    shown = {
+        "settings": ("weight_decay: float = 0.01", "folder: <split>/<class>/<image>, as ImageNet."),
+        "kernels": ("frozen_batch_norm_triton", "Differentiable in the images."),
+    }
+    for name, words in shown.items():
+        text = (tmp_path / "site" / "reference" / f"{name}.html").read_text()
+        text = html.unescape(re.sub(r"<[^>]+>", "", text))
+        assert all(word in text for word in words)
+    table = (tmp_path / "site" / "comparison.html").read_text()
+    assert "published top-1 (IPC)" in table, "README's table of accuracy is part of the page"
+
+
+def test_the_reference_names_every_module_once():
+    text = "".join(page.read_text() for page in PAGES if page.parent.name == "reference")
+    named = re.findall(r"^::: fastcondense\.(\w+)$", text, re.M)
+    folder = ROOT / "fastcondense"
+    modules = {path.parent.name for path in folder.glob("*/__init__.py")} | {path.stem for path in folder.glob("*.py")}
+    assert sorted(named) == sorted(modules - {"__init__"})
+
+
+def test_links_and_paths_of_files_exist():
+    checked = 0
+    for page in WRITTEN:
+        links = [link.partition("#")[0] for link in re.findall(r"\]\(([^)\s]+)\)", page.read_text())]
+        folders = r"(docs|scripts|benchmarks|tests|fastcondense/recipes)/[\w./-]+"
+        paths = [span for span in spans(page) if re.fullmatch(folders, span)]
+        for link in links:
+            if link and "://" not in link:
+                assert (page.parent / link).exists(), f"{page.name} links to {link}"
+                checked += 1
+        for path in paths:
+            assert (ROOT / path).exists(), f"{page.name} names {path}"
+            checked += 1
+    assert checked > 30
+
+
+def test_published_figures_are_the_recipes_and_say_where_they_were_read():
+    rows = [row for row in cells(ROOT / "docs" / "methods.md") if row[0].endswith("/imagenet1k`")]
+    assert len(rows) == 12
+    for name, ten, fifty, _, source, _ in rows:
+        published = recipe.published(name.strip("`"))["torchvision/resnet18"]
+        assert (float(ten), float(fifty)) == (published["10"], published["50"]), name
+        assert re.match(r"\[.+?\]\(https://github\.com/[\w-]+/[\w-]+\)", source), name
+
+
+@pytest.mark.parametrize("page", ["index", "comparison"])
+def test_our_figures_are_readmes(page):
+    """A figure is written down once more, not anew: README's are those that scripts and results stand behind."""
+    text = (ROOT / "README.md").read_text()
+    rows = [row for row in cells(ROOT / "docs" / f"{page}.md") if re.fullmatch(r"[\d.]+( ± [\d.]+)?", row[1])]
+    assert len(rows) >= 3
+    for row in rows:
+        for figure in row[1:]:
+            assert re.search(rf"(?<![\d.]){re.escape(figure)}(?![\d.])", text), f"README has no {figure} ({row[0]})"
+
+
+def test_parts_of_readme_are_those_between_its_marks(tmp_path, monkeypatch):
+    monkeypatch.syspath_prepend(ROOT / "scripts")
+    import readme_parts
+
+    (tmp_path / "README.md").write_text("a\n<!-- b: begin -->\n| c |\n<!-- b: end -->\n")
+    monkeypatch.setattr(readme_parts, "README", tmp_path / "README.md")
+    assert readme_parts.on_page_markdown("x <!-- README: b --> y", page=None) == "x | c |\n y"
+    with pytest.raises(ValueError, match="no part between <!-- d: begin --> and <!-- d: end -->"):
+        readme_parts.on_page_markdown("<!-- README: d -->")
+
+
+def test_docstrings_are_text_but_in_code(monkeypatch):
+    pytest.importorskip("griffe", reason="griffe is not installed: pip install -e '.[docs]'")
+    monkeypatch.syspath_prepend(ROOT / "scripts")
+    import docstrings
+
+    assert docstrings.escape("a < b & `<c>` is <d>") == "a &lt; b &amp; `<c>` is &lt;d&gt;"
