@@ -1,12 +1,13 @@
 #!/usr/bin/env bash
 # Two "machines" on one host, as network namespaces, recover one run together; one of them is cut off in the middle.
-# The rest finish, the one that was cut off comes back, and the images are those of one process. Needs root and iproute2.
+# The rest finish, the one that was cut off comes back, and the images are those of one process. Then torchrun does it.
+# Needs root and iproute2.
 # usage: scripts/two_machines.sh [FOLDER]    what the machines say is kept there
 set -euo pipefail
 cd "$(dirname "${BASH_SOURCE[0]}")/.."
 folder=${1:-$(mktemp -d)}
 mkdir -p "$folder"
-python=.venv/bin/python
+python=${PYTHON:-.venv/bin/python}
 flags=(--recipe sre2l/digits-ipc10 --squeeze.teachers zoo/convnet3_w32 --squeeze.epochs 4 --recover.batch-size 5
     --recover.iterations "${ITERATIONS:-600}" --device cpu)
 export OMP_NUM_THREADS=1 FASTCONDENSE_PATIENCE=5
@@ -32,6 +33,12 @@ machine() { # NAME ADDRESS LOG
         --gpus 0 --workers 1 --nodes 1:2 --rendezvous 10.77.0.1:29400 --address "$2" >"$folder/$3.log" 2>&1
 }
 
+torchrun_machine() { # NAME ADDRESS
+    ip netns exec "fastcondense-$1" env GLOO_SOCKET_IFNAME="cable-$1" "$python" -m torch.distributed.run --nnodes 2 \
+        --nproc-per-node 1 --rdzv-backend c10d --rdzv-endpoint 10.77.0.1:29401 --local-addr "$2" \
+        -m fastcondense.cli recover "${flags[@]}" --out "$folder/torchrun" >"$folder/torchrun-$1.log" 2>&1
+}
+
 shards() { find "$folder/run/condensed" -name 'shard-*' 2>/dev/null | wc -l; }
 
 echo "one process alone"
@@ -55,16 +62,23 @@ wait "$first"
 wait "$second" || { cat "$folder/b-again.log"; exit 1; }
 echo "$(shards) jobs are finished"
 
+echo "the same by torchrun"
+torchrun_machine a 10.77.0.1 &
+first=$!
+torchrun_machine b 10.77.0.2 || { cat "$folder/torchrun-b.log"; exit 1; }
+wait "$first"
+
 "$python" - "$folder" <<'PYTHON'
 import sys
 from pathlib import Path
 
 from safetensors.numpy import load_file
 
-alone, run = (sorted((Path(sys.argv[1]) / name / "condensed").glob("shard-*")) for name in ("alone", "run"))
-assert [path.name for path in alone] == [path.name for path in run] and alone
-for one, other in zip(map(load_file, alone), map(load_file, run)):
-    for key in ("images", "losses", "classes", "slots"):
-        assert one[key].tobytes() == other[key].tobytes(), key
-print(f"all {len(run)} jobs have the bits of one process")
+alone, *others = (sorted((Path(sys.argv[1]) / name / "condensed").glob("shard-*")) for name in ("alone", "run", "torchrun"))
+for run in others:
+    assert [path.name for path in alone] == [path.name for path in run] and alone
+    for one, other in zip(map(load_file, alone), map(load_file, run)):
+        for key in ("images", "losses", "classes", "slots"):
+            assert one[key].tobytes() == other[key].tobytes(), key
+print(f"all {len(alone)} jobs of both runs have the bits of one process")
 PYTHON
