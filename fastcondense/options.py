@@ -97,7 +97,7 @@ def _sizes(arguments: list[str]) -> list[str]:
     """`--ipc 1,2,5` spelled out, sizes at which a set is scored; with one number there are none."""
     if "--ipc" not in arguments[:-1]:
         return arguments
-    at = arguments.index("--ipc")
+    at = len(arguments) - 1 - arguments[::-1].index("--ipc")  # the last one counts
     value, rest = arguments[at + 1], [*arguments[:at], *arguments[at + 2 :]]
     if "," not in value:
         return [*rest, "--ipc", value, "--evaluate.sizes"]

@@ -119,7 +119,7 @@ class Recipe:
 
     def _check_adaptive(self) -> None:
         recover = self.recover
-        if recover.slots_per_job != 0 or recover.objective != "statistics" or self.ipc > recover.batch_size:
+        if recover.slots_per_job != 0 or recover.objective != "statistics" or 0 < recover.batch_size < self.ipc:
             raise ValueError(
                 "recover.nested.mode adaptive needs recover.slots_per_job 0, objective statistics, and a "
                 f"recover.batch_size of at least ipc {self.ipc}"

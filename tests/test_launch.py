@@ -11,6 +11,9 @@ import pytest
 from safetensors.numpy import load_file
 from small import FLAGS, fastcondense, shards
 
+from fastcondense.cli import main
+from fastcondense.files import read_json
+
 ROOT = Path(__file__).parents[1]
 MORE = ("--recover.slots-per-job", "1", "--recover.statistics", "bn", "conv", "--ipc", "4")  # targets are collected too
 
@@ -152,3 +155,17 @@ def test_options_that_cannot_be(tmp_path, capsys):
     }.items():
         assert fastcondense("recover", tmp_path / "run", *options) == 1
         assert text in capsys.readouterr().err and not (tmp_path / "run").exists()
+
+
+def test_a_whole_run_by_two_workers_leaves_what_one_leaves(alone, tmp_path):
+    run, more = alone
+    more = [*more, "--ipc", "2", "--train.seeds", "1", "--evaluate.baselines", "random_hard"]
+    ended(launched("run", tmp_path / "run", *more, "--gpus", "0", "--workers", "2"))
+    made = shards(tmp_path / "run")
+    assert made == {name: data for name, data in shards(run).items() if name in made} and len(made) == 4
+    assert fastcondense("run", tmp_path / "alone", *more) == 0
+    names = [{path.name for path in folder.iterdir()} for folder in (tmp_path / "run", tmp_path / "alone")]
+    assert names[0] == names[1] | {"log-1.jsonl"}
+    results = [read_json(folder / "result.json") for folder in (tmp_path / "run", tmp_path / "alone")]
+    assert results[0].keys() == results[1].keys() and results[0]["bytes"] == results[1]["bytes"]
+    assert main(["verify", str(tmp_path / "run")]) == 0

@@ -8,8 +8,6 @@ rest (spec sre2l_cda_scdd_rded_mdc 5.6, mode A; MDC's selection and freezing, 5.
 
 from __future__ import annotations
 
-import contextlib
-import json
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 
@@ -18,7 +16,6 @@ import torch
 from torch import Tensor
 
 from ..data.real import Normalization
-from ..fleet.interrupt import check, held
 from ..jobs import Job
 from ..precision import arithmetic, network_dtype
 from ..recipe import Recipe
@@ -28,7 +25,7 @@ from .nested import Pool, merge
 from .recording import Record
 from .recover import Recovered, RecoverStep, Sources, check_layers
 from .schedule import Turn, turns
-from .unfinished import Unfinished
+from .unfinished import State, Unfinished, remaining
 
 
 @dataclass
@@ -95,12 +92,7 @@ class AdaptiveRecoverer:
     """Recovers jobs of all slots, one after another. num_classes: of the data set."""
 
     def __init__(
-        self,
-        recipe: Recipe,
-        teachers: Sequence[Teacher],
-        device: torch.device,
-        sources: Sources,
-        num_classes: int,
+        self, recipe: Recipe, teachers: Sequence[Teacher], device: torch.device, sources: Sources, num_classes: int
     ):
         self.recipe, self.device, self.sources, self.num_classes = recipe, device, sources, num_classes
         self.teachers = [teacher.cast(network_dtype(recipe.recover.precision)) for teacher in teachers]
@@ -115,24 +107,19 @@ class AdaptiveRecoverer:
     ) -> Recovered:
         """Recovers a job; losses are those of an iteration, averaged over the cells that came as far.
 
-        With `unfinished` the state is saved there now and then, between rounds, and gone on from, to the same bits.
+        With `unfinished` the state is saved there now and then, between two visits, and gone on from, to the same bits.
         Raises ValueError if images are not finite.
         """
         with arithmetic(self.recipe.recover.precision, self.recipe.recover.reproducible):
-            condensing = AdaptiveJob(self, job)
-            if unfinished is not None:
-                condensing.restore(unfinished)
-            with held() if unfinished is not None else contextlib.nullcontext():
-                while condensing.round < self.recipe.recover.nested.rounds:
-                    condensing.advance()
-                    if unfinished is not None and unfinished.is_due():
-                        condensing.write(unfinished)
-                        check()
-        images = condensing.images()
+            growing = AdaptiveJob(self, job)
+            count = self.recipe.recover.nested.rounds * job.num_slots
+            for number in remaining(count, unfinished, self.device, growing.state, growing.restore):
+                growing.advance(number)
+        images = growing.images()
         if not bool(torch.isfinite(images).all()):
             raise ValueError(f"recover diverged in job {job.index}: images are not finite; try a smaller recover.lr")
         pixels = Normalization.of(self.recipe.dataset, torch.device("cpu")).pixels(images)
-        return Recovered(pixels, condensing.losses(), {}, Record())
+        return Recovered(pixels, growing.losses(), {}, Record())
 
 
 class AdaptiveJob:
@@ -156,20 +143,20 @@ class AdaptiveJob:
         self.layouts = [self.step.layout(which, self.cells[0]) for which in numbers]
         self.graphs, self.advances = Graphs(self.device), dict[Turn, Callable[[], None]]()
         self.lengths = [len(part) for part in np.array_split(range(self.recipe.recover.iterations), nested.rounds)]
-        self.round = 0
-        self.states: list[dict[str, Tensor]] = []
+        self.states: list[State] = []
         for cell in self.cells:
             self.step.load(cell)
-            self.states.append(self._state())
+            self.states.append(self._left())
             self.prefixes.measure(cell.first_slot, self.step.images, self.teachers)
         self.choice.choose(self.distances())
 
-    def advance(self) -> None:
-        """A round: each cell that does not rest goes on by as many iterations; then a prefix is chosen."""
-        for cell in self.cells[self.choice.frozen :]:
-            self._visit(cell, self.lengths[self.round])
-        self.round += 1
-        self.choice.choose(self.distances())
+    def advance(self, number: int) -> None:
+        """Visit `number`, of a cell that may rest; at the end of a round a prefix is chosen."""
+        which, slot = divmod(number, len(self.cells))
+        if slot >= self.choice.frozen:
+            self._visit(self.cells[slot], self.lengths[which])
+        if slot == len(self.cells) - 1:
+            self.choice.choose(self.distances())
 
     def distances(self) -> list[float]:
         """Of each prefix that can be chosen, to the targets: matching without running means, summed over teachers."""
@@ -191,30 +178,34 @@ class AdaptiveJob:
         is_done = torch.arange(tables.shape[1]) < done[:, None]
         return (tables * is_done[..., None]).sum(0) / is_done.sum(0)[:, None]
 
-    def write(self, unfinished: Unfinished) -> None:
-        """Saves the state for `restore`."""
+    def state(self) -> State:
+        """All that visits have changed, for `restore`; statistics are measured again."""
         tensors = {f"{slot}/{name}": kept for slot, state in enumerate(self.states) for name, kept in state.items()}
-        choice = json.dumps({"size": self.choice.size, "past": self.choice.past, "distances": self.choice.distances})
-        unfinished.write(self.round, tensors, {"choice": choice})
+        chosen = {"size": [self.choice.size], "past": self.choice.past}
+        tensors |= {f"choice/{name}": torch.tensor(numbers, dtype=torch.int64) for name, numbers in chosen.items()}
+        return tensors | {"choice/distances": torch.tensor(self.choice.distances, dtype=torch.float64)}
 
-    def restore(self, unfinished: Unfinished) -> None:
-        """Goes on from a state that was saved, if there is one."""
-        if (saved := unfinished.read()) is None:
-            return
-        self.round, tensors, kept = saved
+    def restore(self, _number: int, tensors: State) -> None:
+        """Goes on from the state of this job that was saved."""
         for slot, state in enumerate(self.states):
             state.update({name: tensors[f"{slot}/{name}"] for name in state})
             self.prefixes.measure(slot, state["images"].to(self.device), self.teachers)
-        for name, value in json.loads(kept["choice"]).items():
-            setattr(self.choice, name, value)
+        size, past, distances = (tensors[f"choice/{name}"].tolist() for name in ("size", "past", "distances"))
+        self.choice.size, self.choice.past, self.choice.distances = size[0], past, distances
 
     def _visit(self, cell: Job, iterations: int) -> None:
         order = turns(self.recipe, len(self.teachers), cell)
         advances = [self._advance(turn) for turn in order]
-        begun = self._take_up(cell)
+        state = self.states[cell.first_slot]
+        self.step.load(cell)
+        self.step.restore(0, state)
+        for union in self.step.unions:  # of another prefix, or of cells that have changed
+            for matching in union.matchings:
+                matching.reset()
+        begun = int(state["step"])
         for iteration in range(begun, begun + iterations):
             advances[iteration % len(order)]()
-        self.states[cell.first_slot] = self._state()
+        self.states[cell.first_slot] = self._left()
         self.prefixes.measure(cell.first_slot, self.step.images, self.teachers)
 
     def _advance(self, turn: Turn) -> Callable[[], None]:
@@ -223,21 +214,6 @@ class AdaptiveJob:
             self.advances[turn] = self.graphs.capture(lambda: self.step(turn), self.step.step.zero_)
         return self.advances[turn]
 
-    def _buffers(self) -> dict[str, Tensor]:
-        step, canvas = self.step, self.step.canvas
-        buffers = {"images": canvas.images, "first": canvas.first, "second": canvas.second, "average": canvas.average}
-        return buffers | {"losses": step.losses, "step": step.step, "updates": step.updates}
-
-    def _state(self) -> dict[str, Tensor]:
-        """All that a cell goes on from, copied to the host."""
-        kept = {name: buffer.to("cpu", copy=True) for name, buffer in self._buffers().items()}
-        return kept | {f"means/{name}": mean for name, mean in self.step.running_means().items()}
-
-    def _take_up(self, cell: Job) -> int:
-        """Goes on, in place, with a cell's state; returns the number of iterations that it has done."""
-        state = self.states[cell.first_slot]
-        means = {name.removeprefix("means/"): mean for name, mean in state.items() if name.startswith("means/")}
-        self.step.load(cell, means)
-        for name, buffer in self._buffers().items():
-            buffer.copy_(state[name])
-        return int(state["step"])
+    def _left(self) -> State:
+        """All that the cell in the step goes on from, copied to the host."""
+        return {name: buffer.to("cpu", copy=True) for name, buffer in self.step.state().items()}

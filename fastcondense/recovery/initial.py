@@ -18,7 +18,7 @@ from ..run import Run
 from ..teachers.squeeze import chosen
 from ..teachers.teacher import Teacher
 from .mosaic import mosaics
-from .representatives import Rule, read_squares, representatives
+from .representatives import Rule, read_squares, shared_representatives
 
 InitialImages = Callable[[Job], Tensor]
 """Normalised images of a job, float32 [num_images, 3, S, S], on the device of the run."""
@@ -95,8 +95,7 @@ def chosen_real(run: Run, kind: Literal["herding", "medoid"], teachers: Sequence
     """
     recipe, observers = run.recipe, chosen(teachers, run.recipe.recover.initial.teachers)
     rule = Rule(kind, observers[0] if recipe.recover.initial.space == "features" else None)
-    labels = range(len(run.real.classes))
-    order = [representatives(run, rule, label, recipe.ipc) for label in run.log.track(labels, f"{kind} of real images")]
+    order = shared_representatives(run, rule, recipe.ipc)
 
     def images(job: Job) -> Tensor:
         pairs = zip(job.classes().tolist(), job.slots().tolist(), strict=True)

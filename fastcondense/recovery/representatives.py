@@ -20,6 +20,7 @@ from torch import Tensor
 
 from ..data.real import square_batches
 from ..files import read_tensors, write_tensors
+from ..fleet.work import Items
 from ..precision import arithmetic
 from ..run import Run
 from ..teachers.cut import penultimate
@@ -43,8 +44,8 @@ def representatives(run: Run, rule: Rule, label: int, count: int) -> np.ndarray:
 
     Images are compared as the evaluation transform sees them. Raises ValueError if fewer can be read.
     """
-    path = _folder(run, rule) / f"class-{label:05d}.safetensors"
-    kept = read_tensors(path)[0]["ids"].numpy() if path.exists() else np.zeros(0, dtype=np.int64)
+    folder = _folder(run, rule)
+    kept = _kept(folder, label)
     if len(kept) < count:
         vectors, ids = _vectors(run, rule.teacher, label)
         run.report_skipped(run.real.train)
@@ -55,8 +56,18 @@ def representatives(run: Run, rule: Rule, label: int, count: int) -> np.ndarray:
             )
         choose = herding if rule.kind == "herding" else medoids
         kept = ids[choose(inner_products(vectors), count)]
-        write_tensors(path, {"ids": torch.from_numpy(kept)}, {"class": run.real.classes[label]})
+        write_tensors(_path(folder, label), {"ids": torch.from_numpy(kept)}, {"class": run.real.classes[label]})
     return kept[:count]
+
+
+def shared_representatives(run: Run, rule: Rule, count: int) -> list[np.ndarray]:
+    """The `representatives` of every class; the workers that share the run choose those of some classes each."""
+    labels, folder = range(len(run.real.classes)), _folder(run, rule)
+    work = Items(f"choices in {folder}", labels, lambda label: len(_kept(folder, label)) >= count)
+    if not all(map(work.is_finished, labels)):
+        for label, _ in run.share(f"{rule.kind} of real images", work):
+            representatives(run, rule, label, count)
+    return [representatives(run, rule, label, count) for label in labels]
 
 
 def representative_images(run: Run, rule: Rule, count: int) -> tuple[Tensor, Tensor]:
@@ -95,6 +106,16 @@ def _vectors(run: Run, teacher: Teacher | None, label: int) -> tuple[Tensor, np.
 def _features(run: Run, teacher: Teacher) -> Callable[[Tensor], Tensor]:
     network, _ = penultimate(teacher)
     return lambda pixels: network(run.normalize(pixels)).float()
+
+
+def _kept(folder: Path, label: int) -> np.ndarray:
+    """Samples that are chosen already, int64 [n]."""
+    path = _path(folder, label)
+    return read_tensors(path)[0]["ids"].numpy() if path.exists() else np.zeros(0, dtype=np.int64)
+
+
+def _path(folder: Path, label: int) -> Path:
+    return folder / f"class-{label:05d}.safetensors"
 
 
 def _folder(run: Run, rule: Rule) -> Path:
