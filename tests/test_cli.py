@@ -16,6 +16,7 @@ from small import FLAGS, fastcondense, image_folder, shards
 
 from fastcondense.cli import main
 from fastcondense.files import read_json, read_tensors
+from fastcondense.options import parse_stage
 from fastcondense.recovery import condense
 
 
@@ -330,3 +331,10 @@ def test_bench_runs_a_benchmark_of_the_checkout(capfd, monkeypatch):
     monkeypatch.setattr("fastcondense.cli.__file__", "/nowhere/fastcondense/cli.py")
     assert main(["bench", "loaders"]) == 1
     assert "needs a checkout" in capfd.readouterr().err
+
+
+def test_the_last_of_two_sizes_counts():
+    options = parse_stage("run", "", ["--recipe", "sre2l/digits", "--ipc", "4", "--ipc", "1"])
+    assert (options.settings.ipc, options.settings.evaluate.sizes) == (1, ())
+    options = parse_stage("evaluate", "", ["--recipe", "sre2l/digits", "--ipc", "4", "--ipc", "1,3"])
+    assert options.settings.evaluate.sizes == (1, 3)
