@@ -5,22 +5,38 @@ from __future__ import annotations
 import os
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
+from dataclasses import dataclass
 from datetime import timedelta
 
 import torch
 from torch import Tensor, distributed, nn
+from torch.distributed import distributed_c10d
 
-_PATIENCE = timedelta(days=2)  # rank 0 may train teachers while the others wait; torchrun ends them if it fails
+_PATIENCE = timedelta(days=2)  # rank 0 may do something long while the others wait; the launcher ends them if it fails
+_MEETING = timedelta(minutes=3)  # for all to come and connect
+
+
+@dataclass(frozen=True)
+class Membership:
+    """Of this process in a launch."""
+
+    store: distributed.Store
+    rank: int
+    world: int
+    backend: str
+
+
+_membership: Membership | None = None
 
 
 def rank() -> int:
     """Of this process, from 0."""
-    return distributed.get_rank() if distributed.is_initialized() else 0
+    return _membership.rank if _membership else 0
 
 
 def world_size() -> int:
     """Number of processes."""
-    return distributed.get_world_size() if distributed.is_initialized() else 1
+    return _membership.world if _membership else 1
 
 
 def is_launched() -> bool:
@@ -31,21 +47,39 @@ def is_launched() -> bool:
 def join(device: torch.device) -> torch.device:
     """Joins the other processes that were launched; returns the device of this one: of GPUs, that of its local rank.
 
-    They talk by NCCL between GPUs and by gloo between CPUs. Raises ValueError if there are fewer GPUs than processes.
+    They share a store from now on, and are connected with each other only by the first of the functions below that
+    needs it. Raises ValueError if there are fewer GPUs than processes.
     """
+    global _membership
     if device.type == "cuda":
         local, count = int(os.environ["LOCAL_RANK"]), torch.cuda.device_count()
         if local >= count:
             raise ValueError(f"process {local} of this machine has no GPU: there are {count}")
         device = torch.device("cuda", local)
         torch.cuda.set_device(device)
-    distributed.init_process_group("nccl" if device.type == "cuda" else "gloo", timeout=_PATIENCE)
+    store, number, world = next(distributed.rendezvous("env://", timeout=_MEETING))
+    _membership = Membership(store, number, world, "nccl" if device.type == "cuda" else "gloo")
     return device
+
+
+def connect() -> None:
+    """Connects all processes, which have to call this, by NCCL or gloo; once."""
+    if _membership is None or _membership.world == 1 or distributed.is_initialized():
+        return
+    distributed.init_process_group(
+        _membership.backend,
+        store=distributed.PrefixStore("group", _membership.store),
+        rank=_membership.rank,
+        world_size=_membership.world,
+        timeout=_MEETING,
+    )
+    distributed_c10d._set_pg_timeout(_PATIENCE)
 
 
 def meet() -> None:
     """Waits until all have come here."""
     if world_size() > 1:
+        connect()
         distributed.barrier()
 
 
@@ -59,10 +93,10 @@ def leave() -> None:
 def first_alone() -> Iterator[None]:
     """Rank 0 does the block alone, then the others do: what it has made, they find."""
     if rank():
-        distributed.barrier()
+        meet()
     yield
-    if world_size() > 1 and not rank():
-        distributed.barrier()
+    if not rank():
+        meet()
 
 
 def once(function: Callable[[], object]) -> None:
@@ -72,19 +106,10 @@ def once(function: Callable[[], object]) -> None:
             function()
 
 
-def agree(value: int) -> int:
-    """Rank 0's value, on all ranks."""
-    if world_size() == 1:
-        return value
-    device = "cuda" if distributed.get_backend() == "nccl" else "cpu"
-    shared = torch.tensor([value], dtype=torch.int64, device=device)
-    distributed.broadcast(shared, 0)
-    return int(shared)
-
-
 def all_sum(values: Tensor) -> Tensor:
     """The values, added up over all ranks, in place."""
     if world_size() > 1:
+        connect()
         distributed.all_reduce(values)
     return values
 
@@ -92,6 +117,7 @@ def all_sum(values: Tensor) -> Tensor:
 @torch.no_grad()
 def average_buffers(net: nn.Module) -> None:
     """Gives a network the mean of all ranks' floating-point buffers (BatchNorms' statistics), and rank 0's others."""
+    connect()
     for buffer in net.buffers():
         if buffer.is_floating_point():
             buffer.copy_(all_sum(buffer / world_size()))

@@ -12,7 +12,8 @@ from .labelling.relabel import check_teachers
 from .recovery.condense import condensed_set, made_jobs, recover
 from .reporting import report
 from .run import Run
-from .sets.condensed import read_losses, shard_path
+from .sets.condensed import shard_path
+from .sets.loss_bands import read_loss_band
 from .teachers.squeeze import chosen, squeeze
 from .training.curve import evaluate_sizes
 from .training.evaluate import evaluate as evaluate_set
@@ -53,10 +54,10 @@ def picture(run: Run) -> None:
     """Writes grid.png (images) and losses.png (curves) beside the condensed images."""
     condensed, folder = condensed_set(run), run.out / "condensed"
     report.image_grid(condensed, folder / "grid.png")
-    losses = read_losses(folder, len(jobs(run.recipe, len(condensed.classes))))
+    paths = (shard_path(folder, job.index) for job in jobs(run.recipe, len(condensed.classes)))
     pictures = ["grid.png"]
-    if losses.shape[1]:
-        report.loss_curves(losses, folder / "losses.png")
+    if (band := read_loss_band(path for path in paths if path.exists())) is not None:
+        report.loss_curves(band, folder / "losses.png")
         pictures.append("losses.png")
     for name in pictures:
         run.log.picture(folder / name)
@@ -82,4 +83,5 @@ def everything(run: Run) -> None:
     for name, stage in stages.items():
         with run.cost(name):
             stage(run)
-    inspect(run)
+    with run.cost("inspect"):
+        inspect(run)

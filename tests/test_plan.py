@@ -201,6 +201,23 @@ def test_every_kind_of_method_is_planned(name):
     assert made.disk["images"] == 10 * 2 * 3 * 8 * 8
 
 
+def test_teachers_are_shared_out_or_shared(monkeypatch):
+    """Two equal teachers on two workers take half the time, on four no less; with squeeze.shared a quarter."""
+    monkeypatch.setattr("fastcondense.planning.plan.time_steps", lambda *_: Timing({1: 0.001, 64: 0.064, 128: 0.128}))
+    recipe = load("sre2l/digits")
+    two = replace(recipe.squeeze, teachers=("zoo/convnet3_w32", "zoo/convnet3_w64"))
+
+    def squeeze(num_workers, **changes):
+        changed = replace(recipe, squeeze=replace(two, **changes))
+        return Planner(changed, extent(changed, None), num_workers, CPU)._squeeze()
+
+    assert squeeze(2).wall == pytest.approx(squeeze(2).one / 2)
+    assert squeeze(4).wall == squeeze(2).wall
+    training = 2 * 30 * 23 * 0.064  # teachers, epochs, updates
+    checks = squeeze(1).one - training
+    assert squeeze(4, shared=True).wall == pytest.approx(training / 4 + checks)
+
+
 def test_what_plan_refuses(capsys):
     assert main(["plan", "sre2l/nothing"]) == 1
     assert "there is no recipe 'sre2l/nothing'" in capsys.readouterr().err

@@ -21,7 +21,7 @@ from fastcondense.files import read_json, read_tensors, write_json, write_tensor
 from fastcondense.recovery.recording import LayerLosses
 from fastcondense.reporting.diversity import diversity
 from fastcondense.reporting.embedding import embed, image_features
-from fastcondense.reporting.findings import class_titles, mean_layers, read_findings
+from fastcondense.reporting.findings import LayerMeans, class_titles, read_findings
 from fastcondense.reporting.html import tag
 from fastcondense.reporting.images import animation, thumbnail
 from fastcondense.run import Run
@@ -229,7 +229,10 @@ def test_layers_of_jobs_are_averaged_a_teacher():
     def losses(teacher, value):
         return LayerLosses(teacher, ("a", "b"), torch.tensor([0, 5]), torch.tensor([[value, 0.0], [1.0, 2 * value]]))
 
-    one, other = mean_layers([losses("x", 1.0), losses("y", 5.0), losses("x", 3.0)])
+    means = LayerMeans()
+    for tables in ([losses("x", 1.0), losses("y", 5.0)], [losses("x", 3.0)]):
+        means.add(tables)
+    one, other = means.tables()
     assert (one.teacher, other.teacher) == ("x", "y") and other.losses.tolist() == [[5, 0], [1, 10]]
     assert one.losses.tolist() == [[2, 0], [1, 4]] and one.iterations.tolist() == [0, 5]
 

@@ -22,6 +22,7 @@ from fastcondense.labelling.views import ReplayedViews
 from fastcondense.recipe import load
 from fastcondense.recovery.condense import condensed_set
 from fastcondense.run import Run
+from fastcondense.sets.condensed import CondensedSet
 from fastcondense.teachers.squeeze import chosen, squeeze
 
 FAST = (
@@ -224,8 +225,8 @@ def test_labels_of_something_else_are_refused(condensed_run, labelled, labels, t
 def test_labels_of_another_set_seed_or_teacher_are_refused(condensed_run, labelled):
     run = changed(condensed_run, {"stored": str(labelled)})
     condensed, (views, _, teachers) = condensed_set(run), on_the_fly(run)
-    flipped = dataclasses.replace(condensed, images=condensed.images.flip(-1))
-    renamed = dataclasses.replace(condensed, classes=condensed.classes[::-1])
+    flipped = CondensedSet(condensed.images.flip(-1), condensed.classes)
+    renamed = CondensedSet(condensed.images, condensed.classes[::-1])
     other = [dataclasses.replace(teachers[0], sha256="0" * 64), teachers[1]]
     for arguments, message in (
         ((flipped, views, teachers, 0), "images_sha256 was"),

@@ -134,7 +134,7 @@ def test_a_stage_inside_another_counts_for_itself(tmp_path, monkeypatch):
 
 
 def test_the_report_adds_up_what_stages_cost(tmp_path):
-    costs = [("recover", 1.5), ("train", 0.25), ("recover", 2.0)]
+    costs = [("recover", 1.5), ("train", 0.25), ("recover", 2.0), ("inspect", 9.0)]
     lines = [{"event": "cost", "stage": stage, "hours": hours, "unit": "GPU-hours"} for stage, hours in costs]
     (tmp_path / "log.jsonl").write_text("".join(json.dumps(line) + "\n" for line in [{"event": "say"}, *lines]))
     assert hours_of(tmp_path / "log.jsonl") == {"recover": (3.5, "GPU-hours"), "train": (0.25, "GPU-hours")}

@@ -86,6 +86,8 @@ def launch(options: Launch, arguments: list[str]) -> int:
     with tempfile.TemporaryDirectory(prefix="fastcondense-") as name:
         folder = Path(name)
         os.environ |= {notes.FOLDER: name, "TORCH_CPP_LOG_LEVEL": "ERROR"}
+        if options.rendezvous:  # with one store for all rounds, machines that come later would not find the first one
+            os.environ["TORCH_DISABLE_SHARE_RDZV_TCP_STORE"] = "1"
         if options.address:
             interface = _interface(options.address)
             os.environ |= {"GLOO_SOCKET_IFNAME": interface, "NCCL_SOCKET_IFNAME": interface}

@@ -19,7 +19,7 @@ from typing import Any, Generic, NamedTuple, Protocol, TypeVar
 
 from torch import distributed
 
-from ..distributed import agree, is_launched, rank, world_size
+from ..distributed import is_launched, rank, world_size
 
 Item = TypeVar("Item")
 _SECONDS_BETWEEN_BEATS = 2.0
@@ -81,7 +81,7 @@ class Fleet:
         """That of this process, which torchrun or `--gpus` has started; its heart beats from now on."""
         if not is_launched():
             return Fleet()
-        name = f"fleet/{agree(time.time_ns())}"  # the store may outlive an attempt
+        name = f"fleet/{os.environ.get('TORCHELASTIC_RESTART_COUNT', 0)}"  # the store may outlive an attempt
         patience = float(os.environ.get("FASTCONDENSE_PATIENCE", _PATIENCE))
         pace = min(_SECONDS_BETWEEN_BEATS, patience / 4)
         threading.Thread(target=_beat, args=(_Bounded(name, patience), rank(), pace), daemon=True).start()
@@ -100,7 +100,11 @@ class Fleet:
                 yield Draw(todo.popleft(), todo[0] if todo and work.needs is None else None)
             work.settle()
             return
-        yield from _Drawing(self, self.store, work).draw()
+        try:
+            yield from _Drawing(self, self.store, work).draw()
+        except Cut:
+            if not all(map(work.is_finished, work.items)):  # else the first worker may have ended before this one
+                raise
 
     def is_lost(self, worker: str) -> bool:
         """Whether a worker has shown no sign of life for `patience` seconds of this process' own clock."""

@@ -95,7 +95,7 @@ def shown(recipe: Recipe, condensed: CondensedSet) -> tuple[Tensor, Tensor]:
     count = recipe.shown_ipc
     if recipe.recover.objective == "gradients":
         return shown_tiles(recipe.recover.gradients, condensed.images, count)
-    return CondensedSet(condensed.images[:, :count], condensed.classes).flat()
+    return condensed.first(count).flat()
 
 
 def shown_tiles(settings: Gradients, images: Tensor, count: int) -> tuple[Tensor, Tensor]:

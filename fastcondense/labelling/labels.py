@@ -14,9 +14,10 @@ from typing import Protocol
 
 import numpy as np
 import torch
-from torch import Tensor, distributed, nn
+from torch import Tensor, nn
 
 from ..data.real import split_batches
+from ..distributed import all_sum
 from ..kernels.soft_label import soft_label_loss
 from ..precision import arithmetic, mixed, network_dtype
 from ..rng import Stream
@@ -137,7 +138,7 @@ def batch_norms(logits: Tensor, span: Span, whole: Span | None) -> Tensor:
     if whole is not None and whole != span:
         everyone = squares.new_zeros(len(squares), len(whole))
         everyone[:, span.begin - whole.begin : span.end - whole.begin] = squares
-        distributed.all_reduce(everyone)
+        all_sum(everyone)
         squares = everyone
     return _norms(squares)
 

@@ -183,7 +183,10 @@ def expand(classes: Tensor, logits: Tensor, rest: Tensor, num_classes: int) -> T
 
 def images_sha256(condensed: CondensedSet) -> str:
     """Hash of the pixels, in the order of the classes and slots."""
-    return hashlib.sha256(condensed.images.contiguous().numpy().data).hexdigest()
+    digest = hashlib.sha256()
+    for label in range(len(condensed.classes)):
+        digest.update(condensed.of_class(label).contiguous().numpy().data)
+    return digest.hexdigest()
 
 
 def replay_specification(

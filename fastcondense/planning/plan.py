@@ -123,23 +123,29 @@ class Planner:
     # --- stages ------------------------------------------------------------------------------------------------------
 
     def _squeeze(self) -> StageTime:
+        """Each teacher is made by one worker, or with squeeze.shared by all together."""
         size, squeeze = self.size, self.recipe.squeeze
         gate = squeeze.gate_images * size.num_classes
         forward, share = self._forward(self.teachers), 1 / max(1, len(self.teachers))
-        one = wall = forward(gate + size.num_test)
+        checks = forward(gate + size.num_test) * share
+        workers = self.num_workers if squeeze.shared else 1
+        each, together = list[float](), 0.0
         sources = ["a forward pass"] if self.teachers else []
         for architecture, source in self._weights().items():
             if source != "train" or squeeze.self_supervision.method != "none":
+                each.append(checks)
+                together += checks
                 continue
             timing = self._timed(partial(self._teacher_step, architecture), squeeze.batch_size, 0.15 * share)
             updates = squeeze.epochs * math.ceil(size.num_train / squeeze.batch_size)
             scoring = num_evaluations(squeeze.epochs, squeeze.evaluate_every) * forward(size.num_test) * share
-            one += updates * timing.at(squeeze.batch_size) + scoring
-            wall += updates * timing.at(squeeze.batch_size / self.num_workers) + scoring
-            sources.append(_known_from("an update", timing, squeeze.batch_size, self.num_workers, "images"))
+            each.append(updates * timing.at(squeeze.batch_size) + scoring + checks)
+            together += updates * timing.at(squeeze.batch_size / workers) + scoring + checks
+            sources.append(_known_from("an update", timing, squeeze.batch_size, workers, "images"))
         if squeeze.self_supervision.method != "none" or "train" in squeeze.probe_weights:
             self.notes.append("squeeze: self-supervised training and linear probes are not in its time")
-        return StageTime("squeeze", one, wall, "; ".join(sources) or "no teacher")
+        wall = together if squeeze.shared else makespan(each, self.num_workers)
+        return StageTime("squeeze", sum(each), wall, "; ".join(sources) or "no teacher")
 
     def _teacher_step(self, architecture: str, count: int) -> steps.Step:
         return steps.teacher_step(self.recipe, architecture, count, self.size.num_classes, self.device)
@@ -247,7 +253,8 @@ class Planner:
         source = f"{word} at 2 and 4 images"
         found: dict[str, tuple[int, str]] = {}
         trained = [name for name, weights in self._weights().items() if weights == "train"]
-        part = min(recipe.squeeze.part_size, math.ceil(recipe.squeeze.batch_size / self.num_workers))
+        workers = self.num_workers if recipe.squeeze.shared else 1
+        part = min(recipe.squeeze.part_size, math.ceil(recipe.squeeze.batch_size / workers))
         prints = [self._footprint(partial(self._teacher_step, name)) for name in trained]
         if prints:
             found["squeeze"] = max(one.at(part) for one in prints), source

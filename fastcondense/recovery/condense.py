@@ -6,7 +6,7 @@ import contextlib
 import functools
 import hashlib
 import json
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from dataclasses import replace
 
 import torch
@@ -46,8 +46,7 @@ def recover(run: Run) -> None:
     recipe, identity, teachers = run.recipe, run.identity("recover"), squeeze(run)
     folder = run.out / "condensed"
     if (origin := read_origin(folder)) is not None:
-        images = condensed_set(run).images
-        run.log.say(f"recover: {images.shape[0] * images.shape[1]} images are imported from {origin['path']}")
+        run.log.say(f"recover: {condensed_set(run).num_images} images are imported from {origin['path']}")
         return
     manifest = {
         "classes": list(run.real.classes),
@@ -188,10 +187,11 @@ def _recoverer(
     return Recoverer(recipe, matched, run.device, Sources(first, real, unions))
 
 
-def _before(run: Run, job: Job) -> list[tuple[Job, Tensor]]:
-    """The finished jobs of the slots before that of `job`, and their images."""
+def _before(run: Run, job: Job) -> Iterator[tuple[Job, Tensor]]:
+    """The finished jobs of the slots before that of `job`, and their images, one after another."""
     cells = [cell for cell in jobs(run.recipe, len(run.real.classes)) if cell.first_slot < job.first_slot]
-    return [(cell, read_tensors(shard_path(run.out / "condensed", cell.index))[0]["images"]) for cell in cells]
+    for cell in cells:
+        yield cell, read_tensors(shard_path(run.out / "condensed", cell.index), "images")[0]["images"]
 
 
 def made_jobs(run: Run) -> list[Job]:

@@ -6,7 +6,7 @@ that it has together with the finished cells (spec sre2l_cda_scdd_rded_mdc 5.6, 
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass
 from typing import Protocol
 
@@ -21,7 +21,7 @@ from ..statistics.matching import Matching
 from ..teachers.moments import Moments
 from ..teachers.teacher import Teacher
 
-Finished = Callable[[Job], Sequence[tuple[Job, Tensor]]]
+Finished = Callable[[Job], Iterable[tuple[Job, Tensor]]]
 """The cells that a job's images have to know, those of the slots before it: jobs and uint8 images [N, 3, S, S]."""
 
 

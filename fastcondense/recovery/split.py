@@ -9,7 +9,7 @@ from __future__ import annotations
 from dataclasses import dataclass
 
 import torch
-from torch import Tensor, distributed
+from torch import Tensor
 
 from ..distributed import all_sum, rank, world_size
 from ..jobs import Job
@@ -81,10 +81,10 @@ class _Pooled(torch.autograd.Function):
     @staticmethod
     def forward(ctx, means, variances, share):
         common = share * means
-        distributed.all_reduce(common)
+        all_sum(common)
         apart = means - common
         together = share * (variances + apart.square())
-        distributed.all_reduce(together)
+        all_sum(together)
         ctx.save_for_backward(apart)
         ctx.share = share
         return common, together

@@ -15,13 +15,15 @@ from torch import Tensor
 
 from ..files import read_json, read_metadata
 from ..recovery.condense import made_jobs
-from ..recovery.recording import LayerLosses, Record, Snapshots
+from ..recovery.recording import LayerLosses, Snapshots
 from ..run import Run
-from ..sets.condensed import read_losses, read_present, read_record, shard_path
+from ..sets.condensed import read_present, read_record, shard_path
 from ..sets.imported import read_origin
+from ..sets.loss_bands import LossBand, read_loss_band
 from ..teachers.squeeze import teacher_path
 from ..training.students import Student, arms, read_student, student_folder
 from ..vision import timm
+from . import plots
 
 CLASSES, SLOTS = 20, 20
 """The first classes and slots, whose images are read."""
@@ -55,8 +57,8 @@ class Findings:
     num_finished: int
     num_images: int
     """In all finished jobs."""
-    losses: Tensor | None
-    """float32 [jobs, T, 3], of all finished jobs: total, cross-entropy, matching."""
+    losses: LossBand | None
+    """Of all finished jobs that have any."""
     snapshots: Snapshots | None
     layers: list[LayerLosses]
     """Of each teacher: the mean over all jobs."""
@@ -86,8 +88,11 @@ def read_findings(run: Run) -> Findings:
     everything = [job for job in made_jobs(run) if job.first_slot < recipe.ipc]
     images, finished = read_present(folder, everything, CLASSES, min(SLOTS, recipe.ipc))
     paths = [shard_path(folder, job.index) for job in finished]
-    records = [read_record(folder, job.index) for job in finished]
-    losses = read_losses(folder, len(everything)) if finished else None
+    snapshots, means = [], LayerMeans()
+    for job in finished:
+        record = read_record(folder, job.index)
+        means.add(record.layers)
+        snapshots += [record.snapshots] if record.snapshots is not None else []
     numbers = range(recipe.train.seeds)
     students = {
         arm.name: [
@@ -107,9 +112,9 @@ def read_findings(run: Run) -> Findings:
         num_jobs=len(everything),
         num_finished=len(finished),
         num_images=sum(job.num_images for job in finished),
-        losses=losses if losses is not None and losses.shape[1] else None,
-        snapshots=_all_snapshots(records),
-        layers=mean_layers([table for record in records for table in record.layers]),
+        losses=read_loss_band(paths, plots.POINTS),
+        snapshots=_all_snapshots(snapshots),
+        layers=means.tables(),
         recover_seconds=sum(float(read_metadata(path).get("seconds", 0)) for path in paths),
         shard_bytes=sum(path.stat().st_size for path in paths),
         replay=_optional(folder / "manifest.json").get("replay"),
@@ -136,20 +141,28 @@ def class_titles(classes: Sequence[str]) -> tuple[str, ...]:
     return tuple(info.label_name_to_description(name).partition(",")[0] if name in known else name for name in classes)
 
 
-def mean_layers(tables: Sequence[LayerLosses]) -> list[LayerLosses]:
-    """One table a teacher: the mean of all that jobs have of it; teachers in their order."""
-    by_teacher: dict[tuple[str, tuple[str, ...]], list[LayerLosses]] = {}
-    for table in tables:
-        by_teacher.setdefault((table.teacher, table.names), []).append(table)
-    return [
-        LayerLosses(teacher, names, some[0].iterations, torch.stack([table.losses for table in some]).mean(0))
-        for (teacher, names), some in by_teacher.items()
-    ]
+class LayerMeans:
+    """One table a teacher: the mean of all that jobs have of it; teachers in their order. Tables are not kept."""
+
+    def __init__(self) -> None:
+        self.sums: dict[tuple[str, tuple[str, ...]], tuple[int, Tensor, Tensor]] = {}
+
+    def add(self, tables: Sequence[LayerLosses]) -> None:
+        """Counts the tables of a job in."""
+        for table in tables:
+            key, losses = (table.teacher, table.names), table.losses.double()
+            count, iterations, total = self.sums.get(key, (0, table.iterations, torch.zeros_like(losses)))
+            self.sums[key] = count + 1, iterations, total + losses
+
+    def tables(self) -> list[LayerLosses]:
+        return [
+            LayerLosses(teacher, names, iterations, (total / count).float())
+            for (teacher, names), (count, iterations, total) in self.sums.items()
+        ]
 
 
-def _all_snapshots(records: Sequence[Record]) -> Snapshots | None:
+def _all_snapshots(some: Sequence[Snapshots]) -> Snapshots | None:
     """Those of all jobs, by class."""
-    some = [record.snapshots for record in records if record.snapshots is not None]
     some = [one for one in some if torch.equal(one.iterations, some[0].iterations)]
     if not some:
         return None

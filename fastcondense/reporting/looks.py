@@ -96,11 +96,10 @@ def losses(found: Findings) -> Html:
         if found.num_finished:
             return section("losses", title, note("Nothing was optimised (recover.iterations 0)."))
         return section("losses", title, not_run("Nothing was optimised yet.", "fastcondense recover RUN"))
-    values = found.losses.numpy()
-    curves = [
-        figure(plots.curve(values[:, :, k], name), "") for k, name in enumerate(_LOSSES) if np.any(values[:, :, k])
-    ]
-    jobs = f"{len(values)} job{'s' if len(values) > 1 else ''}"
+    band = found.losses
+    has_loss = (band.low != 0).any(0) | (band.high != 0).any(0)
+    curves = [figure(plots.curve(band, k, name), "") for k, name in enumerate(_LOSSES) if has_loss[k]]
+    jobs = f"{band.num_jobs} job{'s' if band.num_jobs > 1 else ''}"
     parts = [note(f"Mean over {jobs} and the range between them."), tag("div", *curves, class_="thirds")]
     if not found.layers:
         return section("losses", title, *parts, note("No layer's matching loss was kept."))

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import io
-import itertools
 import re
 from collections.abc import Mapping, Sequence
 from typing import Any
@@ -15,6 +14,7 @@ from matplotlib.figure import Figure
 from matplotlib.ticker import LogLocator, NullLocator, StrMethodFormatter
 
 from ..recovery.recording import LayerLosses
+from ..sets.loss_bands import LossBand
 from .html import Html, escape
 
 COLORS = tuple(f"var(--c{k})" for k in range(10))
@@ -43,25 +43,22 @@ _STYLE: dict[Any, Any] = {
     "svg.fonttype": "none",
     "svg.hashsalt": "fastcondense",
 }
-_POINTS = 300
+POINTS = 300
+"""Of a curve, at most."""
 _ROW = 0.19  # inches of a row of a plot by classes or by layers
 
 
-def curve(values: np.ndarray, name: str) -> Html:
-    """A loss of every job in every iteration, [jobs, T]: the mean over jobs and the range between them."""
-    count = values.shape[1]
-    bounds = np.unique(np.linspace(0, count, min(count, _POINTS) + 1).round().astype(int))
-    middle = (bounds[:-1] + bounds[1:] - 1) / 2
-    bins = [values[:, begin:end].mean(1) for begin, end in itertools.pairwise(bounds)]
-    jobs = np.stack(bins, 1)
+def curve(band: LossBand, column: int, name: str) -> Html:
+    """One of the losses over the iterations: the mean over jobs and the range between them."""
+    low, high = band.low[:, column], band.high[:, column]
     with matplotlib.rc_context(_STYLE):
         figure, axis = _axes(3.4, 2.3)
-        axis.fill_between(middle, jobs.min(0), jobs.max(0), color=_SERIES[0], alpha=0.2, linewidth=0)
-        axis.plot(middle, jobs.mean(0), color=_SERIES[0], linewidth=1.4)
+        axis.fill_between(band.middle, low, high, color=_SERIES[0], alpha=0.2, linewidth=0)
+        axis.plot(band.middle, band.mean[:, column], color=_SERIES[0], linewidth=1.4)
         axis.set(title=name, xlabel="iteration")
-        if (jobs > 0).all():
+        if (low > 0).all():
             axis.set_yscale("log")
-            _mark(axis.yaxis, jobs.max() / jobs.min())
+            _mark(axis.yaxis, high.max() / low.min())
         return _svg(figure, f"{name} over the iterations")
 
 

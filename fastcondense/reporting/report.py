@@ -8,9 +8,9 @@ from typing import Any
 import numpy as np
 from PIL import Image
 from rich.table import Table
-from torch import Tensor
 
 from ..sets.condensed import CondensedSet
+from ..sets.loss_bands import LossBand
 
 ARMS = {
     "random_soft": "random real, soft labels",
@@ -122,7 +122,7 @@ def bytes_in_words(count: int) -> str:
 
 def image_grid(condensed: CondensedSet, path: Path, max_classes: int = 20, max_slots: int = 10) -> None:
     """A PNG with a row a class and a column a slot; small images are enlarged without smoothing."""
-    images = condensed.images[:max_classes, :max_slots].permute(0, 1, 3, 4, 2).numpy()
+    images = condensed.corner(max_classes, max_slots).permute(0, 1, 3, 4, 2).numpy()
     rows, columns, size = images.shape[:3]
     zoom, gap = max(1, 64 // size), 2
     tile = size * zoom + gap
@@ -155,11 +155,8 @@ def size_curve(curves: dict[str, dict[str, dict[str, float]]], path: Path) -> No
     pyplot.close(figure)
 
 
-def loss_curves(losses: Tensor, path: Path) -> None:
-    """A PNG of cross-entropy and matching loss over iterations: mean over jobs and the range between them.
-
-    losses: float32 [jobs, T, 3] with total, cross-entropy and weighted matching loss.
-    """
+def loss_curves(band: LossBand, path: Path) -> None:
+    """A PNG of cross-entropy and matching loss over iterations: mean over jobs and the range between them."""
     import matplotlib
 
     matplotlib.use("Agg")
@@ -167,11 +164,11 @@ def loss_curves(losses: Tensor, path: Path) -> None:
 
     figure, axes = pyplot.subplots(1, 2, figsize=(10, 3.5), constrained_layout=True)
     for axis, column, name in ((axes[0], 1, "cross-entropy"), (axes[1], 2, "weighted matching loss")):
-        values = losses[:, :, column].numpy()
-        axis.plot(values.mean(0), linewidth=1)
-        axis.fill_between(range(values.shape[1]), values.min(0), values.max(0), alpha=0.25, linewidth=0)
-        scale = "log" if (values > 0).any() else "linear"  # CIM has no cross-entropy
-        axis.set(xlabel="iteration", title=f"{name}, {len(values)} jobs", yscale=scale)
+        low, high = band.low[:, column], band.high[:, column]
+        axis.plot(band.middle, band.mean[:, column], linewidth=1)
+        axis.fill_between(band.middle, low, high, alpha=0.25, linewidth=0)
+        scale = "log" if (high > 0).any() else "linear"  # CIM has no cross-entropy
+        axis.set(xlabel="iteration", title=f"{name}, {band.num_jobs} jobs", yscale=scale)
         axis.grid(alpha=0.3)
     figure.savefig(path, dpi=120)
     pyplot.close(figure)

@@ -204,8 +204,8 @@ def _pngs(condensed: CondensedSet) -> Iterator[tuple[str, bytes]]:
         return file.getvalue()
 
     with ThreadPoolExecutor(_WORKERS) as threads:
-        for label, images in enumerate(condensed.images):
-            for slot, data in enumerate(threads.map(encode, images)):
+        for label in range(len(condensed.classes)):
+            for slot, data in enumerate(threads.map(encode, condensed.of_class(label))):
                 yield _image_name(condensed.classes, label, slot), data
 
 

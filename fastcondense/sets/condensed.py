@@ -5,7 +5,6 @@ from __future__ import annotations
 import hashlib
 import json
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -15,48 +14,86 @@ from torch import Tensor
 from ..files import read_json, read_tensors, write_json, write_tensors
 from ..jobs import Job
 from ..recovery.recording import Record
+from .stored_images import StoredImages, find_images, shard_path
 
 FORMAT = 2
 _RUNNING_MEANS = "running_means/"
 
 
-@dataclass(frozen=True)
 class CondensedSet:
-    """Images in class order, and within a class in order of rank: the first n are the IPC-n set."""
+    """Images in class order, and within a class in order of rank: the first n are the IPC-n set.
 
-    images: Tensor
-    """uint8 [classes, ipc, 3, S, S] on the host."""
-    classes: tuple[str, ...]
+    They are a tensor, or lie in shards until `images` asks for all of them; what asks for some reads those alone.
+    """
+
+    def __init__(self, images: Tensor | StoredImages, classes: tuple[str, ...]):
+        self._images, self.classes = images, classes
+
+    @property
+    def images(self) -> Tensor:
+        """uint8 [classes, ipc, 3, S, S] on the host."""
+        if isinstance(self._images, StoredImages):
+            self._images = self._images.read()
+        return self._images
+
+    @property
+    def shape(self) -> tuple[int, ...]:
+        """Of `images`."""
+        return tuple(self._images.shape)
 
     @property
     def ipc(self) -> int:
-        return self.images.shape[1]
+        return self.shape[1]
+
+    @property
+    def num_images(self) -> int:
+        return self.shape[0] * self.shape[1]
 
     def first(self, ipc: int) -> CondensedSet:
         """The first images of each class. Raises ValueError if there are fewer."""
         if ipc > self.ipc:
             raise ValueError(f"the set has {self.ipc} images of each class, {ipc} are wanted")
-        return CondensedSet(self.images[:, :ipc], self.classes)
+        if isinstance(self._images, Tensor):
+            return CondensedSet(self._images[:, :ipc], self.classes)
+        return self.ordered(torch.arange(ipc).expand(len(self.classes), -1))
 
     def ordered(self, ranks: Tensor) -> CondensedSet:
-        """With the slots of each class in another order: int64 [classes, ipc]."""
-        return CondensedSet(
-            torch.stack([mine[order] for mine, order in zip(self.images, ranks, strict=True)]), self.classes
-        )
+        """With the slots `ranks` of each class, in that order: int64 [classes, n]."""
+        return CondensedSet(self._some(torch.arange(len(self.classes))[:, None].expand_as(ranks), ranks), self.classes)
 
     def flat(self) -> tuple[Tensor, Tensor]:
         """Images uint8 [classes * ipc, 3, S, S] and labels int64, class by class."""
-        num_classes, ipc = self.images.shape[:2]
-        return self.images.flatten(0, 1), torch.arange(num_classes).repeat_interleave(ipc)
+        return self.images.flatten(0, 1), torch.arange(len(self.classes)).repeat_interleave(self.ipc)
+
+    def rows(self, rows: range) -> Tensor:
+        """Images number `rows` of `flat`, uint8 [n, 3, S, S]; no others are read."""
+        numbers = torch.tensor(rows, dtype=torch.int64)[None]
+        return _read(self._some(numbers // self.ipc, numbers % self.ipc))[0]
+
+    def of_class(self, label: int) -> Tensor:
+        """The images of a class, uint8 [ipc, 3, S, S]; no others are read."""
+        return self.rows(range(label * self.ipc, (label + 1) * self.ipc))
+
+    def corner(self, num_classes: int, num_slots: int) -> Tensor:
+        """The first slots of the first classes, at most so many: uint8 [m, n, 3, S, S]; no others are read."""
+        labels, slots = torch.meshgrid(
+            torch.arange(min(num_classes, len(self.classes))), torch.arange(min(num_slots, self.ipc)), indexing="ij"
+        )
+        return _read(self._some(labels, slots))
+
+    def _some(self, labels: Tensor, slots: Tensor) -> Tensor | StoredImages:
+        images = self._images
+        return images.cells(labels, slots) if isinstance(images, StoredImages) else images[labels, slots]
+
+
+def _read(images: Tensor | StoredImages) -> Tensor:
+    return images.read() if isinstance(images, StoredImages) else images
 
 
 def digests(condensed: CondensedSet) -> list[str]:
     """SHA-256 of the pixels of each class, in class order."""
-    return [hashlib.sha256(images.contiguous().numpy().tobytes()).hexdigest() for images in condensed.images]
-
-
-def shard_path(folder: Path, job: int) -> Path:
-    return folder / f"shard-{job:05d}.safetensors"
+    classes = range(len(condensed.classes))
+    return [hashlib.sha256(condensed.of_class(label).contiguous().numpy().data).hexdigest() for label in classes]
 
 
 def open_folder(folder: Path, manifest: Mapping[str, Any]) -> dict[str, Any]:
@@ -117,25 +154,11 @@ def read_running_means(folder: Path, job: int) -> dict[str, Tensor]:
 
 
 def read_set(folder: Path, made: Sequence[Job], ipc: int, classes: tuple[str, ...]) -> CondensedSet:
-    """The first `ipc` slots among those of the jobs. Raises ValueError if a job is missing or damaged."""
-    images: Tensor | None = None
-    filled = torch.zeros(len(classes), ipc, dtype=torch.bool)
-    for job in made:
-        if job.first_slot >= ipc:
-            continue
-        path = shard_path(folder, job.index)
-        if not path.exists():
-            raise ValueError(f"{folder} is not finished: {path.name} is missing; run recover again")
-        shard, _ = read_tensors(path)
-        if images is None:
-            images = torch.empty(len(classes), ipc, *shard["images"].shape[1:], dtype=torch.uint8)
-        wanted = shard["slots"] < ipc
-        cells = shard["classes"][wanted], shard["slots"][wanted]
-        images[cells] = shard["images"][wanted]
-        filled[cells] = True
-    if images is None or not bool(filled.all()):
-        raise ValueError(f"{folder} does not hold {ipc} images of each of {len(classes)} classes")
-    return CondensedSet(images, classes)
+    """The first `ipc` slots among those of the jobs, which stay in their shards until they are asked for.
+
+    Raises ValueError if a job is missing or damaged.
+    """
+    return CondensedSet(find_images(folder, made, len(classes), ipc), classes)
 
 
 def read_present(
@@ -157,9 +180,3 @@ def read_present(
 def read_record(folder: Path, job: int) -> Record:
     """What a finished job keeps of how its images formed; nothing if it was made before that was kept."""
     return Record.of(*read_tensors(shard_path(folder, job), "snapshots/", "layers/"))
-
-
-def read_losses(folder: Path, num_jobs: int) -> Tensor:
-    """Loss curves of the finished jobs, float32 [jobs, T, 3]: total, cross-entropy, matching."""
-    paths = [shard_path(folder, job) for job in range(num_jobs)]
-    return torch.stack([read_tensors(path, "losses")[0]["losses"] for path in paths if path.exists()])

@@ -8,7 +8,9 @@ from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 
+import numpy as np
 from PIL import Image
+from torch import Tensor
 
 from .condensed import CondensedSet
 
@@ -27,9 +29,9 @@ class EncodedImage:
 def encode(condensed: CondensedSet, rows: range, jpeg: int) -> Iterator[EncodedImage]:
     """Images number `rows` of the set, class by class, as PNG, or as JPEG of quality `jpeg` if that is not 0."""
 
-    def encoded(row: int) -> EncodedImage:
+    def encoded(row: int, pixels: Tensor) -> EncodedImage:
         label, slot = divmod(row, condensed.ipc)
-        image = Image.fromarray(condensed.images[label, slot].permute(1, 2, 0).numpy())
+        image = Image.fromarray(np.ascontiguousarray(pixels.permute(1, 2, 0).numpy()))
         file = io.BytesIO()
         if jpeg:
             image.save(file, "JPEG", quality=jpeg, subsampling=0)
@@ -39,4 +41,5 @@ def encode(condensed: CondensedSet, rows: range, jpeg: int) -> Iterator[EncodedI
 
     with ThreadPoolExecutor(os.cpu_count()) as pool:  # Pillow compresses without the interpreter's lock
         for begin in range(0, len(rows), _ENCODED_TOGETHER):  # no more than these are kept at once
-            yield from pool.map(encoded, rows[begin : begin + _ENCODED_TOGETHER])
+            part = rows[begin : begin + _ENCODED_TOGETHER]
+            yield from pool.map(encoded, part, condensed.rows(part))

@@ -83,7 +83,7 @@ def export(options: ExportOptions, log: Log) -> None:
                 _write_ddranking(run, condensed, folder)
     files = [path for path in options.out.rglob("*") if path.is_file()]
     log.say(
-        f"export: {condensed.images.shape[0] * condensed.ipc} images, {condensed.ipc} of each of "
+        f"export: {condensed.num_images} images, {condensed.ipc} of each of "
         f"{len(condensed.classes)} classes, in {options.out}: {bytes_in_words(sum(p.stat().st_size for p in files))}"
     )
 

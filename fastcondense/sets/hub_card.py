@@ -29,7 +29,7 @@ def dataset_card(
     num_bytes: of the images as exported; result: the run's result.json, if it is of this recipe and these images;
     origin: where imported images come from.
     """
-    count, size = condensed.images.shape[0] * condensed.ipc, condensed.images.shape[-1]
+    count, size = condensed.num_images, condensed.shape[-1]
     method = "imported" if origin else recipe.method
     header = DatasetCardData(
         pretty_name=f"{recipe.name}, condensed images",

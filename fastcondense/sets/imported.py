@@ -62,7 +62,7 @@ def import_images(published: PublishedSet, folder: Path, recipe: Recipe, log: Lo
     for job, images in todo:
         write_shard(folder, job, images, torch.zeros(0, 3), {}, metadata)
     log.say(
-        f"images: {condensed.images.shape[0] * condensed.ipc} of {len(condensed.classes)} classes imported from {path} "
+        f"images: {condensed.num_images} of {len(condensed.classes)} classes imported from {path} "
         f"({published.layout}), sha256 {published.sha256[:12]}" + "; they were here already" * (not todo)
     )
 
@@ -117,8 +117,7 @@ def check_order(
     todo = [teacher for teacher in teachers if teacher.sha256 not in known]
     if not todo or count == 0:
         return
-    few = CondensedSet(condensed.images[:, :count], condensed.classes)
-    pixels, labels = few.flat()
+    pixels, labels = condensed.first(min(count, condensed.ipc)).flat()
     normalize = Normalization.of(dataset, device)
     for teacher in todo:
         predicted = torch.cat([teacher.logits(normalize(part.to(device))).argmax(1).cpu() for part in pixels.split(64)])

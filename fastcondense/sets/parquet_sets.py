@@ -138,17 +138,17 @@ def write_rows(condensed: CondensedSet, folder: Path, jpeg: int, shard_bytes: in
     """
     datasets, parquet, arrow = need("datasets"), need("pyarrow.parquet"), need("pyarrow")
     features = datasets.Features(image=datasets.Image(), label=datasets.ClassLabel(names=list(condensed.classes)))
-    images, labels = condensed.flat()
-    rows_a_shard = max(1, shard_bytes // images[0].numel())
-    count, paths = math.ceil(len(images) / rows_a_shard), []
+    num_images, ipc = condensed.num_images, condensed.ipc
+    rows_a_shard = max(1, shard_bytes // math.prod(condensed.shape[2:]))
+    count, paths = math.ceil(num_images / rows_a_shard), []
     (folder / "data").mkdir(parents=True)
     for shard in range(count):
         paths.append(folder / "data" / f"train-{shard:05d}-of-{count:05d}.parquet")
         with parquet.ParquetWriter(paths[-1], features.arrow_schema, compression="none") as writer:
-            end = min((shard + 1) * rows_a_shard, len(images))
+            end = min((shard + 1) * rows_a_shard, num_images)
             for first in range(shard * rows_a_shard, end, _ROWS):
                 rows = range(first, min(first + _ROWS, end))
                 cells = [{"bytes": file.data, "path": file.name} for file in encode(condensed, rows, jpeg)]
-                columns = {"image": cells, "label": labels[rows.start : rows.stop].tolist()}
+                columns = {"image": cells, "label": [row // ipc for row in rows]}
                 writer.write_table(arrow.table(columns, schema=features.arrow_schema))
     return paths

@@ -14,7 +14,7 @@ from torch import Tensor, nn
 from torch.nn.parallel import DistributedDataParallel
 
 from ..data.real import split_batches
-from ..distributed import all_sum, average_buffers, world_size
+from ..distributed import all_sum, average_buffers, connect, world_size
 from ..precision import mixed
 from ..recovery.graph import Graphs
 from ..settings import Optimization
@@ -69,7 +69,10 @@ class TrainStep:
         self.total, self.count = torch.zeros((), device=self.device), 0
         """Loss, summed over views, and how many there were since `take_loss`."""
         self.num_ranks = world_size() if is_shared else 1
-        self.replica = _replica(net, self.device) if self.num_ranks > 1 else None
+        self.replica = None
+        if self.num_ranks > 1:
+            connect()
+            self.replica = _replica(net, self.device)
 
     def __call__(self, item: Any) -> None:
         batch = self.make(item)
