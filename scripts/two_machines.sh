@@ -33,10 +33,10 @@ machine() { # NAME ADDRESS LOG
         --gpus 0 --workers 1 --nodes 1:2 --rendezvous 10.77.0.1:29400 --address "$2" >"$folder/$3.log" 2>&1
 }
 
-torchrun_machine() { # NAME ADDRESS
+torchrun_machine() { # NAME ADDRESS IS_FIRST: namespaces share the name by which torchrun would know the first machine
     ip netns exec "fastcondense-$1" env GLOO_SOCKET_IFNAME="cable-$1" "$python" -m torch.distributed.run --nnodes 2 \
         --nproc-per-node 1 --rdzv-backend c10d --rdzv-endpoint 10.77.0.1:29401 --local-addr "$2" \
-        -m fastcondense.cli recover "${flags[@]}" --out "$folder/torchrun" >"$folder/torchrun-$1.log" 2>&1
+        --rdzv-conf is_host="$3" -m fastcondense.cli recover "${flags[@]}" --out "$folder/torchrun" >"$folder/torchrun-$1.log" 2>&1
 }
 
 shards() { find "$folder/run/condensed" -name 'shard-*' 2>/dev/null | wc -l; }
@@ -63,9 +63,9 @@ wait "$second" || { cat "$folder/b-again.log"; exit 1; }
 echo "$(shards) jobs are finished"
 
 echo "the same by torchrun"
-torchrun_machine a 10.77.0.1 &
+torchrun_machine a 10.77.0.1 1 &
 first=$!
-torchrun_machine b 10.77.0.2 || { cat "$folder/torchrun-b.log"; exit 1; }
+torchrun_machine b 10.77.0.2 0 || { cat "$folder/torchrun-b.log"; exit 1; }
 wait "$first"
 
 "$python" - "$folder" <<'PYTHON'
