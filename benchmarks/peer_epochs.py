@@ -24,6 +24,7 @@ from measure import DEVICE, Line, interleaved
 from published.packages import DDRanking, Epoch, Package, RethinkDC, prepared, version
 from published.peer import Step, Unavailable
 from session import Session
+from train import add_shapes
 
 PACKAGES: dict[str, Package] = {"rethinkdc": RethinkDC(), "ddranking": DDRanking()}
 QUICK = {"network": "zoo/convnet3", "images": 16, "size": 32, "classes": 10, "batch_size": 8, "workers": 0}
@@ -31,16 +32,8 @@ QUICK |= {"repeats": 2}
 
 
 def add_options(parser: argparse.ArgumentParser) -> None:
-    is_gpu = DEVICE.type == "cuda"
+    add_shapes(parser)
     parser.add_argument("--packages", nargs="+", choices=PACKAGES, default=list(PACKAGES))
-    parser.add_argument("--network", default="torchvision/resnet18", help="of student and teacher")
-    parser.add_argument("--images", type=int, default=2048 if is_gpu else 64)
-    parser.add_argument("--size", type=int, default=224 if is_gpu else 64)
-    parser.add_argument("--classes", type=int, default=1000)
-    parser.add_argument("--batch-size", type=int, default=128 if is_gpu else 16)
-    parser.add_argument("--precision", choices=("fp32", "tf32", "bf16"), default="bf16" if is_gpu else "fp32")
-    parser.add_argument("--label-precision", choices=("fp32", "tf32", "bf16"), default="bf16" if is_gpu else "fp32")
-    parser.add_argument("--repeats", type=int, default=3, help="after an epoch that is not counted")
     parser.add_argument("--workers", type=int, default=min(4, os.cpu_count() or 1), help="of their DataLoaders")
 
 

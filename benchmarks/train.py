@@ -76,7 +76,8 @@ def make(session: Session, options: argparse.Namespace, folder: Path) -> dict[st
     return {name: found[name] for name in chosen if name in found}
 
 
-def add_options(parser: argparse.ArgumentParser) -> None:
+def add_shapes(parser: argparse.ArgumentParser) -> None:
+    """What an epoch of a student is made of; also that of other packages."""
     is_gpu = DEVICE.type == "cuda"
     parser.add_argument("--network", default="torchvision/resnet18", help="of student and teacher")
     parser.add_argument("--images", type=int, default=2048 if is_gpu else 64)
@@ -86,6 +87,10 @@ def add_options(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--precision", choices=("fp32", "tf32", "bf16"), default="bf16" if is_gpu else "fp32")
     parser.add_argument("--label-precision", choices=("fp32", "tf32", "bf16"), default="bf16" if is_gpu else "fp32")
     parser.add_argument("--repeats", type=int, default=3, help="of an epoch, after one that is not counted")
+
+
+def add_options(parser: argparse.ArgumentParser) -> None:
+    add_shapes(parser)
     parser.add_argument("--workers", type=int, default=min(16, os.cpu_count() or 1), help="of the DataLoader")
     parser.add_argument(
         "--variants", nargs="+", choices=VARIANTS, help="default: all on a GPU, those in fp32 elsewhere"
