@@ -13,15 +13,13 @@ import argparse
 import heapq
 import json
 import math
-import sys
 import threading
 import time
 from dataclasses import asdict, dataclass
 from pathlib import Path
 
 import numpy as np
-import torch
-from measure import environment
+from session import Session
 from torch import distributed
 
 from fastcondense.fleet import work
@@ -29,6 +27,7 @@ from fastcondense.recovery import unfinished
 from fastcondense.rng import Stream
 
 WORKERS = (1, 8, 64, 1024, 10_000)
+QUICK = {"workers": [1, 8], "jobs_per_worker": [2], "store_seconds": 0.2}
 MEAN_HOURS_BETWEEN_FAILURES = 1000.0
 """Of one worker: a node of a large cluster fails every few weeks."""
 _QUESTIONS_PER_JOB = 2  # a worker counts on, and writes its name
@@ -140,32 +139,28 @@ def store_rate(clients: int, seconds: float) -> float:
     return sum(counts) / seconds
 
 
-def main() -> None:
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument(
-        "--run", type=Path, help="folder of a run whose logs give the job times; default: 600 s, 3 %% spread"
-    )
-    parser.add_argument("--jobs-per-worker", type=int, nargs="*", default=[2, 10, 50])
-    parser.add_argument("--out", type=Path, help="JSON lines are appended to this file")
-    options = parser.parse_args()
-    lines = []
-    for workers in WORKERS:
+def add_options(parser: argparse.ArgumentParser) -> None:
+    parser.add_argument("--run", type=Path, help="its logs give job times; default: 600 s, 3 %% spread")
+    parser.add_argument("--workers", type=int, nargs="+", default=list(WORKERS))
+    parser.add_argument("--jobs-per-worker", type=int, nargs="+", default=[2, 10, 50])
+    parser.add_argument("--store-seconds", type=float, default=3.0, help="for which a real store is asked")
+
+
+def run(session: Session, options: argparse.Namespace) -> None:
+    for workers in options.workers:
         for per_worker in options.jobs_per_worker:
             for failures in (False, True):
                 stream = Stream(workers * 1000 + per_worker, "benchmarks/scheduler")
                 seconds = job_seconds(options.run, workers * per_worker, stream)
-                outcome = simulate(Fleet(workers, workers * per_worker, failures=failures), seconds, stream)
-                lines.append(
-                    {"what": "fleet", "failures": failures, "job_seconds": float(seconds.mean())} | asdict(outcome)
+                found = simulate(Fleet(workers, workers * per_worker, failures=failures), seconds, stream)
+                about = {"failures": failures, "job_seconds": round(float(seconds.mean()), 3)}
+                session.add("fleet", "simulated", **asdict(found), **about)
+                print(
+                    f"{workers} workers, {per_worker} jobs each{', failures' * failures}: efficiency "
+                    f"{found.efficiency:.3f}, {found.deaths} deaths, {found.store_per_second:.0f} store operations/s",
+                    flush=True,
                 )
-                print(json.dumps(lines[-1]), flush=True)
     for clients in (1, 8, 64):
-        lines.append({"what": "store", "clients": clients, "per_second": store_rate(clients, 3.0)})
-        print(json.dumps(lines[-1]), flush=True)
-    if options.out:
-        with options.out.open("a") as file:
-            file.writelines(json.dumps(line | environment(torch.device("cpu"))) + "\n" for line in lines)
-
-
-if __name__ == "__main__":
-    sys.exit(main())
+        rate = store_rate(clients, options.store_seconds)
+        session.add("store", f"{clients} clients", operations_per_second=round(rate))
+        print(f"a store answers {rate:.0f} operations/s to {clients} clients", flush=True)

@@ -1,5 +1,6 @@
 """`--gpus 0 --workers N`: the images of one worker from any number, and after any end."""
 
+import json
 import os
 import signal
 import subprocess
@@ -12,7 +13,7 @@ from safetensors.numpy import load_file
 from small import FLAGS, fastcondense, shards
 
 from fastcondense.cli import main
-from fastcondense.files import read_json
+from fastcondense.files import read_json, read_tensors
 
 ROOT = Path(__file__).parents[1]
 MORE = ("--recover.slots-per-job", "1", "--recover.statistics", "bn", "conv", "--ipc", "4")  # targets are collected too
@@ -169,3 +170,16 @@ def test_a_whole_run_by_two_workers_leaves_what_one_leaves(alone, tmp_path):
     results = [read_json(folder / "result.json") for folder in (tmp_path / "run", tmp_path / "alone")]
     assert results[0].keys() == results[1].keys() and results[0]["bytes"] == results[1]["bytes"]
     assert main(["verify", str(tmp_path / "run")]) == 0
+
+
+def test_two_workers_train_a_teacher_together(tmp_path):
+    """Each sees a half of every batch, and both report the loss of all."""
+    more = ["--gpus", "0", "--workers", "2", "--squeeze.shared"]
+    said = ended(launched("squeeze", tmp_path / "run", *more))
+    (path,) = (tmp_path / "run").rglob("weights.safetensors")
+    kept = read_tensors(path)[1]
+    assert float(kept["top1"]) > 90 and said.count("epoch 4 of 4") == 1
+    assert not list((tmp_path / "run").rglob("checkpoint-*"))
+    logs = [(tmp_path / "run" / name).read_text() for name in ("log.jsonl", "log-1.jsonl")]
+    losses = [[json.loads(line)["loss"] for line in log.splitlines() if '"epoch"' in line] for log in logs]
+    assert losses[0] == losses[1] and len(losses[0]) > 0

@@ -129,17 +129,14 @@ class Made:
             raise ValueError(
                 f"{path} is of another recipe; move it away and the job is done again, or choose another --out"
             )
-        if "cells" not in kept:
-            return True
-        first_slot, num_slots, *classes = json.loads(kept["cells"])
-        if (first_slot, *classes) != (job.first_slot, job.first_class, job.num_classes):
+        if kept.get("cells", _cells(job)) != _cells(job):
             raise ValueError(f"{path} is of another job; move it away, and both are done again")
-        return num_slots >= job.num_slots  # of a smaller ipc it has fewer
+        return True
 
     def write(self, job: Job, recovered: Recovered, seconds: float, unfinished: Unfinished) -> None:
         """The shard of a job that took so many seconds; its unfinished state goes."""
-        cells = json.dumps([job.first_slot, job.num_slots, job.first_class, job.num_classes])
-        metadata = {"seconds": f"{seconds:.3f}", "images": "uint8 NCHW, RGB", "recipe": self.identity, "cells": cells}
+        metadata = {"seconds": f"{seconds:.3f}", "images": "uint8 NCHW, RGB"}
+        metadata |= {"recipe": self.identity, "cells": _cells(job)}
         images, losses, means, record = recovered
         write_shard(self.folder, job, images, losses, means, metadata, record)
         unfinished.remove()
@@ -153,6 +150,11 @@ class Made:
             "matching": matching,
         }
         self.run.log.event("job", index=job.index, slot=job.first_slot, **measured)
+
+
+def _cells(job: Job) -> str:
+    """Which images a job makes, for a shard's metadata."""
+    return f"slots {job.first_slot} + {job.num_slots}, classes {job.first_class} + {job.num_classes}"
 
 
 def _note_size(run: Run) -> None:

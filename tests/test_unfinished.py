@@ -1,0 +1,123 @@
+"""Saved states of jobs: of every kind of recover, to the same bits, at the moment a signal comes."""
+
+import os
+import signal
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+import pytest
+import torch
+
+from fastcondense.fleet import interrupt
+from fastcondense.fleet.interrupt import Interrupted, held
+from fastcondense.jobs import Job
+from fastcondense.recovery.unfinished import Unfinished, remaining
+
+CPU, JOB = torch.device("cpu"), Job(3, 0, 1, 0, 2)
+
+
+@pytest.fixture
+def request_stop(monkeypatch):
+    """Asks for the end, as a signal would, without one."""
+    return lambda: monkeypatch.setattr(interrupt, "_requested", int(signal.SIGTERM))
+
+
+class Counter:
+    """A job whose state is the sum of the iterations that it did."""
+
+    def __init__(self):
+        self.total = torch.zeros(1, dtype=torch.int64)
+        self.done = []
+
+    def state(self):
+        return {"total": self.total}
+
+    def restore(self, _, tensors):
+        self.total.copy_(tensors["total"])
+
+    def run(self, unfinished, stop=None, at=None):
+        for iteration in remaining(10, unfinished, CPU, self.state, self.restore):
+            self.total += iteration
+            self.done.append(iteration)
+            if iteration == at:
+                stop()
+
+
+def test_a_signal_saves_the_state_and_the_next_one_goes_on(tmp_path, request_stop, monkeypatch):
+    unfinished, first, second = Unfinished.of(tmp_path, JOB, "mine"), Counter(), Counter()
+    with pytest.raises(Interrupted) as error:
+        first.run(unfinished, request_stop, at=6)
+    assert error.value.number == signal.SIGTERM and first.done == list(range(7)) and interrupt._held == 0
+    monkeypatch.undo()
+    second.run(Unfinished.of(tmp_path, JOB, "mine"))
+    assert second.done == [7, 8, 9] and int(second.total) == 45
+    unfinished.remove()
+    assert not list(tmp_path.iterdir())
+
+
+def test_a_signal_in_the_last_iteration_lets_the_job_end(tmp_path, request_stop):
+    counter = Counter()
+    with pytest.raises(Interrupted):  # when the job is over, which is then done again
+        counter.run(Unfinished.of(tmp_path, JOB, "mine"), request_stop, at=9)
+    assert counter.done == list(range(10)) and not list(tmp_path.iterdir())
+
+
+def test_states_are_written_now_and_then(tmp_path, monkeypatch):
+    monkeypatch.setattr("fastcondense.recovery.unfinished._SECONDS_BETWEEN", 0.0)
+    unfinished = Unfinished.of(tmp_path, JOB, "mine")
+    Counter().run(unfinished)
+    iteration, tensors, _ = unfinished.read()
+    assert iteration == 9 and int(tensors["total"]) == sum(range(9))
+
+
+@pytest.mark.parametrize("case", ["other", "damaged", "none"])
+def test_what_is_not_this_jobs_state_is_left_alone(tmp_path, case, monkeypatch):
+    monkeypatch.setattr("fastcondense.recovery.unfinished._SECONDS_BETWEEN", 0.0)
+    mine = Unfinished.of(tmp_path, JOB, "mine")
+    if case != "none":
+        Counter().run(Unfinished.of(tmp_path, JOB, "other" if case == "other" else "mine"))
+    if case == "damaged":
+        mine.path.write_bytes(mine.path.read_bytes()[:-5])
+    counter = Counter()
+    counter.run(mine)
+    assert counter.done == list(range(10))
+
+
+def test_signals_are_held_where_states_are_saved_and_raised_elsewhere():
+    """In a process of its own: the first signal is raised at once, or at the end of a block that holds it; the clock
+    that it starts ends a process that does not come back."""
+    code = (
+        "import signal, sys, time\nfrom fastcondense.fleet import interrupt\n"
+        "interrupt._GRACE = 1.0\ninterrupt.listen()\ntry:\n    print('ready', flush=True)\n"
+        "    if sys.argv[1] == 'held':\n"
+        "        with interrupt.held():\n            time.sleep(0.5)\n            print('saved', flush=True)\n"
+        "    else:\n        time.sleep(20)\n"
+        "except KeyboardInterrupt as error:\n    print(type(error).__name__, interrupt.status_of(error), flush=True)\n"
+        "    if sys.argv[1] == 'stuck':\n        time.sleep(20)\n"
+    )
+    for mode, said, status in (
+        ("held", ["saved", "Interrupted 143"], 0),
+        ("raised", ["Interrupted 143"], 0),
+        ("stuck", ["Interrupted 143"], 143),
+    ):
+        environment = os.environ | {"PYTHONPATH": str(Path(__file__).parents[1])}
+        command = [sys.executable, "-c", code, mode]
+        process = subprocess.Popen(command, stdout=subprocess.PIPE, text=True, env=environment)
+        assert process.stdout.readline() == "ready\n"
+        began_at = time.monotonic()
+        process.send_signal(signal.SIGTERM)
+        time.sleep(0.2)
+        process.send_signal(signal.SIGINT)  # a second one changes nothing
+        found = process.communicate(timeout=20)[0].split("\n")[:-1]
+        assert (found, process.returncode) == (said, status), mode
+        assert time.monotonic() - began_at < 5
+
+
+def test_blocks_inside_each_other_hold_together(request_stop):
+    with pytest.raises(Interrupted), held():
+        with pytest.raises(Interrupted), held():
+            request_stop()
+        raise Interrupted(signal.SIGTERM)
+    assert interrupt._held == 0
