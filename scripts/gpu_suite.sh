@@ -50,6 +50,7 @@ kernels=() step=(--images 100 --size 224 --repeats 40) traffic=() train=() preci
 labels=(--repeats 30) imagenet=(--images 10000 --batch-size 1024)
 runs=(--recipes sre2l/digits-ipc10 --change train.seeds=1)
 rest=(tests --ignore tests/test_style.py --ignore tests/test_kernel_compile.py)
+workers=(--gpus 1)
 if [ "${1:-}" = --dry-run ]; then
     kernel_tests=(tests/test_kernel_pixel_adam.py)
     kernels=(--operators pixel_adam --repeats 3 --warmup 1)
@@ -61,6 +62,7 @@ if [ "${1:-}" = --dry-run ]; then
     short=(--train.seeds 1 --train.epochs 1 --squeeze.epochs 1 --squeeze.self_supervision.epochs 1 --squeeze.probe.epochs 1)
     short+=(--squeeze.gate_images 0 --recover.iterations 2)
     rest=(tests/test_measure.py)
+    workers=(--gpus 0 --workers 2)
 fi
 bench=("$python" benchmarks/runner.py) # which is what `fastcondense bench` calls
 to=(--out "$results" --tested "$scratch/tested.json") # tests that one benchmark has run are not run again by the next
@@ -86,6 +88,8 @@ for method in edc gvbsm cvdd fadrm-plus lpld cim scdd; do
     part "digits-$method" 25 "$python" -m fastcondense.cli run --recipe "$method/digits-ipc10" --out "$scratch/$method" \
         "${short[@]}"
 done
+part gpus 40 "$python" -m fastcondense.cli recover --recipe sre2l/digits-ipc10 --out "$scratch/gpus" "${workers[@]}" \
+    "${short[@]}"
 part traffic 60 "${bench[@]}" traffic "${traffic[@]}" "${to[@]}"
 for statistics in sre2l edc; do
     part "recover-$statistics-compiled" 150 "${bench[@]}" recover --statistics "$statistics" \
