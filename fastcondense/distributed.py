@@ -18,12 +18,14 @@ _MEETING = timedelta(minutes=3)  # for all to come and connect
 
 @dataclass(frozen=True)
 class Membership:
-    """Of this process in a launch."""
+    """Of this process in a launch. number: how often it has joined before, as the others have, and left its traces in
+    the store."""
 
     store: distributed.Store
     rank: int
     world: int
     backend: str
+    number: int
 
 
 _membership: Membership | None = None
@@ -57,8 +59,9 @@ def join(device: torch.device) -> torch.device:
             raise ValueError(f"process {local} of this machine has no GPU: there are {count}")
         device = torch.device("cuda", local)
         torch.cuda.set_device(device)
-    store, number, world = next(distributed.rendezvous("env://", timeout=_MEETING))
-    _membership = Membership(store, number, world, "nccl" if device.type == "cuda" else "gloo")
+    store, place, world = next(distributed.rendezvous("env://", timeout=_MEETING))
+    number = _membership.number + 1 if _membership else 0
+    _membership = Membership(store, place, world, "nccl" if device.type == "cuda" else "gloo", number)
     return device
 
 
@@ -68,7 +71,7 @@ def connect() -> None:
         return
     distributed.init_process_group(
         _membership.backend,
-        store=distributed.PrefixStore("group", _membership.store),
+        store=distributed.PrefixStore(f"group-{_membership.number}", _membership.store),
         rank=_membership.rank,
         world_size=_membership.world,
         timeout=_MEETING,

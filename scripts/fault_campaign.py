@@ -87,7 +87,7 @@ def main() -> int:
         wanted, kills, sets = shards(whole), 0, 0
         while kills < options.kills or not sets:
             workers, kind = int(generator.integers(1, 4)), KINDS[int(generator.integers(len(KINDS)))]
-            patience = float(generator.uniform(2, 20))
+            patience = float(generator.uniform(2, 14))
             launcher = subprocess.Popen(
                 command(out, workers),
                 cwd=ROOT,

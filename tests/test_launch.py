@@ -1,73 +1,21 @@
-"""`--gpus 0 --workers N`: the images of one worker from any number, and after any end."""
+"""`--gpus 0 --workers N`: the images of one worker from any number, whole runs, and what is refused."""
 
 import json
 import os
-import signal
 import subprocess
-import sys
-import time
-from pathlib import Path
 
 import pytest
+from launches import ROOT, command, ended, launched, run_alone
 from safetensors.numpy import load_file
-from small import FLAGS, fastcondense, shards
+from small import fastcondense, shards
 
 from fastcondense.cli import main
 from fastcondense.files import read_json, read_tensors
 
-ROOT = Path(__file__).parents[1]
-MORE = ("--recover.slots-per-job", "1", "--recover.statistics", "bn", "conv", "--ipc", "4")  # targets are collected too
-
-
-def flags(teacher):
-    return [*MORE, "--squeeze.weights", str(teacher)]
-
-
-def command(stage, out, *more):
-    return [sys.executable, "-m", "fastcondense.cli", stage, *FLAGS, "--out", str(out), *more]
-
-
-def launched(stage, out, *more, **options):
-    environment = os.environ | {"OMP_NUM_THREADS": "1", "FASTCONDENSE_PATIENCE": "3"}
-    pipes = {"stdout": subprocess.PIPE, "stderr": subprocess.STDOUT, "text": True}
-    return subprocess.Popen(command(stage, out, *more), cwd=ROOT, env=environment, **pipes, **options)
-
-
-def ended(process, status=0):
-    said, _ = process.communicate(timeout=200)
-    assert process.returncode == status, said
-    return said
-
 
 @pytest.fixture(scope="module")
 def alone(tmp_path_factory):
-    """A run of one process, and the flags of others with the same teacher."""
-    folder = tmp_path_factory.mktemp("alone")
-    assert fastcondense("squeeze", folder / "teacher") == 0
-    (teacher,) = (folder / "teacher").rglob("weights.safetensors")
-    more = flags(teacher)
-    assert fastcondense("recover", folder / "run", *more) == 0
-    return folder / "run", more
-
-
-def workers_of(launcher):
-    """Processes of the workers of a launcher, as soon as they are there."""
-    for _ in range(300):
-        found = subprocess.run(
-            ["pgrep", "-P", str(launcher.pid), "-f", "fastcondense.cli"], capture_output=True, text=True
-        )
-        if found.stdout:
-            return [int(line) for line in found.stdout.split()]
-        time.sleep(0.1)
-    raise AssertionError("no workers")
-
-
-def wait_for(condition):
-    for _ in range(2400):
-        if condition():
-            return
-        time.sleep(0.05)
-    raise AssertionError("waited in vain")
+    return run_alone(tmp_path_factory.mktemp("alone"))
 
 
 @pytest.mark.parametrize("world", [2, 3, 8])
@@ -86,53 +34,6 @@ def test_two_threads_make_the_images_of_one(alone, tmp_path):
     environment = os.environ | {"OMP_NUM_THREADS": "2"}
     subprocess.run(command("recover", tmp_path / "run", *more), cwd=ROOT, env=environment, check=True)
     assert shards(tmp_path / "run") == shards(run)
-
-
-def test_a_worker_that_is_killed_loses_no_image(alone, tmp_path):
-    _, more = alone
-    more = [*more, "--recover.iterations", "200"]
-    assert fastcondense("recover", tmp_path / "whole", *more) == 0
-    process = launched("recover", tmp_path / "run", *more, "--gpus", "0", "--workers", "2")
-    wait_for(lambda: any((tmp_path / "run" / "condensed").glob("shard-*")))
-    os.kill(workers_of(process)[1], signal.SIGKILL)
-    said = ended(process)
-    assert "died of SIGKILL; the workers are started again" in said
-    assert shards(tmp_path / "run") == shards(tmp_path / "whole")
-
-
-@pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGINT])
-def test_preemption_saves_jobs_within_ten_seconds_and_another_number_of_workers_goes_on(alone, tmp_path, number):
-    _, more = alone
-    more = [*more, "--recover.iterations", "3000", "--ipc", "1"]
-    process = launched("recover", tmp_path / "run", *more, "--gpus", "0", "--workers", "2", start_new_session=True)
-    folder = tmp_path / "run" / "condensed"
-    wait_for(lambda: (folder / "manifest.json").exists() and list((tmp_path / "run").rglob("targets-*.safetensors")))
-    time.sleep(1.5)
-    began_at = time.monotonic()
-    if number == signal.SIGINT:
-        os.killpg(process.pid, number)  # a terminal's Ctrl-C reaches all of them
-    else:
-        process.send_signal(number)
-    said = ended(process, 128 + number)
-    assert time.monotonic() - began_at < 10 and said.count("interrupted") == 1 and "Traceback" not in said
-    assert len(list(folder.glob("unfinished-*"))) == 2 - len(list(folder.glob("shard-*"))) > 0
-    assert fastcondense("recover", tmp_path / "run", *more) == 0
-    assert fastcondense("recover", tmp_path / "whole", *more) == 0
-    assert shards(tmp_path / "run") == shards(tmp_path / "whole")
-    assert not list(folder.glob("unfinished-*"))
-
-
-def test_workers_of_a_killed_launcher_end_and_the_next_launch_takes_over(alone, tmp_path):
-    run, more = alone
-    process = launched("recover", tmp_path / "run", *more, "--gpus", "0", "--workers", "2")
-    found = workers_of(process)
-    wait_for(lambda: (tmp_path / "run" / ".lock").exists())
-    process.kill()
-    process.communicate()
-    ended(launched("recover", tmp_path / "run", *more, "--gpus", "0", "--workers", "1"))
-    assert shards(tmp_path / "run") == shards(run)
-    for worker in found:
-        wait_for(lambda worker=worker: not Path(f"/proc/{worker}").exists())
 
 
 def test_a_refusal_is_said_once_and_not_tried_again(alone, tmp_path):

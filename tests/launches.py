@@ -1,0 +1,57 @@
+"""Launches of several workers on a small run, as a user starts them, and what came of them."""
+
+import os
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+from small import FLAGS, fastcondense
+
+ROOT = Path(__file__).parents[1]
+MORE = ("--recover.slots-per-job", "1", "--recover.statistics", "bn", "conv", "--ipc", "4")  # targets are collected too
+
+
+def run_alone(folder):
+    """A run of one process, and the flags of others with the same teacher."""
+    assert fastcondense("squeeze", folder / "teacher") == 0
+    (teacher,) = (folder / "teacher").rglob("weights.safetensors")
+    more = [*MORE, "--squeeze.weights", str(teacher)]
+    assert fastcondense("recover", folder / "run", *more) == 0
+    return folder / "run", more
+
+
+def command(stage, out, *more):
+    return [sys.executable, "-m", "fastcondense.cli", stage, *FLAGS, "--out", str(out), *more]
+
+
+def launched(stage, out, *more, **options):
+    environment = os.environ | {"OMP_NUM_THREADS": "1", "FASTCONDENSE_PATIENCE": "3"}
+    pipes = {"stdout": subprocess.PIPE, "stderr": subprocess.STDOUT, "text": True}
+    return subprocess.Popen(command(stage, out, *more), cwd=ROOT, env=environment, **pipes, **options)
+
+
+def ended(process, status=0):
+    said, _ = process.communicate(timeout=200)
+    assert process.returncode == status, said
+    return said
+
+
+def workers_of(launcher):
+    """Processes of the workers of a launcher, as soon as they are there."""
+    for _ in range(300):
+        found = subprocess.run(
+            ["pgrep", "-P", str(launcher.pid), "-f", "fastcondense.cli"], capture_output=True, text=True
+        )
+        if found.stdout:
+            return [int(line) for line in found.stdout.split()]
+        time.sleep(0.1)
+    raise AssertionError("no workers")
+
+
+def wait_for(condition):
+    for _ in range(2400):
+        if condition():
+            return
+        time.sleep(0.05)
+    raise AssertionError("waited in vain")

@@ -1,0 +1,62 @@
+"""Launches that are killed, preempted, or lose their launcher: the images are those of an undisturbed one."""
+
+import os
+import signal
+import time
+from pathlib import Path
+
+import pytest
+from launches import ended, launched, run_alone, wait_for, workers_of
+from small import fastcondense, shards
+
+
+@pytest.fixture(scope="module")
+def alone(tmp_path_factory):
+    return run_alone(tmp_path_factory.mktemp("alone"))
+
+
+def test_a_worker_that_is_killed_loses_no_image(alone, tmp_path):
+    _, more = alone
+    more = [*more, "--recover.iterations", "200"]
+    assert fastcondense("recover", tmp_path / "whole", *more) == 0
+    process = launched("recover", tmp_path / "run", *more, "--gpus", "0", "--workers", "2")
+    wait_for(lambda: any((tmp_path / "run" / "condensed").glob("shard-*")))
+    os.kill(workers_of(process)[1], signal.SIGKILL)
+    said = ended(process)
+    assert "died of SIGKILL; the workers are started again" in said
+    assert shards(tmp_path / "run") == shards(tmp_path / "whole")
+
+
+@pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGINT])
+def test_preemption_saves_jobs_within_ten_seconds_and_another_number_of_workers_goes_on(alone, tmp_path, number):
+    _, more = alone
+    more = [*more, "--recover.iterations", "3000", "--ipc", "1"]
+    process = launched("recover", tmp_path / "run", *more, "--gpus", "0", "--workers", "2", start_new_session=True)
+    folder = tmp_path / "run" / "condensed"
+    wait_for(lambda: (folder / "manifest.json").exists() and list((tmp_path / "run").rglob("targets-*.safetensors")))
+    time.sleep(1.5)
+    began_at = time.monotonic()
+    if number == signal.SIGINT:
+        os.killpg(process.pid, number)  # a terminal's Ctrl-C reaches all of them
+    else:
+        process.send_signal(number)
+    said = ended(process, 128 + number)
+    assert time.monotonic() - began_at < 10 and said.count("interrupted") == 1 and "Traceback" not in said
+    assert len(list(folder.glob("unfinished-*"))) == 2 - len(list(folder.glob("shard-*"))) > 0
+    assert fastcondense("recover", tmp_path / "run", *more) == 0
+    assert fastcondense("recover", tmp_path / "whole", *more) == 0
+    assert shards(tmp_path / "run") == shards(tmp_path / "whole")
+    assert not list(folder.glob("unfinished-*"))
+
+
+def test_workers_of_a_killed_launcher_end_and_the_next_launch_takes_over(alone, tmp_path):
+    run, more = alone
+    process = launched("recover", tmp_path / "run", *more, "--gpus", "0", "--workers", "2")
+    found = workers_of(process)
+    wait_for(lambda: (tmp_path / "run" / ".lock").exists())
+    process.kill()
+    process.communicate()
+    ended(launched("recover", tmp_path / "run", *more, "--gpus", "0", "--workers", "1"))
+    assert shards(tmp_path / "run") == shards(run)
+    for worker in found:
+        wait_for(lambda worker=worker: not Path(f"/proc/{worker}").exists())
