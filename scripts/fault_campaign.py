@@ -2,10 +2,10 @@
 
 usage: python scripts/fault_campaign.py [--kills 50] [--log FILE]
 
-Each round starts `recover --gpus 0` in the folder that the last one left, with 1, 2 or 3 workers, and ends it after a
-random time: SIGKILL to a worker, to the launcher, or to all at once; SIGTERM to the launcher; or SIGKILL to a worker
-that is just writing. When all images are there, the folder is emptied and the next set begins. Every finished set must
-have the bits of the undisturbed one.
+Each round starts `recover --gpus 0` in the folder that the last one left, with 1, 2 or 3 workers, and disturbs it after
+random times: SIGKILL to a worker, also just when it writes, after which the round goes on; SIGKILL to the launcher or
+to all at once, or SIGTERM to the launcher, which end it. When all images are there they must have the bits of the
+undisturbed run; then the folder is emptied and the next set begins.
 """
 
 from __future__ import annotations
@@ -30,11 +30,12 @@ FLAGS = (
     "--recipe sre2l/digits-ipc6 --squeeze.teachers zoo/convnet3_w32 --squeeze.epochs 2 --recover.statistics bn conv "
     "--recover.batch-size 5 --recover.iterations 300 --device cpu"
 ).split()
-KINDS = ("worker", "launcher", "all", "SIGTERM", "mid-write")
+KINDS = ("worker", "mid-write", "launcher", "all", "SIGTERM")
+ENDS = KINDS[2:]
 
 
 def command(out: Path, workers: int) -> list[str]:
-    launch = ["--gpus", "0", "--workers", str(workers)] if workers else []
+    launch = ["--gpus", "0", "--workers", str(workers), "--restarts", "100"] if workers else []
     return [sys.executable, "-m", "fastcondense.cli", "recover", *FLAGS, "--out", str(out), *launch]
 
 
@@ -86,8 +87,7 @@ def main() -> int:
         subprocess.run(command(whole, 0), cwd=ROOT, env=environment, check=True, capture_output=True)
         wanted, kills, sets = shards(whole), 0, 0
         while kills < options.kills or not sets:
-            workers, kind = int(generator.integers(1, 4)), KINDS[int(generator.integers(len(KINDS)))]
-            patience = float(generator.uniform(2, 14))
+            workers, is_ended = int(generator.integers(1, 4)), False
             launcher = subprocess.Popen(
                 command(out, workers),
                 cwd=ROOT,
@@ -96,38 +96,29 @@ def main() -> int:
                 stderr=subprocess.STDOUT,
                 text=True,
             )
-            began_at = time.monotonic()
-            try:
-                launcher.wait(patience)
-            except subprocess.TimeoutExpired:
-                disturb(kind, launcher, out)
-                kills += 1
-            else:
-                kind = "none"
-            disturbed_at = time.monotonic()
+            while not is_ended and kills < options.kills:
+                kind, pause = KINDS[int(generator.integers(len(KINDS)))], float(generator.uniform(2, 16))
+                try:
+                    launcher.wait(pause)
+                    break
+                except subprocess.TimeoutExpired:
+                    disturb(kind, launcher, out)
+                kills, is_ended = kills + 1, kind in ENDS
+                line = {"kill": kills, "kind": kind, "workers": workers, "after_s": round(pause, 2)}
+                lines.append(line | {"jobs": len(shards(out))})
+                print(json.dumps(lines[-1]), flush=True)
             said = launcher.communicate(timeout=600)[0]
-            done = len(shards(out))
-            line = {
-                "kill": kills,
-                "kind": kind,
-                "workers": workers,
-                "after_s": round(disturbed_at - began_at, 2),
-                "ended_s": round(time.monotonic() - disturbed_at, 2),
-                "status": launcher.returncode,
-                "jobs": done,
-            }
-            if kind in ("none", "worker", "mid-write") and launcher.returncode != 0:
+            if launcher.returncode != 0 and not is_ended:
                 print(said, file=sys.stderr)
                 return 1
-            if done == len(wanted):
+            if len(shards(out)) == len(wanted):
                 if shards(out) != wanted:
                     print(f"after kill {kills} the images differ", file=sys.stderr)
                     return 1
                 sets += 1
-                line["set"] = sets
+                lines.append({"set": sets, "after_kills": kills, "jobs": len(wanted), "equal": "to the bit"})
+                print(json.dumps(lines[-1]), flush=True)
                 shutil.rmtree(out)
-            lines.append(line)
-            print(json.dumps(line), flush=True)
     counts = Counter(line["kind"] for line in lines)
     lines.append(
         {"kills": kills, "kinds": dict(counts), "sets": sets, "jobs_a_set": len(wanted), "equal": "to the bit"}
