@@ -23,7 +23,7 @@ from .fleet.notes import refuse, report_cut
 from .fleet.status import StatusOptions, status
 from .fleet.work import Cut, Fleet
 from .log import Log
-from .options import parse_plan, parse_stage, parse_tool
+from .options import Options, parse_plan, parse_stage, parse_tool
 from .planning.table import PlanOptions, plan
 from .run import Run
 from .sets.bundle import unpack
@@ -104,12 +104,18 @@ def _main(arguments: list[str]) -> int:
         raise ValueError(f"there is no command {command!r}; the nearest is {near!r}")
     stage, description = STAGES[command]
     options = parse_stage(command, description, rest)
-    assert options.out is not None
     is_worker = distributed.is_launched()
     if options.launch.gpus is not None and not is_worker:
         options.launch.check()
         return launch(options.launch, [command, *rest])
-    interrupt.listen(with_parent=is_worker)
+    with interrupt.listening(with_parent=is_worker):
+        _run(command, options, stage, is_worker)
+    return 0
+
+
+def _run(command: str, options: Options, stage: Callable[[Run], object], is_worker: bool) -> None:
+    """Runs a stage in this process, which may be one of several workers."""
+    assert options.out is not None
     device = choose_device("cpu" if options.launch.gpus == 0 else options.device)
     if is_worker:
         device = distributed.join(device)
@@ -126,7 +132,6 @@ def _main(arguments: list[str]) -> int:
             stage(run)
         run.record()
     distributed.leave()
-    return 0
 
 
 def _bench(arguments: list[str]) -> int:

@@ -8,9 +8,11 @@ import os
 import signal
 import sys
 import threading
+import time
 from collections.abc import Iterator
 from types import FrameType
 
+_SIGNALS = (signal.SIGTERM, signal.SIGINT)
 _GRACE = 6.0
 """Seconds from the first signal to the end, whatever is being computed."""
 _SET_PARENT_DEATH_SIGNAL = 1  # prctl(2)
@@ -33,15 +35,35 @@ _requested: int | None = None
 _held = 0
 
 
-def listen(*, with_parent: bool = False) -> None:
-    """Takes signals from now on; `with_parent`: the end of the process that has started this one counts as SIGTERM."""
-    for number in (signal.SIGTERM, signal.SIGINT):
+@contextlib.contextmanager
+def listening(*, with_parent: bool = False) -> Iterator[None]:
+    """Takes signals in the block, in the main thread; `with_parent`: the end of the process that has started this one
+    counts as SIGTERM.
+
+    Raises Interrupted in the block. Whatever the main thread is doing then, the process ends after `_GRACE` seconds.
+    """
+    if threading.current_thread() is not threading.main_thread():
+        yield
+        return
+    handlers = {number: signal.getsignal(number) for number in _SIGNALS}
+    reading, writing = os.pipe()
+    os.set_blocking(writing, False)
+    threading.Thread(target=_end_in_time, args=(reading,), daemon=True).start()
+    wakeup = signal.set_wakeup_fd(writing, warn_on_full_buffer=False)
+    for number in _SIGNALS:
         signal.signal(number, _arrive)
-    if with_parent and sys.platform == "linux":
-        parent = os.getppid()
-        ctypes.CDLL(None).prctl(_SET_PARENT_DEATH_SIGNAL, signal.SIGTERM)
-        if os.getppid() != parent:
-            raise Interrupted(signal.SIGTERM)
+    try:
+        if with_parent and sys.platform == "linux":
+            parent = os.getppid()
+            ctypes.CDLL(None).prctl(_SET_PARENT_DEATH_SIGNAL, signal.SIGTERM)
+            if os.getppid() != parent:
+                raise Interrupted(signal.SIGTERM)
+        yield
+    finally:
+        for number, handler in handlers.items():
+            signal.signal(number, handler)
+        signal.set_wakeup_fd(wakeup)
+        os.close(writing)
 
 
 @contextlib.contextmanager
@@ -72,8 +94,15 @@ def _arrive(number: int, _frame: FrameType | None) -> None:
     if _requested is not None:
         return
     _requested = number
-    clock = threading.Timer(_GRACE, os._exit, (128 + number,))
-    clock.daemon = True
-    clock.start()
     if not _held:
         raise Interrupted(number)
+
+
+def _end_in_time(reading: int) -> None:
+    """Reads the numbers of signals, which Python writes at once, also while the main thread waits in a library."""
+    while (number := os.read(reading, 1)) and number[0] not in _SIGNALS:
+        pass
+    os.close(reading)
+    if number:
+        time.sleep(_GRACE)
+        os._exit(128 + number[0])
