@@ -97,7 +97,7 @@ def main() -> int:
                 text=True,
             )
             while not is_ended and kills < options.kills:
-                kind, pause = KINDS[int(generator.integers(len(KINDS)))], float(generator.uniform(2, 16))
+                kind, pause = KINDS[int(generator.integers(len(KINDS)))], float(generator.uniform(1, 10))
                 try:
                     launcher.wait(pause)
                     break
