@@ -12,6 +12,8 @@ import time
 from collections.abc import Iterator
 from types import FrameType
 
+PARENT = "FASTCONDENSE_PARENT"
+"""The variable in which a launcher leaves its process number to its workers."""
 _SIGNALS = (signal.SIGTERM, signal.SIGINT)
 _GRACE = 6.0
 """Seconds from the first signal to the end, whatever is being computed."""
@@ -54,7 +56,7 @@ def listening(*, with_parent: bool = False) -> Iterator[None]:
         signal.signal(number, _arrive)
     try:
         if with_parent and sys.platform == "linux":
-            parent = os.getppid()
+            parent = int(os.environ.get(PARENT, os.getppid()))  # it may have ended before this process came here
             ctypes.CDLL(None).prctl(_SET_PARENT_DEATH_SIGNAL, signal.SIGTERM)
             if os.getppid() != parent:
                 raise Interrupted(signal.SIGTERM)

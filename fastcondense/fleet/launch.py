@@ -25,6 +25,7 @@ from torch.distributed.elastic.rendezvous import RendezvousError, RendezvousPara
 from torch.distributed.elastic.rendezvous.api import RendezvousHandler
 
 from . import notes
+from .interrupt import PARENT
 
 TRY_AGAIN = 75
 """Exit status (EX_TEMPFAIL of sysexits.h) of what is cut off from the others: nothing is wrong with its input."""
@@ -85,7 +86,7 @@ def launch(options: Launch, arguments: list[str]) -> int:
     logging.disable(logging.CRITICAL)  # what the elastic launcher would say is said below
     with tempfile.TemporaryDirectory(prefix="fastcondense-") as name:
         folder = Path(name)
-        os.environ |= {notes.FOLDER: name, "TORCH_CPP_LOG_LEVEL": "ERROR"}
+        os.environ |= {notes.FOLDER: name, PARENT: str(os.getpid()), "TORCH_CPP_LOG_LEVEL": "ERROR"}
         if options.rendezvous:  # with one store for all rounds, machines that come later would not find the first one
             os.environ["TORCH_DISABLE_SHARE_RDZV_TCP_STORE"] = "1"
         if options.address:
