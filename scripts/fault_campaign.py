@@ -119,7 +119,7 @@ def main() -> int:
                 lines.append({"set": sets, "after_kills": kills, "jobs": len(wanted), "equal": "to the bit"})
                 print(json.dumps(lines[-1]), flush=True)
                 shutil.rmtree(out)
-    counts = Counter(line["kind"] for line in lines)
+    counts = Counter(line["kind"] for line in lines if "kind" in line)
     lines.append(
         {"kills": kills, "kinds": dict(counts), "sets": sets, "jobs_a_set": len(wanted), "equal": "to the bit"}
     )
