@@ -32,7 +32,7 @@ class Overlay(types.ModuleType):
 def stand_in(name: str) -> types.ModuleType:
     """A module for a package that a script imports but that its step never calls: any name is None."""
     module = types.ModuleType(name)
-    module.__getattr__ = lambda _: None  # type: ignore[method-assign]
+    module.__getattr__ = lambda _: None
     return module
 
 

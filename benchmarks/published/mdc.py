@@ -73,7 +73,7 @@ class MDC:
         stamps = module.utils.TimeStamp
 
         def loop(pause: Callable[[], None]) -> None:
-            class Stamps(stamps):  # type: ignore[misc, valid-type]
+            class Stamps(stamps):
                 """Pauses after each step, but for those of the first iteration, before a subset is chosen."""
 
                 steps = 0

@@ -129,7 +129,7 @@ class RethinkDC:
         module = importlib.import_module("rethinkdc.train_KD")
         parts = [importlib.import_module(f"rethinkdc.{name}") for name in ("imagenet_ipc", "utils", "utils_fkd")]
         for one in (module, *parts):
-            one.print = _silent  # type: ignore[attr-defined]
+            one.print = _silent
         arguments, folder = self._arguments(epoch), parts[0].ImageFolderIPC
         list_images = folder.make_dataset
 

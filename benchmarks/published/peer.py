@@ -120,7 +120,7 @@ def load(folder: Path, scripts: Sequence[str], setting: Setting, **options: Any)
             with contextlib.redirect_stdout(io.StringIO()):
                 modules.append(importlib.import_module(script))
     for module in modules:
-        module.print = lambda *_, **__: None  # type: ignore[attr-defined]
+        module.print = lambda *_, **__: None
     return modules
 
 
@@ -136,10 +136,10 @@ def recover_loop(module: ModuleType, setting: Setting, run: Callable[[], None], 
     """
     given, size = setting.images.detach().to(setting.device), setting.size
     transforms, adaptations = module.transforms, list(changes)
-    module.torch = Overlay(torch, randn=lambda *_, **__: given.clone().requires_grad_())  # type: ignore[attr-defined]
+    module.torch = Overlay(torch, randn=lambda *_, **__: given.clone().requires_grad_())
     adaptations.append("starts from the given images")
     if size != SIZE:
-        module.transforms = Overlay(  # type: ignore[attr-defined]
+        module.transforms = Overlay(
             transforms, RandomResizedCrop=lambda _, **options: transforms.RandomResizedCrop(size, **options)
         )
         adaptations.append(f"crops of {size} pixels in place of {SIZE}")
@@ -155,7 +155,7 @@ def recover_loop(module: ModuleType, setting: Setting, run: Callable[[], None], 
 
             return scheduled
 
-        module.lr_cosine_policy = paused_policy  # type: ignore[attr-defined]
+        module.lr_cosine_policy = paused_policy
         run()
 
     paused = PausedLoop(loop, lambda: on_device(setting.device))

@@ -47,8 +47,8 @@ class RDED:
             workers=workers,
             ipc=mosaics_of(setting),
         )
-        module.tqdm = lambda batches: batches  # type: ignore[attr-defined]
-        module.save_images = lambda *_: None  # type: ignore[attr-defined]
+        module.tqdm = lambda batches: batches
+        module.save_images = lambda *_: None
 
         def advance() -> None:
             with torch.no_grad(), on_device(setting.device):

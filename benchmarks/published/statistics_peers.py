@@ -81,8 +81,8 @@ def _step(module: ModuleType, setting: Setting, **arguments: Any) -> Step:
     """main_worker of rank 0 of 1, which matches one network, the given one."""
     net = setting.frozen()
     StatisticsFiles(net, setting.size).serve(module)
-    module.validate = _nothing  # type: ignore[attr-defined]
-    module.dist = Overlay(dist, init_process_group=_join)  # type: ignore[attr-defined]
+    module.validate = _nothing
+    module.dist = Overlay(dist, init_process_group=_join)
     options = Namespace(
         rank=0,
         world_size=1,
