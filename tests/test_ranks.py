@@ -2,7 +2,6 @@
 
 import json
 import os
-import socket
 from pathlib import Path
 
 import numpy as np
@@ -11,6 +10,7 @@ import torch
 from small import fastcondense, frozen_network, image_folder
 from torch import multiprocessing, nn
 from torch.nn import functional as F
+from workers import free_port
 
 from fastcondense.data.real import Normalization
 from fastcondense.distributed import average_buffers, join, leave, world_size
@@ -194,12 +194,6 @@ def work(rank: int, folder: Path, port: int) -> None:
     torch.save([*kept, net.state_dict()], folder / f"{rank}.pt")
     leave()
     assert fastcondense("train", folder / "run", *FLAGS, "--data", str(folder / "data")) == 0
-
-
-def free_port() -> int:
-    with socket.socket() as probe:
-        probe.bind(("127.0.0.1", 0))
-        return probe.getsockname()[1]
 
 
 @pytest.fixture(scope="module")
