@@ -33,8 +33,9 @@ def test_preemption_saves_jobs_within_ten_seconds_and_another_number_of_workers_
     more = [*more, "--recover.iterations", "3000", "--ipc", "1"]
     process = launched("recover", tmp_path / "run", *more, "--gpus", "0", "--workers", "2", start_new_session=True)
     folder = tmp_path / "run" / "condensed"
-    wait_for(lambda: (folder / "manifest.json").exists() and list((tmp_path / "run").rglob("targets-*.safetensors")))
-    time.sleep(1.5)
+    logs = [tmp_path / "run" / name for name in ("log.jsonl", "log-1.jsonl")]
+    wait_for(lambda: all(log.exists() and '"working"' in log.read_text() for log in logs))
+    time.sleep(2)  # both are in the middle of their first job
     began_at = time.monotonic()
     if number == signal.SIGINT:
         os.killpg(process.pid, number)  # a terminal's Ctrl-C reaches all of them
