@@ -270,6 +270,11 @@ def costs(results: list[Result]) -> str:
     return finished(markdown(head, rows), used)
 
 
+def three_digits(value: float) -> str:
+    """Rounded to three digits, and from a thousand on to whole numbers."""
+    return f"{value:,.0f}" if value >= 1000 else f"{value:.3g}"
+
+
 def extrapolated(results: list[Result]) -> str:
     """ImageNet-1k from measured steps."""
     found = [result for result in of(results, "end-to-end") if result.get("extrapolated")]
@@ -279,7 +284,8 @@ def extrapolated(results: list[Result]) -> str:
         inputs, hours = result["inputs"], result["device_hours"]
         rows.append(
             (
-                *(result.device, f"`{result['recipe']}`", f"{hours['recover']:.3g}", f"{hours['train']:.3g}"),
+                *(result.device, f"`{result['recipe']}`"),
+                *(three_digits(hours["recover"]), three_digits(hours["train"])),
                 f"{inputs['recover_step_ms']} ms a step of {inputs['recover_images']}, {inputs['jobs']} jobs x "
                 f"{inputs['iterations']} iterations; {inputs['student_step_ms']} ms a step of "
                 f"{inputs['student_batch']}, {inputs['epochs']} epochs; {inputs['size']} pixels, {result['dtype']}",

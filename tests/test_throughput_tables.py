@@ -157,11 +157,11 @@ def test_costs_and_extrapolations():
     inputs = {"recover_step_ms": 9.5, "recover_images": 100, "student_step_ms": 80, "student_batch": 128, "size": 224}
     inputs |= {"iterations": 4000, "jobs": 100, "epochs": 300}
     guess = {"recipe": "sre2l/imagenet1k-ipc10", "extrapolated": True, "inputs": inputs, "dtype": "bf16"}
-    made += [result("end-to-end", guess | {"device_hours": {"recover": 1.0556, "train": 0.5208}})]
+    made += [result("end-to-end", guess | {"device_hours": {"recover": 1055.6, "train": 0.5208}})]
     (row,) = cells(throughput.costs(made))
     assert row == ["gpu", "`sre2l/digits-ipc10` (01234567)", "10 + 20 + 30 + 40", "0.65 GPU-hours", "19 + 0 + 312"]
     (row,) = cells(throughput.extrapolated(made))
-    assert row[1:4] == ["`sre2l/imagenet1k-ipc10`", "1.06", "0.521"] and "100 jobs x 4000 iterations" in row[4]
+    assert row[1:4] == ["`sre2l/imagenet1k-ipc10`", "1,056", "0.521"] and "100 jobs x 4000 iterations" in row[4]
 
 
 def test_a_table_without_results_says_so():
