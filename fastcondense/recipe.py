@@ -53,12 +53,15 @@ class Recipe:
         self._check_counts()
         self._check_teachers()
         self._check_recover()
-        for name, optimization in (("squeeze", self.squeeze), ("train", self.train)):
+        trained: dict[str, Squeeze | Train] = {"squeeze": self.squeeze, "train": self.train}
+        for name, optimization in trained.items():
             milestones, is_multistep = optimization.milestones, optimization.schedule == "multistep"
             if is_multistep and not (milestones and all(0 < share < 1 for share in milestones)):
                 raise ValueError(f"{name}.schedule multistep needs {name}.milestones in (0, 1), got {milestones}")
-        if self.train.sync_batch_norm and self.train.accumulate > 1:
-            raise ValueError("train.sync_batch_norm needs train.accumulate 1: the parts of a batch are seen alone")
+            if optimization.sync_batch_norm and optimization.accumulate > 1:
+                raise ValueError(f"{name}.sync_batch_norm needs {name}.accumulate 1: parts of a batch are seen alone")
+        if self.squeeze.sync_batch_norm and not self.squeeze.shared:
+            raise ValueError("squeeze.sync_batch_norm needs squeeze.shared: other teachers see whole batches")
         if self.squeeze.shared and (
             self.squeeze.self_supervision.method != "none" or "train" in self.squeeze.probe_weights
         ):
@@ -105,6 +108,11 @@ class Recipe:
             raise ValueError("recover.statistics patch needs images of one size: the number of patches depends on it")
         if initial.factor > size:
             raise ValueError(f"recover.initial.factor {initial.factor} is more than dataset.image_size")
+        if initial.ranking != "score" and (initial.kind != "mosaic" or initial.crops):
+            raise ValueError(
+                f"recover.initial.ranking {initial.ranking} makes mosaics of whole images: it needs kind mosaic and "
+                f"crops 0, got {initial.kind} and {initial.crops}"
+            )
         if recover.loss and (recover.objective != "statistics" or not recover.iterations):
             raise ValueError(
                 "recover.loss needs recover.objective statistics and iterations, got "
@@ -218,11 +226,15 @@ class Recipe:
         del tree["name"], tree["ranking"]
         for key in ("workers", "loader", "on_error", "counts"):
             del tree["dataset"][key]
-        if not self.recover.loss:  # sets that were made before there was such a setting are the same
+        # sets that were made before there were such settings are the same
+        if not self.recover.loss:
             del tree["recover"]["loss"]
+        if self.recover.initial.ranking == "score":
+            del tree["recover"]["initial"]["ranking"]
         for key in ("snapshots", "reproducible", "split"):
             del tree["recover"][key]
-        del tree["squeeze"]["shared"], tree["train"]["sync_batch_norm"]
+        for part, key in (("squeeze", "shared"), ("squeeze", "sync_batch_norm"), ("train", "sync_batch_norm")):
+            del tree[part][key]
         del tree["evaluate"]["sizes"], tree["evaluate"]["compare"]
         return {name: tree[name] for name in names} if names else tree
 

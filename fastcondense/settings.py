@@ -216,6 +216,8 @@ class Squeeze(Optimization, Views):
     shared: bool = False
     """Several workers train a teacher together, each on its part of every batch: faster, but the weights depend on the
     number of workers. Otherwise each teacher is trained by one of them, and teachers side by side."""
+    sync_batch_norm: bool = False
+    """As train.sync_batch_norm, for teachers that are trained with `shared`."""
     self_supervision: SelfSupervision = field(default_factory=SelfSupervision)
     probe: Probe = field(default_factory=Probe)
 

@@ -18,7 +18,7 @@ from fastcondense.labelling.labels import TeacherLabels, student_loss
 from fastcondense.labelling.views import ReplayedViews, Span, share
 from fastcondense.recipe import Recipe
 from fastcondense.rng import Stream
-from fastcondense.settings import Dataset, Labels, Train
+from fastcondense.settings import Dataset, Labels, Squeeze, Train
 from fastcondense.teachers.teacher import Teacher
 from fastcondense.training.fit import fit
 from fastcondense.training.train_step import Batch
@@ -114,8 +114,14 @@ def test_labels_of_all_ranks_are_those_of_one(settings, world):
 def test_how_batch_norms_are_synchronised_is_no_part_of_a_students_identity():
     plain, synchronised = Recipe(), Recipe(train=Train(sync_batch_norm=True)).check()
     assert synchronised.sha256() == plain.sha256() and synchronised != plain
+    teachers = Recipe(squeeze=Squeeze(shared=True, sync_batch_norm=True)).check()
+    assert teachers.sha256() == plain.sha256() and teachers != plain
     with pytest.raises(ValueError, match=r"train.sync_batch_norm needs train.accumulate 1"):
         Recipe(train=Train(sync_batch_norm=True, accumulate=2)).check()
+    with pytest.raises(ValueError, match=r"squeeze.sync_batch_norm needs squeeze.accumulate 1"):
+        Recipe(squeeze=Squeeze(shared=True, sync_batch_norm=True, accumulate=2)).check()
+    with pytest.raises(ValueError, match=r"squeeze.sync_batch_norm needs squeeze.shared"):
+        Recipe(squeeze=Squeeze(sync_batch_norm=True)).check()
 
 
 # --- two processes ---------------------------------------------------------------------------------------------------

@@ -26,7 +26,7 @@ from ..ssl.self_supervision import pretrain
 from ..ssl.ssl_checkpoints import import_backbone, is_self_supervised
 from ..training.fit import fit
 from ..training.score import score
-from ..training.train_step import Batch
+from ..training.train_step import Batch, synchronised
 from . import zoo
 from .teacher import Teacher, check_gate, count_outputs, head_size, load_weights, match_classes, state_dict
 
@@ -232,6 +232,8 @@ def _train(run: Run, net: nn.Module, number: int, architecture: str, checkpoint:
         for (images, labels), size in zip(made, sizes, strict=False):  # a batch of unreadable files is missing
             yield Batch(images, labels, size if world > 1 else len(images))
 
+    if settings.sync_batch_norm:
+        net = synchronised(net, run.device, "squeeze.sync_batch_norm")
     net, _ = fit(
         zoo.channels_last(net, run.device),
         settings,

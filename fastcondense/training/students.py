@@ -33,7 +33,7 @@ from ..windows import Views
 from .fit import fit
 from .resident import place
 from .score import per_class, score
-from .train_step import Batch
+from .train_step import Batch, synchronised
 
 WHOLE = Views(crop_scale=(1.0, 1.0), crop_ratio=(1.0, 1.0), flip=0.0)
 """A square image as it is, and the largest central square of any other."""
@@ -146,10 +146,8 @@ def _student(run: Run, arm: Arm, number: int, condensed: CondensedSet, teachers:
     recipe, seed = run.recipe, run.recipe.seed + number
     with Stream(seed, "students/init").torch_generator():
         net = zoo.build(recipe.train.student, len(run.real.classes))
-    if recipe.train.sync_batch_norm and world_size() > 1:
-        if run.device.type != "cuda":
-            raise ValueError("train.sync_batch_norm needs GPUs: PyTorch's synchronised BatchNorm has no CPU version")
-        net = nn.SyncBatchNorm.convert_sync_batchnorm(net)
+    if recipe.train.sync_batch_norm:
+        net = synchronised(net, run.device, "train.sync_batch_norm")
     net = zoo.channels_last(net, run.device)
     task = _task(run, arm, seed, condensed, teachers)
     evaluating = 0.0

@@ -173,6 +173,18 @@ class CapturedStep(TrainStep):
             return buffers, self.graphs.capture(lambda: self._update(self.make(buffers)), rewind)
 
 
+def synchronised(net: nn.Module, device: torch.device, setting: str) -> nn.Module:
+    """The network with BatchNorms that see the batch of all ranks; as it is on a single one.
+
+    Raises ValueError, naming the setting that asks for it, if there are several ranks on CPUs.
+    """
+    if world_size() == 1:
+        return net
+    if device.type != "cuda":
+        raise ValueError(f"{setting} needs GPUs: PyTorch's synchronised BatchNorm has no CPU version")
+    return nn.SyncBatchNorm.convert_sync_batchnorm(net)
+
+
 def _replica(net: nn.Module, device: torch.device) -> DistributedDataParallel:
     """The network as DDP has it, whose buffers are not exchanged: they are averaged after an epoch."""
     with warnings.catch_warnings():
