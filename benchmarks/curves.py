@@ -1,10 +1,11 @@
-"""One set at several sizes: what `fastcondense evaluate RUN --ipc 1,2,5,10` has scored, as committed tables.
+"""One set at several sizes: what `fastcondense evaluate RUN --ipc 1,2,3,5,10` has scored, as committed tables.
 
     python benchmarks/curves.py add runs/nested/curve.json
     python benchmarks/curves.py table [--check]
 
 add copies a curve and what it belongs to as a line into benchmarks/results/curves.jsonl; a line of the same recipe and
-sizes is replaced. table writes curves.md beside it: for every run its set, and all that it was compared with.
+sizes is replaced. table writes curves.md beside it: for every run its set, and all that it was compared with; and
+curves.svg, which shows them together.
 """
 
 from __future__ import annotations
@@ -18,6 +19,7 @@ from pathlib import Path
 from typing import Any
 
 from accuracy import read_lines, rounded, settings, shown, stem, without_folders
+from described_svg import drawn, drawn_from
 
 from fastcondense import recipe
 from fastcondense.files import read_json, write_atomic
@@ -89,6 +91,31 @@ def section(line: Line) -> str:
     return "\n".join([what, "", *rows])
 
 
+def figures(lines: Iterable[Line]) -> dict[str, dict[str, dict[str, float]]]:
+    """Curves by name, over sizes; of several of one name the last."""
+    found: dict[str, dict[str, dict[str, float]]] = {}
+    for line in lines:
+        mode = line["changes"].get("recover.nested.mode", "independent")
+        for name, of in line["top1_last"].items():
+            what = f"{mode} slots" if name == "nested" else (SIZE_NAMES | ARMS).get(name, name)
+            found[f"{line['recipe']}-ipc{line['ipc']}, {what}"] = of
+    return found
+
+
+def draw(curves: dict[str, dict[str, dict[str, float]]], path: Path) -> None:
+    """Writes mean and deviation of top-1 over images a class as SVG."""
+    with drawn(path, curves, (8, 4.5)) as axes:
+        for name, of in curves.items():
+            means, deviations = ([score[key] for score in of.values()] for key in ("mean", "std"))
+            axes.errorbar(
+                [int(size) for size in of], means, deviations, marker="o", markersize=3, capsize=2, label=name
+            )
+        sizes = sorted({int(size) for of in curves.values() for size in of})
+        axes.set(xlabel="images a class", ylabel="top-1, %", xscale="log", xticks=sizes, xticklabels=sizes)
+        axes.minorticks_off()
+        axes.legend(frameon=False, loc="lower right")
+
+
 def score(of: dict[str, float], seeds: int) -> str:
     return f"{of['mean']:.1f}" + f" ± {of['std']:.1f}" * (seeds > 1)
 
@@ -104,11 +131,13 @@ def main(arguments: list[str] | None = None) -> int:
             add(line := line_of(options.curve), LINES)
             print(section(line))
             return 0
-        made, path = page(read_lines(LINES)), LINES.with_suffix(".md")
-        if options.check and (not path.exists() or path.read_text() != made):
-            raise ValueError(f"{path.name} is not up to date: python benchmarks/curves.py table")
+        lines = read_lines(LINES)
+        made, path, plot = page(lines), LINES.with_suffix(".md"), LINES.with_suffix(".svg")
         if not options.check:
             write_atomic(path, made.encode())
+            draw(figures(lines), plot)
+        elif not path.exists() or path.read_text() != made or drawn_from(plot) != figures(lines):
+            raise ValueError(f"{path.name} and {plot.name} are not up to date: python benchmarks/curves.py table")
     except (ValueError, OSError) as error:
         sys.stderr.write(f"curves: {error}\n")
         return 1

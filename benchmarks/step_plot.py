@@ -2,11 +2,9 @@
 
 from __future__ import annotations
 
-import json
-import re
-from html import unescape
 from pathlib import Path
 
+from described_svg import drawn
 from result_files import Result, newest, together
 
 Figures = dict[str, dict[str, float]]
@@ -31,15 +29,9 @@ def figures(results: list[Result]) -> Figures:
 
 
 def draw(wanted: Figures, path: Path) -> None:
-    """Writes the plot as SVG; its description holds the figures."""
-    import matplotlib
-
-    matplotlib.use("Agg")
-    from matplotlib import pyplot
-
+    """Writes the plot as SVG."""
     chosen = [name for name in VARIANTS if any(name in bars for bars in wanted.values())]
-    with matplotlib.rc_context({"svg.hashsalt": "fastcondense", "svg.fonttype": "none", "font.size": 9}):
-        picture, axes = pyplot.subplots(figsize=(8, 0.7 + 0.75 * max(1, len(wanted))), layout="constrained")
+    with drawn(path, wanted, (8, 0.7 + 0.75 * max(1, len(wanted)))) as axes:
         height = 0.8 / max(1, len(chosen))
         for k, name in enumerate(chosen):
             places = [(row, bars[name]) for row, bars in enumerate(wanted.values()) if name in bars]
@@ -52,14 +44,5 @@ def draw(wanted: Figures, path: Path) -> None:
         axes.invert_yaxis()
         axes.axvline(1.0, color="black", linewidth=0.8)
         axes.set_xlabel("time of a recover step; 1: the unfused network without matching, same run")
-        axes.spines[["top", "right"]].set_visible(False)
         if chosen:
             axes.legend(frameon=False, loc="lower right")
-        picture.savefig(path, metadata={"Date": None, "Description": json.dumps(wanted)})
-        pyplot.close(picture)
-
-
-def drawn_from(path: Path) -> Figures | None:
-    """The figures of a plot that `draw` has written, or None if there is none."""
-    match = re.search(r"<dc:description>(.*?)</dc:description>", path.read_text(), re.DOTALL) if path.exists() else None
-    return json.loads(unescape(match[1])) if match else None

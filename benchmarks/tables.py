@@ -16,10 +16,11 @@ from collections.abc import Mapping
 from pathlib import Path
 
 from accuracy import read_lines
+from described_svg import drawn_from
 from peer_tables import PEER_TABLES
 from profile_page import profile
 from result_files import Result, index, read, run_costs
-from step_plot import draw, drawn_from, figures
+from step_plot import draw, figures
 from throughput import TABLES
 
 from fastcondense.files import write_atomic

@@ -6,9 +6,10 @@ import shutil
 import pytest
 import tables
 import throughput
+from described_svg import drawn_from
 from profile_page import profile
 from result_files import Result, index, newest, read, together
-from step_plot import draw, drawn_from, figures
+from step_plot import draw, figures
 from tables import main, replaced
 
 DAY = "2026-11-28"
