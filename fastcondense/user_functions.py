@@ -11,6 +11,8 @@ from pathlib import Path
 from types import ModuleType
 from typing import Any
 
+from . import vision
+
 
 def load_function(reference: str, purpose: str) -> Callable[..., Any]:
     """The function that `reference` names. Raises ValueError that begins with `purpose` if there is none."""
@@ -37,6 +39,7 @@ def _module(reference: str, purpose: str) -> ModuleType:
     folder = str(Path.cwd())
     if folder not in sys.path:
         sys.path.insert(0, folder)
+    _ = vision.torchvision  # prepared, in case the module imports it
     try:
         return _module_of_file(Path(name)) if name.endswith(".py") else import_module(name)
     except ImportError as error:

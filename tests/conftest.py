@@ -13,3 +13,7 @@ import torch
 torch.set_num_threads(1)
 if not torch.cuda.is_available():
     os.environ["TRITON_INTERPRET"] = "1"
+
+from fastcondense import vision  # noqa: E402
+
+_ = vision.torchvision  # prepared for tests that import it themselves

@@ -35,6 +35,13 @@ def said(capsys) -> str:
     return lines[0]
 
 
+def test_the_command_line_starts_without_libraries_that_take_long_to_import():
+    code = (
+        "import sys, fastcondense.cli; print(*{'torchvision', 'timm', 'matplotlib', 'scipy.stats'} & set(sys.modules))"
+    )
+    assert subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True).stdout == "\n"
+
+
 def test_run_leaves_all_files_and_an_honest_result(finished):
     for name in ("recipe.toml", "environment.json", "log.jsonl", "condensed/grid.png", "condensed/losses.png"):
         assert (finished / name).stat().st_size > 0

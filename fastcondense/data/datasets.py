@@ -13,7 +13,6 @@ from typing import Any
 from zipfile import BadZipFile
 
 import numpy as np
-from scipy.io import loadmat
 
 from ..loaders.beton import read_beton
 from ..loaders.folder import EXTENSIONS, index_folder
@@ -259,6 +258,8 @@ def _svhn(data: Path, name: str) -> RealData:
 
 def _mat(path: Path) -> Split:
     """X: uint8 [32, 32, 3, N]; y: [N, 1], where 10 stands for the digit 0."""
+    from scipy.io import loadmat  # a part of scipy that few runs need
+
     try:
         arrays = loadmat(path)
         images, labels = arrays["X"], arrays["y"].reshape(-1).astype(np.int64) % 10

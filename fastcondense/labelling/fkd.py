@@ -12,7 +12,7 @@ from typing import Any
 
 import numpy as np
 import torch
-from scipy.stats import binom
+from scipy.special import bdtrc
 from torch import Tensor
 
 from ..data.real import split_batches
@@ -141,7 +141,7 @@ def read_fkd(run: Run, folder: Path, views: ReplayedViews) -> FKDViews:
         f"labels: FKD files in {folder}: {found.num_epochs} epochs, batches of {found.batch_size}, mix "
         f"{found.settings.mix}, {sampler}; they name the image's class in {100 * hits / total:.1f} % of {total} views"
     )
-    if binom.sf(hits - 1, total, 1 / num_classes) > 1e-3:
+    if bdtrc(hits - 1, total, 1 / num_classes) > 1e-3:
         raise ValueError(
             f"the FKD files in {folder} name the class of {hits} of {total} views, which is chance; likeliest cause: "
             "another set, or another order of its classes or images"

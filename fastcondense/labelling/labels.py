@@ -16,6 +16,7 @@ import numpy as np
 import torch
 from torch import Tensor, nn
 
+from .. import vision
 from ..data.real import split_batches
 from ..distributed import all_sum
 from ..kernels.soft_label import soft_label_loss
@@ -23,10 +24,7 @@ from ..precision import arithmetic, mixed, network_dtype
 from ..rng import Stream
 from ..settings import Labels, Train
 from ..teachers.teacher import Teacher
-from ..vision import timm, torchvision
 from .views import Span, ViewBatch
-
-_DROPOUTS = (nn.modules.dropout._DropoutNd, torchvision.ops.StochasticDepth, timm.layers.DropPath)
 
 
 @dataclass(frozen=True)
@@ -104,10 +102,11 @@ def set_training(net: nn.Module, settings: Labels) -> None:
 
     BatchNorms then take the statistics of what they see, and do not keep them.
     """
+    dropouts: tuple[type[nn.Module], ...] = (nn.modules.dropout._DropoutNd, *vision.stochastic_depth())
     for module in net.modules():
         if isinstance(module, nn.modules.batchnorm._BatchNorm) and settings.batch_norm == "train":
             module.training, module.track_running_stats = True, False
-        elif isinstance(module, _DROPOUTS) and settings.dropout:
+        elif isinstance(module, dropouts) and settings.dropout:
             module.training = True
 
 

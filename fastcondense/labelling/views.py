@@ -19,13 +19,13 @@ import numpy as np
 import torch
 from torch import Tensor
 
+from .. import vision
 from ..data.real import Normalization, split_batches
 from ..kernels.replay_crop import replay_crop
 from ..recovery.diff_augment import augment, augmentations
 from ..rng import Array, Stream
 from ..settings import Labels, Optimization
 from ..training.resident import HostImages
-from ..vision import torchvision
 from ..windows import LEFT, TOP, windows
 from .tiers import Tiers
 from .tiles import pick_tiles, shuffle_tiles
@@ -326,7 +326,7 @@ class ReplayedViews:
             images = shuffle_tiles(images, factor, self.shuffle_stream, self._numbers(needed.cpu().numpy()), epoch)
         if num_operations:
             samples = self._numbers(needed.cpu().numpy())
-            change = torchvision.transforms.v2.RandAugment(num_operations, magnitude)
+            change = vision.torchvision.transforms.v2.RandAugment(num_operations, magnitude)
             for image, sample in zip(images, samples, strict=True):
                 with self.rand_augment_stream.torch_generator(int(sample), epoch):
                     image.copy_(change(image))

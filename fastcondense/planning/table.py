@@ -9,8 +9,7 @@ from rich.table import Table
 from ..devices import choose_device
 from ..log import Log
 from ..options import Options
-from ..reporting.report import bytes_in_words
-from ..reporting.scores import describe_seconds
+from ..reporting.report import bytes_in_words, seconds_in_words
 from ..run import cost_unit
 from .extent import extent
 from .plan import Plan, Planner
@@ -61,10 +60,10 @@ def times(plan: Plan) -> Table:
     table.add_column("known from")
     for stage in plan.times:
         hours = f"{plan.num_workers * stage.wall / 3600:.3g}"
-        table.add_row(stage.name, describe_seconds(stage.one), describe_seconds(stage.wall), hours, stage.source)
+        table.add_row(stage.name, seconds_in_words(stage.one), seconds_in_words(stage.wall), hours, stage.source)
     one, wall = sum(stage.one for stage in plan.times), sum(stage.wall for stage in plan.times)
     table.add_section()
-    table.add_row("all", describe_seconds(one), describe_seconds(wall), f"{plan.num_workers * wall / 3600:.3g}", "")
+    table.add_row("all", seconds_in_words(one), seconds_in_words(wall), f"{plan.num_workers * wall / 3600:.3g}", "")
     return table
 
 

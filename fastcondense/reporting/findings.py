@@ -13,6 +13,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from .. import vision
 from ..files import read_json, read_metadata
 from ..recovery.condense import made_jobs
 from ..recovery.recording import LayerLosses, Snapshots
@@ -22,7 +23,6 @@ from ..sets.imported import read_origin
 from ..sets.loss_bands import LossBand, read_loss_band
 from ..teachers.squeeze import teacher_path
 from ..training.students import Student, arms, read_student, student_folder
-from ..vision import timm
 from . import plots
 
 CLASSES, SLOTS = 20, 20
@@ -136,7 +136,7 @@ def class_titles(classes: Sequence[str]) -> tuple[str, ...]:
     """Class names for people: ImageNet's wnids in words, all others as they are."""
     if not all(re.fullmatch(r"n\d{8}", name) for name in classes):
         return tuple(classes)
-    info = timm.data.ImageNetInfo()
+    info = vision.timm.data.ImageNetInfo()
     known = set(info.label_names())
     return tuple(info.label_name_to_description(name).partition(",")[0] if name in known else name for name in classes)
 

@@ -120,6 +120,13 @@ def bytes_in_words(count: int) -> str:
     return f"{count / 1000**power:.1f} {('kB', 'MB', 'GB')[power - 1]}"
 
 
+def seconds_in_words(value: float) -> str:
+    """In units that fit."""
+    if value < 120:
+        return f"{value:.1f} s"
+    return f"{value / 60:.1f} min" if value < 7200 else f"{value / 3600:.1f} h"
+
+
 def image_grid(condensed: CondensedSet, path: Path, max_classes: int = 20, max_slots: int = 10) -> None:
     """A PNG with a row a class and a column a slot; small images are enlarged without smoothing."""
     images = condensed.corner(max_classes, max_slots).permute(0, 1, 3, 4, 2).numpy()

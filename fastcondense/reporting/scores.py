@@ -11,7 +11,7 @@ from . import plots
 from .findings import Findings
 from .html import Html, bar, counted, figure, join, legend, not_run, note, section, short, table, tag
 from .plots import COLORS
-from .report import ARMS, RANKING_SCORES, SIZE_NAMES, bytes_in_words
+from .report import ARMS, RANKING_SCORES, SIZE_NAMES, bytes_in_words, seconds_in_words
 
 CLASSES = 20
 """Classes that are shown one by one: those that students on condensed images know least."""
@@ -192,7 +192,7 @@ def costs(found: Findings) -> Html:
                 join([stage, share]),
                 made[stage] if has_run else tag("em", "not run"),
                 "" if count is None else bytes_in_words(count),
-                "" if value is None else describe_seconds(value),
+                "" if value is None else seconds_in_words(value),
             )
         )
     remarks = (
@@ -219,10 +219,3 @@ def _label_bytes(found: Findings) -> int | None:
     if found.result:
         return int(found.result["bytes"]["labels"])
     return 0 if found.replay is not None else None
-
-
-def describe_seconds(value: float) -> str:
-    """In units that fit."""
-    if value < 120:
-        return f"{value:.1f} s"
-    return f"{value / 60:.1f} min" if value < 7200 else f"{value / 3600:.1f} h"

@@ -20,10 +20,10 @@ import numpy as np
 import torch
 from torch import Tensor
 
+from .. import vision
 from ..files import read_json
 from ..loaders.folder import ImageFile, index_folder
 from ..settings import Dataset
-from ..vision import timm
 from . import parquet_sets, tensor_sets
 from .condensed import CondensedSet
 from .listing import Listing, Picture, decode
@@ -184,7 +184,7 @@ def class_order(names: Sequence[str], classes: Sequence[str]) -> tuple[list[int]
 @functools.cache
 def _imagenet() -> tuple[list[str], list[str]]:
     """ImageNet's wnids in its order, and what its classes are called: "tench, Tinca tinca"."""
-    info = timm.data.ImageNetInfo()
+    info = vision.timm.data.ImageNetInfo()
     return list(info.label_names()), list(info.label_descriptions())
 
 

@@ -19,7 +19,6 @@ from pathlib import Path
 
 import numpy as np
 import torch
-from scipy.optimize import LinearConstraint, milp
 from torch import Tensor
 
 from ..files import read_json, write_json
@@ -151,6 +150,8 @@ def choose(shares: np.ndarray, maps: np.ndarray, costs: np.ndarray, least: float
     recover.first_layer_weight is meant for it. An integer programme: layers x and maps y in {0, 1},
     minimise costs y with y_m >= x_l where layer l needs map m.
     """
+    from scipy.optimize import LinearConstraint, milp  # a part of scipy that few runs need
+
     num_layers, num_maps = maps.shape
     layer, needed = maps.nonzero()
     pairs = np.zeros((len(layer), num_layers + num_maps))

@@ -15,8 +15,8 @@ import torch
 from torch import fx, nn
 from torch.nn import functional as F
 
+from .. import vision
 from ..kernels.frozen_batch_norm import Activation
-from ..vision import torchvision
 from .convolution import FrozenConvolution
 from .moments import ConvolutionTap, FrozenBatchNorm, Keeper, Kept, Layer
 from .zoo import channels_last
@@ -40,12 +40,16 @@ _ACTIVATION_FUNCTIONS: dict[object, Activation] = {
     F.silu: "silu",
     F.hardswish: "hardswish",
 }
-_IDENTITIES = (nn.Identity, nn.Dropout, nn.Dropout2d, torchvision.ops.StochasticDepth)  # in evaluation mode
+
+
+def _identities() -> tuple[type[nn.Module], ...]:
+    """Layers that change nothing in evaluation mode."""
+    return nn.Identity, nn.Dropout, nn.Dropout2d, *vision.stochastic_depth()
 
 
 class _Tracer(fx.Tracer):
     def is_leaf_module(self, module: nn.Module, name: str) -> bool:
-        return isinstance(module, (Keeper, FrozenConvolution, *_IDENTITIES)) or super().is_leaf_module(module, name)
+        return isinstance(module, (Keeper, FrozenConvolution, *_identities())) or super().is_leaf_module(module, name)
 
 
 def fuse(
@@ -75,7 +79,7 @@ def fuse(
         module = modules[str(node.target)] if node.op == "call_module" else None
         if isinstance(module, FrozenBatchNorm):
             calls.setdefault(module, []).append(node)
-        elif type(module) in _IDENTITIES and len(node.args) == 1 and not node.kwargs:
+        elif type(module) in _identities() and len(node.args) == 1 and not node.kwargs:
             node.replace_all_uses_with(node.args[0])
             graph.erase_node(node)
     for norm, nodes in calls.items():
@@ -99,7 +103,7 @@ def _replace(net: nn.Module, statistics: Collection[str], patch_size: int) -> li
                     layers[module] = Layer(name, [(norm, "input")])
                 # timm's BatchNorm has an activation of its own: what is not absorbed follows as a module
                 found = [getattr(module, attribute, None) for attribute in ("drop", "act")]
-                rest = [part for part in found if part is not None and type(part) not in _IDENTITIES]
+                rest = [part for part in found if part is not None and type(part) not in _identities()]
                 if len(rest) == 1 and (activation := _activation_of(rest[0])) is not None:
                     norm.activation, rest = activation, []
                 made[module] = nn.Sequential(norm, *rest) if rest else norm

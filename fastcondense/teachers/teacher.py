@@ -10,15 +10,14 @@ from pathlib import Path
 from typing import Any, Literal
 
 import torch
-from scipy.optimize import linear_sum_assignment
-from scipy.stats import binom
+from scipy.special import bdtrc
 from torch import Tensor, nn
 
+from .. import vision
 from ..data.real import Normalization
 from ..files import state_sha256
 from ..precision import cast
 from ..settings import Dataset
-from ..vision import timm
 from .fuse import fuse
 from .moments import FrozenBatchNorm, Keeper, Layer, Moments
 from .zoo import channels_last
@@ -253,7 +252,7 @@ def match_classes(num_outputs: int, output_names: Sequence[str] | None, classes:
     Raises ValueError if the classes do not line up.
     """
     if output_names is None and num_outputs == 1000:
-        wnids = timm.data.ImageNetInfo().label_names()
+        wnids = vision.timm.data.ImageNetInfo().label_names()
         if set(classes) <= set(wnids):
             output_names = wnids
     if output_names is not None:
@@ -327,7 +326,7 @@ def check_gate(teacher: Teacher, pixels: Tensor, labels: Tensor, dataset: Datase
 
 def is_chance(hits: int, count: int, num_classes: int) -> bool:
     """Whether guessing explains so many of `count` images right (p > 0.001)."""
-    return bool(binom.sf(hits - 1, count, 1 / num_classes) > 1e-3)
+    return bool(bdtrc(hits - 1, count, 1 / num_classes) > 1e-3)
 
 
 def best_order(labels: Tensor, predicted: Tensor, num_classes: int) -> tuple[list[int], int]:
@@ -337,5 +336,7 @@ def best_order(labels: Tensor, predicted: Tensor, num_classes: int) -> tuple[lis
     """
     confusion = torch.zeros(num_classes, num_classes, dtype=torch.int64)
     confusion.index_put_((labels, predicted), torch.ones_like(labels), accumulate=True)
+    from scipy.optimize import linear_sum_assignment  # a part of scipy that few runs need
+
     rows, columns = linear_sum_assignment(-confusion.numpy())
     return columns.tolist(), int(confusion.numpy()[rows, columns].sum())

@@ -12,8 +12,8 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
+from .. import vision
 from ..user_functions import load_function
-from ..vision import timm, torchvision
 
 
 def build(architecture: str, num_classes: int, weights: str | None = None) -> nn.Module:
@@ -32,19 +32,20 @@ def build(architecture: str, num_classes: int, weights: str | None = None) -> nn
             raise ValueError(f"{architecture} has no pretrained weights; use train or a checkpoint file")
         return _known(name, ZOO, "zoo")(num_classes)
     if source == "torchvision":
-        make = _known(name, {key: key for key in torchvision.models.list_models(module=torchvision.models)}, source)
+        models = vision.torchvision.models
+        make = _known(name, {key: key for key in models.list_models(module=models)}, source)
         if weights is None:
-            return torchvision.models.get_model(make, weights=None, num_classes=num_classes)
-        known = [entry.name for entry in torchvision.models.get_model_weights(make)]
+            return models.get_model(make, weights=None, num_classes=num_classes)
+        known = [entry.name for entry in models.get_model_weights(make)]
         entry = "DEFAULT" if weights == "default" else _known(weights, {key: key for key in known}, make)
-        return torchvision.models.get_model(make, weights=entry)
+        return models.get_model(make, weights=entry)
     if source == "timm":
-        if not timm.is_model(name):
-            near = difflib.get_close_matches(name, timm.list_models(), 1, 0.0)[0]
+        if not vision.timm.is_model(name):
+            near = difflib.get_close_matches(name, vision.timm.list_models(), 1, 0.0)[0]
             raise ValueError(f"timm has no model {name!r}; the nearest is {near!r}")
         if weights is None:
-            return timm.create_model(name, num_classes=num_classes)
-        return timm.create_model(name if weights == "default" else f"{name}.{weights}", pretrained=True)
+            return vision.timm.create_model(name, num_classes=num_classes)
+        return vision.timm.create_model(name if weights == "default" else f"{name}.{weights}", pretrained=True)
     raise ValueError(f"architecture {architecture!r} must be zoo/NAME, torchvision/NAME, timm/NAME or module:function")
 
 
@@ -62,7 +63,7 @@ def _small_resnet(name: str) -> Callable[[int], nn.Module]:
     """torchvision's ResNet with the CIFAR stem: a 3x3 convolution of stride 1 and no max-pool."""
 
     def make(num_classes: int) -> nn.Module:
-        net = torchvision.models.get_model(name, weights=None, num_classes=num_classes)
+        net = vision.torchvision.models.get_model(name, weights=None, num_classes=num_classes)
         net.conv1 = nn.Conv2d(3, 64, 3, padding=1, bias=False)
         nn.init.kaiming_normal_(net.conv1.weight, mode="fan_out", nonlinearity="relu")
         net.maxpool = nn.Identity()
@@ -243,7 +244,7 @@ def _small_shufflenet(name: str) -> Callable[[int], nn.Module]:
     """torchvision's ShuffleNetV2 with a stem of stride 1 and no max-pool."""
 
     def make(num_classes: int) -> nn.Module:
-        net = torchvision.models.get_model(name, weights=None, num_classes=num_classes)
+        net = vision.torchvision.models.get_model(name, weights=None, num_classes=num_classes)
         net.conv1[0].stride = (1, 1)
         net.maxpool = nn.Identity()
         return net
@@ -253,7 +254,7 @@ def _small_shufflenet(name: str) -> Callable[[int], nn.Module]:
 
 def _small_densenet(num_classes: int) -> nn.Module:
     """torchvision's DenseNet-121 with a stem that is a 3x3 convolution of stride 1 alone: no norm and no pooling."""
-    net = torchvision.models.densenet121(num_classes=num_classes)
+    net = vision.torchvision.models.densenet121(num_classes=num_classes)
     net.features.conv0 = nn.Conv2d(3, 64, 3, padding=1, bias=False)
     nn.init.kaiming_normal_(net.features.conv0.weight)
     for name in ("norm0", "relu0", "pool0"):
@@ -277,7 +278,7 @@ ZOO: dict[str, Callable[[int], nn.Module]] = {
     "resnet56": lambda n: CifarResNet(n, 56),
     "wrn16_2": lambda n: WideResNet(n, 16, 2),
     "densenet121": _small_densenet,
-    "mobilenet_v2": lambda n: torchvision.models.mobilenet_v2(num_classes=n, width_mult=0.5),
+    "mobilenet_v2": lambda n: vision.torchvision.models.mobilenet_v2(num_classes=n, width_mult=0.5),
     "shufflenet_v2_x0_5": _small_shufflenet("shufflenet_v2_x0_5"),
     "shufflenet_v2_x1_0": _small_shufflenet("shufflenet_v2_x1_0"),
 }
