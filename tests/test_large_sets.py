@@ -48,6 +48,7 @@ print(json.dumps(found))
 def peaks(out: Path, ipc: int) -> dict[str, int]:
     """Most bytes that a process held while it made the last jobs of a set, described it, and exported it."""
     environment = os.environ | {"PYTHONPATH": str(ROOT), "OMP_NUM_THREADS": "1"}
+    environment |= {"MALLOC_ARENA_MAX": "1", "MALLOC_MMAP_THRESHOLD_": "65536"}  # what is freed is given back at once
     command = [sys.executable, "-c", COMMANDS, str(out), json.dumps([*FLAGS, "--ipc", str(ipc)])]
     done = subprocess.run(command, capture_output=True, text=True, env=environment)
     assert done.returncode == 0, done.stderr
