@@ -108,11 +108,6 @@ class Recipe:
             raise ValueError("recover.statistics patch needs images of one size: the number of patches depends on it")
         if initial.factor > size:
             raise ValueError(f"recover.initial.factor {initial.factor} is more than dataset.image_size")
-        if initial.ranking != "score" and (initial.kind != "mosaic" or initial.crops):
-            raise ValueError(
-                f"recover.initial.ranking {initial.ranking} makes mosaics of whole images: it needs kind mosaic and "
-                f"crops 0, got {initial.kind} and {initial.crops}"
-            )
         if recover.loss and (recover.objective != "statistics" or not recover.iterations):
             raise ValueError(
                 "recover.loss needs recover.objective statistics and iterations, got "
@@ -226,11 +221,8 @@ class Recipe:
         del tree["name"], tree["ranking"]
         for key in ("workers", "loader", "on_error", "counts"):
             del tree["dataset"][key]
-        # sets that were made before there were such settings are the same
-        if not self.recover.loss:
+        if not self.recover.loss:  # sets that were made before there was such a setting are the same
             del tree["recover"]["loss"]
-        if self.recover.initial.ranking == "score":
-            del tree["recover"]["initial"]["ranking"]
         for key in ("snapshots", "reproducible", "split"):
             del tree["recover"][key]
         for part, key in (("squeeze", "shared"), ("squeeze", "sync_batch_norm"), ("train", "sync_batch_norm")):

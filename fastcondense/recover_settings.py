@@ -19,9 +19,6 @@ class Initial(Views):
     """noise: normal, in normalised pixels; real: random training images; mosaic: the crops that teachers know best;
     herding: real images whose mean is nearest to their class's, one after another; medoid: those with the least mean
     distance to the images of their class."""
-    ranking: Literal["score", "herding", "medoid"] = "score"
-    """What mosaics are made of. score: the crops that teachers know best; herding, medoid: whole images, in the order
-    in which the kinds of that name take them."""
     space: Literal["features", "pixels"] = "features"
     """What herding and medoid compare: what the first teacher has before its classifier, or pixels."""
     teachers: tuple[str, ...] = ()

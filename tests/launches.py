@@ -50,7 +50,7 @@ def workers_of(launcher):
 
 
 def wait_for(condition):
-    for _ in range(2400):
+    for _ in range(6000):
         if condition():
             return
         time.sleep(0.05)

@@ -155,30 +155,6 @@ def test_chosen_images_are_mirrored_as_random_ones_are(tmp_path):
     assert torch.equal(mirrored(job), expected)
 
 
-@pytest.mark.parametrize("ranking", ["herding", "medoid"])
-@pytest.mark.parametrize("layout", ["contiguous", "rank-major"])
-def test_mosaics_of_chosen_images_show_every_other_pixel_of_them(tmp_path, ranking, layout):
-    run = make_run(tmp_path, ipc=2, kind="mosaic", ranking=ranking, crops=0, space="pixels", layout=layout)
-    made = initial.make(run, [])(Job(0, 0, 2, 6, 1))
-    ids = np.flatnonzero(run.real.train.labels == 6)
-    pixels = run.real.train.images[ids]
-    order = ids[PLAIN[ranking](pixels.reshape(len(ids), -1), 8)]
-    for slot in range(2):
-        ranks = [4 * slot + tile if layout == "contiguous" else 2 * tile + slot for tile in range(4)]
-        tiles = run.normalize(torch.from_numpy(run.real.train.images[order[ranks], ::2, ::2]).permute(0, 3, 1, 2))
-        assert torch.equal(made[slot], torch.cat([torch.cat([*tiles[:2]], 2), torch.cat([*tiles[2:]], 2)], 1))
-
-
-def test_a_ranking_of_whole_images_is_no_ranking_of_crops():
-    for settings in ({"kind": "mosaic"}, {"kind": "real", "crops": 0}):
-        recipe = Recipe(recover=Recover(initial=Initial(ranking="herding", **settings)))
-        with pytest.raises(ValueError, match="ranking herding makes mosaics of whole images: it needs kind mosaic and"):
-            recipe.check()
-    scored = Recipe(recover=Recover(initial=Initial(kind="mosaic", crops=0)))
-    other = dataclasses.replace(scored, recover=Recover(initial=Initial(kind="mosaic", crops=0, ranking="medoid")))
-    assert scored.sha256() != other.check().sha256()
-
-
 def test_herding_is_a_baseline_at_every_size(tmp_path):
     out = tmp_path / "digits"
     more = (

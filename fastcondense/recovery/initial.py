@@ -15,6 +15,7 @@ from ..jobs import Job
 from ..recipe import Recipe
 from ..rng import Stream
 from ..run import Run
+from ..teachers.squeeze import chosen
 from ..teachers.teacher import Teacher
 from .mosaic import mosaics
 from .representatives import Rule, read_squares, shared_representatives
@@ -92,8 +93,9 @@ def chosen_real(run: Run, kind: Literal["herding", "medoid"], teachers: Sequence
 
     The k-th slot of a class is the k-th image in the rule's order, mirrored with probability recover.initial.flip.
     """
-    recipe = run.recipe
-    order = shared_representatives(run, Rule.of(recipe.recover.initial, kind, teachers), recipe.ipc)
+    recipe, observers = run.recipe, chosen(teachers, run.recipe.recover.initial.teachers)
+    rule = Rule(kind, observers[0] if recipe.recover.initial.space == "features" else None)
+    order = shared_representatives(run, rule, recipe.ipc)
 
     def images(job: Job) -> Tensor:
         pairs = zip(job.classes().tolist(), job.slots().tolist(), strict=True)

@@ -1,7 +1,5 @@
 """Mosaics: of every class the crops that teachers know best, stitched into images (RDED, spec 4.1; EDC, CIM).
 
-Or whole images that stand for their class, made smaller (recover.initial.ranking).
-
 What is kept in the run's folder is the ranking of a class's crops. It depends on neither ipc nor layout, so a larger
 set goes on from it; the crops themselves are read from the data again when a job asks for them.
 """
@@ -31,12 +29,10 @@ from ..run import Run
 from ..teachers.squeeze import chosen
 from ..teachers.teacher import Teacher
 from ..windows import windows
-from .representatives import Rule, shared_representatives
 
 SQUARE = -1
 """The number of the crop that is an image's evaluation square."""
 _BATCH = 100  # images that are scored together: fixed, because rounding depends on it
-_INDIFFERENT = {"kind", "ranking", "space", "teachers", "layout", "resize"}  # settings that move no score
 
 
 @dataclasses.dataclass(frozen=True)
@@ -48,7 +44,7 @@ class Ranked:
     crops: Tensor
     """Which crop of it, int64 [n]; its window is that of `windows` in this epoch of the stream initial/windows."""
     scores: Tensor
-    """What they are ranked by, float32 [n], ascending: cross-entropy of the class, or the rank itself."""
+    """Cross-entropy of the class, float32 [n], ascending."""
 
     def first(self, count: int) -> Ranked:
         return Ranked(self.ids[:count], self.crops[:count], self.scores[:count])
@@ -81,13 +77,9 @@ class Mosaics:
 
 def mosaics(run: Run, teachers: Sequence[Teacher]) -> Mosaics:
     """Ranks the crops of all classes; finished ones are read. Raises ValueError, first of all, as `ranked` does."""
-    initial = run.recipe.recover.initial
-    if initial.ranking != "score":
-        rule = Rule.of(initial, initial.ranking, teachers)
-        return Mosaics(run, [_whole(order) for order in shared_representatives(run, rule, _needed(run))])
     labels, folder = range(len(run.real.classes)), _folder(run, teachers)
     for label, count in enumerate(np.bincount(run.real.train.labels, minlength=len(labels)).tolist()):
-        _check_count(run, label, _most_crops(initial, count))
+        _check_count(run, label, _most_crops(run.recipe.recover.initial, count))
     work = Items(f"crops in {folder}", labels, lambda label: _path(folder, label).exists())
     if not all(map(work.is_finished, labels)):
         with run.stopwatch() as watch:
@@ -188,11 +180,6 @@ def _rank(run: Run, observers: Sequence[Teacher], label: int) -> Ranked:
     return Ranked(*(column[np.sort(first)] for column in vars(found).values()))
 
 
-def _whole(ids: np.ndarray) -> Ranked:
-    """Evaluation squares of samples in the order given."""
-    return Ranked(torch.from_numpy(ids), torch.full((len(ids),), SQUARE), torch.arange(len(ids)).float())
-
-
 def _sorted(run: Run, observers: Sequence[Teacher], label: int, ids: np.ndarray, numbers: Sequence[int]) -> Ranked:
     """The given crops of the samples `ids`, as far as they can be read, the best first."""
     size = run.recipe.dataset.image_size
@@ -259,7 +246,7 @@ def _folder(run: Run, teachers: Sequence[Teacher]) -> Path:
         "classes": run.real.classes,
         "images": len(run.real.train),
         "observers": {teacher.name: teacher.sha256 for teacher in observers},
-        "initial": {key: value for key, value in initial.items() if key not in _INDIFFERENT},
+        "initial": {k: v for k, v in initial.items() if k not in ("kind", "space", "teachers", "layout", "resize")},
     }
     digest = hashlib.sha256(json.dumps(identity, sort_keys=True).encode()).hexdigest()
     return run.out / f"initial-{digest[:8]}"

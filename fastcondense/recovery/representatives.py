@@ -9,7 +9,7 @@ from __future__ import annotations
 import dataclasses
 import hashlib
 import json
-from collections.abc import Callable, Sequence
+from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Literal
@@ -22,10 +22,8 @@ from ..data.real import square_batches
 from ..files import read_tensors, write_tensors
 from ..fleet.work import Items
 from ..precision import arithmetic
-from ..recover_settings import Initial
 from ..run import Run
 from ..teachers.cut import penultimate
-from ..teachers.squeeze import chosen
 from ..teachers.teacher import Teacher
 from .selection import herding, inner_products, medoids
 
@@ -39,11 +37,6 @@ class Rule:
     kind: Literal["herding", "medoid"]
     teacher: Teacher | None
     """The one whose classifier's input is compared (its logits, where no single layer makes them); None: pixels."""
-
-    @staticmethod
-    def of(initial: Initial, kind: Literal["herding", "medoid"], teachers: Sequence[Teacher]) -> Rule:
-        """That of recover.initial. teachers: all of the recipe's."""
-        return Rule(kind, chosen(teachers, initial.teachers)[0] if initial.space == "features" else None)
 
 
 def representatives(run: Run, rule: Rule, label: int, count: int) -> np.ndarray:
