@@ -1,11 +1,11 @@
 """One set at several sizes: what `fastcondense evaluate RUN --ipc 1,2,3,5,10` has scored, as committed tables.
 
-    python benchmarks/curves.py add runs/nested/curve.json
+    python benchmarks/curves.py add runs/nested/curve.json [--reduced "200 images a class"]
     python benchmarks/curves.py table [--check]
 
 add copies a curve and what it belongs to as a line into benchmarks/results/curves.jsonl; a line of the same recipe and
 sizes is replaced. table writes curves.md beside it: for every run its set, and all that it was compared with; and
-curves.svg, which shows them together.
+curves-<data set>.svg, which show them together.
 """
 
 from __future__ import annotations
@@ -29,13 +29,15 @@ LINES = Path(__file__).resolve().parent / "results" / "curves.jsonl"
 HIDDEN = {"seed", "ipc", "train.seeds", "evaluate.baselines", "squeeze.weights"}  # what the caption says anyway
 
 Line = dict[str, Any]
+Curves = dict[str, dict[str, dict[str, float]]]
+"""Name of a curve -> images a class -> mean and std of top-1."""
 
 
-def line_of(curve_file: Path) -> Line:
+def line_of(curve_file: Path, reduced: str = "") -> Line:
     """A run's line, from its folder: curve.json, recipe.toml and environment.json.
 
-    changes: settings that are not those of the recipe as it ships. Raises ValueError if the curve is that of another
-    recipe.toml.
+    changes: settings that are not those of the recipe as it ships; reduced: the part of the data that it has seen.
+    Raises ValueError if the curve is that of another recipe.toml.
     """
     folder, curve = curve_file.parent, read_json(curve_file)
     made = recipe.load(str(folder / "recipe.toml"))
@@ -51,6 +53,7 @@ def line_of(curve_file: Path) -> Line:
         **{key: curve[key] for key in copied},
         "ipc": made.ipc,
         "changes": changes,
+        "reduced": reduced,
         "top1_last": {
             name: {size: rounded(score) for size, score in of.items()} for name, of in curve["top1_last"].items()
         },
@@ -83,7 +86,8 @@ def section(line: Line) -> str:
     what = f"`{line['recipe']}-ipc{line['ipc']}` ({line['recipe_sha256'][:8]}), {line['student']}, "
     what += f"{line['epochs']} epochs, {seeds}, {line['date']}, {line['device']}"
     changes = [f"{key} {shown(value)}" for key, value in line["changes"].items()]
-    what += f"; changed: {'; '.join(changes)}." if changes else "."
+    what += f"; changed: {'; '.join(changes)}" if changes else ""
+    what += f"; of the data: {line['reduced']}." if line["reduced"] else "."
     rows = [f"| images a class | {' | '.join(map(str, line['sizes']))} |", "| --- " * (len(line["sizes"]) + 1) + "|"]
     for name, of in line["top1_last"].items():
         cells = [score(of[str(size)], line["seeds"]) for size in line["sizes"]]
@@ -91,18 +95,20 @@ def section(line: Line) -> str:
     return "\n".join([what, "", *rows])
 
 
-def figures(lines: Iterable[Line]) -> dict[str, dict[str, dict[str, float]]]:
-    """Curves by name, over sizes; of several of one name the last."""
-    found: dict[str, dict[str, dict[str, float]]] = {}
+def figures(lines: Iterable[Line]) -> dict[Path, Curves]:
+    """The curves of every plot; of several of one name the last."""
+    found: dict[Path, Curves] = {}
     for line in lines:
-        mode = line["changes"].get("recover.nested.mode", "independent")
+        dataset, mode = line["recipe"].partition("/")[2], line["changes"].get("recover.nested.mode")
+        own = f"{mode} slots" if mode else "this set"
         for name, of in line["top1_last"].items():
-            what = f"{mode} slots" if name == "nested" else (SIZE_NAMES | ARMS).get(name, name)
-            found[f"{line['recipe']}-ipc{line['ipc']}, {what}"] = of
+            what = own if name == "nested" else (SIZE_NAMES | ARMS).get(name, name)
+            curves = found.setdefault(LINES.with_name(f"curves-{dataset}.svg"), {})
+            curves[f"{line['recipe']}-ipc{line['ipc']}, {what}"] = of
     return found
 
 
-def draw(curves: dict[str, dict[str, dict[str, float]]], path: Path) -> None:
+def draw(curves: Curves, path: Path) -> None:
     """Writes mean and deviation of top-1 over images a class as SVG."""
     with drawn(path, curves, (8, 4.5)) as axes:
         for name, of in curves.items():
@@ -123,21 +129,27 @@ def score(of: dict[str, float], seeds: int) -> str:
 def main(arguments: list[str] | None = None) -> int:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     commands = parser.add_subparsers(dest="command", required=True)
-    commands.add_parser("add", help="copy a run's curve").add_argument("curve", type=Path)
+    adding = commands.add_parser("add", help="copy a run's curve")
+    adding.add_argument("curve", type=Path)
+    adding.add_argument("--reduced", default="", metavar="TEXT", help="what part of the data it has seen")
     commands.add_parser("table", help="write curves.md").add_argument("--check", action="store_true")
     options = parser.parse_args(arguments)
     try:
         if options.command == "add":
-            add(line := line_of(options.curve), LINES)
+            add(line := line_of(options.curve, options.reduced), LINES)
             print(section(line))
             return 0
         lines = read_lines(LINES)
-        made, path, plot = page(lines), LINES.with_suffix(".md"), LINES.with_suffix(".svg")
+        made, path, plots = page(lines), LINES.with_suffix(".md"), figures(lines)
         if not options.check:
             write_atomic(path, made.encode())
-            draw(figures(lines), plot)
-        elif not path.exists() or path.read_text() != made or drawn_from(plot) != figures(lines):
-            raise ValueError(f"{path.name} and {plot.name} are not up to date: python benchmarks/curves.py table")
+            for plot, curves in plots.items():
+                draw(curves, plot)
+        stale = [plot.name for plot, curves in plots.items() if drawn_from(plot) != curves]
+        if not path.exists() or path.read_text() != made:
+            stale.append(path.name)
+        if stale:
+            raise ValueError(f"{', '.join(stale)}: not up to date; python benchmarks/curves.py table")
     except (ValueError, OSError) as error:
         sys.stderr.write(f"curves: {error}\n")
         return 1

@@ -37,9 +37,15 @@ def test_a_curve_is_copied_and_shown(tmp_path, monkeypatch):
     assert "`sre2l/digits-ipc5`" in text and "cpu; changed: recover.nested.mode sequential." in text
     assert "| this set | 90.0 ± 0.3 | 91.0 ± 0.3 |" in text
     assert "| first of independent slots (C) |" in text and "| real by herding, soft labels |" in text
-    assert curves.main(["add", str(finished(tmp_path / "c", mode="independent"))]) == 0
+    assert curves.drawn_from(tmp_path / "curves-digits.svg") == {
+        f"sre2l/digits-ipc5, {name}": {"1": {"mean": 90.04, "std": 0.26}, "5": {"mean": 91.04, "std": 0.26}}
+        for name in ("sequential slots", "first of independent slots (C)", "real by herding, soft labels")
+    }
+    third = ["add", str(finished(tmp_path / "c", mode="independent")), "--reduced", "10 images a class"]
+    assert curves.main(third) == 0
     assert curves.main(["table", "--check"]) == 1 and curves.main(["table"]) == 0
-    assert (tmp_path / "curves.md").read_text().count("images a class") == 2
+    text = (tmp_path / "curves.md").read_text()
+    assert text.count("| images a class") == 2 and "; of the data: 10 images a class." in text
 
 
 def test_a_curve_of_another_recipe_is_refused(tmp_path):
