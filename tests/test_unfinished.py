@@ -90,6 +90,8 @@ def test_signals_are_held_where_states_are_saved_and_raised_elsewhere():
     that it starts ends a process that does not come back."""
     code = """
 import sys, time
+from datetime import timedelta
+from torch.distributed import TCPStore
 from fastcondense.fleet import interrupt
 interrupt._GRACE = 1.0
 try:
@@ -100,8 +102,6 @@ try:
                 time.sleep(0.5)
                 print("saved", flush=True)
         elif sys.argv[1] == "library":
-            from datetime import timedelta
-            from torch.distributed import TCPStore
             TCPStore("127.0.0.1", 1, None, False, timedelta(seconds=30))  # nobody answers, and no Python code runs
         else:
             time.sleep(20)
@@ -123,7 +123,7 @@ except KeyboardInterrupt as error:
         )
         assert process.stdout.readline() == "ready\n"
         began_at = time.monotonic()
-        time.sleep(2.0 if mode == "library" else 0.0)  # it imports torch first
+        time.sleep(1.0 if mode == "library" else 0.0)  # until it is in the library
         process.send_signal(signal.SIGTERM)
         if mode == "held":
             time.sleep(0.2)
