@@ -5,8 +5,9 @@
 
 step      one update: with labels that the teacher computes (on-the-fly), with the logits of all images in memory
           (in-memory), both with views from the resident set, on a GPU as CUDA graphs; views, labels: these parts alone
-epoch     ours: tables, views, labels and updates; views: their tables and making alone, the share of loading;
-          published: FKD files and JPEG images through a DataLoader (fkd.py); published-reading: without updates
+epoch     ours: tables, views, labels and updates; views: their tables and making alone, the share of loading; stored,
+          stored-top-5, fkd, hard: the same with labels of that source (label_sources.py); published: FKD files and
+          JPEG images through a DataLoader (fkd.py); published-reading: without updates
 extrapolated  ours alone for a few epochs, and 300 epochs computed from them, not measured
 
 Student and teacher are the same network, untrained. Each line: median and quartiles in milliseconds, and ratios to the
@@ -16,6 +17,7 @@ variant that is named in it.
 from __future__ import annotations
 
 import argparse
+import itertools
 import os
 import tempfile
 from collections.abc import Callable
@@ -23,6 +25,7 @@ from pathlib import Path
 
 import torch
 from fkd import PublishedEpoch, ReplayedFiles, write_images, write_labels
+from label_sources import Source, other_sources
 from measure import DEVICE, Line, Timing, interleaved
 from session import Session
 from torch import Tensor
@@ -35,14 +38,14 @@ from fastcondense.settings import Dataset, Labels, Train
 from fastcondense.teachers import zoo
 from fastcondense.teachers.teacher import Teacher
 from fastcondense.training.fit import make_optimizer
-from fastcondense.training.train_step import Batch, CapturedStep
+from fastcondense.training.train_step import Batch, CapturedStep, TrainStep
 
 TEMPERATURE = 20.0
 EPOCHS = 300
+WARMUP_EPOCHS = 1
 QUICK = {"network": "zoo/convnet3", "images": 16, "size": 32, "classes": 10, "batch_size": 8, "workers": 1}
 QUICK |= {"repeats": 4, "warmup": 1, "epoch_repeats": 2}
 RATIOS = {"on-the-fly": "in-memory", "views": "on-the-fly", "labels": "on-the-fly"}
-EPOCH_RATIOS = {"published": "ours", "published-reading": "ours", "views": "ours"}
 
 
 class Student:
@@ -65,7 +68,7 @@ class Student:
         teacher = Teacher.of(self.network(options), "teacher", range(options.classes), range(options.classes), dataset)
         self.source = TeacherLabels([teacher.to(DEVICE)], labels, 0)
         self.memory = torch.randn(1, count, options.classes, generator=generator).half().to(DEVICE)
-        self.options, self.dataset, self.epoch = options, dataset, 0
+        self.options, self.dataset = options, dataset
 
     @staticmethod
     def network(options: argparse.Namespace) -> torch.nn.Module:
@@ -78,23 +81,38 @@ class Student:
         logits = self.memory[:, item.table.ids].float()
         return Wanted(logits, views.labels, views.partners, views.share)
 
-    def step(self, label: Callable[[ViewBatch, BatchTable], Wanted]) -> CapturedStep:
-        """A student's update with labels of this kind."""
+    def step(
+        self,
+        label: Callable[[ViewBatch, BatchTable], Wanted],
+        views: ReplayedViews | None = None,
+        is_captured: bool = True,
+    ) -> TrainStep:
+        """A student's update with labels of this kind, of its own views if no others are given."""
         net = zoo.channels_last(self.network(self.options), DEVICE).train()
 
         def make(item: BatchTable) -> Batch:
-            views = self.views.make(item)
-            return Batch(views.images, label(views, item), item.num_views)
+            batch = (views or self.views).make(item)
+            return Batch(batch.images, label(batch, item), item.num_views)
 
-        optimizer = make_optimizer(net, self.train, is_captured=True)
-        return CapturedStep(net, optimizer, self.train, lambda z, wanted: student_loss(z, wanted, self.train), make)
+        optimizer = make_optimizer(net, self.train, is_captured)
+        kind = CapturedStep if is_captured else TrainStep
+        return kind(net, optimizer, self.train, lambda z, wanted: student_loss(z, wanted, self.train), make)
 
-    def run_epoch(self, step: Callable[[BatchTable], object]) -> None:
-        """Does something with every batch of the next epoch."""
-        with arithmetic(self.train.precision):
-            for item in self.views.tables(self.epoch, self.train):
-                step(item)
-        self.epoch += 1
+    def epochs(self, step: Callable[[BatchTable], object], views: ReplayedViews | None = None) -> Callable[[], None]:
+        """What does something with every batch of an epoch, each time of the next one."""
+        numbers = itertools.count()
+
+        def run() -> None:
+            with arithmetic(self.train.precision):
+                for item in (views or self.views).tables(next(numbers), self.train):
+                    step(item)
+
+        return run
+
+    def epochs_with(self, source: Source) -> Callable[[], None]:
+        """The epochs of a student with labels from there."""
+        step = self.step(lambda views, _: source.label(views), source.views, source.without_host)
+        return self.epochs(step, source.views)
 
 
 def report(
@@ -148,21 +166,26 @@ def time_epochs(session: Session, student: Student, options: argparse.Namespace,
     )
     files = ReplayedFiles(images, batches, student.dataset)
     published = PublishedEpoch(student.network(options), files, options.workers, TEMPERATURE, DEVICE)
-    step = student.step(student.on_the_fly)
+    ours = Source(student.views, student.source, without_host=True)
+    others = other_sources(
+        student.views, options.classes, student.train, WARMUP_EPOCHS + options.epoch_repeats, folder / "sources"
+    )
     variants: dict[str, Callable[[], object]] = {
-        "ours": lambda: student.run_epoch(step),
-        "views": lambda: student.run_epoch(student.views.make),
+        "ours": student.epochs_with(ours),
+        "views": student.epochs(student.views.make),
+        **{name: student.epochs_with(source) for name, source in others.items()},
         "published": published,
         "published-reading": published.read,
     }
     size = sum(path.stat().st_size for path, _ in batches)
-    timings = interleaved(variants, options.epoch_repeats, 1)
-    report(session, "epoch", timings, EPOCH_RATIOS, options, workers=options.workers, label_bytes_an_epoch=size)
+    timings = interleaved(variants, options.epoch_repeats, WARMUP_EPOCHS)
+    ratios = dict.fromkeys(variants.keys() - {"ours"}, "ours")
+    report(session, "epoch", timings, ratios, options, workers=options.workers, label_bytes_an_epoch=size)
 
 
 def extrapolate(session: Session, student: Student, options: argparse.Namespace) -> None:
-    step = student.step(student.on_the_fly)
-    timing = interleaved({"ours": lambda: student.run_epoch(step)}, options.epoch_repeats, 1)["ours"]
+    epoch = student.epochs(student.step(student.on_the_fly))
+    timing = interleaved({"ours": epoch}, options.epoch_repeats, WARMUP_EPOCHS)["ours"]
     minutes = round(EPOCHS * timing.median / 60e3, 2)
     print(f"an epoch takes {timing.median / 1e3:.2f} s; {EPOCHS} epochs, extrapolated: {minutes} minutes")
     extrapolated = {"epochs_measured": options.epoch_repeats, f"minutes_of_{EPOCHS}_epochs_extrapolated": minutes}
@@ -172,7 +195,7 @@ def extrapolate(session: Session, student: Student, options: argparse.Namespace)
 def add_options(parser: argparse.ArgumentParser) -> None:
     is_gpu = DEVICE.type == "cuda"
     parser.add_argument("--network", default="torchvision/resnet18", help="of student and teacher")
-    parser.add_argument("--images", type=int, default=2048 if is_gpu else 32)
+    parser.add_argument("--images", type=int, default=2048 if is_gpu else 256)
     parser.add_argument("--size", type=int, default=224 if is_gpu else 64)
     parser.add_argument("--classes", type=int, default=1000)
     parser.add_argument("--batch-size", type=int, default=128 if is_gpu else 16)

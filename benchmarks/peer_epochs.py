@@ -56,8 +56,7 @@ def measure(session: Session, options: argparse.Namespace, scratch: Path) -> Non
             session.skip(name, f"{one.status}: {one.reason}")
     if not ready:
         return
-    step = student.step(student.on_the_fly)
-    ready = {"ours": Step(lambda: student.run_epoch(step)), **ready}
+    ready = {"ours": Step(student.epochs(student.step(student.on_the_fly))), **ready}
     try:
         timings = interleaved({name: one.advance for name, one in ready.items()}, options.repeats, 1)
     finally:

@@ -218,6 +218,60 @@ def labels(results: list[Result]) -> str:
     return finished(markdown(head, rows), used)
 
 
+LABEL_SOURCES = (
+    (
+        *("ours", "`teachers` (default)", "0; about 1 kB for the set, that says how", "0 B"),
+        "the teachers' weights (ResNet-18: 45 MB) and their forward pass",
+    ),
+    ("stored", "`stored`, by `relabel --store`", "2 K", "6.0 GB", "nothing"),
+    ("stored-top-5", "`stored`, with `--labels.top-k 5`", "22", "66 MB", "nothing"),
+    (
+        *("fkd", "`stored`, FKD files of SRe2L, CDA, G-VBSM or EDC (`--labels.stored DIR`)"),
+        *("2 K + 25, and 2 kB a file", "6.1 GB", "nothing"),
+    ),
+    ("hard", "`hard`", "0", "0 B", "nothing"),
+    (
+        "published",
+        "FKD files and JPEG images, read in the published way",
+        "2 K + 25, and 2 kB a file",
+        "6.1 GB",
+        MISSING,
+    ),
+)
+"""Variants of the benchmark's epoch: a source, its bytes a view and of ImageNet at IPC 10, what it needs."""
+
+
+def label_sources(results: list[Result]) -> str:
+    """What each source of labels costs: bytes, which follow from its format, and a student's time, measured."""
+
+    def key(result: Result) -> tuple[str, ...]:
+        return result.device, *(str(result[name]) for name in ("network", "size", "batch_size", "precision"))
+
+    found = [result for result in of(results, "labels") if result["part"] == "epoch"]
+    used = newest(together(found, key), lambda result: (*key(result), result["variant"]))
+    times: dict[tuple[str, ...], dict[str, float]] = {}
+    for result in used:
+        times.setdefault(key(result), {})[result["variant"]] = result["median_ms"] / result["images"]
+    columns = [column for column, mine in times.items() if "stored" in mine]
+    rows = [
+        (
+            *(source, per_view, imagenet),
+            *(
+                f"{times[column][variant]:.2f} s ({figure(times[column][variant] / times[column]['ours'])})"
+                for column in columns
+            ),
+            needs,
+        )
+        for variant, source, per_view, imagenet, needs in LABEL_SOURCES
+    ]
+    titles = (
+        f"1,000 views, {device}, {network.split('/')[-1]}, {size} pixels, {precision}"
+        for device, network, size, _, precision in columns
+    )
+    head = ("`--labels.source`", "bytes a view, K classes", "ImageNet, IPC 10, 300 epochs", *titles, "needs")
+    return finished(markdown(head, rows), [result for result in used if key(result) in columns])
+
+
 def train(results: list[Result]) -> str:
     """A student's epoch, in views a second, and how often ours fits into each peer's."""
 
@@ -298,6 +352,7 @@ def extrapolated(results: list[Result]) -> str:
 TABLES: dict[str, Table] = {
     "loaders": loaders,
     "loader parity": parity,
+    "label sources": label_sources,
     "labels": labels,
     "traffic": traffic,
     "recover step": recover,

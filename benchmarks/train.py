@@ -52,10 +52,10 @@ def make(session: Session, options: argparse.Namespace, folder: Path) -> dict[st
         data = TrainingFiles(files, classes, student.dataset)
         return PublishedLoop(*nets, data, options.batch_size, options.workers, TEMPERATURE, DEVICE, style)
 
-    step, loops = student.step(student.on_the_fly), {"published": loop(STYLES["published"])}
+    loops = {"published": loop(STYLES["published"])}
     found: dict[str, Callable[[], object]] = {
-        "ours": lambda: student.run_epoch(step),
-        "ours-views": lambda: student.run_epoch(student.views.make),
+        "ours": student.epochs(student.step(student.on_the_fly)),
+        "ours-views": student.epochs(student.views.make),
         "published": loops["published"],
         "published-reading": loops["published"].read,
     }

@@ -112,7 +112,7 @@ def test_the_loaders_labels_and_train_tables():
     (row,) = cells(throughput.loaders([result("loaders", loader)]))
     assert row == ["gpu", "x", "`dali`", "1234 (0.87)", throughput.MISSING]
 
-    about = {"network": "torchvision/resnet18", "size": 64, "batch_size": 16, "precision": "fp32"}
+    about = {"network": "torchvision/resnet18", "size": 64, "batch_size": 16, "precision": "fp32", "images": 250}
     times = {"step on-the-fly": 12.0, "step in-memory": 10.0, "epoch ours": 50.0, "epoch views": 1.0}
     made = []
     for name, median in times.items():
@@ -120,6 +120,14 @@ def test_the_loaders_labels_and_train_tables():
         made.append(result("labels", about | {"part": part, "variant": variant, "median_ms": median}))
     (row,) = cells(throughput.labels(made))
     assert row[1:] == ["resnet18, 64 pixels, batches of 16, fp32", "1.20", "2.0", throughput.MISSING]
+    assert throughput.label_sources(made) == throughput.NOT_MEASURED  # an epoch of ours alone compares nothing
+
+    about |= {"part": "epoch"}
+    epochs = {"ours": 500.0, "stored": 400.0, "stored-top-5": 450.0, "fkd": 600.0, "hard": 375.0, "published": 1000.0}
+    made = [result("labels", about | {"variant": name, "median_ms": median}) for name, median in epochs.items()]
+    rows = cells(throughput.label_sources(made))
+    shown = ["2.00 s (1.00)", "1.60 s (0.80)", "1.80 s (0.90)", "2.40 s (1.20)", "1.50 s (0.75)", "4.00 s (2.00)"]
+    assert [row[3] for row in rows] == shown and rows[0][2] == "0 B"
 
     about = {"network": "zoo/convnet3", "shapes": [[8, 3, 32, 32]], "images": 64, "dtype": "float32"}
     made = [
