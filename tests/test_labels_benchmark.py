@@ -1,14 +1,17 @@
-"""The published way to train on stored labels, as the benchmark writes it: its views, and that it trains."""
+"""The published way to train on stored labels, as the benchmark writes it, and our reading of every source."""
 
 import copy
 
 import pytest
 import torch
 from fkd import PublishedEpoch, ReplayedFiles, write_images, write_labels
+from label_sources import other_sources
 from PIL import Image
 from torch.nn import functional as F
 
-from fastcondense.settings import Dataset
+from fastcondense.data.real import Normalization
+from fastcondense.labelling.views import ReplayedViews
+from fastcondense.settings import Dataset, Labels, Train
 from fastcondense.teachers import zoo
 from fastcondense.vision import torchvision
 
@@ -54,3 +57,25 @@ def test_an_epoch_mixes_and_trains(files):
     losses = [epoch() for _ in range(3)]
     assert losses[2] < losses[0]
     assert not torch.equal(epoch.net.head.weight, net.head.weight)
+
+
+def test_sources_give_the_labels_that_were_written(tmp_path):
+    """Stored ones are the generator's numbers in rows of views, epoch after epoch; FKD's those of its files."""
+    generator = torch.Generator().manual_seed(0)
+    pixels = torch.randint(0, 256, (11, 3, 24, 24), dtype=torch.uint8, generator=generator)
+    normalize = Normalization.of(DATASET, torch.device("cpu"))
+    views, train = ReplayedViews(pixels, torch.arange(11) % 7, Labels(), normalize, 0), Train(batch_size=4)
+    sources = other_sources(views, 7, train, 2, tmp_path)
+    written = torch.randn(22, 7, generator=torch.Generator().manual_seed(0)).half().float()
+    wanted = {
+        name: [source.label(batch) for epoch in range(2) for batch in source.views.epoch(epoch, train)]
+        for name, source in sources.items()
+    }
+    logits = {name: torch.cat([labels.logits[0] for labels in wanted[name]]) for name in sources if name != "hard"}
+    assert torch.equal(logits["stored"], written)
+    largest = written.topk(5, 1)
+    assert torch.equal(logits["stored-top-5"].gather(1, largest.indices), largest.values)
+    files = [tmp_path / "fkd" / f"epoch_{epoch}" / f"batch_{number}.tar" for epoch in range(2) for number in range(3)]
+    assert torch.equal(logits["fkd"], torch.cat([torch.load(path)[5] for path in files]).float())
+    assert len(wanted["hard"]) == 6 and all(labels.logits is None for labels in wanted["hard"])
+    assert [name for name, source in sources.items() if source.without_host] == ["hard"]
