@@ -166,14 +166,18 @@ def table(lines: Iterable[Line]) -> str:
 
 
 def reduced_table(lines: Iterable[Line]) -> str:
-    """Reduced runs by method and cell: last epoch's top-1, in brackets that of random real images, soft labels."""
+    """Reduced runs by method and cell: last epoch's top-1, in brackets that of random real images.
+
+    Those have soft labels too, or hard ones if the method's labels are hard.
+    """
     found: dict[str, dict[tuple[int, str, int], str]] = {}
     for line in filter(is_reduced, lines):
         method, data = line["recipe"].split("/")
         variant = f" {CORRECTED}" * data.endswith(f"-{CORRECTED}")
         data = data.removesuffix(f"-{CORRECTED}")
-        random = line["baselines"].get("random_soft", {}).get("top1_last", {}).get("mean", float("nan"))
-        text = f"{line['top1_last']['mean']:.1f} ({random:.1f})"
+        text = f"{line['top1_last']['mean']:.1f}"
+        if random := line["baselines"].get("random_soft") or line["baselines"].get("random_hard"):
+            text += f" ({random['top1_last']['mean']:.1f})"
         found.setdefault(method + variant, {})[*place(f"/{data}")[:1], data, line["ipc"]] = text
     columns = sorted({column for cells in found.values() for column in cells})
     head = [

@@ -212,6 +212,11 @@ def test_reduced_runs_stand_by_themselves(tmp_path):
         "| `edc corrected` | 50.0 (50.0) | not run |",
         "| `rded` | 50.0 (50.0) | not run |",
     ]
+    hard, alone = lines[0], lines[2]  # random images with soft labels stand beside soft labels alone
+    hard["baselines"] = {"random_hard": {"top1_last": {"mean": 12.34}}}
+    alone["baselines"] = {}
+    *_, edc, _, rded = readme_part(lines).splitlines()
+    assert edc == "| `edc` | not run | 50.0 |" and rded == "| `rded` | 50.0 (12.3) | not run |"
 
 
 def test_the_readme_is_up_to_date():
