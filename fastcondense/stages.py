@@ -25,8 +25,8 @@ __all__ = ["evaluate", "everything", "inspect", "rank", "recover", "relabel", "s
 
 def train(run: Run) -> None:
     """Trains all students: on the condensed set and on each baseline; several ranks share each batch."""
+    teachers = chosen(squeeze(run), run.recipe.labels.teachers)
     with first_alone():
-        teachers = chosen(squeeze(run), run.recipe.labels.teachers)
         condensed = condensed_set(run)
     check_teachers(run.out / "condensed", teachers)
     for arm in arms(run):

@@ -2,6 +2,7 @@
 
 import json
 import os
+import time
 from pathlib import Path
 
 import numpy as np
@@ -199,7 +200,19 @@ def work(rank: int, folder: Path, port: int) -> None:
     average_buffers(net)
     torch.save([*kept, net.state_dict()], folder / f"{rank}.pt")
     leave()
-    assert fastcondense("train", folder / "run", *FLAGS, "--data", str(folder / "data")) == 0
+    from fastcondense.training import students
+
+    write, more = students._write, (*FLAGS, "--data", str(folder / "data"))
+
+    def write_late(*parts):
+        time.sleep(1)
+        write(*parts)
+
+    students._write = write_late
+    assert fastcondense("train", folder / "run", *more) == 0
+    finished = [path.parent.parent.name for path in folder.glob("run/students/*/*/seed0/student.json")]
+    assert sorted(finished) == ["condensed", "full"]  # on every rank, however late rank 0 writes
+    assert fastcondense("evaluate", folder / "run", *more) == 0
 
 
 @pytest.fixture(scope="module")
@@ -271,11 +284,12 @@ def test_the_command_trains_one_student_an_arm_and_rank_0_alone_writes(alone):
     assert students == ["condensed", "full"]
     lines = (folder / "log.jsonl").read_text().removeprefix(before).splitlines()
     events = [json.loads(line)["event"] for line in lines]
-    assert events.count("start") == 1 and events.count("epoch") == 2
+    assert events.count("start") == 2 and events.count("epoch") == 2 and events.count("result") == 1
     tested = next(folder.glob("students/*/condensed/seed0/student.json"))
     (entry,) = json.loads(tested.read_text())["history"]
-    assert fastcondense("evaluate", folder, *FLAGS, "--data", str(alone[0] / "data")) == 0
     result = json.loads((folder / "result.json").read_text())
+    assert fastcondense("evaluate", folder, *FLAGS, "--data", str(alone[0] / "data")) == 0
+    assert json.loads((folder / "result.json").read_text()) == result
     assert result["test_images"] == 15 and result["top1_last"]["mean"] == pytest.approx(entry["top1"], abs=1e-9)
     assert entry["top1"] * 15 / 100 == pytest.approx(round(entry["top1"] * 15 / 100), abs=1e-9)
 

@@ -13,6 +13,7 @@ from typing import Any
 import torch
 from rich.table import Table
 
+from ..distributed import once
 from ..files import write_json
 from ..recipe import Recipe
 from ..recovery.condense import condensed_set, made_jobs, recover
@@ -52,10 +53,15 @@ def evaluate_sizes(run: Run) -> dict[str, Any]:
         "top1_last": curves,
         "versions": run.versions(),
     }
-    write_json(run.out / "curve.json", result)
-    size_curve({SIZE_NAMES.get(name, name): curve for name, curve in curves.items()}, run.out / "curve.png")
+    once(lambda: _write(run, result))
     run.log.console.print(_table(run.recipe, sizes, curves))
     return result
+
+
+def _write(run: Run, result: dict[str, Any]) -> None:
+    write_json(run.out / "curve.json", result)
+    curves = {SIZE_NAMES.get(name, name): curve for name, curve in result["top1_last"].items()}
+    size_curve(curves, run.out / "curve.png")
 
 
 def _sets(run: Run, size: int) -> Iterator[tuple[str, Run, CondensedSet]]:

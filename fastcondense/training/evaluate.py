@@ -6,6 +6,7 @@ import statistics
 from collections.abc import Sequence
 from typing import Any
 
+from ..distributed import once
 from ..files import read_metadata, write_json
 from ..labelling.stored_labels import stored_bytes
 from ..recovery.condense import made_jobs
@@ -54,7 +55,7 @@ def evaluate(run: Run) -> dict[str, Any]:
         "versions": run.versions(),
         **({} if origin is None else {"origin": {key: origin[key] for key in ("path", "layout", "sha256")}}),
     }
-    write_json(run.out / "result.json", result)
+    once(lambda: write_json(run.out / "result.json", result))
     run.log.event("result", **{key: result[key] for key in ("top1_last", "top1_best", "baselines")})
     run.log.console.print(report.honest_table(result))
     return result

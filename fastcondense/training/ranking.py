@@ -12,6 +12,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from typing import Any, Literal
 
+from ..distributed import once
 from ..files import write_json
 from ..recovery.condense import condensed_set
 from ..reporting import report
@@ -102,7 +103,7 @@ def rank(run: Run) -> dict[str, Any]:
         "scores": {f"top1_{epoch}": _scores(arms, measured, epoch, settings) for epoch in EPOCHS},
         "versions": run.versions(),
     }
-    write_json(run.out / "ranking.json", result)
+    once(lambda: write_json(run.out / "ranking.json", result))
     run.log.event("ranking", scores=result["scores"])
     run.log.console.print(report.ranking_table(result))
     return result

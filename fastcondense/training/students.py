@@ -14,7 +14,7 @@ import torch
 from torch import Tensor, nn
 
 from ..data.real import split_batches, training_batches
-from ..distributed import rank, world_size
+from ..distributed import once, rank, world_size
 from ..files import read_json, read_tensors, write_atomic, write_json, write_tensors
 from ..gradient.formation import shown
 from ..labelling.labels import LabelSource, TeacherLabels, hard_labels, student_loss
@@ -106,7 +106,10 @@ def student_folder(run: Run, arm: Arm, number: int) -> Path:
 
 
 def train_arm(run: Run, arm: Arm, condensed: CondensedSet, teachers: Sequence[Teacher]) -> list[Student]:
-    """Trains the students of an arm, one a seed; finished ones are read back, an interrupted one goes on."""
+    """Trains the students of an arm, one a seed; finished ones are read back, an interrupted one goes on.
+
+    All ranks call this; when it returns, every student's files are there.
+    """
     return [_student(run, arm, number, condensed, teachers) for number in range(run.recipe.train.seeds)]
 
 
@@ -120,12 +123,12 @@ def read_student(run: Run, arm: Arm, number: int) -> Student:
 
 
 def last_score(run: Run, student: Student) -> dict[str, float]:
-    """top1 and top5 of the stored weights, measured anew."""
+    """top1 and top5 of the stored weights, measured anew; all ranks call this and share the test images."""
     state, metadata = read_tensors(student.folder / "weights.safetensors")
     net = zoo.build(metadata["architecture"], len(run.real.classes))
     net.load_state_dict(state)
     net = zoo.channels_last(net, run.device)
-    return score(net, run.test_images, run.normalize)
+    return score(net, run.test_images, run.normalize, is_shared=True)
 
 
 @dataclass(frozen=True)
@@ -179,8 +182,7 @@ def _student(run: Run, arm: Arm, number: int, condensed: CondensedSet, teachers:
     if not answers.any():  # it was stopped between its last epoch and here
         evaluate(net)
     student = Student(folder, history, {"train": history[-1]["seconds"], "evaluate": evaluating}, per_class(answers))
-    if rank() == 0:
-        _write(run, arm, student, net)
+    once(lambda: _write(run, arm, student, net))
     return student
 
 
