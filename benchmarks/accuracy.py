@@ -1,10 +1,10 @@
-"""Accuracy, published against ours: what runs have scored, and the table in README.md.
+"""Accuracy, published against ours: what runs have scored, and the tables of docs/comparison.md.
 
     python benchmarks/accuracy.py add runs/sre2l/cifar10-ipc10/result.json [--reduced "2000 images a class"]
     python benchmarks/accuracy.py table [--check]
 
 add copies a finished run's figures and settings as a line into benchmarks/results/accuracy.jsonl. table writes
-accuracy.md beside it, all runs with their settings, and README's part between two markers: what is published for every
+accuracy.md beside it, all runs with their settings, and the part `accuracy` of the page: what is published for every
 recipe that ships, what our runs gave, and reduced runs by themselves. A run with other settings than its recipe's, or
 with less data (--reduced), is reduced: never equal to a published figure.
 """
@@ -20,14 +20,15 @@ from collections.abc import Iterable
 from pathlib import Path
 from typing import Any
 
+from page_parts import read_pages, replaced, write_or_check
+
 from fastcondense import recipe
 from fastcondense.files import read_json, write_atomic
 from fastcondense.recipe import CORRECTED, Recipe
 
 ROOT = Path(__file__).resolve().parents[1]
-README, LINES = ROOT / "README.md", ROOT / "benchmarks" / "results" / "accuracy.jsonl"
+LINES = ROOT / "benchmarks" / "results" / "accuracy.jsonl"
 PAGE = LINES.with_suffix(".md")
-BEGIN, END = "<!-- accuracy: begin -->", "<!-- accuracy: end -->"
 SAME_CELL = {  # settings that may differ from the recipe's in an unreduced run
     *("seed", "train.seeds", "train.student", "train.evaluate_every", "squeeze.evaluate_every"),
     *("squeeze.gate_images", "evaluate.baselines", "evaluate.full_epochs", "recover.features.batch_size"),
@@ -191,7 +192,7 @@ def reduced_table(lines: Iterable[Line]) -> str:
     return "\n".join([*head, *rows]) if rows else ""
 
 
-def readme_part(lines: list[Line]) -> str:
+def part(lines: list[Line]) -> str:
     """Published figures and whole runs; then reduced runs."""
     whole = table([line for line in lines if not is_reduced(line)])
     return "\n\n".join(part for part in (whole, reduced_table(lines)) if part)
@@ -284,21 +285,13 @@ def shown(value: Any) -> str:
     return str(value)
 
 
-def replaced(readme: str, made: str) -> str:
-    """The text with `made` between its markers. Raises ValueError if they are not there, once each and in order."""
-    parts = re.split(f"{re.escape(BEGIN)}.*{re.escape(END)}", readme, flags=re.DOTALL)
-    if len(parts) != 2 or readme.count(BEGIN) != 1 or readme.count(END) != 1:
-        raise ValueError(f"README.md needs the markers {BEGIN} and {END}, once each and in this order")
-    return f"{BEGIN}\n{made}\n{END}".join(parts)
-
-
 def main(arguments: list[str] | None = None) -> int:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     commands = parser.add_subparsers(dest="command", required=True)
     adding = commands.add_parser("add", help="copy a run's figures")
     adding.add_argument("result", type=Path)
     adding.add_argument("--reduced", default="", help="what the recipe does not say, such as a part of the data")
-    commands.add_parser("table", help="write accuracy.md and README's part").add_argument(
+    commands.add_parser("table", help="write accuracy.md and the tables of the page").add_argument(
         "--check", action="store_true"
     )
     options = parser.parse_args(arguments)
@@ -308,12 +301,8 @@ def main(arguments: list[str] | None = None) -> int:
             print(note(line))
             return 0
         lines = read_lines(LINES)
-        wanted = {README: replaced(README.read_text(), readme_part(lines)), PAGE: page(lines)}
-        for path, text in wanted.items():
-            if options.check and (not path.exists() or path.read_text() != text):
-                raise ValueError(f"{path.name} is not up to date: python benchmarks/accuracy.py table")
-            if not options.check:
-                write_atomic(path, text.encode())
+        wanted = {**replaced(read_pages(ROOT), "accuracy", part(lines)), PAGE: page(lines)}
+        write_or_check(wanted, options.check, "accuracy.py table")
     except (ValueError, OSError) as error:
         sys.stderr.write(f"accuracy: {error}\n")
         return 1

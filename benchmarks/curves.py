@@ -14,7 +14,7 @@ import argparse
 import datetime
 import json
 import sys
-from collections.abc import Iterable
+from collections.abc import Iterable, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -74,10 +74,11 @@ def curve_of(line: Line) -> tuple[str, list[int]]:
     return line["recipe_sha256"], line["sizes"]
 
 
-def page(lines: Iterable[Line]) -> str:
-    """All curves as Markdown."""
+def page(lines: Sequence[Line]) -> str:
+    """All curves as Markdown, then the plots."""
     head = "# One set at several sizes\n\nWritten by `benchmarks/curves.py table`. Top-1 of the last epoch, in %.\n"
-    return "\n".join([head, *(f"{section(line)}\n" for line in lines)])
+    plots = [f"![Top-1 by size]({plot.name})\n" for plot in figures(lines)]
+    return "\n".join([head, *(f"{section(line)}\n" for line in lines), *plots])
 
 
 def section(line: Line) -> str:

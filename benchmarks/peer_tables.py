@@ -1,4 +1,4 @@
-"""README's table of published code beside ours, from result files of `bench peers` and `bench peer-epochs`."""
+"""The table of published code beside ours, from result files of `bench peers` and `bench peer-epochs`."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""The tables of speeds and costs in README.md, each a function from all results to Markdown."""
+"""The tables of speeds and costs in README and docs, each a function from all results to Markdown."""
 
 from __future__ import annotations
 

@@ -1,11 +1,11 @@
-"""The published-against-ours table: what is copied from a run, what counts as reduced, and README's part."""
+"""The published-against-ours table: what is copied from a run, what counts as reduced, and what is written where."""
 
 import dataclasses
 import json
 
 import accuracy
 import pytest
-from accuracy import BEGIN, END, add, differences, is_reduced, line_of, main, read_lines, readme_part, replaced, table
+from accuracy import add, differences, is_reduced, line_of, main, part, read_lines, table
 
 from fastcondense.recipe import load
 
@@ -172,17 +172,10 @@ def test_a_recipe_that_changes_makes_its_runs_reduced(tmp_path):
     assert differences(line) == {"train.schedule_stretch": (1.0, 2.0)}
 
 
-def test_the_part_between_the_markers_is_replaced():
-    assert replaced(f"a\n{BEGIN}\nold\n{END}\nb", "new") == f"a\n{BEGIN}\nnew\n{END}\nb"
-    for text in ("no marker", f"{END}\n{BEGIN}", f"{BEGIN}\n{END}\n{BEGIN}\n{END}"):
-        with pytest.raises(ValueError, match="needs the markers"):
-            replaced(text, "new")
-
-
 def test_check_and_write(tmp_path, monkeypatch, capsys):
     readme, lines = tmp_path / "README.md", tmp_path / "accuracy.jsonl"
-    readme.write_text(f"# x\n{BEGIN}\n{END}\n")
-    monkeypatch.setattr(accuracy, "README", readme)
+    readme.write_text("# x\n<!-- accuracy: begin -->\n<!-- accuracy: end -->\n")
+    monkeypatch.setattr(accuracy, "ROOT", tmp_path)
     monkeypatch.setattr(accuracy, "LINES", lines)
     monkeypatch.setattr(accuracy, "PAGE", tmp_path / "accuracy.md")
     assert main(["table", "--check"]) == 1 and "not up to date" in capsys.readouterr().err
@@ -201,8 +194,7 @@ def test_reduced_runs_stand_by_themselves(tmp_path):
     names = ("rded/cifar10-ipc10", "edc/cifar10-corrected-ipc10", "edc/digits-ipc1")
     lines = [line_of(finished(tmp_path / str(k), name, train__epochs=5)) for k, name in enumerate(names)]
     lines += [line_of(finished(tmp_path / "whole", "rded/cifar10-ipc1", mean=33.3))]
-    part = readme_part(lines)
-    whole, reduced = part.split("| reduced |")
+    whole, reduced = part(lines).split("| reduced |")
     assert row(whole, "rded/cifar10")[1].startswith("**33.3") and "33.3" not in reduced
     assert row(whole, "edc/cifar10")[1] == "not run"
     assert reduced.splitlines() == [
@@ -215,9 +207,9 @@ def test_reduced_runs_stand_by_themselves(tmp_path):
     hard, alone = lines[0], lines[2]  # random images with soft labels stand beside soft labels alone
     hard["baselines"] = {"random_hard": {"top1_last": {"mean": 12.34}}}
     alone["baselines"] = {}
-    *_, edc, _, rded = readme_part(lines).splitlines()
+    *_, edc, _, rded = part(lines).splitlines()
     assert edc == "| `edc` | not run | 50.0 |" and rded == "| `rded` | 50.0 (12.3) | not run |"
 
 
-def test_the_readme_is_up_to_date():
+def test_the_page_is_up_to_date():
     assert main(["table", "--check"]) == 0

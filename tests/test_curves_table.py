@@ -33,7 +33,7 @@ def test_a_curve_is_copied_and_shown(tmp_path, monkeypatch):
         assert curves.main(["add", str(finished(tmp_path / folder, mean=mean))]) == 0
     assert curves.main(["table"]) == curves.main(["table", "--check"]) == 0
     text = (tmp_path / "curves.md").read_text()
-    assert text.count("images a class") == 1
+    assert text.count("| images a class") == 1 and "![Top-1 by size](curves-digits.svg)" in text
     assert "`sre2l/digits-ipc5`" in text and "cpu; changed: recover.nested.mode sequential." in text
     assert "| this set | 90.0 ± 0.3 | 91.0 ± 0.3 |" in text
     assert "| first of independent slots (C) |" in text and "| real by herding, soft labels |" in text

@@ -1,16 +1,18 @@
-"""README's tables of speeds: their figures, which results they take, and that they cannot go out of date unseen."""
+"""The tables of speeds: their figures, which results they take, and that they cannot go out of date unseen."""
 
 import json
 import shutil
+from pathlib import Path
 
 import pytest
 import tables
 import throughput
 from described_svg import drawn_from
+from page_parts import replaced
 from profile_page import profile
 from result_files import Result, index, newest, read, together
 from step_plot import draw, figures
-from tables import main, replaced
+from tables import main
 
 DAY = "2026-11-28"
 
@@ -178,10 +180,14 @@ def test_a_table_without_results_says_so():
 
 
 def test_the_part_between_markers_is_replaced():
-    text = "a\n<!-- x: begin -->\nold\n<!-- x: end -->\nb"
-    assert replaced(text, "x", "new") == "a\n<!-- x: begin -->\nnew\n<!-- x: end -->\nb"
-    with pytest.raises(ValueError, match="needs the markers"):
-        replaced(text, "y", "new")
+    begin, end = "<!-- x: begin -->", "<!-- x: end -->"
+    pages = {Path("a"): "no part", Path("b"): f"a\n{begin}\nold\n{end}\nb"}
+    assert replaced(pages, "x", "new") == pages | {Path("b"): f"a\n{begin}\nnew\n{end}\nb"}
+    for text in ("", f"{end}\n{begin}", f"{begin}\n{end}\n{begin}\n{end}", begin):
+        with pytest.raises(ValueError, match=r"README.md and docs/ need the markers <!-- x: begin --> and"):
+            replaced({Path("a"): text}, "x", "new")
+    with pytest.raises(ValueError, match="once each"):
+        replaced(pages | {Path("c"): pages[Path("b")]}, "x", "new")  # on two pages
 
 
 def test_the_plot_remembers_its_figures(tmp_path):
@@ -196,15 +202,16 @@ def test_the_plot_remembers_its_figures(tmp_path):
 
 @pytest.fixture
 def copied(tmp_path, monkeypatch):
-    """A copy of README and of all results."""
+    """A copy of README, of docs and of all results."""
     shutil.copytree(tables.RESULTS, tmp_path / "results")
-    shutil.copy(tables.README, tmp_path / "README.md")
-    monkeypatch.setattr(tables, "README", tmp_path / "README.md")
+    shutil.copytree(tables.ROOT / "docs", tmp_path / "docs")
+    shutil.copy(tables.ROOT / "README.md", tmp_path)
+    monkeypatch.setattr(tables, "ROOT", tmp_path)
     monkeypatch.setattr(tables, "RESULTS", tmp_path / "results")
     return tmp_path
 
 
-def test_the_readme_is_up_to_date():
+def test_the_pages_are_up_to_date():
     assert main(["--check"]) == 0
 
 
@@ -224,9 +231,9 @@ def test_a_changed_figure_fails_the_check_until_the_tables_are_written(copied, c
     text = file.read_text()
     assert '"images_per_s": 689.2' in text
     file.write_text(text.replace('"images_per_s": 689.2', '"images_per_s": 4321.0'))
-    assert main(["--check"]) == 1 and "README.md is not up to date" in capsys.readouterr().err
+    assert main(["--check"]) == 1 and "speed.md is not up to date" in capsys.readouterr().err
     assert main([]) == 0 and main(["--check"]) == 0
-    assert "| `torchvision` | 4321 | 566 |" in (copied / "README.md").read_text()
+    assert "| `torchvision` | 4321 | 566 |" in (copied / "docs" / "speed.md").read_text()
     (copied / "results" / "steps.svg").unlink()
     assert main(["--check"]) == 1 and "steps.svg is not up to date" in capsys.readouterr().err
 
