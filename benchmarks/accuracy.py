@@ -169,9 +169,10 @@ def table(lines: Iterable[Line]) -> str:
 def reduced_table(lines: Iterable[Line]) -> str:
     """Reduced runs by method and cell: last epoch's top-1, in brackets that of random real images.
 
-    Those have soft labels too, or hard ones if the method's labels are hard.
+    Those have soft labels too, or hard ones if the method's labels are hard. Of several runs of a cell with one student
+    the last is shown; different students are named.
     """
-    found: dict[str, dict[tuple[int, str, int], str]] = {}
+    found: dict[str, dict[tuple[int, str, int], dict[str, str]]] = {}
     for line in filter(is_reduced, lines):
         method, data = line["recipe"].split("/")
         variant = f" {CORRECTED}" * data.endswith(f"-{CORRECTED}")
@@ -179,17 +180,25 @@ def reduced_table(lines: Iterable[Line]) -> str:
         text = f"{line['top1_last']['mean']:.1f}"
         if random := line["baselines"].get("random_soft") or line["baselines"].get("random_hard"):
             text += f" ({random['top1_last']['mean']:.1f})"
-        found.setdefault(method + variant, {})[*place(f"/{data}")[:1], data, line["ipc"]] = text
+        cells = found.setdefault(method + variant, {})
+        cells.setdefault((*place(f"/{data}")[:1], data, line["ipc"]), {})[line["student"]] = text
     columns = sorted({column for cells in found.values() for column in cells})
     head = [
         f"| reduced | {' | '.join(f'{data}, IPC {ipc}' for _, data, ipc in columns)} |",
         "| --- " * (len(columns) + 1) + "|",
     ]
     rows = [
-        f"| `{name}` | {' | '.join(cells.get(c, 'not run') for c in columns)} |"
+        f"| `{name}` | {' | '.join(of_students(cells[c]) if c in cells else 'not run' for c in columns)} |"
         for name, cells in sorted(found.items())
     ]
     return "\n".join([*head, *rows]) if rows else ""
+
+
+def of_students(texts: dict[str, str]) -> str:
+    """A reduced cell's figures by student, which is named where there are several."""
+    if len(texts) == 1:
+        return next(iter(texts.values()))
+    return ", ".join(f"{student.rpartition('/')[2]} {text}" for student, text in texts.items())
 
 
 def part(lines: list[Line]) -> str:

@@ -209,6 +209,8 @@ def test_reduced_runs_stand_by_themselves(tmp_path):
     alone["baselines"] = {}
     *_, edc, _, rded = part(lines).splitlines()
     assert edc == "| `edc` | not run | 50.0 |" and rded == "| `rded` | 50.0 (12.3) | not run |"
+    *_, rded = part([*lines, hard | {"student": "zoo/resnet20", "top1_last": {"mean": 7.0}}]).splitlines()
+    assert rded == "| `rded` | resnet18 50.0 (12.3), resnet20 7.0 (12.3) | not run |"
 
 
 def test_the_page_is_up_to_date():
