@@ -18,7 +18,7 @@ def alone(tmp_path_factory):
     return run_alone(tmp_path_factory.mktemp("alone"))
 
 
-@pytest.mark.parametrize("world", [2, 3, 8])
+@pytest.mark.parametrize("world", [3, 8])  # and 2 in a whole run, below
 def test_any_number_of_workers_makes_the_same_images(alone, tmp_path, world):
     run, more = alone
     said = ended(launched("recover", tmp_path / "run", *more, "--gpus", "0", "--workers", str(world)))
