@@ -73,14 +73,16 @@ def test_a_whole_run_by_two_workers_leaves_what_one_leaves(alone, tmp_path):
     assert main(["verify", str(tmp_path / "run")]) == 0
 
 
-def test_two_workers_train_a_teacher_together(tmp_path):
+def test_two_workers_train_a_teacher_together_and_students_on_imported_images(alone, tmp_path):
     """Each sees a half of every batch, and both report the loss of all."""
-    more = ["--gpus", "0", "--workers", "2", "--squeeze.shared"]
-    said = ended(launched("squeeze", tmp_path / "run", *more))
-    (path,) = (tmp_path / "run").rglob("weights.safetensors")
+    assert main(["export", str(alone[0]), "--format", "folder", "--out", str(tmp_path / "set")]) == 0
+    more = ["--gpus", "0", "--workers", "2", "--squeeze.shared", "--images", str(tmp_path / "set")]
+    said = ended(launched("train", tmp_path / "run", *more, "--train.seeds", "1", "--evaluate.baselines"))
+    (path,) = (tmp_path / "run" / "teachers").rglob("weights.safetensors")
     kept = read_tensors(path)[1]
-    assert float(kept["top1"]) > 90 and said.count("epoch 4 of 4") == 1
-    assert not list((tmp_path / "run").rglob("checkpoint-*"))
+    assert float(kept["top1"]) > 90 and said.count("teacher zoo/convnet3_w32: epoch 4 of 4") == 1
+    assert said.count("student on condensed, seed 0: epoch 4 of 4") == 1
+    assert not list((tmp_path / "run").rglob("checkpoint*"))
     logs = [(tmp_path / "run" / name).read_text() for name in ("log.jsonl", "log-1.jsonl")]
     losses = [[json.loads(line)["loss"] for line in log.splitlines() if '"epoch"' in line] for log in logs]
     assert losses[0] == losses[1] and len(losses[0]) > 0
