@@ -1,8 +1,8 @@
 """Digests of what short runs make: the proof that a refactoring changes no bit.
 
-python scripts/digests.py OUT.json [--data FOLDER] [RECIPE ...]   runs every method on the digits, and with --data (CIFAR-10
-                                                                  as train.npz and test.npz) SRe2L and EDC on that
-python scripts/digests.py OUT.json --against BEFORE.json          the same, and exits with 1 if a digest differs
+python scripts/digests.py OUT.json [RECIPE ...]             runs every method on the digits
+python scripts/digests.py OUT.json --data FOLDER            and SRe2L and EDC on CIFAR-10 (train.npz and test.npz)
+python scripts/digests.py OUT.json --against BEFORE.json    the same, and exits with 1 if a digest differs
 
 Of each run: condensed images and their losses, teachers, students, their scores and the labels' fingerprint. Digests
 depend on processor and torch, so both files are made on one machine.
