@@ -75,26 +75,6 @@ class Features:
 
 
 @dataclass(frozen=True, kw_only=True)
-class Nested:
-    """One set that is good at every size: how the images of a slot depend on those of the slots before (spec 5.6)."""
-
-    mode: Literal["independent", "sequential", "adaptive"] = "independent"
-    """independent: not at all; sequential: a slot begins when those before are finished, and the statistics that its
-    images have together with theirs are matched too. In both the first n slots are those of an IPC-n run.
-    adaptive: all slots of a class grow together (slots_per_job 0), round after round one prefix of them is matched too,
-    and one that was before may rest, as MDC does; batches are of classes_per_job images, one slot at a time."""
-    weight: float = 0.5
-    """sequential: share of the matching loss that the common statistics get; adaptive: what the prefix's statistics
-    weigh beside those of the slot, 1 in MDC."""
-    ramp: float = 0.25
-    """Share of the iterations in which sequential's share grows linearly from 0."""
-    rounds: int = 20
-    """Of adaptive, equal parts of the iterations."""
-    sizes: tuple[int, ...] = ()
-    """Slots of the prefixes that adaptive chooses from; empty: all below ipc."""
-
-
-@dataclass(frozen=True, kw_only=True)
 class Recover(Views):
     """Images by gradient descent on cross-entropy plus the matching of statistics (SRe2L, CDA, G-VBSM, EDC, ...)."""
 
@@ -121,7 +101,6 @@ class Recover(Views):
     committee: Committee = field(default_factory=Committee)
     features: Features = field(default_factory=Features)
     gradients: Gradients = field(default_factory=Gradients)
-    nested: Nested = field(default_factory=Nested)
     match_weight: float = 0.01
     """Weight of the matching loss (r_bn)."""
     first_layer_weight: float = 10.0

@@ -253,9 +253,6 @@ class Labels(Views):
     mix_alpha: float = 1.0
     """lambda ~ Beta(alpha, alpha)."""
     mix_probability: float = 1.0
-    tiers: tuple[int, ...] = ()
-    """Images per class of sets whose labels need no other image: partners are drawn from the same or a smaller tier,
-    and what is seen of an image does not depend on the size of the set."""
     tile_shuffle: int = 1
     """Columns, and rows, of tiles an image that are permuted before the crop (RDED)."""
     tile_pick: int = 1
@@ -274,8 +271,6 @@ class Labels(Views):
     def check(self) -> None:
         """Raises ValueError if the settings make no sense, alone or together."""
         super().check()
-        if list(self.tiers) != sorted(set(self.tiers)) or min(self.tiers, default=1) < 1:
-            raise ValueError(f"labels.tiers are growing numbers of images per class, got {self.tiers}")
         if self.augment and self.mix == "mixup":
             raise ValueError("labels.augment needs labels.mix none or cutmix, got mixup")
         if self.tile_pick > 1 and self.padding:
@@ -298,9 +293,6 @@ class Train(Optimization):
     """Students on the condensed set."""
 
     student: str = "torchvision/resnet18"
-    order: Literal["slots", "statistics"] = "slots"
-    """Which images of a class a smaller IPC takes first: as they were made, or so that the moments of every prefix are
-    near to the teachers' targets (spec 5.6, mode O)."""
     loss: Literal["kl", "kl_t2", "mse_ce"] = "kl"
     """kl: KL(teacher || student) at `temperature`; kl_t2: times its square; mse_ce: MSE of logits + ce_weight * CE."""
     temperature: float = 20.0
@@ -328,9 +320,8 @@ class Evaluate:
     no teacher; full: all real images."""
     sizes: tuple[int, ...] = ()
     """Images per class at which the set is scored, each time the first of every class: `evaluate --ipc 1,2,5`."""
-    compare: tuple[Literal["independent", "stacked", "prefix"], ...] = ()
-    """Beside them: sets made for each size (A), sets of one image a class from other seeds put together (B), and the
-    first images of a set whose slots do not know each other (C)."""
+    compare: tuple[Literal["independent", "stacked"], ...] = ()
+    """Beside them: sets made for each size (A), and sets of one image a class from other seeds put together (B)."""
     full_epochs: int = 0
     """Epochs on the full data; 0 takes squeeze.epochs."""
 

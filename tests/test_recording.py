@@ -14,10 +14,9 @@ from fastcondense.data.real import Normalization
 from fastcondense.files import read_tensors, write_tensors
 from fastcondense.jobs import Job, jobs
 from fastcondense.recipe import Recipe
-from fastcondense.recover_settings import Committee, Nested, Recover
-from fastcondense.recovery.nested import FinishedSlots
+from fastcondense.recover_settings import Committee, Recover
 from fastcondense.recovery.recording import LAYER_ROWS, JobRecorder, Record, SnapshotRecorder
-from fastcondense.recovery.recover import Recoverer, RecoverStep, Sources
+from fastcondense.recovery.recover import Recoverer, RecoverStep
 from fastcondense.recovery.schedule import turns
 from fastcondense.sets.condensed import read_record, write_shard
 from fastcondense.settings import Dataset
@@ -105,17 +104,6 @@ def test_the_layers_losses_sum_to_the_matching_loss_that_is_logged(way):
         ]
         seen = {which for turn in turns(settings, count, job) for which, _ in turn}
         assert members == sorted(seen)
-
-
-def test_in_nested_recover_they_sum_to_the_loss_of_cell_and_union():
-    settings, frozen = recipe(nested=Nested(mode="sequential", weight=0.5, ramp=0.5)), teachers()
-    first, second = jobs(settings, 6)
-    before = torch.randint(0, 256, (6, 3, 12, 12), dtype=torch.uint8, generator=torch.Generator().manual_seed(0))
-    normalize = Normalization.of(DATASET, CPU)
-    unions = FinishedSlots(settings.recover, frozen, normalize, lambda _: [(first, before)])
-    noise = RecoverStep(settings, first, frozen, CPU).sources.initial
-    made = Recoverer(settings, frozen, CPU, Sources(noise, None, unions))(second)
-    np.testing.assert_allclose(made.record.layers[0].losses.sum(1), made.losses[:, 2], rtol=1e-5)
 
 
 def test_long_jobs_keep_evenly_spread_iterations_of_each_teacher():

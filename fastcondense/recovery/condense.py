@@ -6,14 +6,11 @@ import contextlib
 import functools
 import hashlib
 import json
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from dataclasses import replace
 
-import torch
-from torch import Tensor
-
 from ..distributed import meet, rank, world_size
-from ..files import read_json, read_metadata, read_tensors, write_json
+from ..files import read_json, read_metadata, write_json
 from ..fleet.background import Writer, beside
 from ..fleet.work import Items
 from ..gradient.gradients import GradientRecoverer
@@ -22,17 +19,14 @@ from ..planning.job_size import settle
 from ..precision import one_thread
 from ..recipe import Recipe
 from ..run import Run
-from ..sets.condensed import CondensedSet, digests, open_folder, read_running_means, read_set, shard_path, write_shard
+from ..sets.condensed import CondensedSet, open_folder, read_running_means, read_set, shard_path, write_shard
 from ..sets.imported import check_order, read_imported, read_origin
 from ..statistics import pruning, targets
 from ..teachers.squeeze import chosen, squeeze
 from ..teachers.teacher import Teacher
-from ..training.order import order_slots
 from . import initial
-from .adaptive import AdaptiveRecoverer
 from .features import FeatureRecoverer
 from .mosaic import Mosaics
-from .nested import FinishedSlots
 from .recover import Recovered, Recoverer, Sources
 from .unfinished import Unfinished
 
@@ -103,8 +97,6 @@ def _needs(recipe: Recipe, everything: list[Job]) -> Callable[[Job], list[Job]] 
     """Jobs that have to be finished before one begins; None if there are none for any."""
     if recipe.recover.ema_carried:
         return lambda job: everything[: job.index][-1:]
-    if recipe.recover.nested.mode == "sequential":
-        return lambda job: [cell for cell in everything if cell.first_slot < job.first_slot]
     return None
 
 
@@ -165,9 +157,7 @@ def _note_size(run: Run) -> None:
         write_json(path, manifest | {"ipc": run.recipe.ipc})
 
 
-def _recoverer(
-    run: Run, teachers: list[Teacher]
-) -> Recoverer | FeatureRecoverer | GradientRecoverer | AdaptiveRecoverer:
+def _recoverer(run: Run, teachers: list[Teacher]) -> Recoverer | FeatureRecoverer | GradientRecoverer:
     """What recovers the run's jobs, with all that it needs: initial images, target statistics, anchors."""
     recipe, recover = run.recipe, run.recipe.recover
     if recover.objective == "gradients":
@@ -180,20 +170,8 @@ def _recoverer(
         targets.complete(run, matched)
         pruning.prune(run, matched)
     local = targets.local_images(run) if "local" in recover.targets else None
-    if recover.nested.mode == "adaptive" and recover.iterations:
-        return AdaptiveRecoverer(recipe, matched, run.device, Sources(images, local), len(run.real.classes))
-    unions = None
-    if recover.nested.mode == "sequential":
-        unions = FinishedSlots(recover, matched, run.normalize, lambda job: _before(run, job))
     first, real = beside(run.device, images, local)
-    return Recoverer(recipe, matched, run.device, Sources(first, real, unions))
-
-
-def _before(run: Run, job: Job) -> Iterator[tuple[Job, Tensor]]:
-    """The finished jobs of the slots before that of `job`, and their images, one after another."""
-    cells = [cell for cell in jobs(run.recipe, len(run.real.classes)) if cell.first_slot < job.first_slot]
-    for cell in cells:
-        yield cell, read_tensors(shard_path(run.out / "condensed", cell.index), "images")[0]["images"]
+    return Recoverer(recipe, matched, run.device, Sources(first, real))
 
 
 def made_jobs(run: Run) -> list[Job]:
@@ -213,20 +191,4 @@ def condensed_set(run: Run) -> CondensedSet:
     if read_origin(folder) is not None:
         imported = read_imported(folder, recipe, classes)
         check_order(folder, imported, run.teachers, recipe.squeeze.gate_images, recipe.dataset, run.device, run.log)
-    if recipe.train.order == "slots":
-        return read_set(folder, everything, recipe.ipc, classes)
-    whole = read_set(folder, everything, max(job.first_slot + job.num_slots for job in everything), classes)
-    return whole.ordered(_ranks(run, whole)).first(recipe.ipc)
-
-
-def _ranks(run: Run, whole: CondensedSet) -> Tensor:
-    """The order of each class's slots that matches the targets best, found once for the images of a set."""
-    path, images = run.out / "condensed" / "ranks.json", digests(whole)
-    kept = read_json(path) if path.exists() else {}
-    if kept.get("images") == images:
-        return torch.tensor(kept["ranks"])
-    teachers = chosen(squeeze(run), run.recipe.recover.teachers)
-    targets.complete(run, teachers)
-    ranks = order_slots(whole, teachers, run.recipe.recover, run.normalize)
-    write_json(path, {"images": images, "ranks": ranks.tolist()})
-    return ranks
+    return read_set(folder, everything, recipe.ipc, classes)

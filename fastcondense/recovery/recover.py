@@ -5,7 +5,7 @@ The images of a job depend on the recipe, the seed and the job alone; with recov
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, replace
 from typing import NamedTuple
 
@@ -27,7 +27,6 @@ from ..teachers.teacher import Teacher
 from .canvas import Canvas, resized
 from .graph import Graphs
 from .initial import InitialImages, noise
-from .nested import UnionMatching, Unions
 from .recording import JobRecorder, Record
 from .regularizers import densification, flatness, own_loss
 from .schedule import Turn, learning_rates, live_layers, stages, turns, window_table
@@ -41,8 +40,6 @@ class Sources:
 
     initial: InitialImages
     local: Callable[[Job], Tensor] | None = None
-    unions: Unions | None = None
-    """What the images of nested recover are matched together with."""
 
 
 class Recovered(NamedTuple):
@@ -79,13 +76,6 @@ class RecoverStep:
         self.wanted = [teacher.outputs[self._classes(job).to(device)] for teacher in teachers]
         targets = [list(zip(recover.target_weights, self._targets(teacher, job), strict=True)) for teacher in teachers]
         self.matching = [self._matching(teacher, sets) for teacher, sets in zip(teachers, targets, strict=True)]
-        self.unions: list[UnionMatching] = []
-        if self.sources.unions is not None:
-            self.unions = [
-                UnionMatching([self._matching(teacher, [one]) for one in sets], recover.targets, sets[0][1], device)
-                for teacher, sets in zip(teachers, targets, strict=True)
-            ]
-        self.own_weights, self.union_weights = (torch.zeros(recover.iterations, device=device) for _ in range(2))
         self.own_loss = own_loss(recover.loss) if recover.loss else None
         self.live = [live.to(device) for live in self._live(job)]
         self.low, self.high = Normalization.of(recipe.dataset, device).range()
@@ -97,25 +87,12 @@ class RecoverStep:
         """Of the optimiser since the stage began."""
         self.load(job)
 
-    def plain_matching(self, which: int, job: Job) -> Matching:
-        """Of a teacher's moments with the targets of a job, without a running mean."""
-        teacher = self.teachers[which]
-        return self._matching(
-            teacher, list(zip(self.recover.target_weights, self._targets(teacher, job), strict=True)), 0.0
-        )
-
-    def layout(self, which: int, job: Job) -> Moments:
-        """Moments of a teacher's layers, of which the lengths count alone."""
-        return self._targets(self.teachers[which], job)[0]
-
-    def _matching(
-        self, teacher: Teacher, target_sets: Sequence[tuple[float, Moments]], ema: float | None = None
-    ) -> Matching:
+    def _matching(self, teacher: Teacher, target_sets: Sequence[tuple[float, Moments]]) -> Matching:
         recover = self.recover
         return Matching(
             target_sets,
             layer_weights(len(teacher.layers), recover.first_layer_weight, self.device),
-            ema=recover.statistics_ema if ema is None else ema,
+            ema=recover.statistics_ema,
             ema_start=recover.ema_start,
             distance=recover.distance,
             layer_scale=recover.layer_scale,
@@ -149,18 +126,12 @@ class RecoverStep:
             for which, moments in enumerate(self._targets(teacher, job)):
                 self.matching[number].set_targets(which, moments)
             self.matching[number].reset()
-            if self.sources.unions is not None:
-                self.unions[number].load(number, job, self._targets(teacher, job), self.sources.unions)
             if running_means is not None:
                 mine = {key.partition("/")[2]: v for key, v in running_means.items() if key.startswith(f"{number}/")}
                 self.matching[number].load_state(mine)
         for live, now in zip(self.live, self._live(job), strict=True):
             live.copy_(now)
         self.windows.copy_(self._windows(job))
-        if self.sources.unions is not None:
-            own, union = self.sources.unions.weights(job)
-            self.own_weights.copy_(own)
-            self.union_weights.copy_(union)
 
     def all_losses(self) -> Tensor:
         """The log of losses, a copy; of a split job, those of all images: matching is the same on all workers."""
@@ -179,8 +150,8 @@ class RecoverStep:
         """All that the iterations have changed, for `restore`; not copied."""
         tensors = {name: value for name, value in vars(self.canvas).items() if isinstance(value, Tensor)}
         tensors |= {"losses": self.losses, "step": self.step, "updates": self.updates}
-        for name, matching in self._matchings():
-            tensors |= {f"{name}/{key}": value for key, value in matching.state().items()}
+        for number, matching in enumerate(self.matching):
+            tensors |= {f"matching/{number}/{key}": value for key, value in matching.state().items()}
         return tensors
 
     def restore(self, stage: int, tensors: State) -> None:
@@ -189,22 +160,12 @@ class RecoverStep:
         mine = {name: value for name, value in self.state().items() if "/" not in name}
         for name, buffer in mine.items():
             buffer.copy_(tensors[name])
-        for name, matching in self._matchings():
-            matching.load_state({key: tensors[f"{name}/{key}"] for key in ("average", "rate")})
-
-    def _matchings(self) -> Iterator[tuple[str, Matching]]:
         for number, matching in enumerate(self.matching):
-            yield f"matching/{number}", matching
-        for number, union in enumerate(self.unions):
-            yield from ((f"union/{number}/{kind}", one) for kind, one in enumerate(union.matchings))
+            matching.load_state({key: tensors[f"matching/{number}/{key}"] for key in ("average", "rate")})
 
-    def layer_losses(self, which: int, iteration: int) -> Tensor:
-        """What each of a teacher's layers added to its matching loss in `iteration`, the last one: float64 [L]."""
-        losses = self.matching[which].layer_losses()
-        if self.unions:
-            own, union = self.own_weights[iteration], self.union_weights[iteration]
-            losses = own * losses + union * self.unions[which].layer_losses()
-        return losses
+    def layer_losses(self, which: int) -> Tensor:
+        """What each of a teacher's layers added to its matching loss in the last iteration: float64 [L]."""
+        return self.matching[which].layer_losses()
 
     def enter_stage(self, stage: int) -> None:
         """Goes on at the stage's size, with a share of the initial images and a new optimiser (spec 3.2)."""
@@ -227,11 +188,7 @@ class RecoverStep:
             entropies.append(weight * self.part.share * F.cross_entropy(logits, self.wanted[which]))
             if self.own_loss is not None:
                 own_terms.append(weight * self.own_loss(views, logits, self.wanted[which]))
-            distance = self.matching[which](moments, live)
-            if self.unions:
-                own, union = (w.index_select(0, self.step)[0] for w in (self.own_weights, self.union_weights))
-                distance = own * distance + union * self.unions[which](moments, live)
-            distances.append(weight * recover.match_weight * distance)
+            distances.append(weight * recover.match_weight * self.matching[which](moments, live))
         entropy, matching = sum(entropies[1:], entropies[0]), sum(distances[1:], distances[0])
         total = sum(own_terms, entropy + matching)
         if recover.tv_weight or recover.l2_weight:

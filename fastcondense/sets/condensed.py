@@ -55,11 +55,8 @@ class CondensedSet:
             raise ValueError(f"the set has {self.ipc} images of each class, {ipc} are wanted")
         if isinstance(self._images, Tensor):
             return CondensedSet(self._images[:, :ipc], self.classes)
-        return self.ordered(torch.arange(ipc).expand(len(self.classes), -1))
-
-    def ordered(self, ranks: Tensor) -> CondensedSet:
-        """With the slots `ranks` of each class, in that order: int64 [classes, n]."""
-        return CondensedSet(self._some(torch.arange(len(self.classes))[:, None].expand_as(ranks), ranks), self.classes)
+        labels, slots = torch.meshgrid(torch.arange(len(self.classes)), torch.arange(ipc), indexing="ij")
+        return CondensedSet(self._some(labels, slots), self.classes)
 
     def flat(self) -> tuple[Tensor, Tensor]:
         """Images uint8 [classes * ipc, 3, S, S] and labels int64, class by class."""
