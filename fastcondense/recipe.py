@@ -83,12 +83,6 @@ class Recipe:
                 f"recover.target_weights needs one weight for each of the targets {', '.join(recover.targets)}, "
                 f"got {recover.target_weights}"
             )
-        terms = recover.tv_weight or recover.l2_weight or recover.densification_weight or recover.loss
-        if recover.split and (recover.objective != "statistics" or terms):
-            raise ValueError(
-                "recover.split needs recover.objective statistics, and neither tv_weight, "
-                " l2_weight, densification_weight nor loss, which look at all images of a job"
-            )
         for name in ("gradient_share", "residual"):
             if not 0 < getattr(recover, name) <= 1:
                 raise ValueError(f"recover.{name} must lie in (0, 1], got {getattr(recover, name)}")
@@ -201,7 +195,7 @@ class Recipe:
             del tree["dataset"][key]
         if not self.recover.loss:  # sets that were made before there was such a setting are the same
             del tree["recover"]["loss"]
-        for key in ("snapshots", "reproducible", "split"):
+        for key in ("snapshots", "reproducible"):
             del tree["recover"][key]
         for part, key in (("squeeze", "shared"), ("squeeze", "sync_batch_norm"), ("train", "sync_batch_norm")):
             del tree[part][key]

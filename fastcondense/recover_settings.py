@@ -143,9 +143,6 @@ class Recover(Views):
     reproducible: bool = True
     """The same images from any number of workers and threads, to the bit: one thread a worker on a CPU, deterministic
     algorithms of cuDNN on a GPU. Otherwise all threads, and whatever cuDNN finds to be fastest."""
-    split: bool = False
-    """Several workers share each job, instead of taking one each: for jobs that are larger than a GPU. Statistics are
-    brought together, and images are those of one worker to rounding."""
     tv_weight: float = 0.0
     l2_weight: float = 0.0
     densification_weight: float = 0.0

@@ -9,7 +9,6 @@ import json
 from collections.abc import Callable
 from dataclasses import replace
 
-from ..distributed import meet, rank, world_size
 from ..files import read_json, read_metadata, write_json
 from ..fleet.background import Writer, beside
 from ..fleet.work import Items
@@ -56,9 +55,8 @@ def recover(run: Run) -> None:
     num_images = sum(job.num_images for job in everything)
     run.log.event("recover", jobs=len(everything), images=num_images, finished=finished)
     if finished < len(everything):
-        is_split = recipe.recover.split and world_size() > 1
         with one_thread(run.device) if recipe.recover.reproducible else contextlib.nullcontext():
-            (_recover_together if is_split else _recover)(run, teachers, made, everything)
+            _recover(run, teachers, made, everything)
     _note_size(run)
 
 
@@ -78,19 +76,6 @@ def _recover(run: Run, teachers: list[Teacher], made: Made, everything: list[Job
             with run.stopwatch() as watch:
                 recovered = recover_job(job, carried, unfinished, ahead)
             writer(functools.partial(made.write, job, recovered, watch.seconds, unfinished))
-
-
-def _recover_together(run: Run, teachers: list[Teacher], made: Made, everything: list[Job]) -> None:
-    """Makes all jobs with the other workers, each of which has a part of every job's images."""
-    recover_job, folder = _recoverer(run, teachers), made.folder
-    meet()
-    for job in run.log.track([job for job in everything if not made.is_finished(job)], "recover"):
-        is_carried = run.recipe.recover.ema_carried and job.index > 0
-        with run.stopwatch() as watch:
-            recovered = recover_job(job, read_running_means(folder, job.index - 1) if is_carried else None)
-        if rank() == 0:
-            made.write(job, recovered, watch.seconds, Unfinished.of(folder, job, made.identity))
-        meet()
 
 
 def _needs(recipe: Recipe, everything: list[Job]) -> Callable[[Job], list[Job]] | None:

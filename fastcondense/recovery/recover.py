@@ -6,7 +6,7 @@ The images of a job depend on the recipe, the seed and the job alone; with recov
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from typing import NamedTuple
 
 import torch
@@ -30,7 +30,6 @@ from .initial import InitialImages, noise
 from .recording import JobRecorder, Record
 from .regularizers import densification, flatness, own_loss
 from .schedule import Turn, learning_rates, live_layers, stages, turns, window_table
-from .split import Part
 from .unfinished import State, Unfinished, remaining
 
 
@@ -68,18 +67,16 @@ class RecoverStep:
         self.device = device
         self.sources = sources or Sources(noise(recipe, device))
         self.stages = stages(recipe)
-        self.part = Part.of(job, recover.split)
-        num_images = self.part.end - self.part.begin
-        self.canvases = {side: Canvas(num_images, side, device) for side, _ in self.stages}
+        self.canvases = {side: Canvas(job.num_images, side, device) for side, _ in self.stages}
         self.canvas = self.canvases[self.stages[0][0]]
-        self.initial = torch.empty(num_images, 3, *2 * (recipe.dataset.image_size,), device=device)
-        self.wanted = [teacher.outputs[self._classes(job).to(device)] for teacher in teachers]
+        self.initial = torch.empty(job.num_images, 3, *2 * (recipe.dataset.image_size,), device=device)
+        self.wanted = [teacher.outputs[job.classes().to(device)] for teacher in teachers]
         targets = [list(zip(recover.target_weights, self._targets(teacher, job), strict=True)) for teacher in teachers]
         self.matching = [self._matching(teacher, sets) for teacher, sets in zip(teachers, targets, strict=True)]
         self.own_loss = own_loss(recover.loss) if recover.loss else None
         self.live = [live.to(device) for live in self._live(job)]
         self.low, self.high = Normalization.of(recipe.dataset, device).range()
-        self.windows = torch.empty_like(self._windows(job), device=device)
+        self.windows = torch.empty_like(window_table(recipe, job), device=device)
         self.rates = learning_rates(recover).to(device)
         self.losses = torch.zeros(recover.iterations, 3, device=device)
         self.step = torch.zeros(1, dtype=torch.int64, device=device)
@@ -100,23 +97,16 @@ class RecoverStep:
 
     @property
     def images(self) -> Tensor:
-        """The current images, normalised [N, 3, S, S]; of a split job, this worker's."""
+        """The current images, normalised [N, 3, S, S]."""
         return self.canvas.images
-
-    def _classes(self, job: Job) -> Tensor:
-        return job.classes()[self.part.rows]
-
-    def _windows(self, job: Job) -> Tensor:
-        table = window_table(self.recipe, job)
-        return table[:, self.part.rows] if self.recover.per_image_windows else table
 
     def load(self, job: Job, running_means: Mapping[str, Tensor] | None = None) -> None:
         """Resets all buffers, in place, to the beginning of a job of the same shape.
 
         running_means: what `running_means` gave after another job, to go on with; otherwise they begin anew.
         """
-        classes = self._classes(job)
-        self.initial.copy_(self.sources.initial(job)[self.part.rows])
+        classes = job.classes()
+        self.initial.copy_(self.sources.initial(job))
         self.canvas = self.canvases[self.stages[0][0]]
         self.canvas.fill(self.initial)
         for zeroed in (self.losses, self.step, self.updates):
@@ -131,15 +121,7 @@ class RecoverStep:
                 self.matching[number].load_state(mine)
         for live, now in zip(self.live, self._live(job), strict=True):
             live.copy_(now)
-        self.windows.copy_(self._windows(job))
-
-    def all_losses(self) -> Tensor:
-        """The log of losses, a copy; of a split job, those of all images: matching is the same on all workers."""
-        if self.part.is_whole:
-            return self.losses.clone()
-        total, entropy, matching = self.losses.unbind(1)
-        others = self.part.summed(total - matching)
-        return torch.stack((others + matching, self.part.summed(entropy.clone()), matching), 1)
+        self.windows.copy_(window_table(self.recipe, job))
 
     def running_means(self) -> dict[str, Tensor]:
         """The running means of all teachers' statistics as they are now, on the host."""
@@ -182,10 +164,9 @@ class RecoverStep:
         answers, entropies, distances, own_terms = [], [], [], []
         for which, weight in turn:
             logits, moments = self.teachers[which](views)
-            moments = self.part.pooled(moments)
             live = self.live[which].index_select(0, self.step)[0] if recover.drop_rate else None
             answers.append(logits)
-            entropies.append(weight * self.part.share * F.cross_entropy(logits, self.wanted[which]))
+            entropies.append(weight * F.cross_entropy(logits, self.wanted[which]))
             if self.own_loss is not None:
                 own_terms.append(weight * self.own_loss(views, logits, self.wanted[which]))
             distances.append(weight * recover.match_weight * self.matching[which](moments, live))
@@ -204,7 +185,7 @@ class RecoverStep:
                 before = [self.teachers[which](mean_views)[0] for which, _ in turn]
             for (_, weight), logits, old in zip(turn, answers, before, strict=True):
                 flat = flatness(logits, old, recover.flatness_temperature)
-                total = total + weight * self.part.share * recover.flatness_weight * flat
+                total = total + weight * recover.flatness_weight * flat
         return torch.stack((total, entropy, matching))
 
     def __call__(self, turn: Turn, canvas: Canvas | None = None) -> None:
@@ -287,8 +268,7 @@ class Recoverer:
             step.load(job, running_means)
             if ahead is not None and self.sources is not None:
                 prepare(ahead, self.sources.initial, self.sources.local)
-            recorded = recipe if step.part.is_whole else replace(recipe, recover=replace(recipe.recover, snapshots=0))
-            recorder = JobRecorder(recorded, job, self.teachers, order, self.device)
+            recorder = JobRecorder(recipe, job, self.teachers, order, self.device)
             stage_of = [stage for stage, (_, count) in enumerate(step.stages) for _ in range(count)]
 
             def restore(iteration: int, tensors: State) -> None:
@@ -303,7 +283,7 @@ class Recoverer:
                 recorder.before(iteration, step.images)
                 advances[stage][iteration % len(order)]()
                 recorder.after(iteration, step.layer_losses)
-        losses, images = step.all_losses().cpu(), step.part.gathered(step.images)
+        losses, images = step.losses.to("cpu", copy=True), step.images
         if not bool(torch.isfinite(images).all()):
             raise ValueError(f"recover diverged in job {job.index}: images are not finite; try a smaller recover.lr")
         carried = step.running_means() if recipe.recover.ema_carried else {}
