@@ -214,7 +214,7 @@ class Recipe:
         """The parts that decide the condensed images: not ipc, where an IPC-n set is the beginning of an IPC-K set."""
         recover = self.recover
         is_ranked = recover.initial.kind == "mosaic" and recover.initial.layout == "rank-major"
-        has_groups = recover.slots_per_job != 1 or recover.ema_carried or recover.objective == "features"
+        has_groups = recover.slots_per_job != 1 or recover.objective == "features"
         return (*SQUEEZE_PARTS, "method", "recover", *(["ipc"] if is_ranked or has_groups else []))
 
     def train_parts(self) -> tuple[str, ...]:

@@ -129,15 +129,8 @@ class Recover(Views):
     """Decay an iteration of the running mean that is compared instead of the batch's statistics (G-VBSM's alpha)."""
     ema_start: Literal["first", "zero"] = "first"
     """The running mean's first value: the first batch's, or 0 as in the published code."""
-    ema_carried: bool = False
-    """Whether a job goes on with the running means of the job before, as in the published code."""
     drop_rate: float = 0.0
     """Probability that a convolution is not matched in an iteration (G-VBSM's beta)."""
-    distance: Literal["norm", "squared"] = "norm"
-    """Euclidean norm of a vector's difference from its target, or its square."""
-    layer_scale: Literal["none", "relative"] = "none"
-    """relative: distances are divided by the targets' norms and by the sum of the layers' weights, so that one
-    match_weight serves networks of any size."""
     precision: Precision = "fp32"
     """Arithmetic of the teachers; images and statistics are float32 in any case."""
     reproducible: bool = True
@@ -160,8 +153,5 @@ class Recover(Views):
     """Sides of the images in equal parts of the iterations (FADRM); empty: image_size throughout."""
     residual: float = 1.0
     """Share of the optimised images that is kept between stages; the rest is the initial images' (FADRM's alpha)."""
-    curriculum: Literal["none", "step", "linear", "cosine"] = "none"
-    """CDA: the crop's smallest area share falls from 1 to crop_scale's lower end in the first `milestone` of it."""
-    milestone: float = 1.0
-    per_image_windows: bool = False
-    """One window an image instead of one a batch; a change of method."""
+    curriculum: Literal["none", "cosine"] = "none"
+    """cosine: the crop's smallest area share falls from 1 to crop_scale's lower end over the iterations (CDA)."""

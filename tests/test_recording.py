@@ -83,7 +83,6 @@ WAYS = {
         "statistics_ema": 0.8,
         "drop_rate": 0.5,
     },
-    "relative, squared": {"layer_scale": "relative", "distance": "squared"},
     "stages": {"stages": (8, 12), "residual": 0.5},
 }
 
@@ -118,9 +117,9 @@ def test_long_jobs_keep_evenly_spread_iterations_of_each_teacher():
 
 
 def test_recording_changes_no_bit_and_the_host_reads_nothing():
-    settings = recipe(per_image_windows=True)
+    settings = recipe()
     job = jobs(settings, 6)[0]
-    images, losses, _, record = Recoverer(settings, teachers(), CPU)(job)
+    images, losses, record = Recoverer(settings, teachers(), CPU)(job)
     step = RecoverStep(settings, job, teachers(), CPU)
     recorder = JobRecorder(settings, job, step.teachers, turns(settings, 1, job), CPU)
     kept = []
@@ -134,7 +133,7 @@ def test_recording_changes_no_bit_and_the_host_reads_nothing():
     assert torch.equal(step.losses, losses) and torch.equal(Normalization.of(DATASET, CPU).pixels(step.images), images)
     assert record.snapshots.iterations.tolist() == [0, 2, 5, 7] and record.snapshots.classes.tolist() == list(range(6))
     assert torch.equal(record.snapshots.images, torch.stack([kept[t] for t in (0, 2, 5, 7)]))
-    none = Recoverer(recipe(per_image_windows=True, snapshots=0), teachers(), CPU)(job)
+    none = Recoverer(recipe(snapshots=0), teachers(), CPU)(job)
     assert torch.equal(none.images, images) and none.record.snapshots is None
 
 
@@ -169,7 +168,7 @@ def test_snapshots_are_of_the_first_slot_of_the_first_classes(job, classes, rows
 def test_shards_hold_it_and_shards_without_are_read(tmp_path):
     settings = recipe()
     made = Recoverer(settings, teachers(), CPU)(jobs(settings, 6)[0])
-    write_shard(tmp_path, jobs(settings, 6)[0], made.images, made.losses, {}, {"seconds": "1"}, made.record)
+    write_shard(tmp_path, jobs(settings, 6)[0], made.images, made.losses, {"seconds": "1"}, made.record)
     read = read_record(tmp_path, 0)
     for name, tensor in vars(made.record.snapshots).items():
         assert torch.equal(getattr(read.snapshots, name), tensor)

@@ -154,8 +154,6 @@ class Planner:
         recipe, recover, size = self.recipe, self.recipe.recover, self.size
         seconds, source = self._job_seconds()
         one, wall = sum(seconds), makespan(seconds, self.num_workers)
-        if recover.ema_carried:
-            wall = one
         shared = 0.0
         if recover.initial.kind == "mosaic" and recover.objective != "gradients":
             observers = chosen(self.teachers, recover.initial.teachers)

@@ -6,7 +6,6 @@ import contextlib
 import functools
 import hashlib
 import json
-from collections.abc import Callable
 from dataclasses import replace
 
 from ..files import read_json, read_metadata, write_json
@@ -16,9 +15,8 @@ from ..gradient.gradients import GradientRecoverer
 from ..jobs import Job, jobs
 from ..planning.job_size import settle
 from ..precision import one_thread
-from ..recipe import Recipe
 from ..run import Run
-from ..sets.condensed import CondensedSet, open_folder, read_running_means, read_set, shard_path, write_shard
+from ..sets.condensed import CondensedSet, open_folder, read_set, shard_path, write_shard
 from ..sets.imported import check_order, read_imported, read_origin
 from ..statistics import pruning, targets
 from ..teachers.squeeze import chosen, squeeze
@@ -62,27 +60,17 @@ def recover(run: Run) -> None:
 
 def _recover(run: Run, teachers: list[Teacher], made: Made, everything: list[Job]) -> None:
     """Makes this worker's part of the jobs, and waits for the others'."""
-    folder, is_carried = made.folder, run.recipe.recover.ema_carried
-    recover_job = _recoverer(run, teachers)
-    needs = _needs(run.recipe, everything)
-    if needs is None:  # the largest first, so that no worker is left with one at the end
-        everything = sorted(everything, key=lambda job: (-job.num_images, job.index))
+    folder, recover_job = made.folder, _recoverer(run, teachers)
+    # the largest first, so that no worker is left with one at the end
+    everything = sorted(everything, key=lambda job: (-job.num_images, job.index))
     with Writer() as writer:
-        work = Items(f"jobs of {folder}", everything, made.is_finished, needs, writer.settle)
+        work = Items(f"jobs of {folder}", everything, made.is_finished, settle=writer.settle)
         for job, ahead in run.share("recover", work):
-            carried = read_running_means(folder, job.index - 1) if is_carried and job.index else None
             unfinished = Unfinished.of(folder, job, made.identity)
             run.log.event("working", job=job.index)
             with run.stopwatch() as watch:
-                recovered = recover_job(job, carried, unfinished, ahead)
+                recovered = recover_job(job, unfinished, ahead)
             writer(functools.partial(made.write, job, recovered, watch.seconds, unfinished))
-
-
-def _needs(recipe: Recipe, everything: list[Job]) -> Callable[[Job], list[Job]] | None:
-    """Jobs that have to be finished before one begins; None if there are none for any."""
-    if recipe.recover.ema_carried:
-        return lambda job: everything[: job.index][-1:]
-    return None
 
 
 class Made:
@@ -114,8 +102,8 @@ class Made:
         """The shard of a job that took so many seconds; its unfinished state goes."""
         metadata = {"seconds": f"{seconds:.3f}", "images": "uint8 NCHW, RGB"}
         metadata |= {"recipe": self.identity, "cells": _cells(job)}
-        images, losses, means, record = recovered
-        write_shard(self.folder, job, images, losses, means, metadata, record)
+        images, losses, record = recovered
+        write_shard(self.folder, job, images, losses, metadata, record)
         unfinished.remove()
         total, entropy, matching = losses[-1].tolist() if len(losses) else (0.0, 0.0, 0.0)
         measured = {

@@ -1,11 +1,11 @@
 """Recover: images by gradient descent through frozen teachers (SRe2L, CDA, G-VBSM, EDC, CV-DD, FADRM, LPLD).
 
-The images of a job depend on the recipe, the seed and the job alone; with recover.ema_carried, on the job before too.
+The images of a job depend on the recipe, the seed and the job alone.
 """
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from typing import NamedTuple
 
@@ -43,11 +43,10 @@ class Sources:
 
 class Recovered(NamedTuple):
     """What a job makes, on the host: images uint8 [N, 3, S, S]; losses float32 [T, 3], in columns total, cross-entropy
-    and weighted matching; where they are carried on, the running means of its statistics; and how the images formed."""
+    and weighted matching; and how the images formed."""
 
     images: Tensor
     losses: Tensor
-    running_means: dict[str, Tensor]
     record: Record
 
 
@@ -91,8 +90,6 @@ class RecoverStep:
             layer_weights(len(teacher.layers), recover.first_layer_weight, self.device),
             ema=recover.statistics_ema,
             ema_start=recover.ema_start,
-            distance=recover.distance,
-            layer_scale=recover.layer_scale,
         )
 
     @property
@@ -100,11 +97,8 @@ class RecoverStep:
         """The current images, normalised [N, 3, S, S]."""
         return self.canvas.images
 
-    def load(self, job: Job, running_means: Mapping[str, Tensor] | None = None) -> None:
-        """Resets all buffers, in place, to the beginning of a job of the same shape.
-
-        running_means: what `running_means` gave after another job, to go on with; otherwise they begin anew.
-        """
+    def load(self, job: Job) -> None:
+        """Resets all buffers, in place, to the beginning of a job of the same shape."""
         classes = job.classes()
         self.initial.copy_(self.sources.initial(job))
         self.canvas = self.canvases[self.stages[0][0]]
@@ -116,17 +110,9 @@ class RecoverStep:
             for which, moments in enumerate(self._targets(teacher, job)):
                 self.matching[number].set_targets(which, moments)
             self.matching[number].reset()
-            if running_means is not None:
-                mine = {key.partition("/")[2]: v for key, v in running_means.items() if key.startswith(f"{number}/")}
-                self.matching[number].load_state(mine)
         for live, now in zip(self.live, self._live(job), strict=True):
             live.copy_(now)
         self.windows.copy_(window_table(self.recipe, job))
-
-    def running_means(self) -> dict[str, Tensor]:
-        """The running means of all teachers' statistics as they are now, on the host."""
-        states = (matching.state() for matching in self.matching)
-        return {f"{number}/{key}": v.cpu() for number, state in enumerate(states) for key, v in state.items()}
 
     def state(self) -> State:
         """All that the iterations have changed, for `restore`; not copied."""
@@ -243,14 +229,8 @@ class Recoverer:
         self.steps: dict[tuple[int, int], RecoverStep] = {}
         self.advances: dict[tuple[tuple[int, int], Turn, int], Callable[[], None]] = {}
 
-    def __call__(
-        self,
-        job: Job,
-        running_means: Mapping[str, Tensor] | None = None,
-        unfinished: Unfinished | None = None,
-        ahead: Job | None = None,
-    ) -> Recovered:
-        """Recovers a job; `running_means` are those that the job before ended with, where they are carried on.
+    def __call__(self, job: Job, unfinished: Unfinished | None = None, ahead: Job | None = None) -> Recovered:
+        """Recovers a job.
 
         The last iterate is kept, as in the published codes. With `unfinished` the state is saved there now and then,
         and gone on from, to the same bits. `ahead`: the job after this one, whose initial images can be made meanwhile.
@@ -259,13 +239,13 @@ class Recoverer:
         recipe = self.recipe
         if recipe.recover.iterations == 0:
             images = (self.sources or Sources(noise(recipe, self.device))).initial(job)
-            return Recovered(self._pixels(images), torch.zeros(0, 3), {}, Record())
+            return Recovered(self._pixels(images), torch.zeros(0, 3), Record())
         with arithmetic(recipe.recover.precision, recipe.recover.reproducible):
             if job.shape not in self.steps:
                 self.steps[job.shape] = RecoverStep(recipe, job, self.teachers, self.device, self.sources)
             step, order = self.steps[job.shape], turns(recipe, len(self.teachers), job)
             advances = [[self._advance(job.shape, turn, side) for turn in order] for side, _ in step.stages]
-            step.load(job, running_means)
+            step.load(job)
             if ahead is not None and self.sources is not None:
                 prepare(ahead, self.sources.initial, self.sources.local)
             recorder = JobRecorder(recipe, job, self.teachers, order, self.device)
@@ -286,8 +266,7 @@ class Recoverer:
         losses, images = step.losses.to("cpu", copy=True), step.images
         if not bool(torch.isfinite(images).all()):
             raise ValueError(f"recover diverged in job {job.index}: images are not finite; try a smaller recover.lr")
-        carried = step.running_means() if recipe.recover.ema_carried else {}
-        return Recovered(self._pixels(images), losses, carried, recorder.record())
+        return Recovered(self._pixels(images), losses, recorder.record())
 
     def _advance(self, shape: tuple[int, int], turn: Turn, side: int) -> Callable[[], None]:
         """One iteration of a turn on the canvas of that size: on a GPU a graph, captured once."""

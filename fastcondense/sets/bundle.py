@@ -165,7 +165,7 @@ def unpack(path: Path, folder: Path) -> None:
     seconds = result.get("seconds", {}).get("recover", 0.0) / len(everything)
     for job in everything:
         mine = condensed.images[job.classes(), job.slots()]
-        write_shard(folder / "condensed", job, mine, torch.zeros(0, 3), {}, {"seconds": f"{seconds:.3f}"})
+        write_shard(folder / "condensed", job, mine, torch.zeros(0, 3), {"seconds": f"{seconds:.3f}"})
     write_atomic(folder / "recipe.toml", recipe.to_toml().encode())
     write_json(target, {key: value for key, value in contents.manifest.items() if key != "bundle"})
 

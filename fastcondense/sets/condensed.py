@@ -17,7 +17,6 @@ from ..recovery.recording import Record
 from .stored_images import StoredImages, find_images, shard_path
 
 FORMAT = 2
-_RUNNING_MEANS = "running_means/"
 
 
 class CondensedSet:
@@ -132,22 +131,14 @@ def write_shard(
     job: Job,
     images: Tensor,
     losses: Tensor,
-    running_means: Mapping[str, Tensor],
     metadata: Mapping[str, str],
     record: Record | None = None,
 ) -> None:
-    """One finished job: images uint8 [n, 3, S, S], losses float32 [T, 3], running means for the job after it, and what
-    the report shows of how the images formed."""
+    """One finished job: images uint8 [n, 3, S, S], losses float32 [T, 3], and what the report shows of how the
+    images formed."""
     record = record or Record()
     tensors = {"images": images, "classes": job.classes(), "slots": job.slots(), "losses": losses}
-    tensors |= {_RUNNING_MEANS + key: value for key, value in running_means.items()}
     write_tensors(shard_path(folder, job.index), tensors | record.tensors(), {**metadata, **record.metadata()})
-
-
-def read_running_means(folder: Path, job: int) -> dict[str, Tensor]:
-    """Those that job number `job` ended with."""
-    shard, _ = read_tensors(shard_path(folder, job))
-    return {key.removeprefix(_RUNNING_MEANS): v for key, v in shard.items() if key.startswith(_RUNNING_MEANS)}
 
 
 def read_set(folder: Path, made: Sequence[Job], ipc: int, classes: tuple[str, ...]) -> CondensedSet:
