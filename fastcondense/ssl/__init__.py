@@ -1,1 +1,1 @@
-"""Teachers without labels: MoCo and DINO on one's own images, published checkpoints, linear probes."""
+"""Teachers without labels: MoCo on one's own images, published checkpoints, linear probes."""
