@@ -10,7 +10,7 @@ from small import frozen_network
 from torch import nn
 
 from fastcondense.fleet.work import Fleet
-from fastcondense.kernels.patch_moments import patch_moments_reference
+from fastcondense.kernels.patch_moments.definition import patch_moments_reference
 from fastcondense.log import Log
 from fastcondense.recipe import Recipe, load
 from fastcondense.recover_settings import Recover

@@ -14,7 +14,7 @@ PACKAGES = [path.parent for path in (ROOT / "fastcondense").rglob("__init__.py")
 
 def imported(path: Path) -> set[str]:
     """Dotted names that a file imports, relative ones resolved as if its folder were in fastcondense."""
-    package = ["fastcondense"] if path.parent.name == "fastcondense" else ["fastcondense", path.parent.name]
+    package = ["fastcondense", *(part for part in path.relative_to(ROOT).parent.parts if part != "fastcondense")]
     names = set()
     for node in ast.walk(ast.parse(path.read_text())):
         if isinstance(node, ast.Import):

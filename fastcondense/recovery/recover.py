@@ -17,7 +17,6 @@ from ..data.real import Normalization
 from ..fleet.background import prepare
 from ..jobs import Job
 from ..kernels.crop import crop
-from ..kernels.image_prior import image_prior
 from ..kernels.pixel_adam import pixel_adam
 from ..precision import arithmetic, network_dtype
 from ..recipe import Recipe
@@ -29,7 +28,7 @@ from .graph import Graphs
 from .initial import InitialImages, noise
 from .nested import UnionMatching, Unions
 from .recording import JobRecorder, Record
-from .regularizers import densification, flatness, own_loss
+from .regularizers import densification, flatness, image_priors, own_loss
 from .schedule import Turn, learning_rates, live_layers, stages, turns, window_table
 from .split import Part
 from .unfinished import State, Unfinished, remaining
@@ -235,7 +234,7 @@ class RecoverStep:
         entropy, matching = sum(entropies[1:], entropies[0]), sum(distances[1:], distances[0])
         total = sum(own_terms, entropy + matching)
         if recover.tv_weight or recover.l2_weight:
-            variation, norm = image_prior(views)
+            variation, norm = image_priors(views)
             total = total + recover.tv_weight * variation + recover.l2_weight * norm
         if recover.densification_weight:
             num_classes = len(images) // self.num_slots
