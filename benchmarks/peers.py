@@ -17,7 +17,7 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from fastcondense.recovery.regularizers import image_priors
+from fastcondense.recover.regularizers import image_priors
 from fastcondense.vision import torchvision
 
 PATCH = 16

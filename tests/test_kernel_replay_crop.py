@@ -12,7 +12,7 @@ from torch import Tensor
 
 from fastcondense.kernels.replay_crop import gpu, replay_crop
 from fastcondense.kernels.replay_crop.definition import replay_crop_reference
-from fastcondense.windows import Views
+from fastcondense.views.windows import Views
 
 
 def replayed(arguments: dict[str, Any], dtype: torch.dtype = torch.float32) -> Tensor:

@@ -13,10 +13,10 @@ from torch import nn
 from torch.nn import functional as F
 
 from fastcondense.kernels.crop import crop
-from fastcondense.recovery.regularizers import densification, flatness, image_priors
-from fastcondense.settings import Dataset
+from fastcondense.networks import zoo
+from fastcondense.recipe.settings import Dataset
+from fastcondense.recover.regularizers import densification, flatness, image_priors
 from fastcondense.statistics.matching import Matching, layer_weights
-from fastcondense.teachers import zoo
 from fastcondense.teachers.teacher import Teacher
 
 SIZE, PATCH, NUM_CLASSES = 17, 4, 6

@@ -6,7 +6,7 @@ import torch
 from kernel_checks import NoHostReads, relative_rms
 from torch.nn import functional as F
 
-from fastcondense.recovery.regularizers import densification, flatness, image_priors
+from fastcondense.recover.regularizers import densification, flatness, image_priors
 
 
 def noise(count, size, scale=1.0, seed=0):
