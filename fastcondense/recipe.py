@@ -113,7 +113,6 @@ class Recipe:
             "dataset.image_size": self.dataset.image_size,
             "recover.initial.factor": self.recover.initial.factor,
             "recover.committee.size": self.recover.committee.size,
-            "recover.features.batch_size": self.recover.features.batch_size,
             "squeeze.epochs": self.squeeze.epochs,
             "squeeze.batch_size": self.squeeze.batch_size,
             "squeeze.probe.epochs": self.squeeze.probe.epochs,

@@ -7,7 +7,6 @@ from typing import Literal
 
 from .gradient_settings import Gradients
 from .precision import Precision
-from .recovery.diff_augment import Operation
 from .windows import Views
 
 
@@ -55,9 +54,7 @@ class Committee:
     choice: Literal["pairs", "random"] = "pairs"
     """pairs: slot k gets the k-th of all committees of that size, in the teachers' order; random: a drawn one."""
     priors: tuple[float, ...] = ()
-    """Worth of each of recover.teachers, in per cent; empty: the same."""
-    temperature: float = 5.0
-    """Weights are softmax(prior / temperature) over the committee."""
+    """Worth of each of recover.teachers, in per cent: weights are softmax(prior / 5); empty: the same."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -66,12 +63,6 @@ class Features:
 
     layer: str = ""
     """Module of the first teacher whose input is matched, by its name in the network, e.g. "layer3" or "fc"."""
-    weight_decay: float = 0.01
-    """AdamW's, of the additive change of the images."""
-    augment: tuple[Operation, ...] = ("flip", "crop", "cutout")
-    """Differentiable augmentations, drawn in each iteration for all tiles and anchors alike."""
-    batch_size: int = 64
-    """Pairs of a tile and its anchor that go through the network together; results differ by rounding alone."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -102,25 +93,21 @@ class Recover(Views):
     features: Features = field(default_factory=Features)
     gradients: Gradients = field(default_factory=Gradients)
     match_weight: float = 0.01
-    """Weight of the matching loss (r_bn)."""
-    first_layer_weight: float = 10.0
-    """Weight of the first layer among those that are matched."""
+    """Weight of the matching loss (r_bn), in which the first layer counts ten times."""
     statistics: tuple[Literal["bn", "conv", "patch"], ...] = ("bn",)
     """What is matched: mean and variance of the inputs of BatchNorms (with the running ones), of convolutions (with the
     data set's), and with patch the mean and variance of every patch of the convolutions' inputs too (G-VBSM)."""
     patch_size: int = 16
     """Side of a patch: 16 for 224-pixel images, 4 for 32 and 64."""
-    targets: tuple[Literal["global", "category", "local"], ...] = ("global",)
+    targets: tuple[Literal["global", "category"], ...] = ("global",)
     """What they are matched with. global: the whole data set's; category: those of the batch's classes, averaged over
-    its images (EDC, LPLD); local: those of a batch of real images of the same classes."""
+    its images (EDC, LPLD)."""
     target_weights: tuple[float, ...] = (1.0,)
     """Of each of the targets: 0.5 0.5 for EDC's half global, half category."""
     class_variance: Literal["within-image", "full"] = "within-image"
     """A class's variance: the mean of its images' own variances, as published, or that of all its pixels."""
     swapped_patches: bool = False
     """Take a class's patch means for variances and the reverse, as EDC's published code does."""
-    local_repeats: int = 1
-    """Real images behind local targets, for each image of a job."""
     statistics_files: str = ""
     """Folder of the published layout (ConvFeatureHook, BNFeatureHook) whose statistics are taken, not collected."""
     gradient_share: float = 1.0
@@ -140,11 +127,8 @@ class Recover(Views):
     l2_weight: float = 0.0
     densification_weight: float = 0.0
     """Of G-VBSM's data densification: KL between a class's Gram eigenvalues as they are and flattened."""
-    densification_temperature: float = 4.0
     flatness_weight: float = 0.0
     """Of EDC's flatness: KL between the answers to the images and to their running mean."""
-    flatness_decay: float = 0.99
-    flatness_temperature: float = 4.0
     loss: str = ""
     """Your own term beside the others, file.py:function or module:function: it is called with what a teacher sees,
     normalised [N, 3, S, S], its logits [N, K] and the classes among them, int64 [N], and gives one number. On a GPU a

@@ -51,8 +51,6 @@ class Optimization:
     decay_all: bool = False
     momentum: float = 0.9
     """SGD's."""
-    betas: tuple[float, float] = (0.9, 0.999)
-    """Adam's and AdamW's."""
     schedule: Literal["cosine", "linear", "constant", "cosine_drop", "multistep"] = "cosine"
     """cosine: (1 + cos(pi e / (stretch E))) / 2 for epoch e of E after the warm-up; linear: 1 - e / (stretch E);
     cosine_drop: cosine up to 5 E / 6, then its value there times 1 - e / E (EDC's equation 33); multistep: gamma to the
@@ -190,8 +188,7 @@ class Labels(Views):
     ensemble: Literal["mean", "norm-equalized"] = "mean"
     """Mean of logits; norm-equalized: of logits scaled to the teachers' mean norm in the training batch (G-VBSM)."""
     priors: tuple[float, ...] = ()
-    """Worth of each of labels.teachers, in per cent: the mean is weighted by softmax(prior / prior_temperature)."""
-    prior_temperature: float = 10.0
+    """Worth of each of labels.teachers, in per cent: the mean is weighted by softmax(prior / 10)."""
     batch_norm: Literal["eval", "train"] = "eval"
     """train: the teachers' BatchNorms take the statistics of batch_norm_size views that are seen together (CV-DD)."""
     batch_norm_size: int = 8
@@ -230,8 +227,6 @@ class Labels(Views):
             raise ValueError(
                 f"labels.batch_norm train needs a batch_norm_size of 2 or more, got {self.batch_norm_size}"
             )
-        if self.prior_temperature <= 0:
-            raise ValueError(f"labels.prior_temperature must be positive, got {self.prior_temperature}")
         operations, magnitude = self.rand_augment
         if operations < 0 or not 0 <= magnitude <= 30:
             raise ValueError(

@@ -13,7 +13,6 @@ def test_what_all_recipes_share(name):
     found = load(name)
     is_features = found.recover.objective == "features"
     assert found.recover.betas == ((0.9, 0.999) if is_features else (0.5, 0.9))
-    assert found.recover.first_layer_weight == 10
     assert found.recover.tv_weight == found.recover.l2_weight == 0
     assert found.method == name.split("/")[0]
     assert found.recover.curriculum == ("cosine" if "cda" in name else "none")

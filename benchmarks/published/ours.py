@@ -17,7 +17,6 @@ from fastcondense.jobs import jobs
 from fastcondense.precision import Precision, network_dtype
 from fastcondense.recipe import Recipe
 from fastcondense.recovery.mosaic import _rank, read_crops, stitch, tile_ranks
-from fastcondense.recovery.recover import Sources
 from fastcondense.run import Run
 from fastcondense.statistics.matching import Matching, layer_weights
 from fastcondense.teachers.moments import Moments
@@ -65,9 +64,9 @@ def recover_step(method: str, setting: Setting, precision: Precision = "fp32", *
     named = {layer.name: vectors for layer, vectors in zip(teacher.layers, constants, strict=True)}
     teacher.targets = named | teacher.targets
     given = setting.images.to(device)
-    step = OurStep(changed, job, [teacher], device, Sources(lambda _: given))
+    step = OurStep(changed, job, [teacher], device, lambda _: given)
     if "category" in found.recover.targets:  # a class's targets: in the step, the mean of the batch's
-        weights = layer_weights(len(teacher.layers), recover.first_layer_weight, device)
+        weights = layer_weights(len(teacher.layers), device)
         sets = list(zip(found.recover.target_weights, (teacher.matched_targets(), constants), strict=True))
         step.matching = [Matching(sets, weights, ema=recover.statistics_ema, ema_start=recover.ema_start)]
     return step

@@ -1,0 +1,79 @@
+"""The settings that every shipped recipe leaves at their default, and the choices that none takes.
+
+    python scripts/unused_settings.py
+
+A setting is looked at where it is declared: Optimization.momentum is used if squeeze, train or a probe sets it.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import functools
+import tomllib
+import typing
+from collections.abc import Iterator
+from typing import Any, Literal
+
+from fastcondense import recipe
+
+
+def shipped() -> Iterator[recipe.Recipe]:
+    """Yields every recipe, once for each number of images a class that it has settings for."""
+    for name in recipe.names():
+        yield recipe.load(name)
+        for ipc in _sizes(f"{name.removesuffix(f'-{recipe.CORRECTED}')}.toml"):
+            yield recipe.load(f"{name}-ipc{ipc}")
+
+
+@functools.cache
+def _sizes(file: str) -> frozenset[str]:
+    """Numbers of images a class for which a recipe file, or one that it extends, has a table."""
+    tree = tomllib.loads((recipe.RECIPES / file).read_text())
+    extended = (_sizes(f"shared/{name}.toml") for name in tree.get("extends", []))
+    return frozenset(tree.get("by_ipc", {})).union(*extended)
+
+
+def settings(kind: Any, path: tuple[str, ...] = ()) -> Iterator[tuple[str, tuple[str, ...], Any]]:
+    """Yields every setting as the class that declares it and its name, its place in a recipe, and its type."""
+    hints = typing.get_type_hints(kind)
+    for field in dataclasses.fields(kind):
+        if dataclasses.is_dataclass(hints[field.name]):
+            yield from settings(hints[field.name], (*path, field.name))
+        else:
+            owner = next(c for c in reversed(kind.__mro__) if field.name in vars(c).get("__annotations__", {}))
+            yield f"{owner.__name__}.{field.name}", (*path, field.name), hints[field.name]
+
+
+def choices(hint: Any) -> tuple[Any, ...]:
+    """What a Literal, alone or in a tuple, can be; empty for other types."""
+    if typing.get_origin(hint) is Literal:
+        return typing.get_args(hint)
+    return next(filter(None, map(choices, typing.get_args(hint))), ())
+
+
+def unused() -> tuple[list[str], list[str]]:
+    """Names of the settings that nobody sets, and "name choice" of the choices that nobody takes, in their order."""
+    recipes, plain = list(shipped()), recipe.Recipe()
+    is_set: dict[str, bool] = {}
+    taken: dict[str, dict[Any, bool]] = {}
+    for name, path, hint in settings(recipe.Recipe):
+        default = functools.reduce(getattr, path, plain)
+        values = [functools.reduce(getattr, path, one) for one in recipes]
+        is_set[name] = is_set.get(name, False) or any(value != default for value in values)
+        seen = {part for value in (default, *values) for part in (value if isinstance(value, tuple) else (value,))}
+        known = taken.setdefault(name, {})
+        known.update({choice: known.get(choice, False) or choice in seen for choice in choices(hint)})
+    unset = [name for name, is_used in is_set.items() if not is_used]
+    untaken = [
+        f"{name} {choice}"
+        for name, used in taken.items()
+        if is_set[name]
+        for choice, is_used in used.items()
+        if not is_used
+    ]
+    return unset, untaken
+
+
+if __name__ == "__main__":
+    for found in unused():
+        print(*found, "", sep="\n")
