@@ -106,6 +106,7 @@ def gradient_step(setting: Setting) -> Callable[[], Any]:
     data = write_arrays(setting, NUM_CLASSES)
     run = Run(changed, setting.scratch / "gradients", data, setting.device)
     mine = Condensing(run, read_real(run), jobs(changed, NUM_CLASSES)[0])
-    mine.subsets[0].size = 1
+    assert mine.subset is not None
+    mine.subset.size = 1
     turns = iter(np.resize(np.arange(NUM_CLASSES), 10**6).tolist())
     return lambda: mine._step(next(turns), 0, False)
