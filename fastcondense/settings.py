@@ -278,26 +278,15 @@ class Ranking:
 
     labels: Literal["soft", "hard"] = "soft"
     """Of both sides of the improvement over random images, with the recipe's views and without."""
-    hard_views: Literal["plain", "recipe"] = "plain"
-    """Of the condensed images with hard labels: whole images, neither changed nor mixed, or the recipe's views."""
-    real_views: Literal["plain", "recipe"] = "plain"
-    """Of all real images; recipe: squeeze's views, as for evaluate's full."""
     real_accuracy: float = 0.0
     """Top-1 in % of students on all real images with hard labels, where it is known; 0: they are trained, as many
     epochs as evaluate.full_epochs says."""
     learning_rates: tuple[float, ...] = ()
     """Every student on condensed and on random images is trained with each of these, and the most accurate on the test
     images counts; empty: train.lr alone. DD-Ranking's are 0.001 0.005 0.01 0.05 0.1."""
-    label_weight: float = 0.5
-    """w, of the improvement over random images in the label-robust score; 1 - w is hard label recovery's."""
-    augmentation_weight: float = 0.5
-    """gamma, of the improvement with the recipe's views in the augmentation-robust score; 1 - gamma: without."""
 
     def check(self) -> None:
         """Raises ValueError for values outside their ranges."""
-        for name in ("label_weight", "augmentation_weight"):
-            if not 0 <= getattr(self, name) <= 1:
-                raise ValueError(f"ranking.{name} must lie in [0, 1], got {getattr(self, name)}")
         if not 0 <= self.real_accuracy <= 100:
             raise ValueError(f"ranking.real_accuracy is a percentage, got {self.real_accuracy}")
         if not all(lr > 0 for lr in self.learning_rates):

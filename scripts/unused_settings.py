@@ -2,7 +2,8 @@
 
     python scripts/unused_settings.py
 
-A setting is looked at where it is declared: Optimization.momentum is used if squeeze, train or a probe sets it.
+A setting is looked at where it is declared: Optimization.momentum is used if squeeze, train or a probe sets it. So are
+the choices of a Literal that several settings share.
 """
 
 from __future__ import annotations
@@ -55,22 +56,16 @@ def unused() -> tuple[list[str], list[str]]:
     """Names of the settings that nobody sets, and "name choice" of the choices that nobody takes, in their order."""
     recipes, plain = list(shipped()), recipe.Recipe()
     is_set: dict[str, bool] = {}
-    taken: dict[str, dict[Any, bool]] = {}
+    taken: dict[tuple[Any, ...], set[Any]] = {}
     for name, path, hint in settings(recipe.Recipe):
         default = functools.reduce(getattr, path, plain)
         values = [functools.reduce(getattr, path, one) for one in recipes]
         is_set[name] = is_set.get(name, False) or any(value != default for value in values)
-        seen = {part for value in (default, *values) for part in (value if isinstance(value, tuple) else (value,))}
-        known = taken.setdefault(name, {})
-        known.update({choice: known.get(choice, False) or choice in seen for choice in choices(hint)})
+        for value in (default, *values):
+            taken.setdefault(choices(hint), set()).update(value if isinstance(value, tuple) else (value,))
     unset = [name for name, is_used in is_set.items() if not is_used]
-    untaken = [
-        f"{name} {choice}"
-        for name, used in taken.items()
-        if is_set[name]
-        for choice, is_used in used.items()
-        if not is_used
-    ]
+    named = {name: choices(hint) for name, _, hint in settings(recipe.Recipe) if is_set[name]}
+    untaken = [f"{name} {choice}" for name, known in named.items() for choice in known if choice not in taken[known]]
     return unset, untaken
 
 
