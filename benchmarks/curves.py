@@ -21,9 +21,9 @@ from typing import Any
 from accuracy import read_lines, rounded, settings, shown, stem, without_folders
 from described_svg import drawn, drawn_from
 
-from fastcondense import recipe
 from fastcondense.files import read_json, write_atomic
-from fastcondense.reporting.report import ARMS, SIZE_NAMES
+from fastcondense.recipe import recipe
+from fastcondense.report.report import ARMS, SIZE_NAMES
 
 LINES = Path(__file__).resolve().parent / "results" / "curves.jsonl"
 HIDDEN = {"seed", "ipc", "train.seeds", "evaluate.baselines", "squeeze.weights"}  # what the caption says anyway

@@ -15,7 +15,7 @@ import typing
 from collections.abc import Iterator
 from typing import Any, Literal
 
-from fastcondense import recipe
+from fastcondense.recipe import recipe
 
 
 def shipped() -> Iterator[recipe.Recipe]:

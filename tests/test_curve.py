@@ -7,9 +7,9 @@ import torch
 from small import fastcondense
 
 from fastcondense.cli import main
+from fastcondense.data.jobs import jobs
 from fastcondense.files import read_json
-from fastcondense.jobs import jobs
-from fastcondense.recipe import load
+from fastcondense.recipe.recipe import load
 from fastcondense.sets.condensed import read_set
 
 SHORT = "--recover.iterations 4 --train.seeds 1 --evaluate.baselines random_soft".split()

@@ -6,7 +6,7 @@ import json
 import curves
 import pytest
 
-from fastcondense.recipe import load
+from fastcondense.recipe.recipe import load
 
 
 def finished(folder, lr=0.5, mean=90.04):

@@ -6,9 +6,9 @@ import pytest
 import torch
 from torch import nn
 
-from fastcondense.settings import MoCo
-from fastcondense.ssl import moco
-from fastcondense.ssl.moco import MomentumContrast, contrast
+from fastcondense.recipe.settings import MoCo
+from fastcondense.squeeze import moco
+from fastcondense.squeeze.moco import MomentumContrast, contrast
 
 
 def contrast_by_hand(queries, keys, queue, temperature):

@@ -5,7 +5,7 @@ import dataclasses
 import unused_settings
 from unused_settings import choices, settings, unused
 
-from fastcondense import recipe
+from fastcondense.recipe import recipe
 
 HOW = "how a run is done, not what it makes"
 COMMAND = "of one command or of a whole run, not of a method"
