@@ -66,7 +66,7 @@ def test_hash_names_what_matters():
         ("[recover]\ntargets = ['global', 'category']", "recover.target_weights needs one weight for each"),
         ("[recover]\nresidual = 0.0", "recover.residual must lie in (0, 1]"),
         ("[recover]\ndrop_rate = 1.0", "recover.drop_rate must lie in [0, 1)"),
-        ("[recover]\nstages = [0]", "recover.stages are sides in pixels"),
+        ("[recover]\nstages = [0]", "recover.stages must be at least 1, got (0,)"),
         ("[recover]\nstages = [200, 224]\nstatistics = ['conv', 'patch']", "patch needs images of one size"),
         ("[recover]\nobjective = 'features'", "recover.objective features needs recover.features.layer"),
         ("[recover]\nteachers = ['zoo/absent']", "recover.teachers names 'zoo/absent', which is not among"),

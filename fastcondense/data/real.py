@@ -16,7 +16,8 @@ from ..loaders.prefetch import on_device
 from ..loaders.source import Centered, Windowed
 from ..recipe.settings import Dataset
 from ..rng import Stream
-from ..views.windows import Views, windows
+from ..views.ranges import Views
+from ..views.windows import windows
 from .datasets import Split
 from .sources import open_source
 

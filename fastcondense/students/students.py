@@ -32,7 +32,7 @@ from ..run import Run
 from ..sets.condensed import CondensedSet
 from ..sets.imported import read_origin
 from ..teachers.teacher import Teacher
-from ..views.windows import Views
+from ..views.ranges import Views
 from ..workers.distributed import once, rank, world_size
 
 WHOLE = Views(crop_scale=(1.0, 1.0), crop_ratio=(1.0, 1.0), flip=0.0)
