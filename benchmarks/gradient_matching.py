@@ -84,7 +84,6 @@ def add_options(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--subset", type=int, default=5)
     parser.add_argument("--frozen", type=int, default=2)
     parser.add_argument("--repeats", type=int, default=5)
-    parser.add_argument("--compiled", action="store_true")
 
 
 def run(session: Session, options: argparse.Namespace) -> None:
@@ -96,13 +95,13 @@ def run(session: Session, options: argparse.Namespace) -> None:
             found.recover.gradients,
             network=options.network,
             factor=options.factor,
-            compiled=options.compiled,
             net_images=64,
         )
         settings = replace(found, recover=replace(found.recover, gradients=gradients))
         mine_run = Run(settings, folder / "run", folder, DEVICE)
         mine = Condensing(mine_run, read_real(mine_run), jobs(settings, 10)[0])
-        mine.subsets[0].size, mine.subsets[0].learned = options.subset, [options.frozen]
+        assert mine.subset is not None
+        mine.subset.size, mine.subset.learned = options.subset, [options.frozen]
         published = PublishedStep(mine, options.subset, options.frozen)
         variants: dict[str, Callable[[], object]] = {
             "ours": lambda: mine._step(0, 0, False),
@@ -110,7 +109,7 @@ def run(session: Session, options: argparse.Namespace) -> None:
             "network": lambda: mine.networks.train(0, 0),
         }
         timings = interleaved(variants, options.repeats, 1)
-    names = ("network", "ipc", "factor", "subset", "frozen", "compiled")
+    names = ("network", "ipc", "factor", "subset", "frozen")
     about = {name: getattr(options, name) for name in names}
     for variant, timing in timings.items():
         ratio = round(timing.median / timings["published"].median, 3)
