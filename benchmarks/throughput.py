@@ -71,8 +71,9 @@ def recover(found: DataFrame) -> Made:
 
 def peers(found: DataFrame) -> Made:
     """Of each method or package its own code's time, ours on the same data in the same run, and how often it fits."""
-    group = ["device", "benchmark", "what", "network", "shape"]
-    used, rows = newest(found, group), []
+    group, rows = ["device", "benchmark", "what", "network", "shape"], []
+    used = newest(found, group)
+    used = used[used.groupby(group)["peer"].transform("count") > 0]
     for (device, _, what, network, shape), lines in groups(used, group, sort=True):
         times = lines["median_ms"].to_dict()
         best = fastest(times)
@@ -222,11 +223,15 @@ def extrapolated(found: DataFrame) -> Made:
     """ImageNet-1k from measured steps."""
     used, rows = newest(found[found["extrapolated"].notna()], ["device", "recipe"], []), []
     for _, line in used.iterrows():
-        x, hours = line["inputs"], [line["device_hours"][stage] for stage in ("recover", "train")]
+        hours = [line["device_hours"][stage] for stage in ("recover", "train")]
         words = (
-            "{recover_step_ms} ms a step of {recover_images}, {jobs} jobs x {iterations} iterations; "
-            "{student_step_ms} ms a step of {student_batch}, {epochs} epochs; {size} pixels"
-        ).format(**x)
+            line["known_from"]["recover"]
+            if isinstance(line["known_from"], dict)
+            else (  # older lines: inputs
+                "{recover_step_ms} ms a step of {recover_images}, {jobs} jobs x {iterations} iterations; "
+                "{student_step_ms} ms a step of {student_batch}, {epochs} epochs; {size} pixels"
+            ).format(**line["inputs"])
+        )
         shown = (f"{value:,.0f}" if value >= 1000 else f"{value:.3g}" for value in hours)
         rows.append((line["device"], f"`{line['recipe']}`", *shown, f"{words}, {line['dtype']}"))
     return rows, used
@@ -276,7 +281,11 @@ TABLES: dict[str, tuple[tuple[str, ...], str, Callable[[DataFrame], Any]]] = {
         "device | extrapolated, not run | recover, hours | one student, hours | from",
         extrapolated,
     ),
-    "peers": (("peers", "peer-epochs"), "device | of | their code | on | theirs | ours | theirs / ours", peers),
+    "peers": (
+        ("peers", "peer-epochs", "train"),
+        "device | of | their code | on | theirs | ours | theirs / ours",
+        peers,
+    ),
 }
 """Benchmarks that a table is of, its head, and what makes its rows; label sources also make their head."""
 
