@@ -13,8 +13,8 @@ from typing import Any
 from add_run import Line, read_lines, settings
 from pages import markdown
 
-from fastcondense import recipe
-from fastcondense.recipe import CORRECTED, Recipe
+from fastcondense.recipe import recipe
+from fastcondense.recipe.recipe import CORRECTED, Recipe
 
 __all__ = ["costs", "page", "part", "read_lines", "table"]
 

@@ -18,9 +18,9 @@ import sys
 from pathlib import Path
 from typing import Any
 
-from fastcondense import recipe
 from fastcondense.files import read_json, write_atomic
-from fastcondense.recipe import Recipe
+from fastcondense.recipe import recipe
+from fastcondense.recipe.recipe import Recipe
 
 RESULTS = Path(__file__).resolve().parent / "results"
 COPIED = ("dataset", "method", "ipc", "student", "teachers", "epochs", "seed", "seeds", "test_images", "sizes", "bytes")

@@ -9,7 +9,7 @@ from accuracy import score, seeds_of, shown, who
 from add_run import Line
 from pages import drawn, markdown
 
-from fastcondense.reporting.report import ARMS, SIZE_NAMES
+from fastcondense.report.report import ARMS, SIZE_NAMES
 
 NAMES = SIZE_NAMES | ARMS
 Curves = dict[str, dict[str, dict[str, float]]]

@@ -25,10 +25,10 @@ from pathlib import Path
 from measure import DEVICE, Line
 from session import Session
 
-from fastcondense import recipe as recipes
 from fastcondense.files import read_json
-from fastcondense.planning.extent import extent
-from fastcondense.planning.plan import Planner
+from fastcondense.plan.extent import extent
+from fastcondense.plan.plan import Planner
+from fastcondense.recipe import recipe as recipes
 
 STAGES = ("squeeze", "recover", "relabel", "train", "evaluate")
 QUICK = {

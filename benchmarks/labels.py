@@ -31,12 +31,12 @@ from student import EPOCHS, TEMPERATURE, Student, about, add_shapes
 from student import QUICK as SHORT
 
 from fastcondense.files import write_json
-from fastcondense.labelling.fkd import FKDViews
-from fastcondense.labelling.labels import Wanted, hard_labels
-from fastcondense.labelling.stored_labels import FORMAT, StoredLabels, array_shapes, compress, first_rows
-from fastcondense.labelling.views import ReplayedViews, ViewBatch
-from fastcondense.precision import arithmetic
-from fastcondense.settings import Train
+from fastcondense.labels.fkd import FKDViews
+from fastcondense.labels.labels import Wanted, hard_labels
+from fastcondense.labels.stored_labels import FORMAT, StoredLabels, array_shapes, compress, first_rows
+from fastcondense.labels.views import ReplayedViews, ViewBatch
+from fastcondense.networks.precision import arithmetic
+from fastcondense.recipe.settings import Train
 
 TOP_K, WARMUP_EPOCHS = 5, 1
 QUICK = SHORT | {"repeats": 4, "warmup": 1, "epoch_repeats": 2}

@@ -9,7 +9,7 @@ import pytest
 from accuracy import differences, is_reduced, page, part, table
 from add_run import add, line_of, main, read_lines
 
-from fastcondense.recipe import load
+from fastcondense.recipe.recipe import load
 
 DAY = 1_795_000_000  # 2026-11-18
 

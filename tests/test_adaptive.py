@@ -8,14 +8,14 @@ import torch
 from small import fastcondense, frozen_network, shards
 from test_nested import CLASSES, CPU, DATASET, inputs_of_batch_norms, teacher
 
+from fastcondense.data.jobs import Job, jobs
+from fastcondense.data.noise import noise
 from fastcondense.files import read_json
-from fastcondense.jobs import Job, jobs
-from fastcondense.recipe import Recipe
-from fastcondense.recover_settings import Nested, Recover
-from fastcondense.recovery.adaptive import AdaptiveJob, AdaptiveRecoverer, PrefixChoice
-from fastcondense.recovery.initial import noise
-from fastcondense.recovery.recover import Recoverer, Sources
-from fastcondense.recovery.unfinished import Unfinished
+from fastcondense.recipe.recipe import Recipe
+from fastcondense.recipe.recover import Nested, Recover
+from fastcondense.recover.adaptive import AdaptiveJob, AdaptiveRecoverer, PrefixChoice
+from fastcondense.recover.recover import Recoverer, Sources
+from fastcondense.recover.unfinished import Unfinished
 
 WHOLE = torch.tensor([[0, 0, 12, 12, 0, 0, 0]], dtype=torch.int32)
 

@@ -8,9 +8,9 @@ import torch
 from small import fastcondense
 
 from fastcondense.cli import main
+from fastcondense.data.jobs import jobs
 from fastcondense.files import read_json, read_tensors
-from fastcondense.jobs import jobs
-from fastcondense.recipe import load
+from fastcondense.recipe.recipe import load
 from fastcondense.sets.bundle import read_bundle
 from fastcondense.sets.condensed import read_set
 

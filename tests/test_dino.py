@@ -8,10 +8,10 @@ import torch
 from torch import nn
 from torch.nn import functional as F
 
-from fastcondense.settings import DINO
-from fastcondense.ssl.dino import Head, SelfDistillation, distill
-from fastcondense.ssl.multi_crop import Crops
-from fastcondense.windows import Views
+from fastcondense.recipe.settings import DINO
+from fastcondense.squeeze.dino import Head, SelfDistillation, distill
+from fastcondense.squeeze.multi_crop import Crops
+from fastcondense.views.windows import Views
 
 
 def distill_by_hand(student, teacher, center, student_temperature, teacher_temperature):

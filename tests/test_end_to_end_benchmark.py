@@ -9,9 +9,9 @@ import pytest
 from end_to_end import STAGES, Cost, measure_run, run_stage
 from session import Session
 
-from fastcondense import recipe as recipes
 from fastcondense.files import write_json
-from fastcondense.planning.plan import StageTime
+from fastcondense.plan.plan import StageTime
+from fastcondense.recipe import recipe as recipes
 
 SMALL = "--squeeze.epochs 1 --squeeze.gate-images 0 --squeeze.teachers zoo/convnet1 --dataset.classes 0 1".split()
 

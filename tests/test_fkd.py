@@ -13,12 +13,12 @@ from rich.console import Console
 from torch.utils.data import BatchSampler, RandomSampler
 
 from fastcondense.data.real import Normalization
-from fastcondense.labelling.fkd import BatchMixedViews, FKDViews, read_fkd
-from fastcondense.labelling.fkd_files import SamplerOrder, check_settings, is_fkd, num_bytes, read_batch
-from fastcondense.labelling.views import ReplayedViews, Span
+from fastcondense.labels.fkd import BatchMixedViews, FKDViews, read_fkd
+from fastcondense.labels.fkd_files import SamplerOrder, check_settings, is_fkd, num_bytes, read_batch
+from fastcondense.labels.views import ReplayedViews, Span
 from fastcondense.log import Log
-from fastcondense.recipe import Recipe
-from fastcondense.settings import Dataset, Labels, Train
+from fastcondense.recipe.recipe import Recipe
+from fastcondense.recipe.settings import Dataset, Labels, Train
 from fastcondense.vision import torchvision
 
 F = torchvision.transforms.functional

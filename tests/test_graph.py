@@ -3,13 +3,13 @@
 import pytest
 import torch
 
-from fastcondense.jobs import jobs
-from fastcondense.recipe import Recipe
-from fastcondense.recover_settings import Committee, Recover
-from fastcondense.recovery.graph import WARM_UPS, Graphs
-from fastcondense.recovery.recover import Recoverer, RecoverStep
-from fastcondense.settings import Dataset
-from fastcondense.teachers import zoo
+from fastcondense.data.jobs import jobs
+from fastcondense.networks import zoo
+from fastcondense.networks.graph import WARM_UPS, Graphs
+from fastcondense.recipe.recipe import Recipe
+from fastcondense.recipe.recover import Committee, Recover
+from fastcondense.recipe.settings import Dataset
+from fastcondense.recover.recover import Recoverer, RecoverStep
 from fastcondense.teachers.teacher import Teacher
 
 DATASET = Dataset(name="digits", image_size=16, resize=16)

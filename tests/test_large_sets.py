@@ -12,9 +12,9 @@ import pytest
 import torch
 
 from fastcondense.cli import main
+from fastcondense.data.jobs import jobs
 from fastcondense.files import write_tensors
-from fastcondense.jobs import jobs
-from fastcondense.recipe import load
+from fastcondense.recipe.recipe import load
 from fastcondense.sets.condensed import CondensedSet, digests, read_set, shard_path, write_shard
 from fastcondense.sets.loss_bands import read_loss_band
 

@@ -6,10 +6,10 @@ import pytest
 import torch
 from torch import nn
 
-from fastcondense.settings import MoCo
-from fastcondense.ssl.moco import MomentumContrast, contrast
-from fastcondense.ssl.multi_crop import Crops
-from fastcondense.windows import Views
+from fastcondense.recipe.settings import MoCo
+from fastcondense.squeeze.moco import MomentumContrast, contrast
+from fastcondense.squeeze.multi_crop import Crops
+from fastcondense.views.windows import Views
 
 
 def contrast_by_hand(queries, keys, queue, temperature):

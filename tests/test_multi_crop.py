@@ -9,11 +9,11 @@ from PIL import Image
 from fastcondense.data.datasets import Split
 from fastcondense.data.sources import skipped
 from fastcondense.kernels.crop import crop
+from fastcondense.recipe.settings import DINO, Dataset, SelfSupervision
 from fastcondense.rng import Stream
-from fastcondense.settings import DINO, Dataset, SelfSupervision
-from fastcondense.ssl.multi_crop import MultiCrop, unpack
-from fastcondense.ssl.recolor import recolor
-from fastcondense.windows import windows
+from fastcondense.squeeze.multi_crop import MultiCrop, unpack
+from fastcondense.squeeze.recolor import recolor
+from fastcondense.views.windows import windows
 
 CPU = torch.device("cpu")
 DATASET = Dataset(image_size=12, resize=12, mean=(0.4, 0.5, 0.3), std=(0.2, 0.3, 0.1), loader="folder")

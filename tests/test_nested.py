@@ -5,14 +5,14 @@ import pytest
 import torch
 from small import frozen_network
 
+from fastcondense.data.jobs import Job, jobs
+from fastcondense.data.noise import noise
 from fastcondense.data.real import Normalization
-from fastcondense.jobs import Job, jobs
-from fastcondense.recipe import Recipe
-from fastcondense.recover_settings import Nested, Recover
-from fastcondense.recovery.initial import noise
-from fastcondense.recovery.nested import FinishedSlots, Pool, merge
-from fastcondense.recovery.recover import Recoverer, RecoverStep, Sources
-from fastcondense.settings import Dataset
+from fastcondense.recipe.recipe import Recipe
+from fastcondense.recipe.recover import Nested, Recover
+from fastcondense.recipe.settings import Dataset
+from fastcondense.recover.nested import FinishedSlots, Pool, merge
+from fastcondense.recover.recover import Recoverer, RecoverStep, Sources
 from fastcondense.teachers.teacher import Teacher
 
 CPU = torch.device("cpu")

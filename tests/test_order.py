@@ -6,11 +6,11 @@ import torch
 from small import frozen_network
 
 from fastcondense.data.real import Normalization
-from fastcondense.recover_settings import Recover
+from fastcondense.recipe.recover import Recover
+from fastcondense.recipe.settings import Dataset
 from fastcondense.sets.condensed import CondensedSet
-from fastcondense.settings import Dataset
+from fastcondense.students.order import order_slots
 from fastcondense.teachers.teacher import Teacher
-from fastcondense.training.order import order_slots
 
 CLASSES = [str(k) for k in range(3)]
 DATASET = Dataset(name="digits", image_size=13, resize=13, mean=(0.4, 0.5, 0.3), std=(0.2, 0.3, 0.25))

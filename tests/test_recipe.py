@@ -4,8 +4,8 @@ import dataclasses
 
 import pytest
 
-from fastcondense import recipe
-from fastcondense.recipe import Recipe, from_toml, load
+from fastcondense.recipe import recipe
+from fastcondense.recipe.recipe import Recipe, from_toml, load
 
 
 @pytest.mark.parametrize("name", recipe.names())

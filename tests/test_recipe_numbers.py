@@ -10,9 +10,9 @@ from pathlib import Path
 
 import pytest
 
-from fastcondense import recipe
-from fastcondense.recipe import RECIPES, Recipe, from_toml, load
-from fastcondense.teachers import zoo
+from fastcondense.networks import zoo
+from fastcondense.recipe import recipe
+from fastcondense.recipe.recipe import RECIPES, Recipe, from_toml, load
 from fastcondense.vision import timm, torchvision
 
 WINDOWS = "recover.crop_scale recover.padding recover.flip recover.roll"

@@ -6,10 +6,10 @@ import numpy as np
 import pytest
 import torch
 
+from fastcondense.recipe.settings import SelfSupervision
 from fastcondense.rng import Stream
-from fastcondense.settings import SelfSupervision
-from fastcondense.ssl import recolor as ours
-from fastcondense.ssl.recolor import recolor
+from fastcondense.squeeze import recolor as ours
+from fastcondense.squeeze.recolor import recolor
 from fastcondense.vision import torchvision  # noqa: F401 - makes it importable beside a CPU build of torch
 
 theirs = import_module("torchvision.transforms.v2.functional")

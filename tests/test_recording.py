@@ -10,17 +10,18 @@ from PIL import Image
 from small import frozen_network
 from torch import nn
 
+from fastcondense.data.jobs import Job, jobs
 from fastcondense.data.real import Normalization
 from fastcondense.files import read_tensors, write_tensors
-from fastcondense.jobs import Job, jobs
-from fastcondense.recipe import Recipe
-from fastcondense.recover_settings import Committee, Nested, Recover
-from fastcondense.recovery.nested import FinishedSlots
-from fastcondense.recovery.recording import LAYER_ROWS, JobRecorder, Record, SnapshotRecorder
-from fastcondense.recovery.recover import Recoverer, RecoverStep, Sources
-from fastcondense.recovery.schedule import turns
+from fastcondense.recipe.recipe import Recipe
+from fastcondense.recipe.recover import Committee, Nested, Recover
+from fastcondense.recipe.settings import Dataset
+from fastcondense.recover.nested import FinishedSlots
+from fastcondense.recover.recording import LAYER_ROWS, JobRecorder, SnapshotRecorder
+from fastcondense.recover.recover import Recoverer, RecoverStep, Sources
+from fastcondense.recover.schedule import turns
 from fastcondense.sets.condensed import read_record, write_shard
-from fastcondense.settings import Dataset
+from fastcondense.sets.record import Record
 from fastcondense.teachers.teacher import Teacher
 
 CPU = torch.device("cpu")

@@ -10,13 +10,13 @@ from small import frozen_network
 from torch import nn
 from torch.nn import functional as F
 
+from fastcondense.data.jobs import jobs
 from fastcondense.data.real import Normalization
-from fastcondense.jobs import jobs
-from fastcondense.recipe import Recipe
-from fastcondense.recover_settings import Recover
-from fastcondense.recovery.recover import Recoverer, RecoverStep
-from fastcondense.recovery.schedule import crop_lower_bounds, learning_rates, window_table
-from fastcondense.settings import Dataset
+from fastcondense.recipe.recipe import Recipe
+from fastcondense.recipe.recover import Recover
+from fastcondense.recipe.settings import Dataset
+from fastcondense.recover.recover import Recoverer, RecoverStep
+from fastcondense.recover.schedule import crop_lower_bounds, learning_rates, window_table
 from fastcondense.teachers.teacher import Teacher
 
 CPU = torch.device("cpu")

@@ -11,12 +11,12 @@ from small import frozen_network
 from torch import nn
 from torch.nn import functional as F
 
-from fastcondense.jobs import Job, jobs
-from fastcondense.recipe import Recipe
-from fastcondense.recover_settings import Committee, Recover
-from fastcondense.recovery.recover import Recoverer, RecoverStep, Sources
-from fastcondense.recovery.schedule import live_layers, stages, turns, window_table
-from fastcondense.settings import Dataset
+from fastcondense.data.jobs import Job, jobs
+from fastcondense.recipe.recipe import Recipe
+from fastcondense.recipe.recover import Committee, Recover
+from fastcondense.recipe.settings import Dataset
+from fastcondense.recover.recover import Recoverer, RecoverStep, Sources
+from fastcondense.recover.schedule import live_layers, stages, turns, window_table
 from fastcondense.teachers.teacher import Teacher
 
 CPU = torch.device("cpu")

@@ -9,12 +9,12 @@ import pytest
 import torch
 from small import fastcondense
 
-from fastcondense import recipe
 from fastcondense.files import read_tensors
+from fastcondense.networks import fit as fit_module
+from fastcondense.networks import zoo
+from fastcondense.recipe import recipe
 from fastcondense.run import Run
-from fastcondense.ssl.self_supervision import pretrain
-from fastcondense.teachers import zoo
-from fastcondense.training import fit as fit_module
+from fastcondense.squeeze.self_supervision import pretrain
 
 METHODS = {
     "moco": "--squeeze.self-supervision.moco.queue 256 --squeeze.self-supervision.moco.decay 0.99",

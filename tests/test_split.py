@@ -7,12 +7,12 @@ import torch
 import workers
 from small import frozen_network
 
-from fastcondense.jobs import Job
-from fastcondense.recipe import Recipe
-from fastcondense.recover_settings import Recover
-from fastcondense.recovery.recover import Recoverer
-from fastcondense.recovery.split import Part
-from fastcondense.settings import Dataset
+from fastcondense.data.jobs import Job
+from fastcondense.recipe.recipe import Recipe
+from fastcondense.recipe.recover import Recover
+from fastcondense.recipe.settings import Dataset
+from fastcondense.recover.recover import Recoverer
+from fastcondense.recover.split import Part
 from fastcondense.teachers.teacher import Teacher
 
 CPU = torch.device("cpu")

@@ -8,8 +8,8 @@ import torch
 from torch import nn
 
 from fastcondense.files import read_checkpoint
-from fastcondense.ssl.ssl_checkpoints import import_backbone, is_self_supervised
-from fastcondense.teachers import zoo
+from fastcondense.networks import zoo
+from fastcondense.squeeze.ssl_checkpoints import import_backbone, is_self_supervised
 from fastcondense.teachers.teacher import load_weights
 
 CLASSIFIERS = {"zoo/resnet20": "linear", "zoo/convnet2": "head", "torchvision/resnet18": "fc"}

@@ -5,8 +5,8 @@ import pytest
 import torch
 
 from fastcondense.data.real import Normalization
-from fastcondense.labelling.views import ReplayedViews
-from fastcondense.settings import Dataset, Labels, Train
+from fastcondense.labels.views import ReplayedViews
+from fastcondense.recipe.settings import Dataset, Labels, Train
 
 CLASSES, LARGEST = 3, 7
 NORMALIZE = Normalization.of(Dataset(name="digits", image_size=9, resize=9), torch.device("cpu"))

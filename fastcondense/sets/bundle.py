@@ -25,10 +25,10 @@ import torch
 from PIL import Image
 from torch import Tensor
 
+from ..data.jobs import jobs
 from ..files import new_file, read_json, read_tensors, slug, write_atomic, write_json, write_tensors
-from ..jobs import jobs
-from ..recipe import Recipe, from_toml
-from ..teachers.squeeze import teacher_path
+from ..recipe.recipe import Recipe, from_toml
+from ..teachers.kept import teacher_path
 from .condensed import CondensedSet, digests, read_set, write_shard
 
 FORMAT = 1

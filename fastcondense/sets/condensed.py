@@ -11,9 +11,9 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from ..files import read_json, read_tensors, write_json, write_tensors
-from ..jobs import Job
-from ..recovery.recording import Record
+from ..data.jobs import Job
+from ..files import first_difference, read_json, read_tensors, write_json, write_tensors
+from .record import Record
 from .stored_images import StoredImages, find_images, shard_path
 
 FORMAT = 2
@@ -112,22 +112,6 @@ def open_folder(folder: Path, manifest: Mapping[str, Any]) -> dict[str, Any]:
             f"{folder} holds images of another recipe ({difference}); choose another --out, or delete that folder"
         )
     return dict(stored)
-
-
-def first_difference(old: Any, new: Any, where: str = "") -> str:
-    """The first place where two JSON trees differ, in words; empty if they are equal."""
-    if isinstance(old, Mapping) and isinstance(new, Mapping):
-        for key in [*new, *(key for key in old if key not in new)]:
-            found = first_difference(old.get(key), new.get(key), f"{where}.{key}" if where else str(key))
-            if found:
-                return found
-        return ""
-    return "" if old == new else f"{where} was {_short(old)}, now {_short(new)}"
-
-
-def _short(value: Any) -> str:
-    text = json.dumps(value)
-    return text if len(text) <= 60 else text[:57] + "..."
 
 
 def write_shard(

@@ -10,15 +10,15 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from ..data.jobs import jobs
 from ..data.real import Normalization
-from ..files import read_json, read_tensors, write_json
-from ..jobs import jobs
+from ..files import first_difference, read_json, read_tensors, write_json
 from ..log import Log
-from ..recipe import Recipe
+from ..recipe.recipe import Recipe
+from ..recipe.settings import Dataset
 from ..rng import Stream
-from ..settings import Dataset
 from ..teachers.teacher import Teacher, best_order, is_chance
-from .condensed import CondensedSet, first_difference, read_set, shard_path, write_shard
+from .condensed import CondensedSet, read_set, shard_path, write_shard
 from .published_sets import PublishedSet
 
 _SHUFFLES = 20

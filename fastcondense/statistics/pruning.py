@@ -21,13 +21,13 @@ import numpy as np
 import torch
 from torch import Tensor
 
+from ..data.jobs import Job, jobs
+from ..data.noise import noise
 from ..files import read_json, write_json
-from ..jobs import Job, jobs
-from ..precision import arithmetic
-from ..recovery.initial import noise
+from ..networks.precision import arithmetic
 from ..run import Run
+from ..teachers.kept import teacher_path
 from ..teachers.moments import ConvolutionTap, FrozenBatchNorm, Keeper, Moments
-from ..teachers.squeeze import teacher_path
 from ..teachers.teacher import Teacher
 from .matching import Matching, layer_weights
 from .targets import class_images, local_images
