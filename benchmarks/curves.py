@@ -43,10 +43,9 @@ def figures(lines: Iterable[Line]) -> dict[str, Curves]:
     """The curves of every plot by the file's name; of several of one name the last."""
     found: dict[str, Curves] = {}
     for line in lines:
-        dataset, mode = line["recipe"].partition("/")[2], line["changes"].get("recover.nested.mode")
-        own = {"nested": f"{mode} slots" if mode else "this set"}
+        dataset = line["recipe"].partition("/")[2]
         for name, of in line["top1_last"].items():
-            title = f"{line['recipe']}-ipc{line['ipc']}, {(NAMES | own).get(name, name)}"
+            title = f"{line['recipe']}-ipc{line['ipc']}, {NAMES.get(name, name)}"
             found.setdefault(f"curves-{dataset}.svg", {})[title] = of
     return found
 

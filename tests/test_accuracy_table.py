@@ -204,14 +204,13 @@ def test_reduced_runs_stand_by_themselves(tmp_path):
     assert rded == "| `rded` | resnet18 50.0 (12.3), resnet20 7.0 (12.3) | not run |"
 
 
-def curve_of(folder, mode="sequential", mean=90.04):
+def curve_of(folder, lr=0.5, mean=90.04):
     """The folder of a run whose set was scored at two sizes."""
     made = load("sre2l/digits-ipc5")
-    recover = dataclasses.replace(made.recover, nested=dataclasses.replace(made.recover.nested, mode=mode))
-    made = dataclasses.replace(made, recover=recover)
+    made = dataclasses.replace(made, recover=dataclasses.replace(made.recover, lr=lr))
     of = {size: {"mean": mean + k, "std": 0.26} for k, size in enumerate(("1", "5"))}
     curve = {"recipe_sha256": made.sha256(), "student": "zoo/convnet1", "epochs": 4, "seed": 0, "seeds": 2}
-    curve |= {"sizes": [1, 5], "top1_last": {"nested": of, "prefix": of, "herding_soft": of}, "versions": {}}
+    curve |= {"sizes": [1, 5], "top1_last": {"nested": of, "stacked": of, "herding_soft": of}, "versions": {}}
     folder.mkdir()
     (folder / "recipe.toml").write_text(made.to_toml())
     (folder / "curve.json").write_text(json.dumps(curve))
@@ -227,14 +226,14 @@ def test_a_curve_is_copied_and_shown(tmp_path, monkeypatch):
     lines = read_lines(tmp_path / "curves.jsonl")
     text = curves.page(lines)
     assert text.count("| images a class") == 1 and "![Top-1 by size](curves-digits.svg)" in text
-    assert "`sre2l/digits-ipc5`" in text and "2026-11-18, cpu; changed: recover.nested.mode sequential." in text
+    assert "`sre2l/digits-ipc5`" in text and "2026-11-18, cpu; changed: recover.lr 0.5." in text
     assert "| this set | 90.0 ± 0.3 | 91.0 ± 0.3 |" in text
-    assert "| first of independent slots (C) |" in text and "| real by herding, soft labels |" in text
+    assert "| one-image sets (B) |" in text and "| real by herding, soft labels |" in text
     assert curves.figures(lines)["curves-digits.svg"] == {
         f"sre2l/digits-ipc5, {name}": {"1": {"mean": 90.04, "std": 0.26}, "5": {"mean": 91.04, "std": 0.26}}
-        for name in ("sequential slots", "first of independent slots (C)", "real by herding, soft labels")
+        for name in ("this set", "one-image sets (B)", "real by herding, soft labels")
     }
-    assert main([str(curve_of(tmp_path / "c", mode="independent")), "--reduced", "10 images a class"]) == 0
+    assert main([str(curve_of(tmp_path / "c", lr=0.125)), "--reduced", "10 images a class"]) == 0
     text = curves.page(read_lines(tmp_path / "curves.jsonl"))
     assert text.count("| images a class") == 2 and "; of the data: 10 images a class." in text
     (tmp_path / "c" / "recipe.toml").write_text(load("sre2l/digits-ipc10").to_toml())

@@ -364,7 +364,7 @@ def test_views_for_files_are_mixed_by_the_batch(mix):
 
 @pytest.mark.parametrize(
     "settings",
-    [{"padding": 2}, {"roll": (0, 3)}, {"tile_pick": 2}, {"rand_augment": (1, 9)}, {"pool": 0.5}, {"tiers": (1, 2)}],
+    [{"padding": 2}, {"roll": (0, 3)}, {"tile_pick": 2}, {"rand_augment": (1, 9)}, {"pool": 0.5}],
 )
 def test_settings_that_files_cannot_say_are_refused(settings):
     check_settings(Labels(crop_scale=(0.5, 1.0), flip=0.0, batch_norm="train", ensemble="norm-equalized"))

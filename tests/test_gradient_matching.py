@@ -400,7 +400,7 @@ def test_an_interrupted_job_goes_on_to_the_same_bits(tmp_path):
     job = jobs(run.recipe, 3)[0]
     unfinished = Unfinished.of(run.out / "condensed", job, "this recipe")
     mine.write(unfinished)
-    resumed = GradientRecoverer(run)(job, None, unfinished)
+    resumed = GradientRecoverer(run)(job, unfinished)
     assert torch.equal(resumed.images, whole.images) and torch.equal(resumed.losses, whole.losses)
     fresh = condensing(run)
     fresh.restore(Unfinished.of(run.out / "condensed", job, "another recipe"))

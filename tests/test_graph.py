@@ -79,7 +79,6 @@ METHODS = {
     "densification": {"densification_weight": 1.0, "slots_per_job": 0},
     "committee": {"committee": Committee(size=2, priors=(60.0, 63.0))},
     "stages": {"stages": (12, 16, 12, 16), "residual": 0.5},
-    "squared, relative": {"distance": "squared", "layer_scale": "relative"},
 }
 
 

@@ -408,8 +408,8 @@ def test_what_is_not_set_is_off():
         "objective": {"cim", "idc", "mdc"},
         "gradients": {"idc", "mdc"},
         "betas": {"cim"},
-        **dict.fromkeys(("tv_weight", "l2_weight", "flatness_weight", "gradient_share", "distance", "layer_scale"), ()),
-        **dict.fromkeys(("per_image_windows", "local_repeats", "statistics_files", "ema_carried"), ()),
+        **dict.fromkeys(("tv_weight", "l2_weight", "flatness_weight", "gradient_share"), ()),
+        **dict.fromkeys(("local_repeats", "statistics_files"), ()),
         "first_layer_weight": set(),
     }
     for name in recipe.names():

@@ -31,7 +31,7 @@ from ..recipe.settings import Labels
 from .views import ViewTable
 
 Mix = Literal["none", "cutmix", "mixup"]
-_CHANGES = ("padding", "roll", "tile_shuffle", "tile_pick", "augment", "rand_augment", "pool", "tiers")
+_CHANGES = ("padding", "roll", "tile_shuffle", "tile_pick", "augment", "rand_augment", "pool")
 
 
 class SamplerOrder:

@@ -29,7 +29,6 @@ from ..views.boxes import cutmix_boxes, inside
 from ..views.tiles import pick_tiles, shuffle_tiles
 from ..views.windows import LEFT, TOP, windows
 from .resident import HostImages
-from .tiers import Tiers
 
 _CHUNK = 1024  # views whose tables are made at once: few enough that a GPU does not wait for them when an epoch begins
 
@@ -150,9 +149,6 @@ class ReplayedViews:
         self.images = images.pixels if isinstance(images, HostImages) else images.contiguous()
         self.labels, self.settings, self.normalize = labels, settings, normalize
         self.device = normalize.gain.device
-        self.tiers: Tiers | None = None
-        if settings.tiers:
-            self.tiers = Tiers(settings.tiers, len(self.images), int(labels.max()) + 1)
         self.order_stream = Stream(seed, "views/order")
         self.partner_stream = Stream(seed, "views/partners")
         self.window_stream = Stream(seed, "views/windows")
@@ -240,22 +236,18 @@ class ReplayedViews:
         for epoch in np.unique(epochs):
             here = epochs == epoch
             ids[here] = _permutation(self.order_stream, count, int(epoch))[positions[here]]
-            if mix != "none" and self.tiers is None:
+            if mix != "none":
                 partners[here] = _permutation(self.partner_stream, count, int(epoch))[positions[here]]
-        drawn_by = positions
-        if self.tiers is not None:
-            drawn_by = self.tiers.numbers(ids)
-            partners = self.tiers.partners(ids, self.partner_stream.uniform(drawn_by, epochs)[0])
         if mix == "none":
             partners = ids
         views, rows = np.unique(np.stack((epochs * count + ids, epochs * count + partners)), return_inverse=True)
         seen = torch.from_numpy(self.seen_windows(views % count, views // count)[rows])
         lam, boxes = np.ones(len(ids)), None
         if mix != "none":
-            u_apply, u_row, u_column, _ = self.mix_stream.uniform(drawn_by, epochs)
+            u_apply, u_row, u_column, _ = self.mix_stream.uniform(positions, epochs)
             lam = np.where(
                 u_apply < self.settings.mix_probability,
-                self.lambda_stream.beta(self.settings.mix_alpha, drawn_by, epochs),
+                self.lambda_stream.beta(self.settings.mix_alpha, positions, epochs),
                 1.0,
             )
             if mix == "cutmix":
@@ -275,7 +267,7 @@ class ReplayedViews:
 
     def seen_windows(self, ids: np.ndarray, epoch: Array) -> np.ndarray:
         """Windows of samples in an epoch, or in one a sample: int32 [N, 7], in the image or in one of its tiles."""
-        tile, ids = self.settings.tile_pick, self._numbers(ids)
+        tile = self.settings.tile_pick
         top, left, height, width = pick_tiles(tile, self.pick_stream, ids, epoch, self.images.shape[-1])
         table = windows(self.window_stream, self.settings, ids, epoch, height, width)
         table[:, TOP] += top
@@ -324,12 +316,11 @@ class ReplayedViews:
             needed, images = torch.cat((ids, partners))[: len(taken)], taken
             rows = torch.arange(len(taken), device=taken.device).view(-1, len(ids))
         if factor > 1:
-            images = shuffle_tiles(images, factor, self.shuffle_stream, self._numbers(needed.cpu().numpy()), epoch)
+            images = shuffle_tiles(images, factor, self.shuffle_stream, needed.cpu().numpy(), epoch)
         if num_operations:
-            samples = self._numbers(needed.cpu().numpy())
             change = vision.torchvision.transforms.v2.RandAugment(num_operations, magnitude)
-            for image, sample in zip(images, samples, strict=True):
-                with self.rand_augment_stream.torch_generator(int(sample), epoch):
+            for image, sample in zip(images, needed.tolist(), strict=True):
+                with self.rand_augment_stream.torch_generator(sample, epoch):
                     image.copy_(change(image))
         return images, rows[0], rows[-1]
 
@@ -342,11 +333,7 @@ class ReplayedViews:
         operations, size = self.settings.augment, self.images.shape[-1]
         if not operations:
             return None
-        return augmentations(self.augment_stream, operations, self._numbers(ids), epochs, size)
-
-    def _numbers(self, ids: np.ndarray) -> np.ndarray:
-        """What random numbers of samples are drawn by: themselves, or with tiers what does not depend on the set."""
-        return ids if self.tiers is None else self.tiers.numbers(ids)
+        return augmentations(self.augment_stream, operations, ids, epochs, size)
 
     def _augmented(self, views: Tensor, table: Tensor | None) -> Tensor:
         return views if table is None else augment(views, table, self.settings.augment)

@@ -66,8 +66,6 @@ def _record_bytes(recipe: Recipe, job: Job, matched: Mapping[str, Teacher]) -> i
         seen = sum(len(range(place, iterations, len(order))) for place in places)
         bytes_ += min(LAYER_ROWS, seen) * (4 * len(teacher.layers) + 8)
         bytes_ += sum(len(layer.name) + 4 for layer in teacher.layers)
-        if recover.ema_carried:
-            bytes_ += 4 * sum(len(vector) for layer in teacher.layers for vector in teacher.targets[layer.name])
     return bytes_
 
 

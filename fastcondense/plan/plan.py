@@ -154,12 +154,6 @@ class Planner:
         recipe, recover, size = self.recipe, self.recipe.recover, self.size
         seconds, source = self._job_seconds()
         one, wall = sum(seconds), makespan(seconds, self.num_workers)
-        if recover.nested.mode == "sequential":
-            slots = sorted({job.first_slot for job in self.jobs})
-            groups = [[s for s, job in zip(seconds, self.jobs, strict=True) if job.first_slot == k] for k in slots]
-            wall = sum(makespan(group, self.num_workers) for group in groups)
-        elif recover.ema_carried:
-            wall = one
         shared = 0.0
         if recover.initial.kind == "mosaic" and recover.objective != "gradients":
             observers = chosen(self.teachers, recover.initial.teachers)

@@ -12,7 +12,6 @@ from ..data.noise import noise
 from ..networks import zoo
 from ..networks.precision import network_dtype
 from ..recipe.recipe import Recipe
-from ..recover.nested import Pool
 from ..recover.recover import RecoverStep, Sources, check_layers
 from ..rng import Stream
 from ..teachers.teacher import Teacher
@@ -58,19 +57,6 @@ def smaller(job: Job, num_images: int, num_classes: int) -> Job:
     return Job(0, 0, slots, 0, classes) if classes <= num_classes else Job(0, 0, num_images, 0, 1)
 
 
-class _Alone:
-    """Unions of a job with nothing, which cost as much as others."""
-
-    def __init__(self, recipe: Recipe):
-        self.iterations = recipe.recover.iterations
-
-    def union(self, _which: int, _job: Job, _kind: str) -> tuple[float, Pool | None]:
-        return 0.0, None
-
-    def weights(self, _job: Job) -> tuple[Tensor, Tensor]:
-        return torch.ones(self.iterations), torch.zeros(self.iterations)
-
-
 def recover_step(recipe: Recipe, job: Job, teachers: Sequence[Teacher], device: torch.device) -> RecoverStep:
     """A job's step of recover.objective statistics with the teachers that recover asks, on noise."""
     recover = recipe.recover
@@ -79,6 +65,5 @@ def recover_step(recipe: Recipe, job: Job, teachers: Sequence[Teacher], device: 
     sources = Sources(
         noise(recipe, device),
         lambda job: images(recipe, job.num_images * recover.local_repeats, device),
-        _Alone(recipe) if recover.nested.mode == "sequential" else None,
     )
     return RecoverStep(recipe, job, teachers, device, sources)

@@ -114,7 +114,7 @@ def student_step(
     normalize = Normalization.of(recipe.dataset, device)
     pixels = normalize.pixels(_plain(recipe, num_images, device))
     labels = torch.arange(num_images, device=device) % num_classes
-    shown = dataclasses.replace(recipe.labels, tiers=(), pool=1.0)
+    shown = dataclasses.replace(recipe.labels, pool=1.0)
     views = ReplayedViews(pixels, labels, shown, normalize, recipe.seed)
     source: LabelSource = TeacherLabels(teachers, recipe.labels, recipe.seed) if teachers else hard_labels
     item = next(iter(views.tables(0, train)))

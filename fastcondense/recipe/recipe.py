@@ -83,24 +83,11 @@ class Recipe:
                 f"recover.target_weights needs one weight for each of the targets {', '.join(recover.targets)}, "
                 f"got {recover.target_weights}"
             )
-        terms = recover.tv_weight or recover.l2_weight or recover.densification_weight or recover.loss
-        if recover.split and (recover.objective != "statistics" or recover.nested.mode == "adaptive" or terms):
-            raise ValueError(
-                "recover.split needs recover.objective statistics, no recover.nested.mode adaptive, and neither "
-                "tv_weight, l2_weight, densification_weight nor loss, which look at all images of a job"
-            )
         for name in ("gradient_share", "residual"):
             if not 0 < getattr(recover, name) <= 1:
                 raise ValueError(f"recover.{name} must lie in (0, 1], got {getattr(recover, name)}")
         if not 0 <= recover.drop_rate < 1:
             raise ValueError(f"recover.drop_rate must lie in [0, 1), got {recover.drop_rate}")
-        nested = recover.nested
-        if not 0 <= nested.weight <= 1 or not 0 <= nested.ramp <= 1:
-            raise ValueError(f"recover.nested needs weight and ramp in [0, 1], got {nested.weight} and {nested.ramp}")
-        if nested.mode == "sequential" and (recover.slots_per_job != 1 or recover.objective != "statistics"):
-            raise ValueError("recover.nested.mode sequential needs recover.slots_per_job 1 and objective statistics")
-        if nested.mode == "adaptive":
-            self._check_adaptive()
         recover.gradients.check(recover.slots_per_job or self.ipc)
         if min(recover.stages, default=1) < 1:
             raise ValueError(f"recover.stages are sides in pixels, got {recover.stages}")
@@ -118,21 +105,6 @@ class Recipe:
             raise ValueError(
                 "recover.objective features needs recover.features.layer, and mosaics of whole images "
                 "(recover.initial.kind mosaic with crops 0 or crop_size image)"
-            )
-
-    def _check_adaptive(self) -> None:
-        recover = self.recover
-        if recover.slots_per_job != 0 or recover.objective != "statistics" or 0 < recover.batch_size < self.ipc:
-            raise ValueError(
-                "recover.nested.mode adaptive needs recover.slots_per_job 0, objective statistics, and a "
-                f"recover.batch_size of at least ipc {self.ipc}"
-            )
-        if len(recover.stages) > 1 or recover.ema_carried:
-            raise ValueError("recover.nested.mode adaptive needs images of one size (stages) and ema_carried false")
-        if not 1 <= recover.nested.rounds <= max(1, recover.iterations) or min(recover.nested.sizes, default=1) < 1:
-            raise ValueError(
-                f"recover.nested needs 1 to {max(1, recover.iterations)} rounds and sizes of at least 1, got "
-                f"{recover.nested.rounds} and {recover.nested.sizes}"
             )
 
     def _check_counts(self) -> None:
@@ -223,7 +195,7 @@ class Recipe:
             del tree["dataset"][key]
         if not self.recover.loss:  # sets that were made before there was such a setting are the same
             del tree["recover"]["loss"]
-        for key in ("snapshots", "reproducible", "split"):
+        for key in ("snapshots", "reproducible"):
             del tree["recover"][key]
         for part, key in (("squeeze", "shared"), ("squeeze", "sync_batch_norm"), ("train", "sync_batch_norm")):
             del tree[part][key]
@@ -242,7 +214,7 @@ class Recipe:
         """The parts that decide the condensed images: not ipc, where an IPC-n set is the beginning of an IPC-K set."""
         recover = self.recover
         is_ranked = recover.initial.kind == "mosaic" and recover.initial.layout == "rank-major"
-        has_groups = recover.slots_per_job != 1 or recover.ema_carried or recover.objective == "features"
+        has_groups = recover.slots_per_job != 1 or recover.objective == "features"
         return (*SQUEEZE_PARTS, "method", "recover", *(["ipc"] if is_ranked or has_groups else []))
 
     def train_parts(self) -> tuple[str, ...]:

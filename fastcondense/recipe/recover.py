@@ -75,26 +75,6 @@ class Features:
 
 
 @dataclass(frozen=True, kw_only=True)
-class Nested:
-    """One set that is good at every size: how the images of a slot depend on those of the slots before (spec 5.6)."""
-
-    mode: Literal["independent", "sequential", "adaptive"] = "independent"
-    """independent: not at all; sequential: a slot begins when those before are finished, and the statistics that its
-    images have together with theirs are matched too. In both the first n slots are those of an IPC-n run.
-    adaptive: all slots of a class grow together (slots_per_job 0), round after round one prefix of them is matched too,
-    and one that was before may rest, as MDC does; batches are of classes_per_job images, one slot at a time."""
-    weight: float = 0.5
-    """sequential: share of the matching loss that the common statistics get; adaptive: what the prefix's statistics
-    weigh beside those of the slot, 1 in MDC."""
-    ramp: float = 0.25
-    """Share of the iterations in which sequential's share grows linearly from 0."""
-    rounds: int = 20
-    """Of adaptive, equal parts of the iterations."""
-    sizes: tuple[int, ...] = ()
-    """Slots of the prefixes that adaptive chooses from; empty: all below ipc."""
-
-
-@dataclass(frozen=True, kw_only=True)
 class Recover(Views):
     """Images by gradient descent on cross-entropy plus the matching of statistics (SRe2L, CDA, G-VBSM, EDC, ...)."""
 
@@ -121,7 +101,6 @@ class Recover(Views):
     committee: Committee = field(default_factory=Committee)
     features: Features = field(default_factory=Features)
     gradients: Gradients = field(default_factory=Gradients)
-    nested: Nested = field(default_factory=Nested)
     match_weight: float = 0.01
     """Weight of the matching loss (r_bn)."""
     first_layer_weight: float = 10.0
@@ -150,23 +129,13 @@ class Recover(Views):
     """Decay an iteration of the running mean that is compared instead of the batch's statistics (G-VBSM's alpha)."""
     ema_start: Literal["first", "zero"] = "first"
     """The running mean's first value: the first batch's, or 0 as in the published code."""
-    ema_carried: bool = False
-    """Whether a job goes on with the running means of the job before, as in the published code."""
     drop_rate: float = 0.0
     """Probability that a convolution is not matched in an iteration (G-VBSM's beta)."""
-    distance: Literal["norm", "squared"] = "norm"
-    """Euclidean norm of a vector's difference from its target, or its square."""
-    layer_scale: Literal["none", "relative"] = "none"
-    """relative: distances are divided by the targets' norms and by the sum of the layers' weights, so that one
-    match_weight serves networks of any size."""
     precision: Precision = "fp32"
     """Arithmetic of the teachers; images and statistics are float32 in any case."""
     reproducible: bool = True
     """The same images from any number of workers and threads, to the bit: one thread a worker on a CPU, deterministic
     algorithms of cuDNN on a GPU. Otherwise all threads, and whatever cuDNN finds to be fastest."""
-    split: bool = False
-    """Several workers share each job, instead of taking one each: for jobs that are larger than a GPU. Statistics are
-    brought together, and images are those of one worker to rounding."""
     tv_weight: float = 0.0
     l2_weight: float = 0.0
     densification_weight: float = 0.0
@@ -184,8 +153,5 @@ class Recover(Views):
     """Sides of the images in equal parts of the iterations (FADRM); empty: image_size throughout."""
     residual: float = 1.0
     """Share of the optimised images that is kept between stages; the rest is the initial images' (FADRM's alpha)."""
-    curriculum: Literal["none", "step", "linear", "cosine"] = "none"
-    """CDA: the crop's smallest area share falls from 1 to crop_scale's lower end in the first `milestone` of it."""
-    milestone: float = 1.0
-    per_image_windows: bool = False
-    """One window an image instead of one a batch; a change of method."""
+    curriculum: Literal["none", "cosine"] = "none"
+    """cosine: the crop's smallest area share falls from 1 to crop_scale's lower end over the iterations (CDA)."""

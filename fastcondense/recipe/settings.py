@@ -84,8 +84,6 @@ class MoCo:
     """Momentum contrast: an image's two views agree, and differ from those of a queue of other images (MoCo v2)."""
 
     temperature: float = 0.2
-    features: int = 128
-    """Length of the vectors that are compared."""
     queue: int = 65536
     """Views of earlier batches that a view is told from; few images want fewer than there are of them."""
     decay: float = 0.999
@@ -93,47 +91,14 @@ class MoCo:
 
 
 @dataclass(frozen=True, kw_only=True)
-class DINO:
-    """Self-distillation: a network predicts its running mean's answers to other views of an image (DINO)."""
-
-    network: Literal["teacher", "student"] = "teacher"
-    """Which one is kept, after training here and from a checkpoint file."""
-    outputs: int = 65536
-    hidden: int = 2048
-    bottleneck: int = 256
-    """Widths of the projection head."""
-    head_batch_norm: bool = False
-    """Whether its hidden layers have BatchNorms; without, small networks answer the same to all images at first, and
-    may end so."""
-    student_temperature: float = 0.1
-    teacher_temperature: float = 0.04
-    first_teacher_temperature: float = 0.04
-    """It rises, or falls, linearly from this in the first `temperature_epochs`."""
-    temperature_epochs: int = 0
-    center_decay: float = 0.9
-    """Of the running mean of the teacher's answers, which is taken from them."""
-    decay: float = 0.996
-    """Of the teacher, the running mean of the student's weights, in the first step; it grows to 1 as a cosine."""
-    frozen_epochs: int = 1
-    """First epochs in which the head's last layer stays as it is."""
-    local_crops: int = 6
-    """Small views of an image, which the student alone sees, beside the two large ones."""
-    local_size: int = 96
-    """Their side, in pixels."""
-    local_scale: tuple[float, float] = (0.05, 0.14)
-    """Range of their share of the image's area; for the large ones crop_scale, as published 0.14 to 1."""
-
-
-@dataclass(frozen=True, kw_only=True)
 class SelfSupervision(Optimization, Views):
     """How a teacher's backbone learns from images without labels, before a linear probe is fitted on it (SC-DD).
 
-    Defaults are MoCo v2's on ImageNet. DINO's ResNet-50 has the same optimiser, crop_scale 0.14 1, blur 1 0.1 0.5,
-    solarize 0 0.2 0 and hue 0.1.
+    Defaults are MoCo v2's on ImageNet.
     """
 
-    method: Literal["none", "moco", "dino"] = "none"
-    """none: teachers are trained with labels. moco: MoCo v2; dino: DINO."""
+    method: Literal["none", "moco"] = "none"
+    """none: teachers are trained with labels. moco: MoCo v2."""
     epochs: int = 200
     batch_size: int = 256
     optimizer: Literal["adamw", "adam", "sgd"] = "sgd"
@@ -145,35 +110,21 @@ class SelfSupervision(Optimization, Views):
     crop_scale: tuple[float, float] = (0.2, 1.0)
     jitter: tuple[float, float, float, float] = (0.4, 0.4, 0.4, 0.1)
     """Largest relative change of brightness, contrast and saturation, and largest turn of the hue."""
-    jitter_probability: float = 0.8
     grey: float = 0.2
     """Probability that a view loses its colours."""
-    blur: tuple[float, ...] = (0.5,)
-    """Probability of a Gaussian blur, for all views, or for the first, the second, and those after them."""
-    blur_sigma: tuple[float, float] = (0.1, 2.0)
-    """Range of its standard deviation, in pixels."""
-    solarize: tuple[float, ...] = (0.0,)
-    """Probability that values of a half and above are inverted; given as blur is."""
+    blur: float = 0.5
+    """Probability of a Gaussian blur."""
     moco: MoCo = field(default_factory=MoCo)
-    dino: DINO = field(default_factory=DINO)
 
     def check(self) -> None:
         """Raises ValueError for views and counts that make no sense."""
         super().check()
-        for name, values in (("blur", self.blur), ("solarize", self.solarize)):
-            if len(values) not in (1, 3) or not all(0 <= value <= 1 for value in values):
-                raise ValueError(f"self_supervision.{name} needs one or three probabilities, got {values}")
-        low, high = self.dino.local_scale
-        if not 0 < low <= high <= 1:
-            raise ValueError(f"dino.local_scale needs 0 < low <= high <= 1, got {self.dino.local_scale}")
+        if not 0 <= self.blur <= 1:
+            raise ValueError(f"self_supervision.blur must lie in [0, 1], got {self.blur}")
         counts = {
             "epochs": (self.epochs, 1),
             "batch_size": (self.batch_size, 2),
             "accumulate": (self.accumulate, 1),
-            "moco.features": (self.moco.features, 1),
-            "dino.outputs": (self.dino.outputs, 2),
-            "dino.local_crops": (self.dino.local_crops, 0),
-            "dino.local_size": (self.dino.local_size, 1),
         }
         for name, (value, least) in counts.items():
             if value < least:
@@ -205,7 +156,7 @@ class Squeeze(Optimization, Views):
     """zoo/NAME (small images), torchvision/NAME, timm/NAME, or your own module:function(num_classes=...)."""
     weights: tuple[str, ...] = ("train",)
     """One a teacher or one for all: train, torchvision's weights name or timm's tag (or "default"), or a checkpoint;
-    those of MoCo, SwAV and DINO are recognised."""
+    those of MoCo, SwAV and DINO (its teacher) are recognised."""
     probe_weights: tuple[str, ...] = ()
     """A linear layer in place of the weights' own, one a teacher or one for all: a file of its weights, "train" to fit
     it on the frozen network, or "" for none. Self-supervised checkpoints need one."""
@@ -253,9 +204,6 @@ class Labels(Views):
     mix_alpha: float = 1.0
     """lambda ~ Beta(alpha, alpha)."""
     mix_probability: float = 1.0
-    tiers: tuple[int, ...] = ()
-    """Images per class of sets whose labels need no other image: partners are drawn from the same or a smaller tier,
-    and what is seen of an image does not depend on the size of the set."""
     tile_shuffle: int = 1
     """Columns, and rows, of tiles an image that are permuted before the crop (RDED)."""
     tile_pick: int = 1
@@ -274,8 +222,6 @@ class Labels(Views):
     def check(self) -> None:
         """Raises ValueError if the settings make no sense, alone or together."""
         super().check()
-        if list(self.tiers) != sorted(set(self.tiers)) or min(self.tiers, default=1) < 1:
-            raise ValueError(f"labels.tiers are growing numbers of images per class, got {self.tiers}")
         if self.augment and self.mix == "mixup":
             raise ValueError("labels.augment needs labels.mix none or cutmix, got mixup")
         if self.tile_pick > 1 and self.padding:
@@ -298,9 +244,6 @@ class Train(Optimization):
     """Students on the condensed set."""
 
     student: str = "torchvision/resnet18"
-    order: Literal["slots", "statistics"] = "slots"
-    """Which images of a class a smaller IPC takes first: as they were made, or so that the moments of every prefix are
-    near to the teachers' targets (spec 5.6, mode O)."""
     loss: Literal["kl", "kl_t2", "mse_ce"] = "kl"
     """kl: KL(teacher || student) at `temperature`; kl_t2: times its square; mse_ce: MSE of logits + ce_weight * CE."""
     temperature: float = 20.0
@@ -328,9 +271,8 @@ class Evaluate:
     no teacher; full: all real images."""
     sizes: tuple[int, ...] = ()
     """Images per class at which the set is scored, each time the first of every class: `evaluate --ipc 1,2,5`."""
-    compare: tuple[Literal["independent", "stacked", "prefix"], ...] = ()
-    """Beside them: sets made for each size (A), sets of one image a class from other seeds put together (B), and the
-    first images of a set whose slots do not know each other (C)."""
+    compare: tuple[Literal["independent", "stacked"], ...] = ()
+    """Beside them: sets made for each size (A), and sets of one image a class from other seeds put together (B)."""
     full_epochs: int = 0
     """Epochs on the full data; 0 takes squeeze.epochs."""
 

@@ -5,7 +5,7 @@ The images of a job depend on the recipe, the seed, the job and its anchors alon
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Sequence
 from itertools import pairwise
 
 import numpy as np
@@ -163,13 +163,7 @@ class FeatureRecoverer:
         self.graphs = Graphs(device)
         self.steps: dict[tuple[int, int], tuple[FeatureStep, Callable[[], None]]] = {}
 
-    def __call__(
-        self,
-        job: Job,
-        _running_means: Mapping[str, Tensor] | None = None,
-        unfinished: Unfinished | None = None,
-        ahead: Job | None = None,
-    ) -> Recovered:
+    def __call__(self, job: Job, unfinished: Unfinished | None = None, ahead: Job | None = None) -> Recovered:
         """Recovers a job; losses are total, 0, total. There are no running means. Others: as for `Recoverer`.
 
         The last iterate is kept, clamped and rounded. The published product is neither: it is float32, so the
@@ -199,7 +193,7 @@ class FeatureRecoverer:
         if not bool(torch.isfinite(images).all() & torch.isfinite(step.losses).all()):
             raise ValueError(f"recover diverged in job {job.index}: not all is finite; try a smaller recover.lr")
         pixels = Normalization.of(self.recipe.dataset, self.device).pixels(images).cpu()
-        return Recovered(pixels, losses, {}, Record(snapshots.snapshots()))
+        return Recovered(pixels, losses, Record(snapshots.snapshots()))
 
     def _prepare(self, job: Job) -> tuple[FeatureStep, Callable[[], None]]:
         step = FeatureStep(self.recipe, job, self.observer, self.device)

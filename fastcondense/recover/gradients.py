@@ -8,7 +8,6 @@ from __future__ import annotations
 
 import contextlib
 import json
-from collections.abc import Mapping
 
 import numpy as np
 import torch
@@ -50,13 +49,7 @@ class GradientRecoverer:
         with arithmetic(self.recipe.recover.precision):
             self.real = read_real(run)
 
-    def __call__(
-        self,
-        job: Job,
-        _running_means: Mapping[str, Tensor] | None = None,
-        unfinished: Unfinished | None = None,
-        _ahead: Job | None = None,
-    ) -> Recovered:
+    def __call__(self, job: Job, unfinished: Unfinished | None = None, _ahead: Job | None = None) -> Recovered:
         """Recovers a job; losses are those of an iteration, averaged over classes and sweeps: total, 0, total.
 
         With `unfinished` the state is saved there now and then, where another network begins, and gone on from, to the
@@ -81,7 +74,7 @@ class GradientRecoverer:
         images = 255 * condensing.images.flatten(0, 1)
         if not bool(torch.isfinite(images).all()):
             raise ValueError(f"recover diverged in job {job.index}: images are not finite; try a smaller recover.lr")
-        return Recovered(images.clamp(0, 255).round().to(torch.uint8).cpu(), condensing.losses, {}, Record())
+        return Recovered(images.clamp(0, 255).round().to(torch.uint8).cpu(), condensing.losses, Record())
 
 
 class Condensing:

@@ -85,11 +85,11 @@ class JobRecorder:
         if self.snapshots.is_due(iteration):
             self.snapshots.take(images)
 
-    def after(self, iteration: int, layer_losses: Callable[[int, int], Tensor]) -> None:
+    def after(self, iteration: int, layer_losses: Callable[[int], Tensor]) -> None:
         """layer_losses: of a teacher, by number, in that iteration, [its layers]."""
         for which, weight in self.order[iteration % len(self.order)]:
             if iteration in self.due[which]:
-                self.taken[which].append(weight * self.match_weight * layer_losses(which, iteration))
+                self.taken[which].append(weight * self.match_weight * layer_losses(which))
 
     def state(self) -> dict[str, Tensor]:
         """What is taken so far, for `restore`."""

@@ -1,12 +1,12 @@
 """Recover: images by gradient descent through frozen teachers (SRe2L, CDA, G-VBSM, EDC, CV-DD, FADRM, LPLD).
 
-The images of a job depend on the recipe, the seed and the job alone; with recover.ema_carried, on the job before too.
+The images of a job depend on the recipe, the seed and the job alone.
 """
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator, Mapping, Sequence
-from dataclasses import dataclass, replace
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
 from typing import NamedTuple
 
 import torch
@@ -28,11 +28,9 @@ from ..teachers.moments import Moments
 from ..teachers.teacher import Teacher
 from ..workers.background import prepare
 from .canvas import Canvas, resized
-from .nested import UnionMatching, Unions
 from .recording import JobRecorder
 from .regularizers import densification, flatness, own_loss
 from .schedule import Turn, learning_rates, live_layers, stages, turns, window_table
-from .split import Part
 from .unfinished import State, Unfinished, remaining
 
 
@@ -42,17 +40,14 @@ class Sources:
 
     initial: InitialImages
     local: Callable[[Job], Tensor] | None = None
-    unions: Unions | None = None
-    """What the images of nested recover are matched together with."""
 
 
 class Recovered(NamedTuple):
     """What a job makes, on the host: images uint8 [N, 3, S, S]; losses float32 [T, 3], in columns total, cross-entropy
-    and weighted matching; where they are carried on, the running means of its statistics; and how the images formed."""
+    and weighted matching; and how the images formed."""
 
     images: Tensor
     losses: Tensor
-    running_means: dict[str, Tensor]
     record: Record
 
 
@@ -72,25 +67,16 @@ class RecoverStep:
         self.device = device
         self.sources = sources or Sources(noise(recipe, device))
         self.stages = stages(recipe)
-        self.part = Part.of(job, recover.split)
-        num_images = self.part.end - self.part.begin
-        self.canvases = {side: Canvas(num_images, side, device) for side, _ in self.stages}
+        self.canvases = {side: Canvas(job.num_images, side, device) for side, _ in self.stages}
         self.canvas = self.canvases[self.stages[0][0]]
-        self.initial = torch.empty(num_images, 3, *2 * (recipe.dataset.image_size,), device=device)
-        self.wanted = [teacher.outputs[self._classes(job).to(device)] for teacher in teachers]
+        self.initial = torch.empty(job.num_images, 3, *2 * (recipe.dataset.image_size,), device=device)
+        self.wanted = [teacher.outputs[job.classes().to(device)] for teacher in teachers]
         targets = [list(zip(recover.target_weights, self._targets(teacher, job), strict=True)) for teacher in teachers]
         self.matching = [self._matching(teacher, sets) for teacher, sets in zip(teachers, targets, strict=True)]
-        self.unions: list[UnionMatching] = []
-        if self.sources.unions is not None:
-            self.unions = [
-                UnionMatching([self._matching(teacher, [one]) for one in sets], recover.targets, sets[0][1], device)
-                for teacher, sets in zip(teachers, targets, strict=True)
-            ]
-        self.own_weights, self.union_weights = (torch.zeros(recover.iterations, device=device) for _ in range(2))
         self.own_loss = own_loss(recover.loss) if recover.loss else None
         self.live = [live.to(device) for live in self._live(job)]
         self.low, self.high = Normalization.of(recipe.dataset, device).range()
-        self.windows = torch.empty_like(self._windows(job), device=device)
+        self.windows = torch.empty_like(window_table(recipe, job), device=device)
         self.rates = learning_rates(recover).to(device)
         self.losses = torch.zeros(recover.iterations, 3, device=device)
         self.step = torch.zeros(1, dtype=torch.int64, device=device)
@@ -98,49 +84,24 @@ class RecoverStep:
         """Of the optimiser since the stage began."""
         self.load(job)
 
-    def plain_matching(self, which: int, job: Job) -> Matching:
-        """Of a teacher's moments with the targets of a job, without a running mean."""
-        teacher = self.teachers[which]
-        return self._matching(
-            teacher, list(zip(self.recover.target_weights, self._targets(teacher, job), strict=True)), 0.0
-        )
-
-    def layout(self, which: int, job: Job) -> Moments:
-        """Moments of a teacher's layers, of which the lengths count alone."""
-        return self._targets(self.teachers[which], job)[0]
-
-    def _matching(
-        self, teacher: Teacher, target_sets: Sequence[tuple[float, Moments]], ema: float | None = None
-    ) -> Matching:
+    def _matching(self, teacher: Teacher, target_sets: Sequence[tuple[float, Moments]]) -> Matching:
         recover = self.recover
         return Matching(
             target_sets,
             layer_weights(len(teacher.layers), recover.first_layer_weight, self.device),
-            ema=recover.statistics_ema if ema is None else ema,
+            ema=recover.statistics_ema,
             ema_start=recover.ema_start,
-            distance=recover.distance,
-            layer_scale=recover.layer_scale,
         )
 
     @property
     def images(self) -> Tensor:
-        """The current images, normalised [N, 3, S, S]; of a split job, this worker's."""
+        """The current images, normalised [N, 3, S, S]."""
         return self.canvas.images
 
-    def _classes(self, job: Job) -> Tensor:
-        return job.classes()[self.part.rows]
-
-    def _windows(self, job: Job) -> Tensor:
-        table = window_table(self.recipe, job)
-        return table[:, self.part.rows] if self.recover.per_image_windows else table
-
-    def load(self, job: Job, running_means: Mapping[str, Tensor] | None = None) -> None:
-        """Resets all buffers, in place, to the beginning of a job of the same shape.
-
-        running_means: what `running_means` gave after another job, to go on with; otherwise they begin anew.
-        """
-        classes = self._classes(job)
-        self.initial.copy_(self.sources.initial(job)[self.part.rows])
+    def load(self, job: Job) -> None:
+        """Resets all buffers, in place, to the beginning of a job of the same shape."""
+        classes = job.classes()
+        self.initial.copy_(self.sources.initial(job))
         self.canvas = self.canvases[self.stages[0][0]]
         self.canvas.fill(self.initial)
         for zeroed in (self.losses, self.step, self.updates):
@@ -150,38 +111,16 @@ class RecoverStep:
             for which, moments in enumerate(self._targets(teacher, job)):
                 self.matching[number].set_targets(which, moments)
             self.matching[number].reset()
-            if self.sources.unions is not None:
-                self.unions[number].load(number, job, self._targets(teacher, job), self.sources.unions)
-            if running_means is not None:
-                mine = {key.partition("/")[2]: v for key, v in running_means.items() if key.startswith(f"{number}/")}
-                self.matching[number].load_state(mine)
         for live, now in zip(self.live, self._live(job), strict=True):
             live.copy_(now)
-        self.windows.copy_(self._windows(job))
-        if self.sources.unions is not None:
-            own, union = self.sources.unions.weights(job)
-            self.own_weights.copy_(own)
-            self.union_weights.copy_(union)
-
-    def all_losses(self) -> Tensor:
-        """The log of losses, a copy; of a split job, those of all images: matching is the same on all workers."""
-        if self.part.is_whole:
-            return self.losses.clone()
-        total, entropy, matching = self.losses.unbind(1)
-        others = self.part.summed(total - matching)
-        return torch.stack((others + matching, self.part.summed(entropy.clone()), matching), 1)
-
-    def running_means(self) -> dict[str, Tensor]:
-        """The running means of all teachers' statistics as they are now, on the host."""
-        states = (matching.state() for matching in self.matching)
-        return {f"{number}/{key}": v.cpu() for number, state in enumerate(states) for key, v in state.items()}
+        self.windows.copy_(window_table(self.recipe, job))
 
     def state(self) -> State:
         """All that the iterations have changed, for `restore`; not copied."""
         tensors = {name: value for name, value in vars(self.canvas).items() if isinstance(value, Tensor)}
         tensors |= {"losses": self.losses, "step": self.step, "updates": self.updates}
-        for name, matching in self._matchings():
-            tensors |= {f"{name}/{key}": value for key, value in matching.state().items()}
+        for number, matching in enumerate(self.matching):
+            tensors |= {f"matching/{number}/{key}": value for key, value in matching.state().items()}
         return tensors
 
     def restore(self, stage: int, tensors: State) -> None:
@@ -190,22 +129,12 @@ class RecoverStep:
         mine = {name: value for name, value in self.state().items() if "/" not in name}
         for name, buffer in mine.items():
             buffer.copy_(tensors[name])
-        for name, matching in self._matchings():
-            matching.load_state({key: tensors[f"{name}/{key}"] for key in ("average", "rate")})
-
-    def _matchings(self) -> Iterator[tuple[str, Matching]]:
         for number, matching in enumerate(self.matching):
-            yield f"matching/{number}", matching
-        for number, union in enumerate(self.unions):
-            yield from ((f"union/{number}/{kind}", one) for kind, one in enumerate(union.matchings))
+            matching.load_state({key: tensors[f"matching/{number}/{key}"] for key in ("average", "rate")})
 
-    def layer_losses(self, which: int, iteration: int) -> Tensor:
-        """What each of a teacher's layers added to its matching loss in `iteration`, the last one: float64 [L]."""
-        losses = self.matching[which].layer_losses()
-        if self.unions:
-            own, union = self.own_weights[iteration], self.union_weights[iteration]
-            losses = own * losses + union * self.unions[which].layer_losses()
-        return losses
+    def layer_losses(self, which: int) -> Tensor:
+        """What each of a teacher's layers added to its matching loss in the last iteration: float64 [L]."""
+        return self.matching[which].layer_losses()
 
     def enter_stage(self, stage: int) -> None:
         """Goes on at the stage's size, with a share of the initial images and a new optimiser (spec 3.2)."""
@@ -222,17 +151,12 @@ class RecoverStep:
         answers, entropies, distances, own_terms = [], [], [], []
         for which, weight in turn:
             logits, moments = self.teachers[which](views)
-            moments = self.part.pooled(moments)
             live = self.live[which].index_select(0, self.step)[0] if recover.drop_rate else None
             answers.append(logits)
-            entropies.append(weight * self.part.share * F.cross_entropy(logits, self.wanted[which]))
+            entropies.append(weight * F.cross_entropy(logits, self.wanted[which]))
             if self.own_loss is not None:
                 own_terms.append(weight * self.own_loss(views, logits, self.wanted[which]))
-            distance = self.matching[which](moments, live)
-            if self.unions:
-                own, union = (w.index_select(0, self.step)[0] for w in (self.own_weights, self.union_weights))
-                distance = own * distance + union * self.unions[which](moments, live)
-            distances.append(weight * recover.match_weight * distance)
+            distances.append(weight * recover.match_weight * self.matching[which](moments, live))
         entropy, matching = sum(entropies[1:], entropies[0]), sum(distances[1:], distances[0])
         total = sum(own_terms, entropy + matching)
         if recover.tv_weight or recover.l2_weight:
@@ -248,7 +172,7 @@ class RecoverStep:
                 before = [self.teachers[which](mean_views)[0] for which, _ in turn]
             for (_, weight), logits, old in zip(turn, answers, before, strict=True):
                 flat = flatness(logits, old, recover.flatness_temperature)
-                total = total + weight * self.part.share * recover.flatness_weight * flat
+                total = total + weight * recover.flatness_weight * flat
         return torch.stack((total, entropy, matching))
 
     def __call__(self, turn: Turn, canvas: Canvas | None = None) -> None:
@@ -306,14 +230,8 @@ class Recoverer:
         self.steps: dict[tuple[int, int], RecoverStep] = {}
         self.advances: dict[tuple[tuple[int, int], Turn, int], Callable[[], None]] = {}
 
-    def __call__(
-        self,
-        job: Job,
-        running_means: Mapping[str, Tensor] | None = None,
-        unfinished: Unfinished | None = None,
-        ahead: Job | None = None,
-    ) -> Recovered:
-        """Recovers a job; `running_means` are those that the job before ended with, where they are carried on.
+    def __call__(self, job: Job, unfinished: Unfinished | None = None, ahead: Job | None = None) -> Recovered:
+        """Recovers a job.
 
         The last iterate is kept, as in the published codes. With `unfinished` the state is saved there now and then,
         and gone on from, to the same bits. `ahead`: the job after this one, whose initial images can be made meanwhile.
@@ -322,17 +240,16 @@ class Recoverer:
         recipe = self.recipe
         if recipe.recover.iterations == 0:
             images = (self.sources or Sources(noise(recipe, self.device))).initial(job)
-            return Recovered(self._pixels(images), torch.zeros(0, 3), {}, Record())
+            return Recovered(self._pixels(images), torch.zeros(0, 3), Record())
         with arithmetic(recipe.recover.precision, recipe.recover.reproducible):
             if job.shape not in self.steps:
                 self.steps[job.shape] = RecoverStep(recipe, job, self.teachers, self.device, self.sources)
             step, order = self.steps[job.shape], turns(recipe, len(self.teachers), job)
             advances = [[self._advance(job.shape, turn, side) for turn in order] for side, _ in step.stages]
-            step.load(job, running_means)
+            step.load(job)
             if ahead is not None and self.sources is not None:
                 prepare(ahead, self.sources.initial, self.sources.local)
-            recorded = recipe if step.part.is_whole else replace(recipe, recover=replace(recipe.recover, snapshots=0))
-            recorder = JobRecorder(recorded, job, self.teachers, order, self.device)
+            recorder = JobRecorder(recipe, job, self.teachers, order, self.device)
             stage_of = [stage for stage, (_, count) in enumerate(step.stages) for _ in range(count)]
 
             def restore(iteration: int, tensors: State) -> None:
@@ -347,11 +264,10 @@ class Recoverer:
                 recorder.before(iteration, step.images)
                 advances[stage][iteration % len(order)]()
                 recorder.after(iteration, step.layer_losses)
-        losses, images = step.all_losses().cpu(), step.part.gathered(step.images)
+        losses, images = step.losses.to("cpu", copy=True), step.images
         if not bool(torch.isfinite(images).all()):
             raise ValueError(f"recover diverged in job {job.index}: images are not finite; try a smaller recover.lr")
-        carried = step.running_means() if recipe.recover.ema_carried else {}
-        return Recovered(self._pixels(images), losses, carried, recorder.record())
+        return Recovered(self._pixels(images), losses, recorder.record())
 
     def _advance(self, shape: tuple[int, int], turn: Turn, side: int) -> Callable[[], None]:
         """One iteration of a turn on the canvas of that size: on a GPU a graph, captured once."""

@@ -39,33 +39,19 @@ def crop_lower_bounds(recover: Recover) -> np.ndarray:
     """Smallest area share of the crop in each iteration, float64 [T]: constant, or CDA's curriculum (spec 2)."""
     low = recover.crop_scale[0]
     t = np.arange(recover.iterations, dtype=np.float64)
-    span = recover.milestone * recover.iterations
-    if recover.curriculum == "none" or span == 0:
+    if recover.curriculum == "none":
         return np.full(len(t), low)
-    progress = t / span
-    during = {
-        "step": np.ones(len(t)),
-        "linear": low + (1 - low) * (1 - progress),
-        "cosine": low + (1 - low) * 0.5 * (1 + np.cos(math.pi * progress)),
-    }[recover.curriculum]
-    return np.where(t < span, during, low)
+    return low + (1 - low) * 0.5 * (1 + np.cos(math.pi * (t / recover.iterations)))
 
 
 def window_table(recipe: Recipe, job: Job) -> Tensor:
-    """Windows of every iteration, int32 [T, 1 or num_images, 7]: one shared by the batch, or one an image."""
+    """Windows of every iteration, int32 [T, 1, 7]: one shared by the batch."""
     recover = recipe.recover
     rows = np.arange(recover.iterations)[:, None]
     sizes = np.repeat(*np.array(stages(recipe)).T)[:, None]
     low = crop_lower_bounds(recover)[:, None]
-    if not recover.per_image_windows:
-        stream = Stream(recipe.seed, "recover/windows")
-        return torch.from_numpy(windows(stream, recover, np.array([job.index]), rows, sizes, sizes, scale_low=low))
-    classes, slots = job.classes().numpy(), job.slots().numpy()
-    table = np.empty((len(rows), job.num_images, 7), dtype=np.int32)
-    for slot in np.unique(slots):
-        stream, mine = Stream(recipe.seed, f"recover/windows/slot-{slot}"), slots == slot
-        table[:, mine] = windows(stream, recover, classes[mine], rows, sizes, sizes, scale_low=low)
-    return torch.from_numpy(table)
+    stream = Stream(recipe.seed, "recover/windows")
+    return torch.from_numpy(windows(stream, recover, np.array([job.index]), rows, sizes, sizes, scale_low=low))
 
 
 def live_layers(recipe: Recipe, job: Job, teacher: str, is_droppable: list[bool]) -> Tensor:

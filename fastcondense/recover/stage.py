@@ -6,34 +6,25 @@ import contextlib
 import functools
 import hashlib
 import json
-from collections.abc import Callable, Iterator
 from dataclasses import replace
 
-import torch
-from torch import Tensor
-
 from ..data.jobs import Job, jobs
-from ..files import read_json, read_metadata, read_tensors, write_json
+from ..files import read_json, read_metadata, write_json
 from ..networks.precision import one_thread
 from ..plan.job_size import settle
-from ..recipe.recipe import Recipe
 from ..run import Run
-from ..sets.condensed import CondensedSet, digests, open_folder, read_running_means, read_set, shard_path, write_shard
+from ..sets.condensed import CondensedSet, open_folder, read_set, shard_path, write_shard
 from ..sets.imported import check_order, read_imported, read_origin
 from ..squeeze.stage import squeeze
 from ..statistics import pruning, targets
-from ..students.order import order_slots
 from ..teachers.kept import chosen
 from ..teachers.teacher import Teacher
 from ..workers.background import Writer, beside
-from ..workers.distributed import meet, rank, world_size
 from ..workers.work import Items
 from . import initial
-from .adaptive import AdaptiveRecoverer
 from .features import FeatureRecoverer
 from .gradients import GradientRecoverer
 from .mosaic import Mosaics
-from .nested import FinishedSlots
 from .recover import Recovered, Recoverer, Sources
 from .unfinished import Unfinished
 
@@ -63,50 +54,24 @@ def recover(run: Run) -> None:
     num_images = sum(job.num_images for job in everything)
     run.log.event("recover", jobs=len(everything), images=num_images, finished=finished)
     if finished < len(everything):
-        is_split = recipe.recover.split and world_size() > 1
         with one_thread(run.device) if recipe.recover.reproducible else contextlib.nullcontext():
-            (_recover_together if is_split else _recover)(run, teachers, made, everything)
+            _recover(run, teachers, made, everything)
     _note_size(run)
 
 
 def _recover(run: Run, teachers: list[Teacher], made: Made, everything: list[Job]) -> None:
     """Makes this worker's part of the jobs, and waits for the others'."""
-    folder, is_carried = made.folder, run.recipe.recover.ema_carried
-    recover_job = _recoverer(run, teachers)
-    needs = _needs(run.recipe, everything)
-    if needs is None:  # the largest first, so that no worker is left with one at the end
-        everything = sorted(everything, key=lambda job: (-job.num_images, job.index))
+    folder, recover_job = made.folder, _recoverer(run, teachers)
+    # the largest first, so that no worker is left with one at the end
+    everything = sorted(everything, key=lambda job: (-job.num_images, job.index))
     with Writer() as writer:
-        work = Items(f"jobs of {folder}", everything, made.is_finished, needs, writer.settle)
+        work = Items(f"jobs of {folder}", everything, made.is_finished, settle=writer.settle)
         for job, ahead in run.share("recover", work):
-            carried = read_running_means(folder, job.index - 1) if is_carried and job.index else None
             unfinished = Unfinished.of(folder, job, made.identity)
             run.log.event("working", job=job.index)
             with run.stopwatch() as watch:
-                recovered = recover_job(job, carried, unfinished, ahead)
+                recovered = recover_job(job, unfinished, ahead)
             writer(functools.partial(made.write, job, recovered, watch.seconds, unfinished))
-
-
-def _recover_together(run: Run, teachers: list[Teacher], made: Made, everything: list[Job]) -> None:
-    """Makes all jobs with the other workers, each of which has a part of every job's images."""
-    recover_job, folder = _recoverer(run, teachers), made.folder
-    meet()
-    for job in run.log.track([job for job in everything if not made.is_finished(job)], "recover"):
-        is_carried = run.recipe.recover.ema_carried and job.index > 0
-        with run.stopwatch() as watch:
-            recovered = recover_job(job, read_running_means(folder, job.index - 1) if is_carried else None)
-        if rank() == 0:
-            made.write(job, recovered, watch.seconds, Unfinished.of(folder, job, made.identity))
-        meet()
-
-
-def _needs(recipe: Recipe, everything: list[Job]) -> Callable[[Job], list[Job]] | None:
-    """Jobs that have to be finished before one begins; None if there are none for any."""
-    if recipe.recover.ema_carried:
-        return lambda job: everything[: job.index][-1:]
-    if recipe.recover.nested.mode == "sequential":
-        return lambda job: [cell for cell in everything if cell.first_slot < job.first_slot]
-    return None
 
 
 class Made:
@@ -138,8 +103,8 @@ class Made:
         """The shard of a job that took so many seconds; its unfinished state goes."""
         metadata = {"seconds": f"{seconds:.3f}", "images": "uint8 NCHW, RGB"}
         metadata |= {"recipe": self.identity, "cells": _cells(job)}
-        images, losses, means, record = recovered
-        write_shard(self.folder, job, images, losses, means, metadata, record)
+        images, losses, record = recovered
+        write_shard(self.folder, job, images, losses, metadata, record)
         unfinished.remove()
         total, entropy, matching = losses[-1].tolist() if len(losses) else (0.0, 0.0, 0.0)
         measured = {
@@ -166,9 +131,7 @@ def _note_size(run: Run) -> None:
         write_json(path, manifest | {"ipc": run.recipe.ipc})
 
 
-def _recoverer(
-    run: Run, teachers: list[Teacher]
-) -> Recoverer | FeatureRecoverer | GradientRecoverer | AdaptiveRecoverer:
+def _recoverer(run: Run, teachers: list[Teacher]) -> Recoverer | FeatureRecoverer | GradientRecoverer:
     """What recovers the run's jobs, with all that it needs: initial images, target statistics, anchors."""
     recipe, recover = run.recipe, run.recipe.recover
     if recover.objective == "gradients":
@@ -181,20 +144,8 @@ def _recoverer(
         targets.complete(run, matched)
         pruning.prune(run, matched)
     local = targets.local_images(run) if "local" in recover.targets else None
-    if recover.nested.mode == "adaptive" and recover.iterations:
-        return AdaptiveRecoverer(recipe, matched, run.device, Sources(images, local), len(run.real.classes))
-    unions = None
-    if recover.nested.mode == "sequential":
-        unions = FinishedSlots(recover, matched, run.normalize, lambda job: _before(run, job))
     first, real = beside(run.device, images, local)
-    return Recoverer(recipe, matched, run.device, Sources(first, real, unions))
-
-
-def _before(run: Run, job: Job) -> Iterator[tuple[Job, Tensor]]:
-    """The finished jobs of the slots before that of `job`, and their images, one after another."""
-    cells = [cell for cell in jobs(run.recipe, len(run.real.classes)) if cell.first_slot < job.first_slot]
-    for cell in cells:
-        yield cell, read_tensors(shard_path(run.out / "condensed", cell.index), "images")[0]["images"]
+    return Recoverer(recipe, matched, run.device, Sources(first, real))
 
 
 def made_jobs(run: Run) -> list[Job]:
@@ -214,20 +165,4 @@ def condensed_set(run: Run) -> CondensedSet:
     if read_origin(folder) is not None:
         imported = read_imported(folder, recipe, classes)
         check_order(folder, imported, run.teachers, recipe.squeeze.gate_images, recipe.dataset, run.device, run.log)
-    if recipe.train.order == "slots":
-        return read_set(folder, everything, recipe.ipc, classes)
-    whole = read_set(folder, everything, max(job.first_slot + job.num_slots for job in everything), classes)
-    return whole.ordered(_ranks(run, whole)).first(recipe.ipc)
-
-
-def _ranks(run: Run, whole: CondensedSet) -> Tensor:
-    """The order of each class's slots that matches the targets best, found once for the images of a set."""
-    path, images = run.out / "condensed" / "ranks.json", digests(whole)
-    kept = read_json(path) if path.exists() else {}
-    if kept.get("images") == images:
-        return torch.tensor(kept["ranks"])
-    teachers = chosen(squeeze(run), run.recipe.recover.teachers)
-    targets.complete(run, teachers)
-    ranks = order_slots(whole, teachers, run.recipe.recover, run.normalize)
-    write_json(path, {"images": images, "ranks": ranks.tolist()})
-    return ranks
+    return read_set(folder, everything, recipe.ipc, classes)

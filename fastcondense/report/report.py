@@ -26,7 +26,6 @@ SIZE_NAMES = {
     "nested": "this set",
     "independent": "made for the size (A)",
     "stacked": "one-image sets (B)",
-    "prefix": "first of independent slots (C)",
 }
 RANKING_SCORES = (
     ("hard_label_recovery", "hard label recovery, less is better (points)", 1),

@@ -17,7 +17,6 @@ from .record import Record
 from .stored_images import StoredImages, find_images, shard_path
 
 FORMAT = 2
-_RUNNING_MEANS = "running_means/"
 
 
 class CondensedSet:
@@ -55,11 +54,8 @@ class CondensedSet:
             raise ValueError(f"the set has {self.ipc} images of each class, {ipc} are wanted")
         if isinstance(self._images, Tensor):
             return CondensedSet(self._images[:, :ipc], self.classes)
-        return self.ordered(torch.arange(ipc).expand(len(self.classes), -1))
-
-    def ordered(self, ranks: Tensor) -> CondensedSet:
-        """With the slots `ranks` of each class, in that order: int64 [classes, n]."""
-        return CondensedSet(self._some(torch.arange(len(self.classes))[:, None].expand_as(ranks), ranks), self.classes)
+        labels, slots = torch.meshgrid(torch.arange(len(self.classes)), torch.arange(ipc), indexing="ij")
+        return CondensedSet(self._some(labels, slots), self.classes)
 
     def flat(self) -> tuple[Tensor, Tensor]:
         """Images uint8 [classes * ipc, 3, S, S] and labels int64, class by class."""
@@ -119,22 +115,14 @@ def write_shard(
     job: Job,
     images: Tensor,
     losses: Tensor,
-    running_means: Mapping[str, Tensor],
     metadata: Mapping[str, str],
     record: Record | None = None,
 ) -> None:
-    """One finished job: images uint8 [n, 3, S, S], losses float32 [T, 3], running means for the job after it, and what
-    the report shows of how the images formed."""
+    """One finished job: images uint8 [n, 3, S, S], losses float32 [T, 3], and what the report shows of how the
+    images formed."""
     record = record or Record()
     tensors = {"images": images, "classes": job.classes(), "slots": job.slots(), "losses": losses}
-    tensors |= {_RUNNING_MEANS + key: value for key, value in running_means.items()}
     write_tensors(shard_path(folder, job.index), tensors | record.tensors(), {**metadata, **record.metadata()})
-
-
-def read_running_means(folder: Path, job: int) -> dict[str, Tensor]:
-    """Those that job number `job` ended with."""
-    shard, _ = read_tensors(shard_path(folder, job))
-    return {key.removeprefix(_RUNNING_MEANS): v for key, v in shard.items() if key.startswith(_RUNNING_MEANS)}
 
 
 def read_set(folder: Path, made: Sequence[Job], ipc: int, classes: tuple[str, ...]) -> CondensedSet:

@@ -60,7 +60,7 @@ def import_images(published: PublishedSet, folder: Path, recipe: Recipe, log: Lo
         write_json(folder / "manifest.json", identity | {"origin": origin})
     metadata = {"seconds": "0", "images": "uint8 NCHW, RGB"}
     for job, images in todo:
-        write_shard(folder, job, images, torch.zeros(0, 3), {}, metadata)
+        write_shard(folder, job, images, torch.zeros(0, 3), metadata)
     log.say(
         f"images: {condensed.num_images} of {len(condensed.classes)} classes imported from {path} "
         f"({published.layout}), sha256 {published.sha256[:12]}" + "; they were here already" * (not todo)

@@ -8,7 +8,8 @@ from torch.nn import functional as F
 
 from ..networks.encoders import encode, feature_size, follow, momentum_copy
 from ..recipe.settings import MoCo
-from .multi_crop import Crops, unpack
+
+_FEATURES = 128  # length of the vectors that are compared, MoCo's
 
 
 def contrast(queries: Tensor, keys: Tensor, queue: Tensor, temperature: float) -> Tensor:
@@ -24,9 +25,9 @@ def contrast(queries: Tensor, keys: Tensor, queue: Tensor, temperature: float) -
 
 
 class MomentumContrast(nn.Module):
-    """A query encoder in training, its momentum copy for keys, and the queue of the last keys.
+    """A query encoder in training, which is what is kept, its momentum copy for keys, and the queue of the last keys.
 
-    forward(rows of `multi_crop`, of two views) -> losses float32 [B]. A forward in training mode is a step: the key
+    forward(views of `TwoViews`, [B, 2, 3, S, S]) -> losses float32 [B]. A forward in training mode is a step: the key
     encoder follows, and the batch's keys replace the oldest of the queue.
     """
 
@@ -34,25 +35,19 @@ class MomentumContrast(nn.Module):
     oldest: Tensor
     decay: Tensor
 
-    def __init__(self, net: nn.Module, classifier: str, settings: MoCo, crops: list[Crops], parts: int = 1):
+    def __init__(self, net: nn.Module, classifier: str, settings: MoCo, parts: int = 1):
         """Takes `net` over: a head of two layers replaces its classifier. Draws from torch's generator."""
         super().__init__()
         size = feature_size(net, classifier)
-        head = nn.Sequential(nn.Linear(size, size), nn.ReLU(), nn.Linear(size, settings.features))
+        head = nn.Sequential(nn.Linear(size, size), nn.ReLU(), nn.Linear(size, _FEATURES))
         net.set_submodule(classifier, head)
         self.query, self.key = net, momentum_copy(net)
-        self.settings, self.crops, self.parts = settings, crops, parts
-        self.register_buffer("queue", F.normalize(torch.randn(settings.queue, settings.features)))
+        self.settings, self.parts = settings, parts
+        self.register_buffer("queue", F.normalize(torch.randn(settings.queue, _FEATURES)))
         self.register_buffer("oldest", torch.zeros((), dtype=torch.int64))
         self.register_buffer("decay", torch.tensor(settings.decay), persistent=False)
 
-    @property
-    def trained(self) -> nn.Module:
-        """The network that is kept."""
-        return self.query
-
-    def forward(self, rows: Tensor) -> Tensor:
-        views = unpack(rows, self.crops)[0]
+    def forward(self, views: Tensor) -> Tensor:
         queries = encode(self.query, views[:, 0], self.parts)
         with torch.no_grad():
             if self.training:
@@ -61,7 +56,7 @@ class MomentumContrast(nn.Module):
             order = torch.randperm(len(views), device=views.device) if self.parts > 1 else None
             keys = encode(self.key, views[:, 1] if order is None else views[order, 1], self.parts)
             keys = F.normalize(keys if order is None else keys[order.argsort()])
-        with torch.autocast(rows.device.type, enabled=False):
+        with torch.autocast(views.device.type, enabled=False):
             losses = contrast(queries, keys, self.queue.clone(), self.settings.temperature)
         if self.training:
             self.enqueue(keys)

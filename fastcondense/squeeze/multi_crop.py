@@ -1,12 +1,11 @@
-"""Several views of every image, for self-supervision: windows, then colours, each a pure function of a seed.
+"""Two views of every image, for self-supervision: windows, then colours, each a pure function of a seed.
 
 View v of sample i in epoch e depends on (seed, v, e, i); the order of an epoch on (seed, e).
 """
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
-from dataclasses import dataclass, replace
+from collections.abc import Iterator
 
 import numpy as np
 import torch
@@ -20,36 +19,14 @@ from ..loaders.prefetch import on_device
 from ..loaders.source import Windowed
 from ..recipe.settings import Dataset, SelfSupervision
 from ..rng import Stream
-from ..views.windows import Views, windows
+from ..views.windows import windows
 from .recolor import recolor
 
-
-@dataclass(frozen=True)
-class Crops:
-    """`count` views of an image with `size` pixels a side."""
-
-    count: int
-    size: int
-    views: Views
+COUNT = 2  # views of an image
 
 
-def crops(settings: SelfSupervision, size: int) -> list[Crops]:
-    """Two views of the whole size, and DINO's small ones."""
-    groups = [Crops(2, size, settings)]
-    if settings.method == "dino" and settings.dino.local_crops:
-        local = replace(settings, crop_scale=settings.dino.local_scale, padding=0)
-        groups.append(Crops(settings.dino.local_crops, settings.dino.local_size, local))
-    return groups
-
-
-def unpack(rows: Tensor, groups: Sequence[Crops]) -> list[Tensor]:
-    """Rows of `MultiCrop` -> for each group its views, [B, count, 3, size, size]."""
-    parts = rows.split([group.count * 3 * group.size**2 for group in groups], 1)
-    return [part.unflatten(1, (g.count, 3, g.size, g.size)) for part, g in zip(parts, groups, strict=True)]
-
-
-class MultiCrop:
-    """All views of a split, epoch by epoch. From files, an image is decoded once a view."""
+class TwoViews:
+    """Both views of a split's images, epoch by epoch. From files, an image is decoded once a view."""
 
     def __init__(
         self,
@@ -61,73 +38,52 @@ class MultiCrop:
         device: torch.device,
     ):
         self.split, self.dataset, self.settings, self.device = split, dataset, settings, device
-        self.groups = crops(settings, dataset.image_size)
         self.order, self.colors = Stream(seed, f"{purpose}/order"), Stream(seed, f"{purpose}/colors")
-        num_views = sum(group.count for group in self.groups)
-        self.streams = [Stream(seed, f"{purpose}/windows/{view}") for view in range(num_views)]
+        self.streams = [Stream(seed, f"{purpose}/windows/{view}") for view in range(COUNT)]
         self.normalize = Normalization.of(dataset, device)
-        # Sample v n + i of these is view v of a group, of image i among n: a loader gives all views of a batch at once.
-        self.repeated = [
-            None if split.images is not None else split.take(np.tile(np.arange(len(split)), group.count))
-            for group in self.groups
-        ]
-
-    @property
-    def splits(self) -> list[Split]:
-        """The splits that files are read from."""
-        return [split for split in self.repeated if split is not None]
+        # Sample v n + i of it is view v of image i among n: a loader gives both views of a batch at once.
+        self.repeated = None if split.images is not None else split.take(np.tile(np.arange(len(split)), COUNT))
 
     def batches(self, epoch: int) -> list[np.ndarray]:
         """Sample ids of each batch, int64."""
         return split_batches(self.order.permutation(len(self.split), epoch), self.settings.batch_size)
 
     def epoch(self, epoch: int) -> Iterator[tuple[Tensor, None]]:
-        """Normalised views of each batch, a row a sample: float32 [B, sum of count * 3 * size^2].
+        """Normalised views of each batch, float32 [B, 2, 3, S, S].
 
         With dataset.on_error "skip", images that cannot be read are missing.
         """
-        first, sources = 0, []
-        for group, repeated in zip(self.groups, self.repeated, strict=True):
-            cut = self._from_memory if repeated is None else self._from_files
-            sources.append(cut(group, first, epoch, repeated))
-            first += group.count
-        for made in zip(*sources, strict=True):
-            yield torch.cat([views.flatten(1) for views in made], 1), None
+        made = self._from_memory(epoch) if self.repeated is None else self._from_files(epoch, self.repeated)
+        return ((views, None) for views in made)
 
-    def _from_memory(self, group: Crops, first: int, epoch: int, _: Split | None) -> Iterator[Tensor]:
+    def _from_memory(self, epoch: int) -> Iterator[Tensor]:
         assert self.split.images is not None
         _, height, width, _ = self.split.images.shape
         unit = torch.full((3,), 1 / 255, device=self.device)
         for batch in self.batches(epoch):
             pixels = torch.from_numpy(self.split.images[batch]).to(self.device).permute(0, 3, 1, 2)
-            made = []
-            for view in range(first, first + group.count):
-                table = windows(self.streams[view], group.views, batch, epoch, height, width)
-                made.append(crop(pixels, torch.from_numpy(table), group.size, gain=unit))
-            yield self._finish(made, batch, first, epoch)
+            tables = [windows(stream, self.settings, batch, epoch, height, width) for stream in self.streams]
+            made = [crop(pixels, torch.from_numpy(table), self.dataset.image_size, gain=unit) for table in tables]
+            yield self._finish(made, batch, epoch)
 
-    def _from_files(self, group: Crops, first: int, epoch: int, repeated: Split | None) -> Iterator[Tensor]:
-        assert repeated is not None
-        count, num = group.count, len(self.split)
+    def _from_files(self, epoch: int, repeated: Split) -> Iterator[Tensor]:
+        num = len(self.split)
 
         def windows_of(ids: np.ndarray, heights: np.ndarray, widths: np.ndarray) -> np.ndarray:
             table = np.empty((len(ids), 7), dtype=np.int32)
-            for view in range(count):
+            for view, stream in enumerate(self.streams):
                 mine = ids // num == view
-                stream = self.streams[first + view]
-                table[mine] = windows(stream, group.views, ids[mine] % num, epoch, heights[mine], widths[mine])
+                table[mine] = windows(stream, self.settings, ids[mine] % num, epoch, heights[mine], widths[mine])
             return table
 
         source = open_source(repeated, self.dataset, self.device)
-        ids = [np.concatenate([batch + view * num for view in range(count)]) for batch in self.batches(epoch)]
-        loaded = source.loader.batches(ids, Windowed(group.size, windows_of), source.faults)
+        ids = [np.concatenate([batch + view * num for view in range(COUNT)]) for batch in self.batches(epoch)]
+        loaded = source.loader.batches(ids, Windowed(self.dataset.image_size, windows_of), source.faults)
         for pixels, read in on_device(loaded, self.device):
-            by_view = read.cpu().numpy().reshape(count, -1)
-            yield self._finish(list((pixels.float() / 255).chunk(count)), by_view[0] % num, first, epoch)
+            by_view = read.cpu().numpy().reshape(COUNT, -1)
+            yield self._finish(list((pixels.float() / 255).chunk(COUNT)), by_view[0] % num, epoch)
 
-    def _finish(self, made: list[Tensor], ids: np.ndarray, first: int, epoch: int) -> Tensor:
-        # made: views in [0, 1], [B, 3, size, size] each -> normalised, [B, count, 3, size, size]
-        colored = (
-            recolor(x, ids, epoch, first + k, self.settings, self.colors).clamp(0, 1) for k, x in enumerate(made)
-        )
+    def _finish(self, made: list[Tensor], ids: np.ndarray, epoch: int) -> Tensor:
+        # made: views in [0, 1], [B, 3, S, S] each -> normalised, [B, 2, 3, S, S]
+        colored = (recolor(x, ids, epoch, view, self.settings, self.colors).clamp(0, 1) for view, x in enumerate(made))
         return torch.stack([self.normalize(255 * x) for x in colored], 1)

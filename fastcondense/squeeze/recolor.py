@@ -1,6 +1,6 @@
-"""Colours of self-supervised views: jitter, grey, blur and solarisation, a draw a view that a seed replays.
+"""Colours of self-supervised views: jitter, grey and blur, a draw a view that a seed replays.
 
-The operations are those of torchvision's ColorJitter, Grayscale, GaussianBlur and Solarize, each with its own amount
+The operations are those of torchvision's ColorJitter, Grayscale and GaussianBlur, each with its own amount
 for every image of a batch, which torchvision's lack. The order of the jitter's four is drawn for an epoch and a view,
 not for an image.
 """
@@ -18,6 +18,8 @@ from ..recipe.settings import SelfSupervision
 from ..rng import Stream
 
 _LUMA = (0.2989, 0.587, 0.114)
+_JITTERED = 0.8  # probability that a view's colours are jittered, MoCo v2's
+_SIGMAS = 0.1, 2.0  # range of the blur's standard deviation in pixels, MoCo v2's
 
 
 def recolor(
@@ -37,10 +39,10 @@ def recolor(
 
     first = 4 * view  # counters of this view's draws
     strengths = stream.uniform(ids, epoch, first)
-    u_jitter, u_grey, u_blur, u_solarize = stream.uniform(ids, epoch, first + 1)
+    u_jitter, u_grey, u_blur, _ = stream.uniform(ids, epoch, first + 1)
     u_sigma = stream.uniform(ids, epoch, first + 2)[0]
     order = np.argsort(np.concatenate(stream.words(0, epoch, first + 3)), kind="stable")
-    chosen = rows(u_jitter, settings.jitter_probability)
+    chosen = rows(u_jitter, _JITTERED)
     x = images
     for k in order:
         if (strength := settings.jitter[k]) > 0 and len(chosen):
@@ -48,15 +50,10 @@ def recolor(
             amount = amounts(change if k == _HUE else np.maximum(0, 1 + change), chosen)
             x = x.index_copy(0, chosen, _JITTER[k](x[chosen], amount))
     x = _replace(x, rows(u_grey, settings.grey), lambda part: grey(part).expand(-1, 3, -1, -1))
-    low, high = settings.blur_sigma
-    chosen = rows(u_blur, _probability(settings.blur, view))
+    low, high = _SIGMAS
+    chosen = rows(u_blur, settings.blur)
     sigmas = amounts(low + (high - low) * u_sigma, chosen)[:, :, 0, 0]
-    x = _replace(x, chosen, lambda part: blur(part, sigmas, high))
-    return _replace(x, rows(u_solarize, _probability(settings.solarize, view)), solarize)
-
-
-def _probability(values: tuple[float, ...], view: int) -> float:
-    return values[min(view, len(values) - 1)]
+    return _replace(x, chosen, lambda part: blur(part, sigmas, high))
 
 
 def _replace(x: Tensor, rows: Tensor, change: Callable[[Tensor], Tensor]) -> Tensor:
@@ -116,11 +113,6 @@ def blur(x: Tensor, sigmas: Tensor, largest: float) -> Tensor:
     planes = F.pad(x, (reach,) * 4, mode="reflect").reshape(1, num * channels, height + 2 * reach, width + 2 * reach)
     planes = F.conv2d(planes, kernel[:, None, :, None], groups=num * channels)
     return F.conv2d(planes, kernel[:, None, None, :], groups=num * channels).reshape(x.shape)
-
-
-def solarize(x: Tensor) -> Tensor:
-    """1 - x where x is at least a half."""
-    return torch.where(x >= 0.5, 1 - x, x)
 
 
 _JITTER, _HUE = (brightness, contrast, saturation, hue), 3

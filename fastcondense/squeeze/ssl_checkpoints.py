@@ -9,7 +9,7 @@ from __future__ import annotations
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, Literal
+from typing import Any
 
 from torch import Tensor
 
@@ -21,7 +21,6 @@ _BACKBONES = ("backbone", "encoder")
 _LEFT_OUT = {
     "encoder_k": "momentum encoder",
     "momentum_encoder": "momentum encoder",
-    "teacher": "the other network",
     "student": "the other network",
     "queue": "queue",
     "queue_ptr": "queue",
@@ -53,30 +52,22 @@ def is_self_supervised(loaded: Any, path: Path) -> bool:
     return any(marks & set(name.split(".")[:3]) for name in state_dict(loaded, path))
 
 
-def import_backbone(
-    loaded: Any,
-    wanted: Mapping[str, Tensor],
-    classifier: str,
-    path: Path,
-    network: Literal["teacher", "student"] = "teacher",
-) -> Imported:
+def import_backbone(loaded: Any, wanted: Mapping[str, Tensor], classifier: str, path: Path) -> Imported:
     """The part of a checkpoint that is the network with the state dict `wanted`, whose classifier has that name.
 
-    network: whose weights are taken where there are a teacher's and a student's (DINO). Raises ValueError with the
+    Where there are a teacher's weights and a student's (DINO), the teacher's are taken. Raises ValueError with the
     report if an entry of the backbone is missing (running statistics are, most of all, what is matched) or has another
     shape, or if there are entries that no known method explains.
     """
     if _has_both_networks(loaded):
-        container: str = network
-        state = state_dict(loaded[network], path)
-        other = "student" if network == "teacher" else "teacher"
-        dropped = {"the other network": [f"{other}: {name}" for name in loaded[other]]}
+        container, state = "teacher", state_dict(loaded["teacher"], path)
+        dropped = {"the other network": [f"student: {name}" for name in loaded["student"]]}
     else:
         container, state, dropped = "", state_dict(loaded, path), {}
     backbone = [name for name in wanted if not _is_below(name, classifier)]
-    known = {*_WRAPPERS, *_PRETRAINING, *_BACKBONES, network}
+    known = {*_WRAPPERS, *_PRETRAINING, *_BACKBONES, "teacher"}
     prefix = _prefix(state, backbone, known)
-    is_pretraining = bool(container or {*_PRETRAINING, network} & set(prefix.split(".")))
+    is_pretraining = bool(container or {*_PRETRAINING, "teacher"} & set(prefix.split(".")))
     taken: dict[str, Tensor] = {}
     unexpected = []
     for name, value in state.items():

@@ -160,7 +160,7 @@ def _read(run: Run, architecture: str, path: Path, num_outputs: int, has_probe: 
     size = head_size(state, small, large)
     if size is None:
         classifier = classifier_name(architecture)
-        imported = import_backbone(loaded, small, classifier, path, run.recipe.squeeze.self_supervision.dino.network)
+        imported = import_backbone(loaded, small, classifier, path)
         run.log.say(imported.report)
         state = imported.state
         if imported.has_classifier:

@@ -1,7 +1,7 @@
 """One set at several sizes: `evaluate --ipc 1,2,5` scores its first images a class, beside sets made in other ways.
 
-The set itself ("nested"); A, sets made for each size alone; B, sets of one image a class from other seeds, together;
-C, the first images of a set whose slots do not know each other (baselines of Multisize Dataset Condensation, ICLR'24).
+The set itself ("nested"); A, sets made for each size alone; B, sets of one image a class from other seeds, together
+(baselines of Multisize Dataset Condensation, ICLR'24).
 """
 
 from __future__ import annotations
@@ -69,26 +69,17 @@ def _sets(run: Run, size: int) -> Iterator[tuple[str, Run, CondensedSet]]:
     """What is compared at a size: a name, the run whose folder keeps the students, and the images."""
     of_size = replace(run, recipe=replace(run.recipe, ipc=size))
     yield "nested", of_size, condensed_set(of_size)
-    own = run.recipe.recover
-    plain = replace(own, nested=replace(own.nested, mode="independent"))
-    if own.nested.mode == "adaptive":
-        plain = replace(plain, slots_per_job=1)
     for kind in run.recipe.evaluate.compare:
         if kind == "independent":
-            alone = _beside(run, f"independent-ipc{size}", ipc=size, recover=plain)
+            alone = _beside(run, f"independent-ipc{size}", ipc=size)
             recover(alone)
             yield kind, alone, condensed_set(alone)
-        elif kind == "prefix":
-            whole = _beside(run, "prefix", ipc=max(run.recipe.evaluate.sizes), recover=plain)
-            recover(whole)
-            shorter = replace(whole, recipe=replace(whole.recipe, ipc=size))
-            yield kind, shorter, condensed_set(shorter)
         else:
-            single = [_beside(run, f"stacked-{k}", ipc=1, recover=plain, seed=run.recipe.seed + k) for k in range(size)]
+            single = [_beside(run, f"stacked-{k}", ipc=1, seed=run.recipe.seed + k) for k in range(size)]
             for one in single:
                 recover(one)
             images = torch.cat([condensed_set(one).images for one in single], dim=1)
-            yield kind, _beside(run, "stacked", ipc=size, recover=plain), CondensedSet(images, run.real.classes)
+            yield kind, _beside(run, "stacked", ipc=size), CondensedSet(images, run.real.classes)
 
 
 def _beside(run: Run, name: str, **changes: Any) -> Run:
@@ -96,7 +87,6 @@ def _beside(run: Run, name: str, **changes: Any) -> Run:
     recipe = run.recipe
     weights = tuple(str(teacher_path(run.out, teacher).resolve()) for teacher in recipe.squeeze.teachers)
     changes["squeeze"] = replace(recipe.squeeze, weights=weights, probe_weights=(), classes_file="")
-    changes["train"] = replace(recipe.train, order="slots")
     settings = replace(recipe, evaluate=replace(recipe.evaluate, baselines=()), **changes).check()
     other = replace(run, recipe=settings, out=run.out / "compare" / name, teachers=[])
     other.out.mkdir(parents=True, exist_ok=True)
