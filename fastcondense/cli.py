@@ -95,7 +95,9 @@ def _main(arguments: list[str]) -> int:
     if command == "bench":
         return _bench(rest)
     if command == "plan":
-        plan(parse_plan(PlanOptions, command, PLAN, rest), Log())
+        planned, console = parse_plan(PlanOptions, command, PLAN, rest), Log().console
+        console.print(f"plan: measuring for about {planned.seconds:.0f} s, with untrained networks")
+        console.print(plan(planned))
         return 0
     if command in TOOLS:
         tool, kind, description = TOOLS[command]

@@ -15,7 +15,7 @@ from .sets.loss_bands import read_loss_band
 from .squeeze.stage import squeeze
 from .students.curve import evaluate_sizes
 from .students.evaluate import evaluate as evaluate_set
-from .students.ranking import rank
+from .students.ranking import rank as ranked
 from .students.students import arms, train_arm
 from .teachers.kept import chosen
 from .workers import distributed
@@ -53,23 +53,34 @@ def inspect(run: Run) -> None:
 
 def picture(run: Run) -> None:
     """Writes grid.png (images) and losses.png (curves) beside the condensed images."""
+    from .report import images, plots  # matplotlib takes a second to import
+
     condensed, folder = condensed_set(run), run.out / "condensed"
-    report.image_grid(condensed, folder / "grid.png")
+    images.write_grid(condensed, folder / "grid.png")
     paths = (shard_path(folder, job.index) for job in jobs(run.recipe, len(condensed.classes)))
     pictures = ["grid.png"]
     if (band := read_loss_band(path for path in paths if path.exists())) is not None:
-        report.loss_curves(band, folder / "losses.png")
+        plots.save_losses(band, folder / "losses.png")
         pictures.append("losses.png")
     for name in pictures:
         run.log.picture(folder / name)
 
 
 def evaluate(run: Run) -> None:
-    """Scores the students, or students of every size that `--ipc 1,2,5` names."""
-    if run.recipe.evaluate.sizes:
-        evaluate_sizes(run)
-    else:
-        evaluate_set(run)
+    """Scores the students, or students of every size that `--ipc 1,2,5` names, and prints the table."""
+    if not run.recipe.evaluate.sizes:
+        run.log.console.print(report.honest_table(evaluate_set(run)))
+        return
+    from .report import plots
+
+    result = evaluate_sizes(run)
+    once(lambda: plots.save_sizes(report.size_curves(result), run.out / "curve.png"))
+    run.log.console.print(report.size_table(result))
+
+
+def rank(run: Run) -> None:
+    """Trains the students that DD-Ranking's scores need, and prints them."""
+    run.log.console.print(report.ranking_table(ranked(run)))
 
 
 def everything(run: Run) -> None:

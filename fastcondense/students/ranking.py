@@ -16,7 +16,6 @@ from ..files import write_json
 from ..networks.fit import Divergence
 from ..recipe.settings import Ranking
 from ..recover.stage import condensed_set
-from ..report import report
 from ..run import Run
 from ..sets.condensed import CondensedSet
 from ..squeeze.stage import squeeze
@@ -70,7 +69,7 @@ class Arms:
 
 
 def rank(run: Run) -> dict[str, Any]:
-    """Trains the students that are missing, prints the table and writes ranking.json; returns what is written.
+    """Trains the students that are missing and writes ranking.json; returns what is written.
 
     The scores are taken seed by seed, from the students' last epochs and from their best ones. Raises ValueError if
     no learning rate of an arm trains without divergence.
@@ -106,7 +105,6 @@ def rank(run: Run) -> dict[str, Any]:
     }
     once(lambda: write_json(run.out / "ranking.json", result))
     run.log.event("ranking", scores=result["scores"])
-    run.log.console.print(report.ranking_table(result))
     return result
 
 
