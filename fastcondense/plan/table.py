@@ -1,41 +1,14 @@
-"""A plan as a person reads it, and its options."""
+"""A plan as a person reads it."""
 
 from __future__ import annotations
-
-from dataclasses import dataclass
 
 from rich.console import Group, RenderableType
 from rich.text import Text
 
-from ..devices import choose_device
-from ..options import Options
 from ..report.report import plain_table
 from ..run import cost_unit
 from ..words import bytes_in_words, seconds_in_words
-from .extent import extent
-from .plan import Plan, Planner
-
-
-@dataclass(frozen=True)
-class PlanOptions(Options):
-    """What is planned, and for whom: the options of a stage, most of all the recipe's fields, and these."""
-
-    seconds: float = 60.0
-    """About so long is measured; steps that are larger than that allows are extrapolated, and it says so."""
-
-
-def plan(options: PlanOptions) -> RenderableType:
-    """Measures a few steps; returns jobs, memory, disk and time of the recipe's run as tables. Nothing is written.
-
-    Raises ValueError for numbers that make no sense, and for a data set of unknown size.
-    """
-    launch = options.launch
-    if (launch.gpus or 0) < 0 or options.seconds <= 0:
-        raise ValueError(f"plan needs --gpus of 0 or more and --seconds above 0, got {launch.gpus}, {options.seconds}")
-    recipe = options.settings.check()
-    device = choose_device("cpu" if launch.gpus == 0 else options.device)
-    num_workers = 1 if launch.gpus is None else launch.num_local
-    return tables(Planner(recipe, extent(recipe, options.data), num_workers, device, options.seconds).plan())
+from .plan import Plan
 
 
 def tables(plan: Plan) -> RenderableType:

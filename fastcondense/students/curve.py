@@ -62,12 +62,12 @@ def _sets(run: Run, size: int) -> Iterator[tuple[str, Run, CondensedSet]]:
     for kind in run.recipe.evaluate.compare:
         if kind == "independent":
             alone = _beside(run, f"independent-ipc{size}", ipc=size)
-            recover(alone)
+            recover(alone, squeeze(alone))
             yield kind, alone, condensed_set(alone)
         else:
             single = [_beside(run, f"stacked-{k}", ipc=1, seed=run.recipe.seed + k) for k in range(size)]
             for one in single:
-                recover(one)
+                recover(one, squeeze(one))
             images = torch.cat([condensed_set(one).images for one in single], dim=1)
             yield kind, _beside(run, "stacked", ipc=size), CondensedSet(images, run.real.classes)
 
@@ -78,6 +78,6 @@ def _beside(run: Run, name: str, **changes: Any) -> Run:
     weights = tuple(str(teacher_path(run.out, teacher).resolve()) for teacher in recipe.squeeze.teachers)
     changes["squeeze"] = replace(recipe.squeeze, weights=weights, probe_weights=(), classes_file="")
     settings = replace(recipe, evaluate=replace(recipe.evaluate, baselines=()), **changes).check()
-    other = replace(run, recipe=settings, out=run.out / "compare" / name, teachers=[])
+    other = replace(run, recipe=settings, out=run.out / "compare" / name, kept={})
     other.out.mkdir(parents=True, exist_ok=True)
     return other

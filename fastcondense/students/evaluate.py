@@ -18,7 +18,7 @@ from .students import CONDENSED, Arm, arms, last_score, read_student
 
 
 def evaluate(run: Run) -> dict[str, Any]:
-    """Scores all students and writes result.json; returns what is written."""
+    """Scores all students, writes result.json; returns what is written."""
     recipe, folder = run.recipe, run.out / "condensed"
     by_arm = {arm.name: scores(run, arm) for arm in arms(run)}
     job_paths = [shard_path(folder, job.index) for job in made_jobs(run) if job.first_slot < recipe.ipc]

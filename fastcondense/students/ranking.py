@@ -18,8 +18,7 @@ from ..recipe.settings import Ranking
 from ..recover.stage import condensed_set
 from ..run import Run
 from ..sets.condensed import CondensedSet
-from ..squeeze.stage import squeeze
-from ..teachers.kept import chosen
+from ..teachers.kept import labelling_teachers
 from ..teachers.teacher import Teacher
 from ..workers.distributed import once
 from .evaluate import spread
@@ -69,14 +68,14 @@ class Arms:
 
 
 def rank(run: Run) -> dict[str, Any]:
-    """Trains the students that are missing and writes ranking.json; returns what is written.
+    """Trains the students that are missing, writes ranking.json; returns what is written.
 
     The scores are taken seed by seed, from the students' last epochs and from their best ones. Raises ValueError if
     no learning rate of an arm trains without divergence.
     """
     recipe, settings = run.recipe, run.recipe.ranking
     run.real.check_counts(recipe.ipc, f"rank at ipc {recipe.ipc}")
-    teachers, condensed = chosen(squeeze(run), recipe.labels.teachers), condensed_set(run)
+    teachers, condensed = labelling_teachers(run), condensed_set(run)
     arms = Arms.of(settings)
     measured: dict[Arm, dict[str, Any]] = {}
     for arm in vars(arms).values():
