@@ -224,7 +224,7 @@ SINGLE = [  # a number that belongs to one method, or to one recipe
     ("fadrm-plus/tiny-imagenet", "labels.batch_norm", "train"),
     ("cvdd/cifar10-ipc50", "recover.committee.choice", "random"),
     ("cvdd/cifar10-ipc10", "recover.committee.choice", "pairs"),
-    ("cvdd/cifar10-ipc1", "recover.teachers", ("zoo/mobilenet_v2", "zoo/densenet121")),
+    ("cvdd/cifar10-ipc1", "recover.teachers", ("zoo/mobilenet_v2_x1_0", "zoo/densenet121")),
     ("cvdd/cifar10-ipc1", "recover.committee.priors", (67.6, 67.4)),
     ("cvdd/cifar100-ipc1", "recover.committee.priors", (51.6, 59.4)),
     ("cvdd/tiny-imagenet-ipc1", "recover.committee.priors", (46.5, 44.8)),
@@ -259,18 +259,18 @@ def test_recipes_hold_the_published_numbers(name, settings):
 
 TEACHERS = {
     "gvbsm/imagenet1k": "resnet18 mobilenet_v2 efficientnet_b0 shufflenet_v2_x0_5",
-    "gvbsm/cifar10": "resnet18 convnet3_in mobilenet_v2 wrn16_2 shufflenet_v2_x0_5",
+    "gvbsm/cifar10": "resnet18 convnet3_in mobilenet_v2_x0_5 wrn16_2 shufflenet_v2_x0_5_1x1",
     "edc/imagenet1k": "resnet18 mobilenet_v2 efficientnet_b0 shufflenet_v2_x0_5 alexnet",
     "edc/imagenet10": "resnet18 mobilenet_v2 shufflenet_v2_x0_5",
-    "edc/tiny-imagenet": "resnet18 convnet3_in mobilenet_v2 wrn16_2 shufflenet_v2_x0_5",
-    "edc/cifar10": "resnet18 convnet3_in mobilenet_v2 wrn16_2 shufflenet_v2_x0_5 convnet1_in convnet2_in "
+    "edc/tiny-imagenet": "resnet18 convnet3_in mobilenet_v2_x0_5 wrn16_2 shufflenet_v2_x0_5_1x1",
+    "edc/cifar10": "resnet18 convnet3_in mobilenet_v2_x0_5 wrn16_2 shufflenet_v2_x0_5_1x1 convnet1_in convnet2_in "
     "convnet3_w32_in",
     "fadrm-plus/imagenet1k": "resnet18 densenet121 shufflenet_v2_x1_0 mobilenet_v2",
     "fadrm-plus/imagenet1k-ipc1": "resnet18 mobilenet_v2 shufflenet_v2_x1_0 alexnet",
-    "fadrm-plus/tiny-imagenet": "resnet18 shufflenet_v2_x0_5 densenet121 mobilenet_v2",
-    "fadrm-plus/tiny-imagenet-ipc1": "resnet18 shufflenet_v2_x0_5 mobilenet_v2",
+    "fadrm-plus/tiny-imagenet": "resnet18 shufflenet_v2_x0_5 densenet121 mobilenet_v2_x1_0",
+    "fadrm-plus/tiny-imagenet-ipc1": "resnet18 shufflenet_v2_x0_5 mobilenet_v2_x1_0",
     "cvdd/imagenet1k": "resnet18 resnet50 shufflenet_v2_x1_0 mobilenet_v2 densenet121",
-    "cvdd/cifar10": "resnet18 resnet50 shufflenet_v2_x0_5 mobilenet_v2 densenet121",
+    "cvdd/cifar10": "resnet18 resnet50 shufflenet_v2_x0_5 mobilenet_v2_x1_0 densenet121",
     "scdd/imagenet1k": "resnet50",
 }
 

@@ -14,6 +14,7 @@ from torch.nn import functional as F
 
 from .. import vision
 from ..user_functions import load_function
+from .mobilenet import MobileNetV2
 
 
 def build(architecture: str, num_classes: int, weights: str | None = None) -> nn.Module:
@@ -240,12 +241,12 @@ class CifarResNet(nn.Module):
         return self.linear(self.layer3(self.layer2(self.layer1(x))).mean((2, 3)))
 
 
-def _small_shufflenet(name: str) -> Callable[[int], nn.Module]:
-    """torchvision's ShuffleNetV2 with a stem of stride 1 and no max-pool."""
+def _small_shufflenet(name: str, kernel: int = 3) -> Callable[[int], nn.Module]:
+    """torchvision's ShuffleNetV2 without max-pool, with a stem of stride 1: 3x3 (CV-DD, FADRM) or 1x1 (G-VBSM, EDC)."""
 
     def make(num_classes: int) -> nn.Module:
         net = vision.torchvision.models.get_model(name, weights=None, num_classes=num_classes)
-        net.conv1[0].stride = (1, 1)
+        net.conv1[0] = nn.Conv2d(3, net.conv1[0].out_channels, kernel, padding=kernel // 2, bias=False)
         net.maxpool = nn.Identity()
         return net
 
@@ -278,8 +279,10 @@ ZOO: dict[str, Callable[[int], nn.Module]] = {
     "resnet56": lambda n: CifarResNet(n, 56),
     "wrn16_2": lambda n: WideResNet(n, 16, 2),
     "densenet121": _small_densenet,
-    "mobilenet_v2": lambda n: vision.torchvision.models.mobilenet_v2(num_classes=n, width_mult=0.5),
+    "mobilenet_v2_x0_5": lambda n: MobileNetV2(n, 0.5, is_projected=False),
+    "mobilenet_v2_x1_0": lambda n: MobileNetV2(n),
     "shufflenet_v2_x0_5": _small_shufflenet("shufflenet_v2_x0_5"),
+    "shufflenet_v2_x0_5_1x1": _small_shufflenet("shufflenet_v2_x0_5", kernel=1),
     "shufflenet_v2_x1_0": _small_shufflenet("shufflenet_v2_x1_0"),
 }
 
