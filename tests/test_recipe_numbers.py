@@ -188,6 +188,8 @@ SINGLE = [  # a number that belongs to one method, or to one recipe
     ("sre2l/cifar100", "labels.mix_alpha", 0.8),
     ("sre2l/cifar100", "labels.batch_norm", "train"),
     ("sre2l/cifar100-corrected", "labels.batch_norm", "eval"),
+    *((name, "train.decay_all", True) for name in ("sre2l/cifar100", "scdd/cifar100", "cda/cifar10")),
+    *((name, "train.decay_all", False) for name in ("sre2l/imagenet1k", "scdd/imagenet1k", "edc/cifar100")),
     ("sre2l/tiny-imagenet", "squeeze.warmup_epochs", 5),
     ("scdd/cifar100", "train.temperature", 30.0),
     ("scdd/cifar100", "squeeze.self_supervision.lr", 0.06),
