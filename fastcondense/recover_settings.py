@@ -10,6 +10,8 @@ from .precision import Precision
 from .recovery.diff_augment import Operation
 from .windows import Views
 
+Storage = Literal["png", "jpeg"]
+
 
 @dataclass(frozen=True, kw_only=True)
 class Initial(Views):
@@ -164,6 +166,9 @@ class Recover(Views):
     reproducible: bool = True
     """The same images from any number of workers and threads, to the bit: one thread a worker on a CPU, deterministic
     algorithms of cuDNN on a GPU. Otherwise all threads, and whatever cuDNN finds to be fastest."""
+    storage: Storage = "png"
+    """What is kept of the finished images. png: all, rounded to bytes; jpeg: what is left of them, truncated to bytes,
+    after a JPEG of quality 75 and 4:2:0, as several methods were published. In the set they are lossless either way."""
     split: bool = False
     """Several workers share each job, instead of taking one each: for jobs that are larger than a GPU. Statistics are
     brought together, and images are those of one worker to rounding."""

@@ -329,6 +329,22 @@ def header(name: str) -> str:
     return " ".join(line[1:].strip() for line in lines[:last])
 
 
+JPEG = {  # whose code writes .jpg; the others' writes .png, or tensors
+    **dict.fromkeys(("sre2l", "cda", "scdd", "rded", "cvdd", "sre2l-plus-plus", "lpld"), "every data set"),
+    "edc": "cifar10 imagenet10 imagenette imagenet1k",
+    "gvbsm": "imagenet10 imagenette imagenet1k",
+}
+
+
+@pytest.mark.parametrize("name", recipe.names())
+def test_images_are_stored_as_published_and_lossless_where_corrected(name):
+    method, data = name.removesuffix("-corrected").split("/")
+    is_jpeg = data != "digits" and (data in JPEG.get(method, "") or JPEG.get(method) == "every data set")
+    assert load(name).recover.storage == ("jpeg" if is_jpeg and not name.endswith("-corrected") else "png")
+    assert not is_jpeg or f"{method}/{data}-corrected" in recipe.names()
+    assert is_jpeg == ("stored as JPEG, as published; corrected: lossless." in header(f"{method}/{data}"))
+
+
 def published_files() -> list[str]:
     return [name for name in recipe.names() if not name.endswith("-corrected")]
 
@@ -413,6 +429,7 @@ def test_what_is_not_set_is_off():
         **dict.fromkeys(("tv_weight", "l2_weight", "flatness_weight", "gradient_share", "distance", "layer_scale"), ()),
         **dict.fromkeys(("per_image_windows", "local_repeats", "statistics_files", "ema_carried"), ()),
         "first_layer_weight": set(),
+        "storage": {*JPEG},
     }
     for name in recipe.names():
         found = load(name)

@@ -14,7 +14,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from ..data.real import squares
+from ..data.real import squares, stored
 from ..fleet.interrupt import check, held
 from ..jobs import Job
 from ..precision import arithmetic
@@ -81,7 +81,7 @@ class GradientRecoverer:
         images = 255 * condensing.images.flatten(0, 1)
         if not bool(torch.isfinite(images).all()):
             raise ValueError(f"recover diverged in job {job.index}: images are not finite; try a smaller recover.lr")
-        return Recovered(images.clamp(0, 255).round().to(torch.uint8).cpu(), condensing.losses, {}, Record())
+        return Recovered(stored(images.clamp(0, 255), self.recipe.recover.storage), condensing.losses, {}, Record())
 
 
 class Condensing:
@@ -154,8 +154,8 @@ class Condensing:
         if (saved := unfinished.read()) is None:
             return
         self.iteration, tensors, kept = saved
-        for mine, stored in ((self.images, "images"), (self.velocity, "velocity"), (self.losses, "losses")):
-            mine.copy_(tensors[stored])
+        for mine, name in ((self.images, "images"), (self.velocity, "velocity"), (self.losses, "losses")):
+            mine.copy_(tensors[name])
         self.subsets = [LearnableSubset.restored(self.settings.period, state) for state in json.loads(kept["subsets"])]
         self.run.log.say(f"recover: job {self.job.index} goes on from iteration {self.iteration}")
 

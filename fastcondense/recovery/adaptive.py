@@ -15,7 +15,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from ..data.real import Normalization
+from ..data.real import Normalization, stored
 from ..jobs import Job
 from ..precision import arithmetic, network_dtype
 from ..recipe import Recipe
@@ -118,8 +118,8 @@ class AdaptiveRecoverer:
         images = growing.images()
         if not bool(torch.isfinite(images).all()):
             raise ValueError(f"recover diverged in job {job.index}: images are not finite; try a smaller recover.lr")
-        pixels = Normalization.of(self.recipe.dataset, torch.device("cpu")).pixels(images)
-        return Recovered(pixels, growing.losses(), {}, Record())
+        levels = Normalization.of(self.recipe.dataset, torch.device("cpu")).levels(images)
+        return Recovered(stored(levels, self.recipe.recover.storage), growing.losses(), {}, Record())
 
 
 class AdaptiveJob:

@@ -12,7 +12,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from ..data.real import Normalization
+from ..data.real import Normalization, stored
 from ..fleet.background import prepare
 from ..jobs import Job
 from ..kernels.crop import crop
@@ -197,8 +197,8 @@ class FeatureRecoverer:
         images, losses = step.images(step.delta), step.losses.to("cpu", copy=True)
         if not bool(torch.isfinite(images).all() & torch.isfinite(step.losses).all()):
             raise ValueError(f"recover diverged in job {job.index}: not all is finite; try a smaller recover.lr")
-        pixels = Normalization.of(self.recipe.dataset, self.device).pixels(images).cpu()
-        return Recovered(pixels, losses, {}, Record(snapshots.snapshots()))
+        levels = Normalization.of(self.recipe.dataset, self.device).levels(images)
+        return Recovered(stored(levels, self.recipe.recover.storage), losses, {}, Record(snapshots.snapshots()))
 
     def _prepare(self, job: Job) -> tuple[FeatureStep, Callable[[], None]]:
         step = FeatureStep(self.recipe, job, self.observer, self.device)

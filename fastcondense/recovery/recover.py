@@ -13,7 +13,7 @@ import torch
 from torch import Tensor
 from torch.nn import functional as F
 
-from ..data.real import Normalization
+from ..data.real import Normalization, stored
 from ..fleet.background import prepare
 from ..jobs import Job
 from ..kernels.crop import crop
@@ -365,7 +365,7 @@ class Recoverer:
         return self.advances[key]
 
     def _pixels(self, images: Tensor) -> Tensor:
-        return Normalization.of(self.recipe.dataset, self.device).pixels(images).cpu()
+        return stored(Normalization.of(self.recipe.dataset, self.device).levels(images), self.recipe.recover.storage)
 
 
 def check_layers(recipe: Recipe, teachers: Sequence[Teacher]) -> None:
