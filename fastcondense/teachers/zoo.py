@@ -11,6 +11,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
+from torch.overrides import TorchFunctionMode
 
 from .. import vision
 from ..user_functions import load_function
@@ -287,7 +288,33 @@ ZOO: dict[str, Callable[[int], nn.Module]] = {
 }
 
 
+_PACKAGES = {"torch", "torchvision", "timm", "fastcondense"}
+
+
+class _ReshapingViews(TorchFunctionMode):
+    """Tensor.reshape in place of Tensor.view, while a network runs."""
+
+    def __torch_function__(self, function, types, args=(), kwargs=None):
+        is_shape = function is Tensor.view and not kwargs and not isinstance(args[-1], torch.dtype)
+        return (Tensor.reshape if is_shape else function)(*args, **(kwargs or {}))
+
+    @staticmethod
+    def enter(_net: nn.Module, _args: Any) -> None:
+        _ReshapingViews().__enter__()
+
+    @staticmethod
+    def leave(_net: nn.Module, _args: Any, _result: Any) -> None:
+        _ReshapingViews().__exit__(None, None, None)  # the innermost one
+
+
 def channels_last(net: nn.Module, device: torch.device | None = None) -> nn.Module:
-    """`net` with its weights in the channels_last layout, on `device` if one is given; in place."""
+    """`net` with its weights in the channels_last layout, on `device` if one is given; in place.
+
+    Modules of the user's own may call x.view(N, -1) on its maps, as if they were planes: it copies where it has to.
+    """
     anything: Any = net  # torch's annotations of Module.to lack memory_format
+    packages = {type(module).__module__.partition(".")[0] for module in net.modules()}
+    if not packages <= _PACKAGES and _ReshapingViews.enter not in net._forward_pre_hooks.values():
+        net.register_forward_pre_hook(_ReshapingViews.enter)
+        net.register_forward_hook(_ReshapingViews.leave, always_call=True)
     return anything.to(device=device, memory_format=torch.channels_last)
