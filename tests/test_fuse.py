@@ -9,9 +9,9 @@ import torch
 from torch import nn
 from torch.nn import functional as F
 
+from fastcondense.networks.zoo import channels_last
 from fastcondense.teachers.fuse import fuse
 from fastcondense.teachers.moments import FrozenBatchNorm
-from fastcondense.teachers.zoo import channels_last
 from fastcondense.vision import timm, torchvision
 
 
