@@ -207,6 +207,8 @@ SINGLE = [  # a number that belongs to one method, or to one recipe
     ("gvbsm/tiny-imagenet-ipc50", "recover.slots_per_job", 5),
     ("gvbsm/tiny-imagenet-ipc100", "recover.slots_per_job", 10),
     ("gvbsm/imagenet1k", "recover.slots_per_job", 0),
+    *((name, "recover.split_classes", True) for name in ("gvbsm/imagenet1k", "edc/imagenet1k", "edc/cifar10")),
+    *((name, "recover.split_classes", False) for name in ("gvbsm/tiny-imagenet", "lpld/imagenet1k", "edc/digits")),
     ("edc/cifar10", "train.milestones", (0.8, 0.9, 0.95)),
     ("edc/cifar10", "train.gamma", 0.5),
     ("edc/cifar10", "labels.rand_augment", (2, 9)),
@@ -430,6 +432,7 @@ def test_what_is_not_set_is_off():
         **dict.fromkeys(("local_repeats", "statistics_files"), ()),
         "first_layer_weight": set(),
         "storage": {*JPEG},
+        "split_classes": {"edc", "gvbsm"},
     }
     for name in recipe.names():
         found = load(name)

@@ -100,6 +100,13 @@ class Recipe:
                 "recover.loss needs recover.objective statistics and iterations, got "
                 f"{recover.objective} and {recover.iterations}"
             )
+        if recover.split_classes and (
+            recover.slots_per_job or recover.classes_per_job or recover.objective != "statistics"
+        ):
+            raise ValueError(
+                "recover.split_classes needs slots_per_job 0, classes_per_job 0 and objective statistics, got "
+                f"{recover.slots_per_job}, {recover.classes_per_job} and {recover.objective}"
+            )
         has_anchors = initial.kind == "mosaic" and (initial.crops == 0 or initial.crop_size == "image")
         if recover.objective == "features" and not (has_anchors and recover.features.layer):
             raise ValueError(

@@ -99,6 +99,9 @@ class Recover(Views):
     """Images of a class that are optimised together; 0: all of them."""
     classes_per_job: int = 0
     """Classes that are optimised together; 0: as many as batch_size holds."""
+    split_classes: bool = False
+    """Jobs are batch_size consecutive images, class by class, and end where a class does not (EDC, G-VBSM). Otherwise
+    jobs of the same slots end together."""
     initial: Initial = field(default_factory=Initial)
     committee: Committee = field(default_factory=Committee)
     features: Features = field(default_factory=Features)

@@ -161,7 +161,7 @@ class FeatureRecoverer:
         observer = teachers[0].cast(network_dtype(recipe.recover.precision))
         self.observer = Cut(observer, recipe.recover.features.layer)
         self.graphs = Graphs(device)
-        self.steps: dict[tuple[int, int], tuple[FeatureStep, Callable[[], None]]] = {}
+        self.steps: dict[tuple[int, ...], tuple[FeatureStep, Callable[[], None]]] = {}
 
     def __call__(self, job: Job, unfinished: Unfinished | None = None, ahead: Job | None = None) -> Recovered:
         """Recovers a job; losses are total, 0, total. There are no running means. Others: as for `Recoverer`.

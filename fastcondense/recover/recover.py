@@ -63,7 +63,7 @@ class RecoverStep:
         sources: Sources | None = None,
     ):
         recover = recipe.recover
-        self.recipe, self.recover, self.teachers, self.num_slots = recipe, recover, teachers, job.num_slots
+        self.recipe, self.recover, self.teachers, self.counts = recipe, recover, teachers, job.counts
         self.device = device
         self.sources = sources or Sources(noise(recipe, device))
         self.stages = stages(recipe)
@@ -163,8 +163,7 @@ class RecoverStep:
             variation, norm = image_prior(views)
             total = total + recover.tv_weight * variation + recover.l2_weight * norm
         if recover.densification_weight:
-            num_classes = len(images) // self.num_slots
-            dense = densification(views.float(), num_classes, recover.densification_temperature)
+            dense = densification(views.float(), self.counts, recover.densification_temperature)
             total = total + recover.densification_weight * dense
         if recover.flatness_weight:
             with torch.no_grad():
@@ -227,8 +226,8 @@ class Recoverer:
         self.teachers = [teacher.cast(network_dtype(recipe.recover.precision)) for teacher in teachers]
         check_layers(recipe, self.teachers)
         self.graphs = Graphs(device)
-        self.steps: dict[tuple[int, int], RecoverStep] = {}
-        self.advances: dict[tuple[tuple[int, int], Turn, int], Callable[[], None]] = {}
+        self.steps: dict[tuple[int, ...], RecoverStep] = {}
+        self.advances: dict[tuple[tuple[int, ...], Turn, int], Callable[[], None]] = {}
 
     def __call__(self, job: Job, unfinished: Unfinished | None = None, ahead: Job | None = None) -> Recovered:
         """Recovers a job.
@@ -242,10 +241,12 @@ class Recoverer:
             images = (self.sources or Sources(noise(recipe, self.device))).initial(job)
             return Recovered(self._pixels(images), torch.zeros(0, 3), Record())
         with arithmetic(recipe.recover.precision, recipe.recover.reproducible):
-            if job.shape not in self.steps:
-                self.steps[job.shape] = RecoverStep(recipe, job, self.teachers, self.device, self.sources)
-            step, order = self.steps[job.shape], turns(recipe, len(self.teachers), job)
-            advances = [[self._advance(job.shape, turn, side) for turn in order] for side, _ in step.stages]
+            is_alike = recipe.recover.split_classes and not recipe.recover.densification_weight
+            shape = (job.num_images,) if is_alike else job.shape
+            if shape not in self.steps:
+                self.steps[shape] = RecoverStep(recipe, job, self.teachers, self.device, self.sources)
+            step, order = self.steps[shape], turns(recipe, len(self.teachers), job)
+            advances = [[self._advance(shape, turn, side) for turn in order] for side, _ in step.stages]
             step.load(job)
             if ahead is not None and self.sources is not None:
                 prepare(ahead, self.sources.initial, self.sources.local)
@@ -269,7 +270,7 @@ class Recoverer:
             raise ValueError(f"recover diverged in job {job.index}: images are not finite; try a smaller recover.lr")
         return Recovered(self._pixels(images), losses, recorder.record())
 
-    def _advance(self, shape: tuple[int, int], turn: Turn, side: int) -> Callable[[], None]:
+    def _advance(self, shape: tuple[int, ...], turn: Turn, side: int) -> Callable[[], None]:
         """One iteration of a turn on the canvas of that size: on a GPU a graph, captured once."""
         key = shape, turn, side
         if key not in self.advances:
