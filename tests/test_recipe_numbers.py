@@ -204,6 +204,9 @@ SINGLE = [  # a number that belongs to one method, or to one recipe
     ("gvbsm/cifar10", "train.ce_weight", 0.15),
     ("gvbsm/tiny-imagenet", "train.ce_weight", 0.1),
     ("gvbsm/tiny-imagenet", "train.accumulate", 2),
+    *((name, "train.accumulate", 2) for name in ("sre2l/imagenet1k", "gvbsm/imagenet1k")),
+    *((name, "train.accumulate", 1) for name in ("cda/imagenet1k", "scdd/imagenet1k", "lpld/imagenet1k")),
+    ("fadrm/tiny-imagenet-ipc1", "train.epochs", 1000),
     ("gvbsm/tiny-imagenet-ipc50", "recover.slots_per_job", 5),
     ("gvbsm/tiny-imagenet-ipc100", "recover.slots_per_job", 10),
     ("gvbsm/imagenet1k", "recover.slots_per_job", 0),
@@ -259,6 +262,48 @@ SINGLE = [  # a number that belongs to one method, or to one recipe
 def test_recipes_hold_the_published_numbers(name, settings):
     found = load(name)
     assert {key: reduce(getattr, key.split("."), found) for key in settings} == settings
+
+
+RATES = {  # learning rate and stretch at 1, 10 and 50 images a class (spec fadrm 2.5 and 3.4, sre2l 4.2)
+    ("cvdd/cifar10", "zoo/resnet101"): [(5e-4, 1)] * 3,
+    ("cvdd/cifar100", "zoo/resnet50"): [(1e-3, 1), (1e-3, 2), (1e-3, 1)],
+    ("sre2l-plus-plus/cifar100", "zoo/resnet101"): [(5e-4, 1)] * 3,
+    ("cvdd/tiny-imagenet", "zoo/resnet50"): [(1e-3, 1)] * 3,
+    ("cvdd/tiny-imagenet", "zoo/resnet101"): [(5e-4, 2)] * 3,
+    ("cvdd/imagenette", "torchvision/resnet50"): [(5e-4, 2), (1e-3, 1), (5e-4, 1)],
+    ("sre2l-plus-plus/imagenette", "torchvision/resnet101"): [(5e-4, 2), (5e-4, 2), (1e-3, 2)],
+    ("cvdd/imagenet1k", "torchvision/resnet50"): [(1e-3, 2), (1e-3, 2), (1e-3, 1)],
+    ("cvdd/imagenet1k", "torchvision/resnet101"): [(1e-3, 2), (1e-3, 2), (5e-4, 2)],
+    ("fadrm/cifar100", "zoo/resnet18"): [(5e-4, 2), (1e-3, 2), (1e-3, 1)],
+    ("fadrm/cifar100", "zoo/resnet50"): [(1e-3, 1), (1e-3, 2), (1e-3, 1)],
+    ("fadrm-plus/cifar100", "zoo/resnet101"): [(5e-4, 1)] * 3,
+    ("fadrm/tiny-imagenet", "zoo/resnet50"): [(5e-4, 2), (5e-4, 2), (5e-4, 1)],
+    ("fadrm-plus/tiny-imagenet", "zoo/resnet101"): [(5e-4, 2), (5e-4, 2), (5e-4, 1)],
+    ("fadrm/imagenette", "torchvision/resnet50"): [(5e-4, 2), (5e-4, 1), (5e-4, 1)],
+    ("fadrm-plus/imagenette", "torchvision/resnet101"): [(5e-4, 2), (5e-4, 2), (1e-3, 2)],
+    ("fadrm/imagenet1k", "torchvision/resnet50"): [(5e-4, 2), (1e-3, 2), (1e-3, 1)],
+    ("fadrm-plus/imagenet1k", "torchvision/resnet101"): [(3.5e-3, 2), (1e-3, 2), (5e-4, 1)],
+    ("rded/imagenet1k", "torchvision/resnet101"): [(1e-3, 2)] * 3,
+    ("rded/imagenet1k", "torchvision/efficientnet_b0"): [(2e-3, 2)] * 3,
+    ("rded/imagenette", "torchvision/mobilenet_v2"): [(2.5e-3, 2)] * 3,
+    ("rded/imagenet1k", "torchvision/swin_v2_t"): [(1e-4, 2)] * 3,
+    ("rded/imagenet10", "torchvision/vgg11"): [(5e-4, 2)] * 3,
+}
+
+
+@pytest.mark.parametrize(("name", "student"), RATES)
+def test_students_have_the_published_learning_rates(name, student):
+    found = [load(f"{name}-ipc{ipc}", student).train for ipc in (1, 10, 50)]
+    assert [(train.lr, train.schedule_stretch) for train in found] == RATES[name, student]
+    assert {train.student for train in found} == {student}
+
+
+@pytest.mark.parametrize("name", [name for name in recipe.names() if name.split("/")[0] in ("cvdd", "fadrm", "rded")])
+def test_rates_of_students_are_of_networks_that_exist(name):
+    tree = recipe._tree((RECIPES / f"{name.removesuffix('-corrected')}.toml").read_text(), name)
+    for student, table in tree.get("by_student", {}).items():
+        assert set(table) <= {"train", "by_ipc"} and student != load(name).train.student
+        zoo.build(student, 2) if student.startswith("zoo") else torchvision.models.get_model_builder(student[12:])
 
 
 TEACHERS = {

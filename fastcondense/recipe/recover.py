@@ -163,3 +163,11 @@ class Recover(Views):
     """Share of the optimised images that is kept between stages; the rest is the initial images' (FADRM's alpha)."""
     curriculum: Literal["none", "cosine"] = "none"
     """cosine: the crop's smallest area share falls from 1 to crop_scale's lower end over the iterations (CDA)."""
+
+    def check(self) -> None:
+        """Raises ValueError for views that make no sense, and for classes that are split where they must be whole."""
+        super().check()
+        found = self.slots_per_job, self.classes_per_job, self.objective
+        if self.split_classes and found != (0, 0, "statistics"):
+            wanted = "slots_per_job 0, classes_per_job 0 and objective statistics"
+            raise ValueError(f"recover.split_classes needs {wanted}, got {', '.join(map(str, found))}")
