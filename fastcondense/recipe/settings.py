@@ -46,7 +46,8 @@ class Optimization:
     optimizer: Literal["adamw", "adam", "sgd"] = "adamw"
     lr: float = 1e-3
     weight_decay: float = 0.01
-    """Applied to weights of more than one dimension only, unless decay_all."""
+    """Applied to parameters of more than one dimension that are named weights, unless decay_all: not to biases, norms,
+    position embeddings, class tokens, bias tables or layer scales."""
     decay_all: bool = False
     momentum: Decay = 0.9
     """SGD's."""
