@@ -76,23 +76,16 @@ def read_json(path: Path) -> Any:
         raise ValueError(f"{path} is damaged: {error}") from None
 
 
-def read_text(path: Path, what: str) -> str:
-    """A text file of the user in UTF-8, with or without a byte order mark. Raises ValueError that names it; `what` is
-    the setting, or what is in it.
+def read_lines(path: Path, what: str) -> list[str]:
+    """The lines of a user's text file in UTF-8, with or without a byte order mark, that are not empty, without spaces
+    around them. Raises ValueError that names it and `what`, the setting.
     """
     try:
-        return path.read_text(encoding="utf-8-sig")
+        lines = [line.strip() for line in path.read_text(encoding="utf-8-sig").splitlines()]
     except UnicodeDecodeError as error:
         raise ValueError(f"{what}: {path} is no UTF-8 text (byte {error.start}); save it as UTF-8") from None
     except OSError as error:
         raise ValueError(f"{what}: {path} cannot be read: {error.strerror}") from None
-
-
-def read_lines(path: Path, what: str) -> list[str]:
-    """The lines of a text file that are not empty, without spaces around them. Raises ValueError as `read_text`, and
-    if there is none.
-    """
-    lines = [line.strip() for line in read_text(path, what).splitlines()]
     if not any(lines):
         raise ValueError(f"{what}: {path} is empty")
     return [line for line in lines if line]

@@ -21,17 +21,21 @@ from .data.datasets import RealData, Split
 from .data.real import EvaluationImages, Normalization, squares
 from .data.sources import choose, skipped
 from .distributed import rank, world_size
-from .files import write_atomic, write_json
+from .files import read_json, write_atomic, write_json
 from .fleet.work import Draw, Fleet, Item, Items
 from .jobs import kept_batch_size, with_batch_size
 from .log import Log
 from .recipe import SQUEEZE_PARTS, Recipe
 from .rng import Stream
+from .sets.condensed import first_difference
 from .sets.imported import import_images
 from .sets.published_sets import PublishedSet, read_published
 from .teachers.teacher import Teacher
 from .tracking import open_trackers
 from .user_functions import source_sha256
+
+_DATA = "data.json"
+"""What tells a run's real images from others."""
 
 
 def cost_unit(device: str) -> str:
@@ -73,6 +77,7 @@ class Run:
         self.recipe.check()
         if self.recipe.recover.batch_size == 0:
             self.recipe = with_batch_size(self.recipe, kept_batch_size(self.out, self.recipe))
+        self._check_data()
         needed = [name for name in self.recipe.evaluate.baselines if name.startswith(("random", "herding"))]
         if needed:
             self.real.check_counts(self.recipe.ipc, f"baseline {needed[0]} at ipc {self.recipe.ipc}")
@@ -80,10 +85,24 @@ class Run:
         if self.images is not None:
             self._published = read_published(self.images, self.real.classes, self.recipe.ipc, self.recipe.dataset)
 
+    def _check_data(self) -> None:
+        """Raises ValueError if the run was begun with other real images."""
+        path = self.out / _DATA
+        if path.exists():
+            kept = read_json(path)
+            if difference := first_difference(kept["images"], self.real.about()):
+                raise ValueError(
+                    f"{self.out} was made from {kept['path'] or kept['name']}, and {self.data or self.real.name} holds "
+                    f"other images ({difference}); choose another --out, or the first --data"
+                )
+
     def open(self) -> None:
         """Makes the run's folder with its recipe, environment and log, and imports `images`."""
         loader, reason = choose(self.real.train, self.recipe.dataset, self.device)
         self.out.mkdir(parents=True, exist_ok=True)
+        if rank() == 0 and not (self.out / _DATA).exists():
+            where = str(self.data.resolve()) if self.data else None
+            write_json(self.out / _DATA, {"name": self.real.name, "path": where, "images": self.real.about()})
         if rank() == 0:
             settings = self.recipe.parts()
             self.log.trackers = open_trackers(self.track, self.out, self.recipe.name, settings)
@@ -91,6 +110,8 @@ class Run:
             self.record()
         self.log.path = self.out / (f"log-{rank()}.jsonl" if rank() else "log.jsonl")
         self.log.say(f"loader: {loader}; {reason}")
+        for text in self.real.said:
+            self.log.say(f"data: {text}")
         self.log.event("start", recipe=self.recipe.name, sha256=self.recipe.sha256(), versions=self.versions())
         if self._published is not None:
             import_images(self._published, self.out / "condensed", self.recipe, self.log)

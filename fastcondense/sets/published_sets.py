@@ -22,7 +22,8 @@ from torch import Tensor
 
 from .. import vision
 from ..files import read_json
-from ..loaders.folder import ImageFile, index_folder
+from ..loaders.class_folders import index_folder
+from ..loaders.folder import ImageFile
 from ..settings import Dataset
 from . import parquet_sets, tensor_sets
 from .condensed import CondensedSet

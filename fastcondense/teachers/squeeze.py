@@ -14,8 +14,18 @@ from torch.nn import functional as F
 
 from ..data.real import split_batches, training_batches
 from ..distributed import meet, rank, world_size
-from ..files import read_checkpoint, read_lines, read_tensors, slug, state_sha256, write_tensors
+from ..files import (
+    read_checkpoint,
+    read_json,
+    read_lines,
+    read_tensors,
+    slug,
+    state_sha256,
+    write_json,
+    write_tensors,
+)
 from ..fleet.work import Items
+from ..loaders.complete import check_files
 from ..recipe import SQUEEZE_PARTS
 from ..rng import Stream
 from ..run import Run
@@ -53,6 +63,8 @@ def _squeeze(run: Run) -> list[Teacher]:
     wanted = list(zip(settings.teachers, weights, strict=True))
     paths = [teacher_path(run.out, architecture) for architecture in settings.teachers]
     made: dict[int, Teacher] = {}
+    if any(weights == "train" and not path.exists() for (_, weights), path in zip(wanted, paths, strict=True)):
+        _check_files(run)
     if settings.shared:
         for number, (architecture, source) in enumerate(wanted):
             made[number] = _teacher(run, number, architecture, source)
@@ -62,6 +74,22 @@ def _squeeze(run: Run) -> list[Teacher]:
         for number, _ in run.fleet.draw(work):
             made[number] = _teacher(run, number, *wanted[number])
     return [made.get(number) or _teacher(run, number, *wanted[number]) for number in range(len(wanted))]
+
+
+def _check_files(run: Run) -> None:
+    """Rank 0 looks at all image files, once a run, so that a damaged one does not end the training that comes to it."""
+    files, kept = (*run.real.train.files, *run.real.test.files), run.out / "checked.json"
+    if rank() or not files or run.recipe.dataset.on_error == "skip":
+        return
+    about = run.real.about()
+    known = read_json(kept) if kept.exists() else {}
+    first = known["files"] if known.get("images") == about else 0
+    check_files(
+        files[first:],
+        run.recipe.dataset.workers,
+        run.log.track,
+        lambda count: write_json(kept, {"images": about, "files": first + count}),
+    )
 
 
 def chosen(teachers: Sequence[Teacher], names: Sequence[str]) -> list[Teacher]:
