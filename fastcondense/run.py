@@ -89,11 +89,14 @@ class Run:
         """Raises ValueError if the run was begun with other real images."""
         path = self.out / _DATA
         if path.exists():
-            kept = read_json(path)
-            if difference := first_difference(kept["images"], self.real.about()):
+            kept, now = read_json(path), self.real.about()
+            if difference := first_difference(kept["images"], now):
+                part = difference.split(".")[0]
+                if kept["images"][part]["images"] == now[part]["images"]:
+                    difference = f"as many images of {part}, but other files or labels"
                 raise ValueError(
-                    f"{self.out} was made from {kept['path'] or kept['name']}, and {self.data or self.real.name} holds "
-                    f"other images ({difference}); choose another --out, or the first --data"
+                    f"{self.out} was made from {kept['path'] or kept['name']}, and {self.data or self.real.name} is "
+                    f"other data ({difference}); choose another --out, or the first --data"
                 )
 
     def open(self) -> None:

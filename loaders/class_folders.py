@@ -42,7 +42,8 @@ def is_read(ending: str) -> bool:
 class LeftOut:
     """What was met and not taken."""
 
-    hidden: list[str] = field(default_factory=list)
+    hidden: int = 0
+    """Folders and files that are hidden, or made by an operating system; a folder counts as one."""
     others: Counter[str] = field(default_factory=Counter)
     """Files that are no images, by their endings."""
     example: dict[str, str] = field(default_factory=dict)
@@ -61,7 +62,7 @@ class LeftOut:
         """A sentence for each kind of them."""
         texts = []
         if self.hidden:
-            texts.append(f"left out in {root}: {_some(self.hidden, 'hidden or system folder or file')}")
+            texts.append(f"left out in {root}: {self.hidden} folders or files that are hidden or an operating system's")
         if self.loose:
             texts.append(f"left out in {root}: {_some(self.loose, 'image')} in no class folder")
         if self.cycles:
@@ -114,7 +115,7 @@ def index_classes(root: Path) -> ClassFolders:
     with os.scandir(root) as entries:
         for entry in sorted(entries, key=lambda entry: entry.name):
             if is_hidden(entry.name):
-                left_out.hidden.append(entry.name)
+                left_out.hidden += 1
             elif is_read(_ending(entry.name)) and not entry.is_dir():
                 left_out.loose.append(entry.name)
     folders = folders_of(root)
@@ -147,7 +148,7 @@ def _images(folder: Path, real: str, around: tuple[str, ...], left_out: LeftOut)
     with os.scandir(folder) as entries:
         for entry in entries:
             if is_hidden(entry.name):
-                left_out.hidden.append(entry.path)
+                left_out.hidden += 1
             elif is_read(ending := _ending(entry.name)) and not entry.is_dir(follow_symlinks=False):
                 yield folder / entry.name
             elif entry.is_dir():
