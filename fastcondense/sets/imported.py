@@ -138,5 +138,5 @@ def judge_order(labels: Tensor, predicted: Tensor, classes: Sequence[str]) -> tu
             f"{len(order.moved)} classes renamed ({order.told(classes, classes, 'shows')})"
         )
     if is_chance(order.hits, count, len(classes)):
-        return order.hits / count, ", as chance would; no class order clearly mends it"
+        return order.hits / count, ", as chance would" + "; no class order mends it" * (count > len(classes))
     return order.hits / count, ""

@@ -30,9 +30,7 @@ def in_order(files: Sequence[Path]) -> list[Path]:
     if first > 1 or (match and match["count"] and first):
         first = 0
     if missing := [number for number in range(first, first + count) if number not in numbered]:
-        raise ValueError(
-            f"{where}, {listed}, but none is number {missing[0]}: is a part missing, or are they other sets?"
-        )
+        raise ValueError(f"{where}, {listed}, but no number {missing[0]}: lacks a part, or are they several sets?")
     if len(numbered) > count:
         raise ValueError(f"{where}, {listed}, which are more than the {count} that their names say")
     return [numbered[number] for number in sorted(numbered)]

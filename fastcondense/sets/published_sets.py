@@ -61,9 +61,8 @@ def read_published(path: Path, classes: Sequence[str], ipc: int, dataset: Datase
     counts = [len(ids) for ids in members]
     poorest, richest = int(np.argmin(counts)), int(np.argmax(counts))
     if not counts[poorest]:
-        raise ValueError(
-            f"{path} has no image of class {classes[poorest]!r}, and {counts[richest]} of {classes[richest]!r}"
-        )
+        some = sum(count > 0 for count in counts)
+        raise ValueError(f"{path} has no image of class {classes[poorest]!r}; {some} classes have some")
     if counts[poorest] < ipc:
         raise ValueError(
             f"{path} has {counts[poorest]} images of class {classes[poorest]!r} and {counts[richest]} of "

@@ -63,9 +63,12 @@ def _check_parts(parts: Sequence[_Found], files: Sequence[Path], num_classes: in
     if len(kinds) > 1:
         raise ValueError(f"{files[0].parent}: {listed} do not belong together: their shapes, types or classes differ")
     has_count, given = "-of-" in files[0].stem, [part.labels for part in parts if part.labels is not None]
-    labels = [set(numbers.tolist()) for numbers in given if numbers.dim() == 1]
-    is_disjoint = bool(labels) and sum(map(len, labels)) == len(set().union(*labels))
-    could_be_sets = not is_disjoint if given else all(len(part.images) % num_classes == 0 for part in parts)
+    classes = [set(numbers.flatten().tolist()) for numbers in given]
+    could_be_sets = (
+        all(mine == classes[0] for mine in classes)
+        if given
+        else all(len(part.images) % num_classes == 0 for part in parts)
+    )
     if could_be_sets and not has_count:
         raise ValueError(
             f"{files[0].parent}: each of {listed} may be a set by itself, such as one image set at several times: "
