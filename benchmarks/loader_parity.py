@@ -27,12 +27,13 @@ from fastcondense.files import read_checkpoint
 from fastcondense.loaders.class_folders import index_folder
 from fastcondense.loaders.folder import FolderLoader
 from fastcondense.loaders.source import Centered, Cut, Faults, Loader, Windowed
+from fastcondense.networks import zoo
+from fastcondense.recipe.settings import Dataset
+from fastcondense.recipe.shared import Views
 from fastcondense.rng import Stream
-from fastcondense.settings import Dataset
-from fastcondense.teachers import zoo
 from fastcondense.teachers.teacher import load_weights, state_dict
+from fastcondense.views.windows import windows
 from fastcondense.vision import timm
-from fastcondense.windows import Views, windows
 
 CPU = torch.device("cpu")
 QUICK: dict[str, int] = {"images": 16}

@@ -44,9 +44,10 @@ from fastcondense.loaders.class_folders import index_folder
 from fastcondense.loaders.folder import FolderLoader
 from fastcondense.loaders.prefetch import on_device
 from fastcondense.loaders.source import Centered, Cut, Faults, Loader, Windowed
+from fastcondense.recipe.shared import Views
 from fastcondense.rng import Stream
+from fastcondense.views.windows import windows
 from fastcondense.vision import torchvision
-from fastcondense.windows import Views, windows
 
 SIZE, RESIZE = 224, 256
 QUICK = {"images": 48, "batch_size": 16, "rounds": 2}

@@ -12,11 +12,11 @@ from typing import Annotated, Any, TypeVar
 
 import tyro
 
-from . import recipe
-from .fleet.launch import Launch
-from .recipe import Recipe
+from .recipe import recipe
+from .recipe.recipe import Recipe
 from .sets.bundle import is_bundle, read_recipe
 from .tracking import TrackerName
+from .workers.launch import Launch
 
 Kind = TypeVar("Kind")
 StageKind = TypeVar("StageKind", bound="Options")
@@ -46,6 +46,14 @@ class Options:
     wandb."""
     bundle: tyro.conf.Suppress[Path | None] = None
     settings: Annotated[Recipe, tyro.conf.arg(name="")] = dataclasses.field(default_factory=Recipe)
+
+
+@dataclass(frozen=True)
+class PlanOptions(Options):
+    """What is planned, and for whom: the options of a stage, most of all the recipe's fields, and these."""
+
+    seconds: float = 60.0
+    """About so long is measured; steps that are larger than that allows are extrapolated, and it says so."""
 
 
 def parse_stage(command: str, description: str, arguments: list[str]) -> Options:

@@ -18,21 +18,17 @@ from torch import Tensor
 
 from .data import datasets
 from .data.datasets import RealData, Split
+from .data.jobs import kept_batch_size, with_batch_size
 from .data.real import EvaluationImages, Normalization, squares
 from .data.sources import choose, skipped
-from .distributed import rank, world_size
-from .files import read_json, write_atomic, write_json
-from .fleet.work import Draw, Fleet, Item, Items
-from .jobs import kept_batch_size, with_batch_size
+from .files import first_difference, read_json, write_atomic, write_json
 from .log import Log
-from .recipe import SQUEEZE_PARTS, Recipe
+from .recipe.recipe import SQUEEZE_PARTS, Recipe
 from .rng import Stream
-from .sets.condensed import first_difference
-from .sets.imported import import_images
-from .sets.published_sets import PublishedSet, read_published
-from .teachers.teacher import Teacher
 from .tracking import open_trackers
 from .user_functions import source_sha256
+from .workers.distributed import rank, world_size
+from .workers.work import Draw, Fleet, Item, Items
 
 _DATA = "data.json"
 """What tells a run's real images from others."""
@@ -59,21 +55,18 @@ class Run:
     data: Path | None = None
     device: torch.device = field(default_factory=lambda: torch.device("cpu"))
     log: Log = field(default_factory=Log)
-    images: Path | None = None
-    """Published images that `open` imports as the condensed set."""
     track: Sequence[str] = ()
     """Trackers that `open` opens: tensorboard, wandb (tracking.py)."""
     fleet: Fleet = field(default_factory=Fleet)
     """The workers that share the run."""
-    teachers: list[Teacher] = field(default_factory=list)
-    """Those that `squeeze` has made or read in this process."""
-    _published: PublishedSet | None = None
+    kept: dict[str, Any] = field(default_factory=dict)
+    """What stages have read in this process and will ask for again, by name."""
     _skipped: set[str] = field(default_factory=set)
     _inner: list[float] = field(default_factory=list)
     """Seconds of the stages inside each stage that runs."""
 
     def check(self) -> None:
-        """Raises ValueError for a recipe, data or `images` that cannot be used, before anything is written."""
+        """Raises ValueError for a recipe or data that cannot be used, before anything is written."""
         self.recipe.check()
         if self.recipe.recover.batch_size == 0:
             self.recipe = with_batch_size(self.recipe, kept_batch_size(self.out, self.recipe))
@@ -82,8 +75,6 @@ class Run:
         if needed:
             self.real.check_counts(self.recipe.ipc, f"baseline {needed[0]} at ipc {self.recipe.ipc}")
         self.real.check_counts(max(1, self.recipe.squeeze.gate_images), "the teacher gate (squeeze.gate_images)")
-        if self.images is not None:
-            self._published = read_published(self.images, self.real.classes, self.recipe.ipc, self.recipe.dataset)
 
     def _check_data(self) -> None:
         """Raises ValueError if the run was begun with other real images."""
@@ -100,7 +91,7 @@ class Run:
                 )
 
     def open(self) -> None:
-        """Makes the run's folder with its recipe, environment and log, and imports `images`."""
+        """Makes the run's folder with its recipe, environment and log."""
         loader, reason = choose(self.real.train, self.recipe.dataset, self.device)
         self.out.mkdir(parents=True, exist_ok=True)
         if rank() == 0 and not (self.out / _DATA).exists():
@@ -116,8 +107,6 @@ class Run:
         for text in self.real.said:
             self.log.say(f"data: {text}")
         self.log.event("start", recipe=self.recipe.name, sha256=self.recipe.sha256(), versions=self.versions())
-        if self._published is not None:
-            import_images(self._published, self.out / "condensed", self.recipe, self.log)
 
     def record(self) -> None:
         """Writes recipe.toml and environment.json; a recipe that a stage refuses must not replace what is there."""

@@ -7,7 +7,7 @@ from scipy.io import savemat
 from fastcondense.data.arrays import checked_labels, checked_split
 from fastcondense.data.datasets import load
 from fastcondense.data.splits import RealData, Split
-from fastcondense.settings import Dataset
+from fastcondense.recipe.settings import Dataset
 
 IMAGES = np.arange(4 * 2 * 2 * 3, dtype=np.uint8).reshape(4, 2, 2, 3)
 CLASSES = ("a", "b", "c")

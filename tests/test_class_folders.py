@@ -8,7 +8,7 @@ from fastcondense.data.datasets import load
 from fastcondense.loaders.class_folders import find_splits, index_classes
 from fastcondense.loaders.complete import check_files, fault
 from fastcondense.loaders.folder import decode
-from fastcondense.settings import Dataset
+from fastcondense.recipe.settings import Dataset
 
 
 def image(path, level=9, size=8):

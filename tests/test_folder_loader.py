@@ -14,10 +14,11 @@ from fastcondense.data.real import Normalization, split_batches, squares, traini
 from fastcondense.loaders.class_folders import index_folder
 from fastcondense.loaders.folder import FolderLoader, cut_center, cut_window, decode
 from fastcondense.loaders.source import Centered, Faults, Windowed
+from fastcondense.recipe.settings import Dataset
+from fastcondense.recipe.shared import Views
 from fastcondense.rng import Stream
-from fastcondense.settings import Dataset
+from fastcondense.views.windows import windows
 from fastcondense.vision import torchvision
-from fastcondense.windows import Views, windows
 
 transforms = torchvision.transforms
 CPU = torch.device("cpu")

@@ -9,9 +9,9 @@ from torch import nn
 from torch.nn import functional as F
 
 from fastcondense.data.datasets import load
-from fastcondense.settings import Dataset
-from fastcondense.teachers import zoo
-from fastcondense.teachers.gate import check_gate, is_chance, judge
+from fastcondense.networks import zoo
+from fastcondense.recipe.settings import Dataset
+from fastcondense.squeeze.gate import check_gate, is_chance, judge
 from fastcondense.teachers.teacher import Teacher
 
 CPU = torch.device("cpu")

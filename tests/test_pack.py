@@ -19,7 +19,7 @@ from fastcondense.loaders.beton import HEADER, JPEG, RAW, Sidecar, read_beton
 from fastcondense.loaders.class_folders import index_folder
 from fastcondense.loaders.folder import decode
 from fastcondense.loaders.pack import Packing, pack
-from fastcondense.settings import Dataset
+from fastcondense.recipe.settings import Dataset
 
 
 @pytest.fixture(scope="module")

@@ -16,7 +16,7 @@ import numpy as np
 
 from ..files import read_lines
 from ..loaders.beton import read_beton
-from ..settings import Dataset
+from ..recipe.settings import Dataset
 from .arrays import checked_labels, checked_split
 from .image_folders import read_folders, read_tiny_imagenet
 from .splits import RealData, Split

@@ -24,7 +24,7 @@ from .. import vision
 from ..files import read_json
 from ..loaders.class_folders import index_classes
 from ..loaders.folder import ImageFile
-from ..settings import Dataset
+from ..recipe.settings import Dataset
 from . import parquet_sets, tensor_sets
 from .condensed import CondensedSet
 from .listing import Listing, Picture, decode

@@ -15,7 +15,7 @@ from torch import Tensor
 from ..data.arrays import checked_labels
 from ..data.real import Normalization
 from ..files import read_checkpoint, read_json, read_tensors, write_tensors
-from ..settings import Dataset
+from ..recipe.settings import Dataset
 from .condensed import CondensedSet
 from .listing import Listing, Picture
 from .parts import in_order

@@ -1,0 +1,66 @@
+"""Number formats of the networks' arithmetic. Images, statistics, losses and optimiser states are always float32."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from contextlib import contextmanager
+from typing import Any
+
+import torch
+from torch import nn
+
+from ..recipe.shared import Precision
+
+_NETWORK_DTYPES = {"fp32": torch.float32, "tf32": torch.float32, "bf16": torch.bfloat16}
+
+
+def network_dtype(precision: Precision) -> torch.dtype:
+    """Type of a frozen network's weights and feature maps."""
+    return _NETWORK_DTYPES[precision]
+
+
+@contextmanager
+def arithmetic(precision: Precision, is_reproducible: bool = True) -> Iterator[None]:
+    """Sets what a GPU's float32 products round to, and that cuDNN takes the same deterministic algorithms each time;
+    without is_reproducible, those that it finds to be fastest."""
+    backends: Any = torch.backends  # torch's annotations lack some of these
+    matmul, conv, cudnn = backends.cuda.matmul, backends.cudnn.conv, backends.cudnn
+    before = matmul.fp32_precision, conv.fp32_precision, cudnn.deterministic, cudnn.benchmark
+    fp32 = "tf32" if precision == "tf32" else "ieee"
+    matmul.fp32_precision, conv.fp32_precision, cudnn.deterministic, cudnn.benchmark = (
+        fp32,
+        fp32,
+        is_reproducible,
+        not is_reproducible,
+    )
+    try:
+        yield
+    finally:
+        matmul.fp32_precision, conv.fp32_precision, cudnn.deterministic, cudnn.benchmark = before
+
+
+@contextmanager
+def one_thread(device: torch.device) -> Iterator[None]:
+    """On a CPU the block runs on one thread: oneDNN's convolutions split sums in a way that depends on their number."""
+    before = torch.get_num_threads()
+    if device.type == "cpu":
+        torch.set_num_threads(1)
+    try:
+        yield
+    finally:
+        torch.set_num_threads(before)
+
+
+def mixed(precision: Precision, device: torch.device) -> torch.autocast:
+    """Autocast for a network in training: bf16 where it is safe, float32 master weights; nothing for the others."""
+    return torch.autocast(device.type, torch.bfloat16, enabled=precision == "bf16")
+
+
+def cast(net: nn.Module, dtype: torch.dtype, kept: tuple[type[nn.Module], ...]) -> None:
+    """Casts floating-point weights and buffers in place, except those of modules of the types `kept`."""
+    for module in net.modules():
+        if isinstance(module, kept):
+            continue
+        for tensor in (*module.parameters(recurse=False), *module.buffers(recurse=False)):
+            if tensor.is_floating_point():
+                tensor.data = tensor.data.to(dtype)

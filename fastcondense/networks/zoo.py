@@ -1,0 +1,305 @@
+"""Architectures by name: zoo/NAME for small images, torchvision/NAME, timm/NAME, or the user's own module:function."""
+
+from __future__ import annotations
+
+import difflib
+from collections.abc import Callable
+from functools import partial
+from itertools import pairwise
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+from torch.nn import functional as F
+
+from .. import vision
+from ..recipe.settings import PixelStatistics
+from ..user_functions import load_function
+
+_STATISTICS = "pixel_statistics"  # an attribute of pretrained networks
+
+
+def build(architecture: str, num_classes: int, weights: str | None = None) -> nn.Module:
+    """An untrained network, or a pretrained one of torchvision (a weights name) or timm (a tag), "default" for theirs.
+
+    Raises ValueError for an unknown name, with the nearest one, and for weights that do not exist.
+    """
+    if ":" in architecture:
+        try:
+            return load_function(architecture, "architecture")(num_classes=num_classes)
+        except TypeError as error:
+            raise ValueError(f"architecture {architecture!r} must take num_classes=...: {error}") from None
+    source, _, name = architecture.partition("/")
+    if source == "zoo":
+        if weights is not None:
+            raise ValueError(f"{architecture} has no pretrained weights; use train or a checkpoint file")
+        return _known(name, ZOO, "zoo")(num_classes)
+    if source == "torchvision":
+        models = vision.torchvision.models
+        make = _known(name, {key: key for key in models.list_models(module=models)}, source)
+        if weights is None:
+            return models.get_model(make, weights=None, num_classes=num_classes)
+        known = [entry.name for entry in models.get_model_weights(make)]
+        entry = "DEFAULT" if weights == "default" else _known(weights, {key: key for key in known}, make)
+        net = models.get_model(make, weights=entry)
+        transform = models.get_model_weights(make)[entry].transforms()
+        setattr(net, _STATISTICS, (tuple(transform.mean), tuple(transform.std)))
+        return net
+    if source == "timm":
+        if not vision.timm.is_model(name):
+            near = difflib.get_close_matches(name, vision.timm.list_models(), 1, 0.0)[0]
+            raise ValueError(f"timm has no model {name!r}; the nearest is {near!r}")
+        if weights is None:
+            return vision.timm.create_model(name, num_classes=num_classes)
+        net = vision.timm.create_model(name if weights == "default" else f"{name}.{weights}", pretrained=True)
+        setattr(net, _STATISTICS, (tuple(net.pretrained_cfg["mean"]), tuple(net.pretrained_cfg["std"])))
+        return net
+    raise ValueError(f"architecture {architecture!r} must be zoo/NAME, torchvision/NAME, timm/NAME or module:function")
+
+
+def pixel_statistics(net: nn.Module) -> PixelStatistics | None:
+    """Mean and deviation of the pixels that a pretrained network of torchvision or timm was trained on, as its weights'
+    configuration says; None if nothing says it, or if the weights are others.
+    """
+    return getattr(net, _STATISTICS, None)
+
+
+def _known(name: str, table: dict, source: str):
+    if name not in table:
+        near = difflib.get_close_matches(name, table, 1, 0.0)[0]
+        raise ValueError(f"{source} has no {name!r}; the nearest is {near!r}")
+    return table[name]
+
+
+# --- networks for small images ---------------------------------------------------------------------------------------
+
+
+def _small_resnet(name: str) -> Callable[[int], nn.Module]:
+    """torchvision's ResNet with the CIFAR stem: a 3x3 convolution of stride 1 and no max-pool."""
+
+    def make(num_classes: int) -> nn.Module:
+        net = vision.torchvision.models.get_model(name, weights=None, num_classes=num_classes)
+        net.conv1 = nn.Conv2d(3, 64, 3, padding=1, bias=False)
+        nn.init.kaiming_normal_(net.conv1.weight, mode="fan_out", nonlinearity="relu")
+        net.maxpool = nn.Identity()
+        return net
+
+    return make
+
+
+class ConvNet(nn.Module):
+    """Blocks of 3x3 convolution, BatchNorm, ReLU and 2x2 average pooling, then global pooling and a linear layer.
+
+    The network of the dataset-condensation literature (Gidaris and Komodakis, CVPR'18), with BatchNorm; pooling stops
+    where one pixel is left, and the head pools globally, so any image size works.
+    """
+
+    def __init__(self, num_classes: int, depth: int = 3, width: int = 128):
+        super().__init__()
+        channels = [3] + [width] * depth
+        self.convs = nn.ModuleList(nn.Conv2d(a, b, 3, padding=1, bias=False) for a, b in pairwise(channels))
+        self.norms = nn.ModuleList(nn.BatchNorm2d(width) for _ in range(depth))
+        self.relu = nn.ReLU()
+        self.pool = nn.AvgPool2d(2, ceil_mode=True)
+        self.last_pool = nn.AdaptiveAvgPool2d(1)
+        self.head = nn.Linear(width, num_classes)
+
+    def forward(self, x: Tensor) -> Tensor:
+        for conv, norm in zip(self.convs, self.norms, strict=True):
+            x = self.pool(self.relu(norm(conv(x))))
+        return self.head(self.last_pool(x).flatten(1))
+
+
+class InstanceConvNet(nn.Module):
+    """`ConvNet` with instance normalisation, a GroupNorm of one channel a group, and a head that is not pooled.
+
+    G-VBSM's and EDC's ConvNets: the head sees the whole last map of a 32-pixel image; other sizes are pooled to that.
+    """
+
+    def __init__(self, num_classes: int, depth: int = 3, width: int = 128):
+        super().__init__()
+        channels, side = [3] + [width] * depth, 32 >> depth
+        self.convs = nn.ModuleList(nn.Conv2d(a, b, 3, padding=1, bias=False) for a, b in pairwise(channels))
+        self.norms = nn.ModuleList(nn.GroupNorm(width, width) for _ in range(depth))
+        self.relu = nn.ReLU()
+        self.pool = nn.AvgPool2d(2, ceil_mode=True)
+        self.last_pool = nn.AdaptiveAvgPool2d(side)
+        self.head = nn.Linear(width * side**2, num_classes)
+
+    def forward(self, x: Tensor) -> Tensor:
+        for conv, norm in zip(self.convs, self.norms, strict=True):
+            x = self.pool(self.relu(norm(conv(x))))
+        return self.head(self.last_pool(x).flatten(1))
+
+
+class _PooledBlock(nn.Module):
+    def __init__(self, inputs: int, outputs: int, stride: int):
+        super().__init__()
+        self.conv1, self.norm1 = nn.Conv2d(inputs, outputs, 3, padding=1, bias=False), nn.GroupNorm(outputs, outputs)
+        self.conv2, self.norm2 = nn.Conv2d(outputs, outputs, 3, padding=1, bias=False), nn.GroupNorm(outputs, outputs)
+        self.pool = nn.AvgPool2d(stride, ceil_mode=True) if stride > 1 else nn.Identity()
+        self.shortcut: nn.Module = nn.Identity()
+        if stride > 1 or inputs != outputs:
+            conv = nn.Conv2d(inputs, outputs, 1, bias=False)
+            self.shortcut = nn.Sequential(conv, nn.AvgPool2d(stride, ceil_mode=True), nn.GroupNorm(outputs, outputs))
+
+    def forward(self, x: Tensor) -> Tensor:
+        y = self.pool(F.relu(self.norm1(self.conv1(x))))
+        return F.relu(self.norm2(self.conv2(y)) + self.shortcut(x))
+
+
+class PooledResNet(nn.Module):
+    """ResNet-AP of IDC: ResNet of basic blocks with instance norms, and average pooling where others have strides.
+
+    The stem is a 7x7 convolution pooled by 4 above 128 pixels, 3x3 pooled by 2 above 64, and 3x3 below.
+    """
+
+    def __init__(self, num_classes: int, blocks: tuple[int, ...] = (1, 1, 1, 1), size: int = 224):
+        super().__init__()
+        kernel, self.stem_pool = (7, 4) if size > 128 else (3, 2 if size > 64 else 1)
+        self.conv, self.norm = nn.Conv2d(3, 64, kernel, padding=kernel // 2, bias=False), nn.GroupNorm(64, 64)
+        layers, inputs = list[nn.Module](), 64
+        for stage, count in enumerate(blocks):
+            for k in range(count):
+                layers.append(_PooledBlock(inputs, 64 << stage, 2 if stage and k == 0 else 1))
+                inputs = 64 << stage
+        self.blocks = nn.Sequential(*layers)
+        self.last_pool = nn.AdaptiveAvgPool2d(1)
+        self.head = nn.Linear(inputs, num_classes)
+        for module in self.modules():
+            if isinstance(module, nn.Conv2d):
+                nn.init.kaiming_normal_(module.weight, mode="fan_out", nonlinearity="relu")
+
+    def forward(self, x: Tensor) -> Tensor:
+        x = F.avg_pool2d(F.relu(self.norm(self.conv(x))), self.stem_pool)
+        return self.head(self.last_pool(self.blocks(x)).flatten(1))
+
+
+class _WideBlock(nn.Module):
+    def __init__(self, inputs: int, outputs: int, stride: int):
+        super().__init__()
+        self.norm1, self.relu1 = nn.BatchNorm2d(inputs), nn.ReLU()
+        self.conv1 = nn.Conv2d(inputs, outputs, 3, stride, 1, bias=False)
+        self.norm2, self.relu2 = nn.BatchNorm2d(outputs), nn.ReLU()
+        self.conv2 = nn.Conv2d(outputs, outputs, 3, 1, 1, bias=False)
+        self.shortcut = None if inputs == outputs else nn.Conv2d(inputs, outputs, 1, stride, bias=False)
+
+    def forward(self, x: Tensor) -> Tensor:
+        y = self.relu1(self.norm1(x))
+        z = self.conv2(self.relu2(self.norm2(self.conv1(y))))
+        return z + (x if self.shortcut is None else self.shortcut(y))
+
+
+class WideResNet(nn.Module):
+    """Wide residual network (Zagoruyko and Komodakis, BMVC'16): depth 6 n + 4, widths 16, 16 k, 32 k, 64 k."""
+
+    def __init__(self, num_classes: int, depth: int = 16, widen: int = 2):
+        super().__init__()
+        num_blocks = (depth - 4) // 6
+        widths = [16, 16 * widen, 32 * widen, 64 * widen]
+        self.conv = nn.Conv2d(3, 16, 3, padding=1, bias=False)
+        blocks = []
+        for stage in range(3):
+            for k in range(num_blocks):
+                inputs = widths[stage] if k == 0 else widths[stage + 1]
+                blocks.append(_WideBlock(inputs, widths[stage + 1], 2 if stage and k == 0 else 1))
+        self.blocks = nn.Sequential(*blocks)
+        self.norm, self.relu = nn.BatchNorm2d(widths[3]), nn.ReLU()
+        self.head = nn.Linear(widths[3], num_classes)
+        for module in self.modules():
+            if isinstance(module, nn.Conv2d):
+                nn.init.kaiming_normal_(module.weight, mode="fan_out", nonlinearity="relu")
+
+    def forward(self, x: Tensor) -> Tensor:
+        x = self.relu(self.norm(self.blocks(self.conv(x))))
+        return self.head(x.mean((2, 3)))
+
+
+class _OptionABlock(nn.Module):
+    def __init__(self, inputs: int, outputs: int, stride: int):
+        super().__init__()
+        self.conv1 = nn.Conv2d(inputs, outputs, 3, stride, 1, bias=False)
+        self.bn1 = nn.BatchNorm2d(outputs)
+        self.conv2 = nn.Conv2d(outputs, outputs, 3, 1, 1, bias=False)
+        self.bn2 = nn.BatchNorm2d(outputs)
+        self.extra, self.stride = outputs - inputs, stride
+
+    def forward(self, x: Tensor) -> Tensor:
+        y = self.bn2(self.conv2(F.relu(self.bn1(self.conv1(x)))))
+        if self.extra:  # parameter-free shortcut: every second pixel, new channels zero on both sides
+            x = F.pad(
+                x[:, :, :: self.stride, :: self.stride], (0, 0, 0, 0, self.extra // 2, self.extra - self.extra // 2)
+            )
+        return F.relu(y + x)
+
+
+class CifarResNet(nn.Module):
+    """The thin CIFAR ResNet of He et al. (CVPR'16, section 4.2) with option A shortcuts: depth 6 n + 2."""
+
+    def __init__(self, num_classes: int, depth: int = 20):
+        super().__init__()
+        self.conv1, self.bn1 = nn.Conv2d(3, 16, 3, padding=1, bias=False), nn.BatchNorm2d(16)
+        stages = []
+        for inputs, outputs, stride in ((16, 16, 1), (16, 32, 2), (32, 64, 2)):
+            blocks = [_OptionABlock(inputs, outputs, stride)]
+            blocks += [_OptionABlock(outputs, outputs, 1) for _ in range((depth - 2) // 6 - 1)]
+            stages.append(nn.Sequential(*blocks))
+        self.layer1, self.layer2, self.layer3 = stages
+        self.linear = nn.Linear(64, num_classes)
+        for module in self.modules():
+            if isinstance(module, nn.Conv2d):
+                nn.init.kaiming_normal_(module.weight)
+
+    def forward(self, x: Tensor) -> Tensor:
+        x = F.relu(self.bn1(self.conv1(x)))
+        return self.linear(self.layer3(self.layer2(self.layer1(x))).mean((2, 3)))
+
+
+def _small_shufflenet(name: str) -> Callable[[int], nn.Module]:
+    """torchvision's ShuffleNetV2 with a stem of stride 1 and no max-pool."""
+
+    def make(num_classes: int) -> nn.Module:
+        net = vision.torchvision.models.get_model(name, weights=None, num_classes=num_classes)
+        net.conv1[0].stride = (1, 1)
+        net.maxpool = nn.Identity()
+        return net
+
+    return make
+
+
+def _small_densenet(num_classes: int) -> nn.Module:
+    """torchvision's DenseNet-121 with a stem that is a 3x3 convolution of stride 1 alone: no norm and no pooling."""
+    net = vision.torchvision.models.densenet121(num_classes=num_classes)
+    net.features.conv0 = nn.Conv2d(3, 64, 3, padding=1, bias=False)
+    nn.init.kaiming_normal_(net.features.conv0.weight)
+    for name in ("norm0", "relu0", "pool0"):
+        net.features.set_submodule(name, nn.Identity())
+    return net
+
+
+ZOO: dict[str, Callable[[int], nn.Module]] = {
+    **{name: _small_resnet(name) for name in ("resnet18", "resnet34", "resnet50", "resnet101")},
+    **{f"convnet{depth}": partial(ConvNet, depth=depth) for depth in (1, 2, 3, 4, 5, 6)},
+    "convnet3_w32": lambda n: ConvNet(n, 3, 32),
+    "convnet3_w64": lambda n: ConvNet(n, 3, 64),
+    "convnet1_in": lambda n: InstanceConvNet(n, 1),
+    "convnet2_in": lambda n: InstanceConvNet(n, 2),
+    "convnet3_in": lambda n: InstanceConvNet(n, 3),
+    "convnet2_w32_in": lambda n: InstanceConvNet(n, 2, 32),
+    "convnet3_w32_in": lambda n: InstanceConvNet(n, 3, 32),
+    "resnet10_ap_in": lambda n: PooledResNet(n),
+    "resnet10_ap_in_small": lambda n: PooledResNet(n, size=64),
+    "resnet20": lambda n: CifarResNet(n, 20),
+    "resnet56": lambda n: CifarResNet(n, 56),
+    "wrn16_2": lambda n: WideResNet(n, 16, 2),
+    "densenet121": _small_densenet,
+    "mobilenet_v2": lambda n: vision.torchvision.models.mobilenet_v2(num_classes=n, width_mult=0.5),
+    "shufflenet_v2_x0_5": _small_shufflenet("shufflenet_v2_x0_5"),
+    "shufflenet_v2_x1_0": _small_shufflenet("shufflenet_v2_x1_0"),
+}
+
+
+def channels_last(net: nn.Module, device: torch.device | None = None) -> nn.Module:
+    """`net` with its weights in the channels_last layout, on `device` if one is given; in place."""
+    anything: Any = net  # torch's annotations of Module.to lack memory_format
+    return anything.to(device=device, memory_format=torch.channels_last)
