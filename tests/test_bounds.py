@@ -7,9 +7,9 @@ from typing import Annotated
 
 import pytest
 
-from fastcondense.bounds import AtLeast, Count, Decay, PositiveFloat, Share, ShareAboveZero, Within, check_bounds
 from fastcondense.options import parse_stage
 from fastcondense.recipe import recipe
+from fastcondense.recipe.bounds import AtLeast, Count, Decay, PositiveFloat, Share, ShareAboveZero, Within, check_bounds
 from fastcondense.recipe.recipe import Recipe
 
 

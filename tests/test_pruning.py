@@ -11,7 +11,7 @@ import torch
 from small import frozen_network
 
 from fastcondense.data.jobs import jobs
-from fastcondense.kernels.patch_moments import patch_moments_reference
+from fastcondense.kernels.patch_moments.definition import patch_moments_reference
 from fastcondense.log import Log
 from fastcondense.recipe.recipe import load
 from fastcondense.recipe.settings import Dataset

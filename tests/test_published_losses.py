@@ -13,10 +13,9 @@ from torch import nn
 from torch.nn import functional as F
 
 from fastcondense.kernels.crop import crop
-from fastcondense.kernels.image_prior import image_prior
 from fastcondense.networks import zoo
 from fastcondense.recipe.settings import Dataset
-from fastcondense.recover.regularizers import densification, flatness
+from fastcondense.recover.regularizers import densification, flatness, image_priors
 from fastcondense.statistics.matching import Matching, layer_weights
 from fastcondense.teachers.teacher import Teacher
 
@@ -183,7 +182,7 @@ def test_sre2l(architecture, window):
     views = view(images, window)
     logits, moments = teacher(views)
     matching = Matching([(1.0, teacher.matched_targets())], layer_weights(len(teacher.layers)))
-    variation, norm = image_prior(views)
+    variation, norm = image_priors(views)
     loss = F.cross_entropy(logits, teacher.outputs[labels]) + weight * matching(moments)
     loss = loss + tv_weight * variation + l2_weight * norm
     assert_same(loss, images, expected, truth)

@@ -15,8 +15,8 @@ from ..loaders.folder import cut_center
 from ..loaders.prefetch import on_device
 from ..loaders.source import Centered, Windowed
 from ..recipe.settings import Dataset
+from ..recipe.shared import Views
 from ..rng import Stream
-from ..views.ranges import Views
 from ..views.windows import windows
 from .datasets import Split
 from .sources import open_source

@@ -9,7 +9,7 @@ from typing import Any
 import torch
 from torch import nn
 
-from ..recipe.settings import Precision
+from ..recipe.shared import Precision
 
 _NETWORK_DTYPES = {"fp32": torch.float32, "tf32": torch.float32, "bf16": torch.bfloat16}
 

@@ -5,8 +5,8 @@ from __future__ import annotations
 from dataclasses import dataclass
 from typing import Literal
 
-from ..bounds import Count, CountOrZero, Decay, Share
-from ..views.ranges import Operation
+from .bounds import Count, CountOrZero, Decay, Share
+from .shared import Operation
 
 MOST_TILES = 128  # tiles of a class in a step, IDC's
 

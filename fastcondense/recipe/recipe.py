@@ -21,8 +21,8 @@ from typing import Annotated, Any, Literal
 
 import tomli_w
 
-from ..bounds import Count, Within, check_bounds
-from ..views.ranges import Views
+from ..recipe.shared import Views
+from .bounds import Count, Within, check_bounds
 from .recover import Recover
 from .settings import Dataset, Evaluate, Labels, Ranking, Squeeze, Train
 

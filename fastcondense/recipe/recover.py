@@ -5,10 +5,9 @@ from __future__ import annotations
 from dataclasses import dataclass, field
 from typing import Literal
 
-from ..bounds import Count, CountOrZero, Decay, ShareAboveZero
-from ..views.ranges import Views
+from .bounds import Count, CountOrZero, Decay, ShareAboveZero
 from .gradients import Gradients
-from .settings import Precision
+from .shared import Precision, Views
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -8,11 +8,8 @@ from __future__ import annotations
 from dataclasses import dataclass, field
 from typing import Annotated, Literal
 
-from ..bounds import AtLeast, Count, CountOrZero, Decay, PositiveFloat, Share, ShareAboveZero, Within
-from ..views.ranges import Operation, Views
-
-Precision = Literal["fp32", "tf32", "bf16"]
-"""fp32: IEEE single; tf32: the same, but a GPU's matrix units round their inputs to 10 bits; bf16: weights and maps."""
+from .bounds import AtLeast, Count, CountOrZero, Decay, PositiveFloat, Share, ShareAboveZero, Within
+from .shared import Operation, Precision, Views
 
 
 @dataclass(frozen=True, kw_only=True)

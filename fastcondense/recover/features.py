@@ -20,12 +20,12 @@ from ..kernels.pixel_adam import pixel_adam
 from ..networks.graph import Graphs
 from ..networks.precision import arithmetic, network_dtype
 from ..recipe.recipe import Recipe
+from ..recipe.shared import Operation
 from ..rng import Stream
 from ..sets.record import Record
 from ..teachers.cut import Cut
 from ..teachers.teacher import Teacher
 from ..views.augment import augment, augmentations
-from ..views.ranges import Operation
 from ..views.tiles import strip_bounds
 from ..workers.background import prepare
 from .recording import SnapshotRecorder

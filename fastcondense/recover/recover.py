@@ -16,7 +16,6 @@ from ..data.jobs import Job
 from ..data.noise import InitialImages, noise
 from ..data.real import Normalization
 from ..kernels.crop import crop
-from ..kernels.image_prior import image_prior
 from ..kernels.pixel_adam import pixel_adam
 from ..networks.graph import Graphs
 from ..networks.precision import arithmetic, network_dtype
@@ -28,7 +27,7 @@ from ..teachers.teacher import Teacher
 from ..workers.background import prepare
 from .canvas import Canvas, resized
 from .recording import JobRecorder
-from .regularizers import densification, flatness, own_loss
+from .regularizers import densification, flatness, image_priors, own_loss
 from .schedule import Turn, learning_rates, live_layers, stages, turns, window_table
 from .unfinished import State, Unfinished, remaining
 
@@ -154,7 +153,7 @@ class RecoverStep:
         entropy, matching = sum(entropies[1:], entropies[0]), sum(distances[1:], distances[0])
         total = sum(own_terms, entropy + matching)
         if recover.tv_weight or recover.l2_weight:
-            variation, norm = image_prior(views)
+            variation, norm = image_priors(views)
             total = total + recover.tv_weight * variation + recover.l2_weight * norm
         if recover.densification_weight:
             num_classes = len(images) // self.num_slots

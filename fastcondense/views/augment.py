@@ -16,8 +16,8 @@ from torch import Tensor
 from torch.nn import functional as F
 
 from ..kernels.crop import crop
+from ..recipe.shared import Operation
 from ..rng import Array, Stream
-from .ranges import Operation
 
 FLIP, BRIGHTNESS, SATURATION, CONTRAST, SHIFT_Y, SHIFT_X, SCALE_Y, SCALE_X, ANGLE = range(9)
 CUT_TOP, CUT_BOTTOM, CUT_LEFT, CUT_RIGHT = range(9, 13)

@@ -13,8 +13,8 @@ from typing import Any
 import numpy as np
 import torch
 
+from ..recipe.shared import Views
 from ..rng import Array, Stream
-from .ranges import Views
 
 TOP, LEFT, HEIGHT, WIDTH, FLIP, ROLL_Y, ROLL_X = range(7)
 _ATTEMPTS = 10  # torchvision's RandomResizedCrop tries as often before it falls back
