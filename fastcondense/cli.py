@@ -18,10 +18,9 @@ from . import __version__, distributed, recipe, stages
 from .data.pack import PackOptions, pack_folders
 from .devices import choose_device
 from .fleet import interrupt, lock
-from .fleet.launch import TRY_AGAIN, launch
-from .fleet.notes import refuse, report_cut
+from .fleet.launch import launch, refuse
 from .fleet.status import StatusOptions, status
-from .fleet.work import Cut, Fleet
+from .jobs import with_batch_size
 from .log import Log
 from .options import Options, parse_plan, parse_stage, parse_tool
 from .planning.table import PlanOptions, plan
@@ -43,6 +42,12 @@ STAGES: dict[str, tuple[Callable[[Run], object], str]] = {
         "write report.html of what the run has made so far: images, losses, features, accuracy, costs",
     ),
 }
+# of these commands a second launch on the run takes its part, and leaves to the first what only one may do
+HELPED: dict[str, Callable[[Run], object]] = {
+    "run": stages.recover,
+    "squeeze": stages.squeeze,
+    "recover": stages.recover,
+}
 PLAN = "RECIPE --gpus N: say what a run will need, before it: jobs, memory, disk and time, from a short measurement"
 # what works on files, not on a run: a function of its options and a log, which returns the exit status or None for 0
 TOOLS: dict[str, tuple[Callable[[Any, Log], int | None], type, str]] = {
@@ -59,15 +64,13 @@ def main(arguments: list[str] | None = None) -> int:
     arguments = sys.argv[1:] if arguments is None else arguments
     try:
         return _main(arguments)
-    except KeyboardInterrupt as signal:
-        if not distributed.is_launched():  # else the launcher says so
-            _complain("interrupted; the same command goes on from here")
-        return interrupt.status_of(signal)
-    except Cut as error:
-        _complain(str(error))
-        report_cut()
-        _end(TRY_AGAIN)
-    except (ValueError, OSError, torch.OutOfMemoryError) as error:
+    except BaseException as error:
+        if isinstance(error, KeyboardInterrupt) or interrupt.is_requested():  # libraries may raise what they like then
+            if not distributed.is_launched():  # else the launcher says so
+                sys.stderr.write(interrupt.NOTICE)
+            return interrupt.status_of(error)
+        if not isinstance(error, (ValueError, OSError, torch.OutOfMemoryError)):
+            raise
         if os.environ.get("FASTCONDENSE_TRACEBACK"):
             traceback.print_exc()
         text = " ".join(str(error).split())
@@ -119,19 +122,31 @@ def _run(command: str, options: Options, stage: Callable[[Run], object], is_work
     device = choose_device("cpu" if options.launch.gpus == 0 else options.device)
     if is_worker:
         device = distributed.join(device)
-        report_cut(False)
     log = Log(is_silent=distributed.rank() > 0)
-    run = Run(options.settings, options.out, options.data, device, log, options.images, options.track, Fleet.joined())
+    run = Run(options.settings, options.out, options.data, device, log, options.images, options.track)
     run.check()
-    with contextlib.closing(log), lock.locked(options.out):
+    with contextlib.closing(log), lock.locked(options.out, _share(command, options, device)) as is_helper:
         if options.bundle is not None:
             with distributed.first_alone():
                 unpack(options.bundle, options.out)
-        run.open()
+        run.open(is_helper=is_helper)
         with run.cost(command):
-            stage(run)
-        run.record()
+            (HELPED[command] if is_helper else stage)(run)
+        if is_helper:
+            log.say(f"helped another launch on {options.out}, which does what is left of the run")
+        elif not distributed.rank():
+            run.record()
     distributed.leave()
+
+
+def _share(command: str, options: Options, device: torch.device) -> str:
+    """What launches have in common that may work on a run side by side, because they make the same bits; nothing if
+    this one must be alone."""
+    settings = options.settings
+    if command not in HELPED or settings.recover.split or options.images is not None or options.bundle is not None:
+        return ""
+    # batch_size 0 becomes what fits, and the run's from then on
+    return f"{with_batch_size(settings, 0).sha256()} {device.type} torch {torch.__version__} {__version__}"
 
 
 def _bench(arguments: list[str]) -> int:

@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import contextlib
+import os
 import platform
+import socket
 import time
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, field
@@ -22,7 +24,7 @@ from .data.real import EvaluationImages, Normalization, squares
 from .data.sources import choose, skipped
 from .distributed import rank, world_size
 from .files import write_atomic, write_json
-from .fleet.work import Draw, Fleet, Item, Items
+from .fleet.work import Draw, Item, Items, draw
 from .jobs import kept_batch_size, with_batch_size
 from .log import Log
 from .recipe import SQUEEZE_PARTS, Recipe
@@ -59,8 +61,6 @@ class Run:
     """Published images that `open` imports as the condensed set."""
     track: Sequence[str] = ()
     """Trackers that `open` opens: tensorboard, wandb (tracking.py)."""
-    fleet: Fleet = field(default_factory=Fleet)
-    """The workers that share the run."""
     teachers: list[Teacher] = field(default_factory=list)
     """Those that `squeeze` has made or read in this process."""
     _published: PublishedSet | None = None
@@ -80,8 +80,11 @@ class Run:
         if self.images is not None:
             self._published = read_published(self.images, self.real.classes, self.recipe.ipc, self.recipe.dataset)
 
-    def open(self) -> None:
-        """Makes the run's folder with its recipe, environment and log, and imports `images`."""
+    def open(self, *, is_helper: bool = False) -> None:
+        """Makes the run's folder with its recipe, environment and log, and imports `images`.
+
+        is_helper: another launch works in the folder already, and this one has a log of its own beside.
+        """
         loader, reason = choose(self.real.train, self.recipe.dataset, self.device)
         self.out.mkdir(parents=True, exist_ok=True)
         if rank() == 0:
@@ -89,7 +92,8 @@ class Run:
             self.log.trackers = open_trackers(self.track, self.out, self.recipe.name, settings)
         if not (self.out / "recipe.toml").exists():
             self.record()
-        self.log.path = self.out / (f"log-{rank()}.jsonl" if rank() else "log.jsonl")
+        helper = f"-{socket.gethostname()}-{os.getpid()}" if is_helper else ""
+        self.log.path = self.out / (f"log-{rank()}{helper}.jsonl" if rank() or is_helper else "log.jsonl")
         self.log.say(f"loader: {loader}; {reason}")
         self.log.event("start", recipe=self.recipe.name, sha256=self.recipe.sha256(), versions=self.versions())
         if self._published is not None:
@@ -97,8 +101,6 @@ class Run:
 
     def record(self) -> None:
         """Writes recipe.toml and environment.json; a recipe that a stage refuses must not replace what is there."""
-        if rank():
-            return
         write_atomic(self.out / "recipe.toml", self.recipe.to_toml().encode())
         loader, _ = choose(self.real.train, self.recipe.dataset, self.device)
         where = {"device": str(self.device), "loader": loader, "data": str(self.data.resolve()) if self.data else None}
@@ -145,11 +147,11 @@ class Run:
             order = order[~np.isin(order, np.delete(ids, read))]
 
     def share(self, what: str, items: Items[Item]) -> Iterator[Draw[Item]]:
-        """This worker's part of work that all workers of the run share, with progress; see `Fleet.draw`."""
+        """This process' part of work that all processes on the run share, with progress; see `draw`."""
         first = sum(map(items.is_finished, items.items))
         with self.log.progress(what, len(items.items), first) as show:
-            for number, draw in enumerate(self.fleet.draw(items)):
-                yield draw
+            for number, drawn in enumerate(draw(items)):
+                yield drawn
                 show(first + number + 1)
 
     @contextlib.contextmanager

@@ -11,7 +11,7 @@ import itertools
 
 import torch
 
-from ..distributed import first_alone
+from ..fleet.work import Items, draw
 from ..jobs import jobs, kept_batch_size, with_batch_size
 from ..recipe import Recipe
 from ..recover_settings import Recover
@@ -82,7 +82,8 @@ def _refusal(recipe: Recipe, num_images: int, footprint: Footprint, free: int) -
 def settle(run: Run) -> None:
     """Before a run's recover does anything: chooses recover.batch_size if it is 0, and refuses jobs that do not fit.
 
-    Rank 0 chooses, and the others find what it has written. Raises ValueError that names the largest job that fits.
+    One process chooses, and the others find what it has written. Raises ValueError that names the largest job that
+    fits.
     """
     recipe, num_classes = run.recipe, len(run.real.classes)
     if recipe.recover.batch_size:
@@ -92,10 +93,8 @@ def settle(run: Run) -> None:
             free, footprint = usable_bytes(run.device), recover_footprint(recipe, num_classes, run.device)
             check_fits(recipe, num_classes, footprint, free)
         return
-    with first_alone():
-        if kept := kept_batch_size(run.out, recipe):
-            run.recipe = with_batch_size(recipe, kept)
-            return
+    sizes = Items("batch-size", run.out, [0], lambda _: kept_batch_size(run.out, recipe) > 0)
+    for _ in draw(sizes):
         if not has_step(recipe):
             raise ValueError("recover.batch_size 0 needs recover.objective statistics and recover.iterations above 0")
         free, footprint = usable_bytes(run.device), recover_footprint(recipe, num_classes, run.device)
@@ -106,3 +105,4 @@ def settle(run: Run) -> None:
             f"needs {bytes_in_words(footprint.at(size))} of the {bytes_in_words(free)} that it may take"
         )
         run.record()
+    run.recipe = with_batch_size(recipe, kept_batch_size(run.out, recipe))

@@ -65,6 +65,8 @@ def recover(run: Run) -> None:
         is_split = recipe.recover.split and world_size() > 1
         with one_thread(run.device) if recipe.recover.reproducible else contextlib.nullcontext():
             (_recover_together if is_split else _recover)(run, teachers, made, everything)
+    for rest in folder.glob("unfinished-*.safetensors"):  # of processes that were killed, or taken for lost
+        rest.unlink(missing_ok=True)
     _note_size(run)
 
 
@@ -76,7 +78,7 @@ def _recover(run: Run, teachers: list[Teacher], made: Made, everything: list[Job
     if needs is None:  # the largest first, so that no worker is left with one at the end
         everything = sorted(everything, key=lambda job: (-job.num_images, job.index))
     with Writer() as writer:
-        work = Items(f"jobs of {folder}", everything, made.is_finished, needs, writer.settle)
+        work = Items("jobs", folder, everything, made.is_finished, needs, writer.settle)
         for job, ahead in run.share("recover", work):
             carried = read_running_means(folder, job.index - 1) if is_carried and job.index else None
             unfinished = Unfinished.of(folder, job, made.identity)
@@ -138,7 +140,8 @@ class Made:
         metadata = {"seconds": f"{seconds:.3f}", "images": "uint8 NCHW, RGB"}
         metadata |= {"recipe": self.identity, "cells": _cells(job)}
         images, losses, means, record = recovered
-        write_shard(self.folder, job, images, losses, means, metadata, record)
+        if not self.is_finished(job):  # else this process was taken for lost, and another has done it meanwhile
+            write_shard(self.folder, job, images, losses, means, metadata, record)
         unfinished.remove()
         total, entropy, matching = losses[-1].tolist() if len(losses) else (0.0, 0.0, 0.0)
         measured = {

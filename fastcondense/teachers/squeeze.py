@@ -13,9 +13,9 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 from ..data.real import split_batches, training_batches
-from ..distributed import meet, rank, world_size
+from ..distributed import all_sum, rank, world_size
 from ..files import read_checkpoint, read_tensors, slug, state_sha256, write_tensors
-from ..fleet.work import Items
+from ..fleet.work import Items, draw
 from ..recipe import SQUEEZE_PARTS
 from ..rng import Stream
 from ..run import Run
@@ -48,16 +48,21 @@ def _squeeze(run: Run) -> list[Teacher]:
     weights = settings.weights * len(settings.teachers) if len(settings.weights) == 1 else settings.weights
     wanted = list(zip(settings.teachers, weights, strict=True))
     paths = [teacher_path(run.out, architecture) for architecture in settings.teachers]
-    made: dict[int, Teacher] = {}
-    if settings.shared:
-        for number, (architecture, source) in enumerate(wanted):
-            made[number] = _teacher(run, number, architecture, source)
-            meet()
-    else:
-        work = Items(f"teachers of {run.out}", range(len(wanted)), lambda number: paths[number].exists())
-        for number, _ in run.fleet.draw(work):
-            made[number] = _teacher(run, number, *wanted[number])
+    work = Items("teachers", run.out, range(len(wanted)), lambda number: paths[number].exists())
+    made = {number: _teacher(run, number, *wanted[number]) for number in _drawn(run, work)}
     return [made.get(number) or _teacher(run, number, *wanted[number]) for number in range(len(wanted))]
+
+
+def _drawn(run: Run, work: Items[int]) -> Iterator[int]:
+    """Teachers for this process to make; if all of a launch share them, rank 0 draws, and tells the others which."""
+    if not run.recipe.squeeze.shared or rank() == 0:
+        for number, _ in draw(work):
+            if run.recipe.squeeze.shared:
+                all_sum(torch.tensor(number + 1, device=run.device))
+            yield number
+    if run.recipe.squeeze.shared:
+        while number := int(all_sum(torch.tensor(0, device=run.device))):  # rank 0 adds what it draws, and then nothing
+            yield number - 1
 
 
 def chosen(teachers: Sequence[Teacher], names: Sequence[str]) -> list[Teacher]:
@@ -86,6 +91,8 @@ def _teacher(run: Run, number: int, architecture: str, weights: str) -> Teacher:
     path = teacher_path(run.out, architecture)
     classes = run.real.classes
     identity = run.identity("squeeze") | {"architecture": architecture, "classes": list(classes)}
+    # Named after its settings, so that an interrupted training never goes on with others.
+    checkpoint = path.parent / f"checkpoint-{run.recipe.sha256(*SQUEEZE_PARTS)[:8]}.pt"
     if path.exists():
         state, kept = read_tensors(path)
         if difference := first_difference(json.loads(kept["identity"]), identity):
@@ -93,11 +100,10 @@ def _teacher(run: Run, number: int, architecture: str, weights: str) -> Teacher:
                 f"{path} is a teacher of another recipe ({difference}); choose another --out, or delete that file"
             )
         net = rebuild(architecture, state, kept, path)
+        _remove(checkpoint)  # a process that was killed, or taken for lost, may have left it
         run.log.say(f"teacher {architecture}: finished already, {float(kept['top1']):.1f} % top-1 on the test images")
         return _frozen(run, net, architecture, json.loads(kept["outputs"]))
 
-    # Named after its settings, so that an interrupted training never goes on with others.
-    checkpoint = path.parent / f"checkpoint-{run.recipe.sha256(*SQUEEZE_PARTS)[:8]}.pt"
     with run.stopwatch() as watch:
         net, outputs = _obtain(run, number, architecture, weights, checkpoint)
         teacher = _frozen(run, net, architecture, outputs)
@@ -119,9 +125,9 @@ def _teacher(run: Run, number: int, architecture: str, weights: str) -> Teacher:
         "seconds": f"{watch.seconds:.3f}",
     }
     if rank() == 0 or not run.recipe.squeeze.shared:
-        write_tensors(path, net.state_dict(), metadata)
-        for finished in (checkpoint, _probe_path(checkpoint)):
-            finished.unlink(missing_ok=True)
+        if not path.exists():  # else this process was taken for lost, and another has made it meanwhile
+            write_tensors(path, net.state_dict(), metadata)
+        _remove(checkpoint)
     run.log.event("teacher", architecture=architecture, top1=top1, gate=gate, seconds=watch.seconds)
     return teacher
 
@@ -174,6 +180,12 @@ def _obtain(run: Run, number: int, architecture: str, weights: str, checkpoint: 
         net.set_submodule(classifier, layer)
     num_outputs = count_outputs(net, run.recipe.dataset.image_size, architecture)
     return net, match_classes(num_outputs, names, classes, architecture)
+
+
+def _remove(checkpoint: Path) -> None:
+    """Removes what a training goes on from, once it is finished."""
+    for finished in (checkpoint, _probe_path(checkpoint)):
+        finished.unlink(missing_ok=True)
 
 
 def _probe_path(checkpoint: Path) -> Path:
