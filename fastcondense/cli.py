@@ -14,20 +14,21 @@ from typing import Any, NoReturn
 
 import torch
 
-from . import __version__, distributed, recipe, stages
+from . import __version__, stages
+from .data.jobs import with_batch_size
 from .data.pack import PackOptions, pack_folders
 from .devices import choose_device
-from .fleet import interrupt, lock
-from .fleet.launch import launch, refuse
-from .fleet.status import StatusOptions, status
-from .jobs import with_batch_size
+from .exchange.export import ExportOptions, export
+from .exchange.verify import BundleOptions, VerifyOptions, bundle, verify
 from .log import Log
 from .options import Options, parse_plan, parse_stage, parse_tool
-from .planning.table import PlanOptions, plan
+from .plan.table import PlanOptions, plan
+from .recipe import recipe
 from .run import Run
 from .sets.bundle import unpack
-from .sets.export import ExportOptions, export
-from .sets.verify import BundleOptions, VerifyOptions, bundle, verify
+from .workers import distributed, interrupt, lock
+from .workers.launch import launch, refuse
+from .workers.status import StatusOptions, status
 
 STAGES: dict[str, tuple[Callable[[Run], object], str]] = {
     "run": (stages.everything, "squeeze, recover, relabel, train and evaluate, in a row; goes on where it was stopped"),
@@ -143,7 +144,7 @@ def _share(command: str, options: Options, device: torch.device) -> str:
     """What launches have in common that may work on a run side by side, because they make the same bits; nothing if
     this one must be alone."""
     settings = options.settings
-    if command not in HELPED or settings.recover.split or options.images is not None or options.bundle is not None:
+    if command not in HELPED or options.images is not None or options.bundle is not None:
         return ""
     # batch_size 0 becomes what fits, and the run's from then on
     return f"{with_batch_size(settings, 0).sha256()} {device.type} torch {torch.__version__} {__version__}"

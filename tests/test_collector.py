@@ -9,13 +9,12 @@ import workers
 from small import frozen_network
 from torch import nn
 
-from fastcondense.fleet.work import Fleet
 from fastcondense.kernels.patch_moments import patch_moments_reference
 from fastcondense.log import Log
-from fastcondense.recipe import Recipe, load
-from fastcondense.recover_settings import Recover
+from fastcondense.recipe.recipe import Recipe, load
+from fastcondense.recipe.recover import Recover
+from fastcondense.recipe.settings import Dataset
 from fastcondense.run import Run
-from fastcondense.settings import Dataset
 from fastcondense.statistics import targets
 from fastcondense.statistics.collector import Collector
 from fastcondense.teachers.teacher import Teacher
@@ -199,7 +198,6 @@ def digits_run(out):
 def share(rank, folder):
     """What one of three workers does: its parts of a run."""
     run = digits_run(folder / "run")
-    run.fleet = Fleet.joined()
     targets.complete(run, run.teachers)
     torch.save([run.teachers[0].targets, run.teachers[0].class_targets], folder / f"{rank}.pt")
 

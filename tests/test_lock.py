@@ -9,8 +9,8 @@ import time
 
 import pytest
 
-from fastcondense.fleet import lock
-from fastcondense.fleet.lock import is_held, locked
+from fastcondense.workers import lock
+from fastcondense.workers.lock import is_held, locked
 
 FORK = multiprocessing.get_context("fork")
 

@@ -13,7 +13,7 @@ from pathlib import Path
 import pytest
 
 from fastcondense.files import write_atomic
-from fastcondense.fleet.work import Items, draw
+from fastcondense.workers.work import Items, draw
 
 FORK = multiprocessing.get_context("fork")
 
@@ -88,19 +88,6 @@ def test_alone_all_items_are_done_in_turn(files):
     assert list(draw(done.items())) == [] and len(done.who()) == 5
 
 
-def test_what_an_item_needs_is_settled(files):
-    done, pending = files(4), []
-
-    def settle():
-        while pending:
-            done.finish(pending.pop(), "late")
-
-    for item, ahead in draw(done.items(needs=range, settle=settle)):
-        assert ahead is None and all(map(done.is_finished, range(item)))
-        pending.append(item)
-    assert done.who() == {item: ["late"] for item in range(4)}
-
-
 def test_what_is_in_hand_is_settled_before_others_are_waited_for(files):
     done, pending = files(4), []
 
@@ -132,23 +119,6 @@ def test_every_item_is_done_once(files, world):
         thread.join()
     assert Counter(len(who) for who in done.who().values()) == {1: 40}
     assert {name for who in done.who().values() for name in who} == {str(who) for who in range(world)}
-
-
-def test_items_that_need_the_one_before_are_done_in_turn_by_two(files):
-    done, order = files(9), []
-
-    def take(who):
-        for item, ahead in draw(done.items(needs=lambda item: range(item)[-1:])):
-            assert ahead is None and all(map(done.is_finished, range(item)))
-            order.append(item)
-            done.finish(item, who)
-
-    threads = [threading.Thread(target=take, args=(who,)) for who in "ab"]
-    for thread in threads:
-        thread.start()
-    for thread in threads:
-        thread.join()
-    assert order == list(range(9)) and len(done.who()) == 9
 
 
 def test_two_launches_at_once_share_the_items_and_one_that_is_killed_loses_none(files):

@@ -1,0 +1,201 @@
+"""Work that all processes on a run draw from one list, whichever launch or machine they are of: claims are files.
+
+A claim is created, which only one can, and touched every few seconds by its owner. One that stands still for the
+patience of another process, by that one's own clock, is taken over by a rename, which again only one can. An item is
+finished when its file is there, whoever wrote it. Two that do the same write the same bits, so a wrong guess about who
+is lost, such as a process that was frozen, costs time alone.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import os
+import socket
+import threading
+import time
+from collections.abc import Callable, Iterator, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Generic, NamedTuple, TypeVar
+
+from .distributed import attempt, launch_name
+
+Item = TypeVar("Item")
+PATIENCE = 30.0
+"""Seconds without a touch, after which a claim's owner is lost; over NFS a touch may be seen some seconds later."""
+SECONDS_BETWEEN_TOUCHES = 2.0
+AHEAD = 2
+"""An item is claimed before the one in hand is finished while so many are left for each claim of others."""
+POLLS = (0.05, 2.0)
+"""Seconds between two looks at what others are doing, from the first to the last."""
+
+
+class Draw(NamedTuple, Generic[Item]):
+    """An item to do now, and the one that this process is going to do next if it knows that already."""
+
+    item: Item
+    ahead: Item | None
+
+
+@dataclass(frozen=True)
+class Items(Generic[Item]):
+    """A list that all processes know alike."""
+
+    name: str
+    """Which no other list in `folder` has."""
+    folder: Path
+    """In the run's folder; claims are made in a folder of their own there, which goes when there are none."""
+    items: Sequence[Item]
+    is_finished: Callable[[Item], bool]
+    """Whether what the item makes is there, whoever made it."""
+    settle: Callable[[], None] = lambda: None
+    """Called before others are waited for: finishes what this process has in hand, such as files being written."""
+
+
+def draw(work: Items[Item]) -> Iterator[Draw[Item]]:
+    """Yields what this process is to do, and returns when all items are finished, by whichever process.
+
+    An item stays this process' own until its file is there, or until the generator ends, however it does. Raises
+    OSError if nothing can be claimed in the folder.
+    """
+    todo, pause, ahead = dict(enumerate(work.items)), POLLS[0], None
+    with contextlib.closing(_Claims(work.folder / f".{work.name}.claims")) as claims:
+        while todo:
+            if ahead is None or work.is_finished(work.items[ahead]):  # this process may have been frozen for long
+                ahead = _next(work, todo, claims)
+            number = ahead
+            if number is None:
+                work.settle()
+                number = _next(work, todo, claims, is_waiting=True)
+            if number is None:
+                if todo:
+                    time.sleep(pause)
+                    pause = min(2 * pause, POLLS[1] * max(1.0, len(claims.seen) / 1000))
+                continue
+            ahead, pause = None, POLLS[0]
+            if len(todo) - len(claims.mine) > AHEAD * len(claims.seen.keys() - claims.mine):
+                ahead = _next(work, todo, claims)
+            yield Draw(work.items[number], None if ahead is None else work.items[ahead])
+
+
+def _next(work: Items[Item], todo: dict[int, Item], claims: _Claims, is_waiting: bool = False) -> int | None:
+    """The first item that this process can do, which is its own from now on; drops finished ones on the way.
+
+    is_waiting: nothing is in hand, and others' claims are asked whether their items are finished.
+    """
+    claims.look()
+    for number, item in list(todo.items()):
+        is_mine, is_claimed = number in claims.mine, number in claims.seen
+        if is_claimed and not (is_mine or is_waiting or claims.is_still(number)):
+            continue
+        if work.is_finished(item):
+            claims.release(number)
+            del todo[number]
+        elif is_mine and is_waiting:
+            return number
+        elif not is_mine and claims.take(number):
+            if not work.is_finished(item):  # else its owner has finished it and let go since it was looked at
+                return number
+            claims.release(number)
+            del todo[number]
+    return None
+
+
+class _Claims:
+    """The claims of a list, as this process sees them: files NUMBER.TURN, of which the last turn counts."""
+
+    def __init__(self, folder: Path):
+        self.folder = folder
+        self.patience = float(os.environ.get("FASTCONDENSE_PATIENCE", PATIENCE))
+        self.mine: dict[int, Path] = {}
+        self.seen: dict[int, Path] = {}
+        self.sights: dict[int, tuple[tuple[str, int], float]] = {}
+        """What was last seen of a claim, its name and time, and when by this process' clock."""
+        self.touching: threading.Thread | None = None
+        self.ended = threading.Event()
+
+    def look(self) -> None:
+        """Sees which items are claimed."""
+        self.seen = {}
+        with contextlib.suppress(FileNotFoundError):
+            for name in sorted(os.listdir(self.folder), key=lambda name: (len(name), name)):
+                number, _, turn = name.partition(".")
+                if number.isdigit() and turn.isdigit():
+                    self.seen[int(number)] = self.folder / name
+
+    def is_still(self, number: int) -> bool:
+        """Whether the owner of a claim is lost."""
+        path, now = self.seen[number], time.monotonic()
+        try:
+            sight = path.name, path.stat().st_mtime_ns
+        except FileNotFoundError:
+            return False
+        if self.sights.get(number, (None, 0.0))[0] != sight:
+            self.sights[number] = sight, now
+            if _is_of_ended_attempt(path):
+                self.sights[number] = sight, now - 2 * self.patience
+        return now - self.sights[number][1] > self.patience
+
+    def take(self, number: int) -> bool:
+        """Claims what nobody has, or what a lost owner had; False if another was faster, or the owner is not lost."""
+        old = self.seen.get(number)
+        try:
+            if old is None:
+                path = self.folder / f"{number:05d}.0"
+                self._create(path)
+            elif self.is_still(number):
+                path = old.with_suffix(f".{int(old.suffix[1:]) + 1}")
+                old.rename(path)
+            else:
+                return False
+        except (FileExistsError, FileNotFoundError):
+            return False
+        self.mine[number] = path
+        with contextlib.suppress(OSError):  # a full disk: the claim holds, though nobody can read whose it is
+            path.write_text(f"{socket.gethostname()}\n{launch_name()}\n{attempt()}\n")
+        if self.touching is None:
+            self.touching = threading.Thread(target=self._touch, daemon=True)
+            self.touching.start()
+        return True
+
+    def _create(self, path: Path) -> None:
+        if self.folder.is_symlink():
+            raise ValueError(f"{self.folder} is a link to elsewhere; remove it")
+        for _ in range(100):  # whoever has just let go of the last claim removes the folder
+            self.folder.mkdir(parents=True, exist_ok=True)
+            with contextlib.suppress(FileNotFoundError):
+                path.open("x").close()
+                return
+        raise FileNotFoundError
+
+    def release(self, number: int) -> None:
+        """Lets go of a claim, if it is this process' own."""
+        path = self.mine.pop(number, None)
+        if path is not None:
+            self.seen.pop(number, None)
+            path.unlink(missing_ok=True)
+
+    def close(self) -> None:
+        """Lets go of all."""
+        self.ended.set()
+        if self.touching is not None:
+            self.touching.join()
+        for number in list(self.mine):
+            self.release(number)
+        with contextlib.suppress(OSError):  # there are others
+            self.folder.rmdir()
+
+    def _touch(self) -> None:
+        """Tells others that this process is alive."""
+        while not self.ended.wait(min(SECONDS_BETWEEN_TOUCHES, self.patience / 4)):
+            for path in list(self.mine.values()):
+                with contextlib.suppress(OSError):  # it was taken over, or let go just now
+                    os.utime(path)
+
+
+def _is_of_ended_attempt(path: Path) -> bool:
+    """Whether a claim is of this launch's workers before they were started again."""
+    with contextlib.suppress(OSError, ValueError):
+        _, name, before, _ = path.read_text().split("\n")
+        return name == launch_name() and int(before) < attempt()
+    return False
