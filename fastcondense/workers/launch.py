@@ -20,6 +20,7 @@ import torch
 from .distributed import ATTEMPT, LAUNCHER, NAME, launch_name
 from .interrupt import PARENT, held, listening
 
+_COMMAND = (sys.executable, "-m", "fastcondense.cli")
 _SECONDS_TO_END = 8.0  # for workers that are told to; they themselves need six at most
 _SECONDS_BETWEEN_LOOKS = 0.1
 
@@ -88,7 +89,7 @@ def _run(options: Launch, arguments: list[str], folder: Path, attempt: int) -> s
         for rank in range(options.num_local):
             workers.append(
                 subprocess.Popen(
-                    [sys.executable, "-m", "fastcondense.cli", *arguments],
+                    [*_COMMAND, *arguments],
                     env=_environment(options, folder, attempt, rank),
                     stdin=subprocess.DEVNULL,
                     process_group=0,  # what Ctrl-C of a terminal reaches is this process alone, which tells them
