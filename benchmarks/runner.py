@@ -67,7 +67,6 @@ BENCHMARKS = {
     "traffic": Benchmark("traffic", "bytes and launches of a recover step, counted"),
     "loader-parity": Benchmark("loader_parity", "how far the loaders' pixels are apart"),
     "scaling": Benchmark("scaling", "recover by several CPU workers, and what reproducible images cost", ("work",)),
-    "scheduler": Benchmark("scheduler", "fleets of up to 10,000 workers, simulated", ("work",)),
     "gradient-matching": Benchmark("gradient_matching", "a class's step of MDC"),
 }
 MAIN = ("copy", "kernels", "recover", "peers", "train", "peer-epochs", "labels", "loaders", "end-to-end", "traffic")

@@ -85,21 +85,17 @@ def test_a_launch_that_is_just_ending_is_waited_for(tmp_path):
 
 
 def test_the_first_sweeps_up_what_killed_processes_left_and_nothing_else(tmp_path):
-    host, folder = socket.gethostname(), tmp_path / "condensed"
+    folder, host = tmp_path / "condensed", socket.gethostname()
     (folder / ".jobs.claims").mkdir(parents=True)
-    gone = [f".shard-00001.safetensors.{host}-1-1.tmp", ".shard-00002.safetensors.elsewhere-1-1.tmp"]
-    kept = ["shard", ".shard-00003.safetensors.elsewhere-1-1.tmp", ".jobs.claims/00001.0", ".jobs.claims/00003.0"]
-    gone.append(".jobs.claims/00002.1")
-    for name in [*gone, *kept]:
-        (folder / name).write_text("half")
-    (folder / ".jobs.claims/00001.0").write_text("elsewhere\nlaunch\n0\n")
-    (folder / ".jobs.claims/00002.1").write_text(f"{host}\nlaunch\n0\n")
-    os.utime(folder / gone[1], (time.time() - 4000,) * 2)
+    claims = {".jobs.claims/00001.0": "elsewhere\nlaunch\n0\n", ".jobs.claims/00003.0": ""}
+    for name, text in {f".shard-1.{host}-1-1.tmp": "half", ".jobs.claims/00002.1": f"{host}\nlaunch\n0\n"}.items():
+        (folder / name).write_text(text)
+    for name, text in {"shard-1": "whole", **claims}.items():
+        (folder / name).write_text(text)
     (folder / ".x.1.tmp").mkdir()  # a folder of somebody
-    (folder / ".link.tmp").symlink_to(folder / "shard")
     with locked(tmp_path):
-        assert not any((folder / name).exists() for name in gone)
-        assert all((folder / name).exists() for name in [*kept, ".x.1.tmp", ".link.tmp"])
+        found = {str(path.relative_to(folder)) for path in folder.rglob("*")}
+        assert found == {"shard-1", ".jobs.claims", ".x.1.tmp", *claims}
 
 
 def test_a_helper_sweeps_nothing(tmp_path):

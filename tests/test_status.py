@@ -57,18 +57,7 @@ def test_the_command_says_it_in_a_table(run, capsys):
     assert main(["status", str(run)]) == 0
     said = capsys.readouterr().out
     assert "5 of 8 jobs, 46 of 76 images" in " ".join(said.split()) and "nobody is at work" in " ".join(said.split())
-    assert not list(run.glob(".clock*"))
-
-
-@pytest.mark.parametrize(
-    "rest", [b'{"event": "job", "ind\n', b"\0\0\0\n", b'{"event": "j{"event": "job"}\n', b"7\n\xff\n"]
-)
-def test_torn_lines_of_a_log_are_passed_over(run, rest):
-    wanted = read_status(run)
-    with (run / "log-1.jsonl").open("ab") as file:
-        file.write(rest)
-    found = read_status(run)
-    assert (found.finished, found.hours, len(found.workers)) == (wanted.finished, wanted.hours, 3)
+    assert len(list(run.iterdir())) == 4
 
 
 def test_a_folder_without_a_run_is_refused(tmp_path, capsys):

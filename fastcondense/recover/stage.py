@@ -56,8 +56,6 @@ def recover(run: Run) -> None:
     if finished < len(everything):
         with one_thread(run.device) if recipe.recover.reproducible else contextlib.nullcontext():
             _recover(run, teachers, made, everything)
-    for rest in folder.glob("unfinished-*.safetensors"):  # of processes that were killed, or taken for lost
-        rest.unlink(missing_ok=True)
     _note_size(run)
 
 

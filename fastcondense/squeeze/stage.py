@@ -69,8 +69,6 @@ def _teacher(run: Run, number: int, architecture: str, weights: str) -> Teacher:
     path = teacher_path(run.out, architecture)
     classes = run.real.classes
     identity = run.identity("squeeze") | {"architecture": architecture, "classes": list(classes)}
-    # Named after its settings, so that an interrupted training never goes on with others.
-    checkpoint = path.parent / f"checkpoint-{run.recipe.sha256(*SQUEEZE_PARTS)[:8]}.pt"
     if path.exists():
         state, kept = read_tensors(path)
         if difference := first_difference(json.loads(kept["identity"]), identity):
@@ -78,10 +76,11 @@ def _teacher(run: Run, number: int, architecture: str, weights: str) -> Teacher:
                 f"{path} is a teacher of another recipe ({difference}); choose another --out, or delete that file"
             )
         net = rebuild(architecture, state, kept, path)
-        _remove(checkpoint)  # a process that was killed, or taken for lost, may have left it
         run.log.say(f"teacher {architecture}: finished already, {float(kept['top1']):.1f} % top-1 on the test images")
         return _frozen(run, net, architecture, json.loads(kept["outputs"]))
 
+    # Named after its settings, so that an interrupted training never goes on with others.
+    checkpoint = path.parent / f"checkpoint-{run.recipe.sha256(*SQUEEZE_PARTS)[:8]}.pt"
     with run.stopwatch() as watch:
         net, outputs = _obtain(run, number, architecture, weights, checkpoint)
         teacher = _frozen(run, net, architecture, outputs)
@@ -105,7 +104,8 @@ def _teacher(run: Run, number: int, architecture: str, weights: str) -> Teacher:
     if rank() == 0 or not run.recipe.squeeze.shared:
         if not path.exists():  # else this process was taken for lost, and another has made it meanwhile
             write_tensors(path, net.state_dict(), metadata)
-        _remove(checkpoint)
+        for finished in (checkpoint, _probe_path(checkpoint)):
+            finished.unlink(missing_ok=True)
     run.log.event("teacher", architecture=architecture, top1=top1, gate=gate, seconds=watch.seconds)
     return teacher
 
@@ -149,12 +149,6 @@ def _obtain(run: Run, number: int, architecture: str, weights: str, checkpoint: 
         net.set_submodule(classifier, layer)
     num_outputs = count_outputs(net, run.recipe.dataset.image_size, architecture)
     return net, match_classes(num_outputs, names, classes, architecture)
-
-
-def _remove(checkpoint: Path) -> None:
-    """Removes what a training goes on from, once it is finished."""
-    for finished in (checkpoint, _probe_path(checkpoint)):
-        finished.unlink(missing_ok=True)
 
 
 def _probe_path(checkpoint: Path) -> Path:

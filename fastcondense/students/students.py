@@ -145,7 +145,6 @@ class Task:
 def _student(run: Run, arm: Arm, number: int, condensed: CondensedSet, teachers: Sequence[Teacher]) -> Student:
     folder = student_folder(run, arm, number)
     if (folder / "student.json").exists():
-        (folder / "checkpoint.pt").unlink(missing_ok=True)  # a process that was killed then has left it
         return read_student(run, arm, number)
     recipe, seed = run.recipe, run.recipe.seed + number
     with Stream(seed, "students/init").torch_generator():

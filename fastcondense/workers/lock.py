@@ -21,7 +21,6 @@ from typing import Any, TextIO
 from .distributed import launch_name
 
 _SECONDS_TO_WAIT = 20.0  # for a launch that is just ending
-_LEFTOVER_SECONDS = 3600.0  # after which another machine's half-written file is nobody's any more
 _NAME = ".lock"
 
 
@@ -84,18 +83,12 @@ def _open(path: Path, flags: int) -> TextIO:
 
 
 def _sweep(folder: Path) -> None:
-    """Removes half-written files and claims of this machine, whose processes have all ended, and old ones of others."""
-    host = socket.gethostname()
-    os.utime(folder / _NAME)
-    now = (folder / _NAME).stat().st_mtime  # by the clock that dates the others too
+    """Removes half-written files, and claims of this machine's processes, which have all ended."""
     for path in [*folder.rglob(".*.tmp"), *folder.rglob(".*.claims/*")]:
         with contextlib.suppress(OSError, UnicodeDecodeError):
-            found = path.lstat()
-            if stat.S_ISREG(found.st_mode):
-                is_half = path.suffix == ".tmp"
-                is_here = f".{host}-" in path.name if is_half else path.read_text().startswith(f"{host}\n")
-                if is_here or (is_half and now - found.st_mtime > _LEFTOVER_SECONDS):
-                    path.unlink()
+            is_claim = path.suffix != ".tmp"
+            if path.is_file() and not (is_claim and path.read_text().split("\n")[0] != socket.gethostname()):
+                path.unlink()
 
 
 def _try(file: TextIO, kind: int) -> bool | None:

@@ -6,7 +6,6 @@ silent is the age of its log by the clock of the file system, and rates are imag
 
 from __future__ import annotations
 
-import contextlib
 import json
 import os
 import tempfile
@@ -124,21 +123,16 @@ def _worker(path: Path, events: list[dict[str, Any]], silent: float) -> Worker:
 
 
 def _events(path: Path) -> list[dict[str, Any]]:
-    """Of a log, without lines that a machine which went down, or a full disk, has left half written."""
-    events = []
-    for line in path.read_text(errors="replace").split("\n"):
-        with contextlib.suppress(ValueError):
-            event = json.loads(line)
-            if isinstance(event, dict) and "event" in event:
-                events.append(event)
-    return events
+    """Of a log; its last line may be half written."""
+    lines = path.read_text().split("\n")[:-1]
+    return [json.loads(line) for line in lines if line.startswith("{") and line.endswith("}")]
 
 
 def _clock(run: Path) -> float:
     """The time by the clock that dates the run's files."""
     try:
-        with tempfile.NamedTemporaryFile(dir=run, prefix=".clock-") as probe:
-            return os.stat(probe.fileno()).st_mtime
+        with tempfile.TemporaryFile(dir=run) as probe:
+            return os.fstat(probe.fileno()).st_mtime
     except OSError:  # it is somebody else's, or full: the newest log has to do
         return 0.0
 
