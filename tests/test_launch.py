@@ -2,10 +2,11 @@
 
 import json
 import os
+import signal
 import subprocess
 
 import pytest
-from launches import ROOT, command, ended, launched, listened_at, run_alone, wait_for
+from launches import ROOT, command, ended, launched, listened_at, run_alone, wait_for, workers_of
 from safetensors.numpy import load_file
 from small import fastcondense, shards
 
@@ -29,22 +30,23 @@ def test_any_number_of_workers_makes_the_same_images(alone, tmp_path, world):
     assert not list((tmp_path / "run").rglob("parts-*")) and not list((tmp_path / "run").rglob("unfinished-*"))
 
 
-def test_a_second_launch_helps_and_leaves_the_rest_to_the_first(alone, tmp_path):
-    more = [*alone[1], "--recover.iterations", "100", "--train.seeds", "1", "--evaluate.baselines"]
+def test_a_second_launch_helps_and_a_first_that_was_frozen_wakes_up_and_does_the_rest(alone, tmp_path):
+    more = [*alone[1], "--train.seeds", "1", "--evaluate.baselines"]
     first = launched("run", tmp_path / "run", *more, "--gpus", "0", "--workers", "2")
-    wait_for(
-        lambda: any((tmp_path / "run").glob("condensed/unfinished-*")) or any((tmp_path / "run").rglob("*.claims"))
-    )
+    wait_for((tmp_path / "run" / "condensed" / ".jobs.claims").exists)
+    for worker in workers_of(first):
+        os.kill(worker, signal.SIGSTOP)
     second = launched("run", tmp_path / "run", *more)
     said = ended(second)
     assert "helped another launch on" in said and "student" not in said
+    assert shards(tmp_path / "run") == shards(alone[0]) and not (tmp_path / "run" / "result.json").exists()
     (log,) = (tmp_path / "run").glob(f"log-0-*-{second.pid}.jsonl")
+    assert sum(json.loads(line)["event"] == "job" for line in log.read_text().splitlines()) > 2
+    for worker in workers_of(first):
+        os.kill(worker, signal.SIGCONT)
     ended(first)
-    helped = [json.loads(line) for line in log.read_text().splitlines()]
-    assert any(event["event"] == "job" for event in helped)
-    assert main(["recover", str(tmp_path / "run"), "--out", str(tmp_path / "run")]) == 0
-    assert len(shards(tmp_path / "run")) == 8 and not list((tmp_path / "run").rglob("*.claims"))
-    assert (tmp_path / "run" / "result.json").exists()
+    assert shards(tmp_path / "run") == shards(alone[0]) and (tmp_path / "run" / "result.json").exists()
+    assert not list((tmp_path / "run").rglob("*.claims"))
 
 
 def test_two_threads_make_the_images_of_one(alone, tmp_path):

@@ -133,6 +133,16 @@ def test_two_launches_at_once_share_the_items_and_one_that_is_killed_loses_none(
     assert {name for names in who.values() for name in names} >= {"first", "second"}
 
 
+def test_a_claim_of_a_finished_item_is_left_by_nobody(files):
+    done = files(3)
+    done.finish(1, "killed before it let go")
+    (done.folder / ".test.claims").mkdir()
+    (done.folder / ".test.claims" / "00001.0").touch()
+    for item, _ in draw(done.items()):
+        done.finish(item, "me")
+    assert len(done.who()) == 3
+
+
 def test_an_owner_that_is_frozen_and_wakes_up_later_destroys_nothing(files):
     """Another does its item when the patience is over; it ends as if nothing had happened."""
     done = files(12)

@@ -76,6 +76,9 @@ def draw(work: Items[Item]) -> Iterator[Draw[Item]]:
             if len(todo) - len(claims.mine) > AHEAD * len(claims.seen.keys() - claims.mine):
                 ahead = _next(work, todo, claims)
             yield Draw(work.items[number], None if ahead is None else work.items[ahead])
+        claims.look()
+        for path in claims.seen.values():  # of owners that were lost when they had just finished
+            path.unlink(missing_ok=True)
 
 
 def _next(work: Items[Item], todo: dict[int, Item], claims: _Claims, is_waiting: bool = False) -> int | None:
