@@ -32,7 +32,7 @@ from step_profile import profile
 from steps import OurStep, our_step
 
 from fastcondense.networks import zoo
-from fastcondense.networks.precision import Precision
+from fastcondense.recipe.shared import Precision
 
 CHANNELS_LAST = Style(channels_last=True)
 BF16 = Style(channels_last=True, bf16=True, reads_loss=False)

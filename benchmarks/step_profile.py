@@ -29,7 +29,7 @@ from torch.autograd import DeviceType
 from torch.profiler import ProfilerActivity, record_function
 from traffic import ours
 
-from fastcondense.networks.precision import Precision
+from fastcondense.recipe.shared import Precision
 from fastcondense.recover import recover
 
 HOST = "host, between operators"

@@ -30,7 +30,7 @@ from torch import nn
 
 from fastcondense.kernels import crop
 from fastcondense.networks import zoo
-from fastcondense.networks.precision import Precision
+from fastcondense.recipe.shared import Precision
 from fastcondense.teachers.convolution import FrozenConvolution
 from fastcondense.teachers.moments import ConvolutionTap, FrozenBatchNorm
 

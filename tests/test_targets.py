@@ -113,7 +113,7 @@ def digits_run(tmp_path, name="run", **recover):
     net = zoo.build("zoo/convnet3_w32", 10).eval().requires_grad_(False)
     torch.nn.init.normal_(net.norms[0].running_mean, generator=torch.Generator().manual_seed(0))
     args = run.real.classes, range(10), recipe.dataset, settings.statistics, settings.patch_size
-    run.teachers = [Teacher.of(net, "zoo/convnet3_w32", *args)]
+    run.kept["teachers"] = [Teacher.of(net, "zoo/convnet3_w32", *args)]
     return run
 
 
@@ -123,9 +123,9 @@ BOTH = {"targets": ("global", "category"), "target_weights": (0.5, 0.5)}
 def test_a_run_keeps_global_and_class_targets_in_one_file(tmp_path):
     torch.manual_seed(0)
     run = digits_run(tmp_path, **BOTH)
-    targets.complete(run, run.teachers)
+    targets.complete(run, run.kept["teachers"])
     (path,) = (tmp_path / "run").rglob("targets-*.safetensors")
-    (teacher,) = run.teachers
+    (teacher,) = run.kept["teachers"]
     assert list(teacher.class_targets) == [layer.name for layer in teacher.layers]
     for layer in teacher.layers:
         shapes = [vector.shape for vector in teacher.targets[layer.name]]
@@ -134,7 +134,7 @@ def test_a_run_keeps_global_and_class_targets_in_one_file(tmp_path):
     torch.testing.assert_close(mean, teacher.targets["convs.0"][0], rtol=1e-4, atol=1e-5)
     before, made_at = teacher.class_targets, path.stat().st_mtime_ns
     teacher.class_targets, teacher.targets = {}, {n: v for n, v in teacher.targets.items() if "norm" in n}
-    targets.complete(run, run.teachers)
+    targets.complete(run, run.kept["teachers"])
     assert path.stat().st_mtime_ns == made_at
     assert all(torch.equal(a, b) for n in before for a, b in zip(before[n], teacher.class_targets[n], strict=True))
 
@@ -144,14 +144,14 @@ def test_files_are_named_after_what_decides_them(tmp_path):
     for settings in runs:
         torch.manual_seed(0)
         run = digits_run(tmp_path, **settings)
-        targets.complete(run, run.teachers)
+        targets.complete(run, run.kept["teachers"])
     assert len(list((tmp_path / "run").rglob("targets-*.safetensors"))) == 3  # swapped is the same, read otherwise
-    assert run.teachers[0].swapped_patches
+    assert run.kept["teachers"][0].swapped_patches
 
 
 def test_local_targets_alone_need_no_pass_over_the_data(tmp_path):
     run = digits_run(tmp_path, targets=("local",))
-    targets.complete(run, run.teachers)
+    targets.complete(run, run.kept["teachers"])
     assert not list((tmp_path / "run").rglob("targets-*"))
 
 

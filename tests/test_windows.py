@@ -7,8 +7,9 @@ import pytest
 import torch
 from scipy import stats
 
+from fastcondense.recipe.shared import Views
 from fastcondense.rng import Stream
-from fastcondense.views.windows import FLIP, HEIGHT, LEFT, ROLL_X, ROLL_Y, TOP, WIDTH, Views, _exp, whole, windows
+from fastcondense.views.windows import FLIP, HEIGHT, LEFT, ROLL_X, ROLL_Y, TOP, WIDTH, _exp, whole, windows
 from fastcondense.vision import torchvision
 
 STREAM = Stream(11, "test/windows")

@@ -12,9 +12,10 @@ import torch
 from steps import OurStep, random_targets
 
 from fastcondense.data.jobs import jobs
-from fastcondense.networks.precision import Precision, network_dtype
+from fastcondense.networks.precision import network_dtype
 from fastcondense.recipe import recipe
 from fastcondense.recipe.recipe import Recipe
+from fastcondense.recipe.shared import Precision
 from fastcondense.recover.gradients import Condensing, read_real
 from fastcondense.recover.mosaic import _rank, read_crops, stitch, tile_ranks
 from fastcondense.recover.recover import Sources

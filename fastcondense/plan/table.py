@@ -1,45 +1,12 @@
-"""The command `plan`: its options, and a plan as a person reads it."""
+"""A plan as a person reads it."""
 
 from __future__ import annotations
 
-from dataclasses import dataclass
-
 from rich.table import Table
 
-from ..devices import choose_device
-from ..log import Log
-from ..options import Options
 from ..run import cost_unit
 from ..words import bytes_in_words, seconds_in_words
-from .extent import extent
-from .plan import Plan, Planner
-
-
-@dataclass(frozen=True)
-class PlanOptions(Options):
-    """What is planned, and for whom: the options of a stage, most of all the recipe's fields, and these."""
-
-    seconds: float = 60.0
-    """About so long is measured; steps that are larger than that allows are extrapolated, and it says so."""
-
-
-def plan(options: PlanOptions, log: Log) -> None:
-    """Measures a few steps, then prints jobs, memory, disk and time of the recipe's run. Nothing is written.
-
-    Raises ValueError for numbers that make no sense, and for a data set of unknown size.
-    """
-    launch = options.launch
-    if (launch.gpus or 0) < 0 or options.seconds <= 0:
-        raise ValueError(f"plan needs --gpus of 0 or more and --seconds above 0, got {launch.gpus}, {options.seconds}")
-    recipe = options.settings.check()
-    device = choose_device("cpu" if launch.gpus == 0 else options.device)
-    size = extent(recipe, options.data)
-    log.say(f"plan: measuring on {device.type} for about {options.seconds:.0f} s, with untrained networks")
-    made = Planner(recipe, size, 1 if launch.gpus is None else launch.num_local, device, options.seconds).plan()
-    for part in (times(made), memory(made), disk(made)):
-        log.console.print(part)
-    for note in made.notes:
-        log.console.print(f"note: {note}", markup=False)
+from .plan import Plan
 
 
 def times(plan: Plan) -> Table:

@@ -5,7 +5,7 @@ from __future__ import annotations
 from dataclasses import dataclass
 from typing import Literal
 
-from ..views.augment import Operation
+from .shared import Operation
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -5,10 +5,8 @@ from __future__ import annotations
 from dataclasses import dataclass, field
 from typing import Literal
 
-from ..networks.precision import Precision
-from ..views.augment import Operation
-from ..views.windows import Views
 from .gradients import Gradients
+from .shared import Operation, Precision, Views
 
 
 @dataclass(frozen=True, kw_only=True)

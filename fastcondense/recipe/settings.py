@@ -8,9 +8,7 @@ from __future__ import annotations
 from dataclasses import dataclass, field
 from typing import Literal
 
-from ..networks.precision import Precision
-from ..views.augment import Operation
-from ..views.windows import Views
+from .shared import Operation, Precision, Views
 
 
 @dataclass(frozen=True, kw_only=True)

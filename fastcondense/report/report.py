@@ -65,6 +65,21 @@ def score_rows(result: dict[str, Any]) -> list[list[str]]:
     ]
 
 
+def curve_table(result: dict[str, Any]) -> Table:
+    """Top-1 at each size, a row for whatever students were trained on."""
+    seeds = f"{result['seeds']} seed{'s' if result['seeds'] > 1 else ''} from {result['seed']}"
+    table = Table(
+        title=f"{result['recipe']}: top-1 of the last epoch, {result['student']}, {result['epochs']} epochs, {seeds}"
+    )
+    table.add_column("images a class")
+    for size in result["sizes"]:
+        table.add_column(str(size), justify="right")
+    for name, curve in result["top1_last"].items():
+        cells = [f"{c['mean']:.1f}" + f" ± {c['std']:.1f}" * (result["seeds"] > 1) for c in curve.values()]
+        table.add_row(SIZE_NAMES.get(name, name.replace("_", " ")), *cells)
+    return table
+
+
 def ranking_table(result: dict[str, Any]) -> Table:
     """DD-Ranking's scores below the accuracies that they are made from, for the students' last and best epochs."""
     settings, seeds = result["ranking"], f"{result['seeds']} seed{'s' if result['seeds'] > 1 else ''}"
@@ -136,6 +151,7 @@ def size_curve(curves: dict[str, dict[str, dict[str, float]]], path: Path) -> No
 
     figure, axis = pyplot.subplots(figsize=(6, 4), constrained_layout=True)
     for name, curve in curves.items():
+        name = SIZE_NAMES.get(name, name)
         sizes, spread = [int(size) for size in curve], list(curve.values())
         means, deviations = [s["mean"] for s in spread], [s["std"] for s in spread]
         axis.errorbar(sizes, means, deviations, marker="o", markersize=3, linewidth=1, capsize=2, label=name)

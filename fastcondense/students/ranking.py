@@ -16,11 +16,9 @@ from ..files import write_json
 from ..networks.fit import Divergence
 from ..recipe.settings import Ranking
 from ..recover.stage import condensed_set
-from ..report import report
 from ..run import Run
 from ..sets.condensed import CondensedSet
-from ..squeeze.stage import squeeze
-from ..teachers.kept import chosen
+from ..teachers.kept import labelling_teachers
 from ..teachers.teacher import Teacher
 from ..workers.distributed import once
 from .evaluate import spread
@@ -70,14 +68,14 @@ class Arms:
 
 
 def rank(run: Run) -> dict[str, Any]:
-    """Trains the students that are missing, prints the table and writes ranking.json; returns what is written.
+    """Trains the students that are missing, writes ranking.json; returns what is written.
 
     The scores are taken seed by seed, from the students' last epochs and from their best ones. Raises ValueError if
     no learning rate of an arm trains without divergence.
     """
     recipe, settings = run.recipe, run.recipe.ranking
     run.real.check_counts(recipe.ipc, f"rank at ipc {recipe.ipc}")
-    teachers, condensed = chosen(squeeze(run), recipe.labels.teachers), condensed_set(run)
+    teachers, condensed = labelling_teachers(run), condensed_set(run)
     arms = Arms.of(settings)
     measured: dict[Arm, dict[str, Any]] = {}
     for arm in vars(arms).values():
@@ -106,7 +104,6 @@ def rank(run: Run) -> dict[str, Any]:
     }
     once(lambda: write_json(run.out / "ranking.json", result))
     run.log.event("ranking", scores=result["scores"])
-    run.log.console.print(report.ranking_table(result))
     return result
 
 
