@@ -34,7 +34,7 @@ def launched(stage, out, *more, **options):
 
 
 def ended(process, status=0):
-    said, _ = process.communicate(timeout=200)
+    said, _ = process.communicate(timeout=600)
     assert process.returncode == status, said
     return said
 
