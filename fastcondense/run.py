@@ -82,7 +82,7 @@ class Run:
         if rank() == 0:
             settings = self.recipe.parts()
             self.log.trackers = open_trackers(self.track, self.out, self.recipe.name, settings)
-        if not (self.out / "recipe.toml").exists():
+        if not rank() and not (self.out / "recipe.toml").exists():
             self.record()
         helper = f"-{socket.gethostname()}-{os.getpid()}" if is_helper else ""
         self.log.path = self.out / (f"log-{rank()}{helper}.jsonl" if rank() or is_helper else "log.jsonl")
