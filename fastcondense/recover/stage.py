@@ -63,7 +63,7 @@ def _recover(run: Run, teachers: list[Teacher], made: Made, everything: list[Job
     # the largest first, so that no worker is left with one at the end
     everything = sorted(everything, key=lambda job: (-job.num_images, job.index))
     with Writer() as writer:
-        work = Items(f"jobs of {folder}", everything, made.is_finished, settle=writer.settle)
+        work = Items("jobs", folder, everything, made.is_finished, writer.settle)
         for job, ahead in run.share("recover", work):
             unfinished = Unfinished.of(folder, job, made.identity, run.log.say)
             run.log.event("working", job=job.index)
@@ -102,7 +102,8 @@ class Made:
         metadata = {"seconds": f"{seconds:.3f}", "images": "uint8 NCHW, RGB"}
         metadata |= {"recipe": self.identity, "cells": _cells(job)}
         images, losses, record = recovered
-        write_shard(self.folder, job, images, losses, metadata, record)
+        if not self.is_finished(job):  # else this process was taken for lost, and another has done it meanwhile
+            write_shard(self.folder, job, images, losses, metadata, record)
         unfinished.remove()
         total, entropy, matching = losses[-1].tolist() if len(losses) else (0.0, 0.0, 0.0)
         measured = {
