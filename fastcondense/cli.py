@@ -14,7 +14,7 @@ from typing import Any, NoReturn
 
 import torch
 
-from . import __version__, distributed, recipe, stages
+from . import __version__, distributed, recipe, stages, trust
 from .data.pack import PackOptions, pack_folders
 from .devices import choose_device
 from .fleet import interrupt, lock
@@ -94,11 +94,15 @@ def _main(arguments: list[str]) -> int:
     if command == "bench":
         return _bench(rest)
     if command == "plan":
-        plan(parse_plan(PlanOptions, command, PLAN, rest), Log())
+        planned = parse_plan(PlanOptions, command, PLAN, rest)
+        with trust.only(planned.given):
+            plan(planned, Log())
         return 0
     if command in TOOLS:
         tool, kind, description = TOOLS[command]
-        return int(tool(parse_tool(command, description, kind, rest), Log()) or 0)
+        chosen: Any = parse_tool(command, description, kind, rest)
+        with trust.only(getattr(chosen, "code", ())):
+            return int(tool(chosen, Log()) or 0)
     if command not in STAGES:
         near = difflib.get_close_matches(command, [*STAGES, *TOOLS, "plan", "recipes", "bench"], 1, 0.0)[0]
         raise ValueError(f"there is no command {command!r}; the nearest is {near!r}")
@@ -108,7 +112,7 @@ def _main(arguments: list[str]) -> int:
     if options.launch.gpus is not None and not is_worker:
         options.launch.check()
         return launch(options.launch, [command, *rest])
-    with interrupt.listening(with_parent=is_worker):
+    with interrupt.listening(with_parent=is_worker), trust.only(options.given, options.out):
         _run(command, options, stage, is_worker)
     return 0
 

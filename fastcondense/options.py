@@ -5,16 +5,16 @@ from __future__ import annotations
 import argparse
 import dataclasses
 import difflib
-import json
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Annotated, Any, TypeVar
 
 import tyro
 
-from . import recipe
+from . import recipe, trust
 from .fleet.launch import Launch
 from .recipe import Recipe
+from .records import Environment, read_checked
 from .sets.bundle import is_bundle, read_recipe
 from .tracking import TrackerName
 
@@ -45,6 +45,8 @@ class Options:
     """Where losses, learning rates, accuracies, images a second and pictures go besides log.jsonl: tensorboard,
     wandb."""
     bundle: tyro.conf.Suppress[Path | None] = None
+    given: tyro.conf.Suppress[frozenset[str]] = frozenset()
+    """Names of code and paths that the recipe may use: its own, or in a run or bundle those that are flags too."""
     settings: Annotated[Recipe, tyro.conf.arg(name="")] = dataclasses.field(default_factory=Recipe)
 
 
@@ -84,7 +86,8 @@ def parse_kind(kind: type[StageKind], command: str, description: str, arguments:
     settings = options.settings
     if options.store:
         settings = dataclasses.replace(settings, labels=dataclasses.replace(settings.labels, source="stored"))
-    return dataclasses.replace(options, settings=settings, out=options.out or Path("runs") / settings.name)
+    given = trust.all_of(settings) if run is None else trust.said(settings, arguments)
+    return dataclasses.replace(options, settings=settings, out=options.out or Path("runs") / settings.name, given=given)
 
 
 def parse_tool(command: str, description: str, kind: type[Kind], arguments: list[str]) -> Kind:
@@ -122,7 +125,7 @@ def _of_run(run: Path) -> Options:
         return Options(out=Path("runs") / run.stem, bundle=run, settings=read_recipe(run))
     settings = recipe.load(str(run / "recipe.toml"))
     environment = run / "environment.json"
-    data = json.loads(environment.read_text()).get("data") if environment.is_file() else None
+    data = read_checked(environment, Environment)["data"] if environment.is_file() else None
     return Options(data=Path(data) if data else None, out=run, settings=settings)
 
 

@@ -13,7 +13,7 @@ import torch
 from torch import Tensor
 
 from ..distributed import meet, rank, world_size
-from ..files import read_json, read_metadata, read_tensors, write_json
+from ..files import read_metadata, read_tensors, write_json
 from ..fleet.background import Writer, beside
 from ..fleet.work import Items
 from ..gradient.gradients import GradientRecoverer
@@ -21,6 +21,7 @@ from ..jobs import Job, jobs
 from ..planning.job_size import settle
 from ..precision import one_thread
 from ..recipe import Recipe
+from ..records import read_manifest, read_ranks
 from ..run import Run
 from ..sets.condensed import CondensedSet, digests, open_folder, read_running_means, read_set, shard_path, write_shard
 from ..sets.imported import check_order, read_imported, read_origin
@@ -56,6 +57,8 @@ def recover(run: Run) -> None:
     open_folder(folder, manifest)
     made = Made(run, hashlib.sha256(json.dumps(manifest, sort_keys=True).encode()).hexdigest())
     everything = jobs(recipe, len(run.real.classes))
+    if rank() == 0:
+        made.drop_damaged(everything)
     finished = sum(map(made.is_finished, everything))
     if finished:
         run.log.say(f"recover: {finished} of {len(everything)} jobs are finished already")
@@ -133,6 +136,17 @@ class Made:
             raise ValueError(f"{path} is of another job; move it away, and both are done again")
         return True
 
+    def drop_damaged(self, everything: list[Job]) -> None:
+        """Removes shards whose tensors are not those that were written, so that their jobs are done again."""
+        for job in everything:
+            path = shard_path(self.folder, job.index)
+            try:
+                if path.exists():
+                    read_tensors(path)
+            except ValueError as error:
+                self.run.log.say(f"recover: {error}; the job is done again")
+                path.unlink(missing_ok=True)
+
     def write(self, job: Job, recovered: Recovered, seconds: float, unfinished: Unfinished) -> None:
         """The shard of a job that took so many seconds; its unfinished state goes."""
         metadata = {"seconds": f"{seconds:.3f}", "images": "uint8 NCHW, RGB"}
@@ -160,7 +174,7 @@ def _cells(job: Job) -> str:
 def _note_size(run: Run) -> None:
     """Writes into the manifest how many images a class the set has."""
     path = run.out / "condensed" / "manifest.json"
-    manifest = read_json(path)
+    manifest = read_manifest(path)
     if manifest.get("ipc", 0) < run.recipe.ipc:
         write_json(path, manifest | {"ipc": run.recipe.ipc})
 
@@ -199,7 +213,7 @@ def _before(run: Run, job: Job) -> Iterator[tuple[Job, Tensor]]:
 def made_jobs(run: Run) -> list[Job]:
     """The jobs of the set that lies in the run's folder, which may have more images a class than the recipe wants."""
     path = run.out / "condensed" / "manifest.json"
-    made = read_json(path).get("ipc", 0) if path.exists() else 0
+    made = read_manifest(path).get("ipc", 0) if path.exists() else 0
     return jobs(replace(run.recipe, ipc=max(made, run.recipe.ipc)), len(run.real.classes))
 
 
@@ -222,8 +236,8 @@ def condensed_set(run: Run) -> CondensedSet:
 def _ranks(run: Run, whole: CondensedSet) -> Tensor:
     """The order of each class's slots that matches the targets best, found once for the images of a set."""
     path, images = run.out / "condensed" / "ranks.json", digests(whole)
-    kept = read_json(path) if path.exists() else {}
-    if kept.get("images") == images:
+    kept = read_ranks(path, len(images), whole.ipc) if path.exists() else None
+    if kept is not None and kept["images"] == images:
         return torch.tensor(kept["ranks"])
     teachers = chosen(squeeze(run), run.recipe.recover.teachers)
     targets.complete(run, teachers)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
@@ -53,7 +54,7 @@ def honest_table(result: dict[str, Any]) -> Table:
     return table
 
 
-def score_rows(result: dict[str, Any]) -> list[list[str]]:
+def score_rows(result: Mapping[str, Any]) -> list[list[str]]:
     """What was trained on, and its top-1 of the last and the best epoch and top-5 of the last, in words."""
     origin, has_spread = "imported" if "origin" in result else "condensed", result["seeds"] > 1
     labels = "hard" if result["labels"] == "hard" else "soft"

@@ -3,9 +3,10 @@
 from __future__ import annotations
 
 from collections import Counter
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from typing import Any
 
+from ..records import RankedScores, Result, Score, SizeCurve
 from ..training.students import CONDENSED, Student
 from . import plots
 from .findings import Findings
@@ -51,7 +52,7 @@ def accuracy(found: Findings) -> Html:
     return section("accuracy", "Accuracy", tag("div", *parts, class_="halves"))
 
 
-def _sizes(result: dict[str, Any]) -> Html:
+def _sizes(result: SizeCurve) -> Html:
     """Top-1 at several numbers of images a class."""
     curves = {
         SIZE_NAMES.get(name, name.replace("_", " ")): [
@@ -65,14 +66,14 @@ def _sizes(result: dict[str, Any]) -> Html:
     return figure(join([tag("h3", "At every size"), plot, keys]), caption)
 
 
-def _ranking(result: dict[str, Any]) -> Html:
+def _ranking(result: RankedScores) -> Html:
     """DD-Ranking's scores, of the last and of the best epoch."""
-    last, best = (result["scores"][f"top1_{epoch}"] for epoch in ("last", "best"))
-    rows = [(name, *(f"{of[key]['mean']:.{digits}f}" for of in (last, best))) for key, name, digits in RANKING_SCORES]
+    both: list[Mapping[str, Any]] = [result["scores"]["top1_last"], result["scores"]["top1_best"]]
+    rows = [(name, *(f"{of[key]['mean']:.{digits}f}" for of in both)) for key, name, digits in RANKING_SCORES]
     return tag("div", tag("h3", "DD-Ranking"), table(("score", "last", "best"), rows))
 
 
-def _scores(found: Findings, result: dict[str, Any]) -> Html:
+def _scores(found: Findings, result: Result) -> Html:
     rows = []
     for arm, scores in [(_OWN, result), *result["baselines"].items()]:
         cells = [_spread(scores[key], result["seeds"]) for key in ("top1_last", "top1_best", "top5_last")]
@@ -89,7 +90,7 @@ def _scores(found: Findings, result: dict[str, Any]) -> Html:
     return join([table(head, rows), note(remarks)])
 
 
-def _spread(score: dict[str, float], seeds: int) -> Html:
+def _spread(score: Score, seeds: int) -> Html:
     text = f"{score['mean']:.1f}"
     return join([text, tag("small", f" ± {score['std']:.1f}")]) if seeds > 1 else join([text])
 

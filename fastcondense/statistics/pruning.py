@@ -21,9 +21,10 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from ..files import read_json, write_json
+from ..files import write_json
 from ..jobs import Job, jobs
 from ..precision import arithmetic
+from ..records import PrunedLayers, read_checked
 from ..recovery.initial import noise
 from ..run import Run
 from ..teachers.moments import ConvolutionTap, FrozenBatchNorm, Keeper, Moments
@@ -53,7 +54,7 @@ def prune(run: Run, teachers: Sequence[Teacher]) -> None:
         path = _path(run, teacher)
         if not path.exists():
             _choose(run, teacher, path)
-        entries = read_json(path)["layers"]
+        entries = read_checked(path, PrunedLayers)["layers"]
         restrict(teacher, [entry["name"] for entry in entries if entry["is_matched"]])
 
 

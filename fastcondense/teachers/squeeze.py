@@ -12,11 +12,13 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
+from .. import trust
 from ..data.real import split_batches, training_batches
 from ..distributed import meet, rank, world_size
-from ..files import read_checkpoint, read_tensors, slug, state_sha256, write_tensors
+from ..files import read_checkpoint, read_metadata, read_tensors, slug, state_sha256, write_tensors
 from ..fleet.work import Items
 from ..recipe import SQUEEZE_PARTS
+from ..records import Count, Network, TeacherMetadata, checked, naming, parse_json
 from ..rng import Stream
 from ..run import Run
 from ..sets.condensed import first_difference
@@ -74,7 +76,7 @@ def teacher_path(out: Path, architecture: str) -> Path:
 def teacher_seconds(run: Run) -> float:
     """Seconds that the finished teachers took."""
     paths = [teacher_path(run.out, architecture) for architecture in run.recipe.squeeze.teachers]
-    return sum(float(read_tensors(path)[1]["seconds"]) for path in paths)
+    return sum(read_teacher(path)["seconds"] for path in paths)
 
 
 def teacher_bytes(run: Run) -> int:
@@ -87,14 +89,14 @@ def _teacher(run: Run, number: int, architecture: str, weights: str) -> Teacher:
     classes = run.real.classes
     identity = run.identity("squeeze") | {"architecture": architecture, "classes": list(classes)}
     if path.exists():
-        state, kept = read_tensors(path)
-        if difference := first_difference(json.loads(kept["identity"]), identity):
+        state, kept = read_tensors(path)[0], read_teacher(path)
+        if difference := first_difference(parse_json(kept["identity"], path), identity):
             raise ValueError(
                 f"{path} is a teacher of another recipe ({difference}); choose another --out, or delete that file"
             )
-        net = rebuild(architecture, state, kept, path)
-        run.log.say(f"teacher {architecture}: finished already, {float(kept['top1']):.1f} % top-1 on the test images")
-        return _frozen(run, net, architecture, json.loads(kept["outputs"]))
+        net, outputs = rebuild(architecture, state, kept, len(classes), path)
+        run.log.say(f"teacher {architecture}: finished already, {kept['top1']:.1f} % top-1 on the test images")
+        return _frozen(run, net, architecture, outputs)
 
     # Named after its settings, so that an interrupted training never goes on with others.
     checkpoint = path.parent / f"checkpoint-{run.recipe.sha256(*SQUEEZE_PARTS)[:8]}.pt"
@@ -126,13 +128,30 @@ def _teacher(run: Run, number: int, architecture: str, weights: str) -> Teacher:
     return teacher
 
 
-def rebuild(architecture: str, state: Mapping[str, Tensor], metadata: Mapping[str, str], path: Path) -> nn.Module:
-    """The network of a finished teacher's file. Raises ValueError if its weights are not those that it names."""
-    if (found := state_sha256(state)) != metadata["sha256"]:
-        raise ValueError(f"{path}: its weights have the sha256 {found[:12]}, but it names {metadata['sha256'][:12]}")
-    net = zoo.build(architecture, int(metadata["num_outputs"]))
-    net.load_state_dict(state)
-    return net
+def read_teacher(path: Path) -> TeacherMetadata:
+    """What the file of a finished teacher says of it."""
+    return checked(read_metadata(path), TeacherMetadata, path, is_text=True)
+
+
+def rebuild(
+    architecture: str, state: Mapping[str, Tensor], known: Network | TeacherMetadata, num_classes: int, source: object
+) -> tuple[nn.Module, list[int]]:
+    """The network of a finished teacher, and its output of each class.
+
+    Raises ValueError that names the source if its weights are not those that are known of it, or not the network's.
+    """
+    if (found := state_sha256(state)) != known["sha256"]:
+        raise ValueError(f"{source}: its weights have the sha256 {found[:12]}, but it names {known['sha256'][:12]}")
+    count, outputs = known["num_outputs"], parse_json(known["outputs"], source)
+    if not any(count in tensor.shape[:1] for tensor in state.values()):  # before anything of that size is built
+        raise ValueError(f"{source} is damaged: none of its weights has {count} outputs")
+    checked(outputs, list[Count], source)
+    if len(outputs) != num_classes or max(outputs) >= count:
+        raise ValueError(f"{source} is damaged: field outputs: expected one of {count} a class, {num_classes} in all")
+    net = zoo.build(architecture, count)
+    with naming(source):
+        net.load_state_dict(state)
+    return net, outputs
 
 
 def _frozen(run: Run, net: nn.Module, architecture: str, outputs: Sequence[int]) -> Teacher:
@@ -148,7 +167,7 @@ def _obtain(run: Run, number: int, architecture: str, weights: str, checkpoint: 
     settings, classes = run.recipe.squeeze, run.real.classes
     names = None
     if settings.classes_file:
-        names = Path(settings.classes_file).read_text().split("\n")
+        names = trust.path(settings.classes_file, "squeeze.classes_file").read_text().split("\n")
         names = [name.strip() for name in names if name.strip()]
     method, is_trained = settings.self_supervision.method, weights == "train"
     probe = next(iter(settings.probe_weights[number:] or settings.probe_weights[:1]), "")
@@ -162,7 +181,8 @@ def _obtain(run: Run, number: int, architecture: str, weights: str, checkpoint: 
         Path(weights).suffix in (".pt", ".pth", ".tar", ".th", ".ckpt", ".bin", ".safetensors")
         or Path(weights).exists()
     ):
-        net = _read(run, architecture, Path(weights), len(names or ()), bool(probe))
+        path = trust.path(weights, "squeeze.weights")
+        net = _read(run, architecture, path, len(names or ()), bool(probe))
     else:
         net = zoo.build(architecture, len(classes), weights)
     if probe == "train":
@@ -170,7 +190,8 @@ def _obtain(run: Run, number: int, architecture: str, weights: str, checkpoint: 
         return net, list(range(len(classes)))
     if probe:
         classifier = classifier_name(architecture)
-        layer = read_probe(read_checkpoint(Path(probe)), Path(probe), feature_size(net, classifier))
+        path = trust.path(probe, "squeeze.probe_weights")
+        layer = read_probe(read_checkpoint(path), path, feature_size(net, classifier))
         net.set_submodule(classifier, layer)
     num_outputs = count_outputs(net, run.recipe.dataset.image_size, architecture)
     return net, match_classes(num_outputs, names, classes, architecture)
