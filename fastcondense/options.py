@@ -11,12 +11,13 @@ from typing import Annotated, Any, TypeVar
 
 import tyro
 
-from . import recipe, trust
-from .fleet.launch import Launch
-from .recipe import Recipe
+from . import trust
+from .recipe import recipe
+from .recipe.recipe import Recipe
 from .records import Environment, read_checked
 from .sets.bundle import is_bundle, read_recipe
 from .tracking import TrackerName
+from .workers.launch import Launch
 
 Kind = TypeVar("Kind")
 StageKind = TypeVar("StageKind", bound="Options")

@@ -156,13 +156,6 @@ class Environment(TypedDict):
     gpu: NotRequired[str]
 
 
-class Ranks(TypedDict):
-    """condensed/ranks.json: the order of each class's slots, for images of these digests."""
-
-    images: list[Sha256]
-    ranks: list[list[Count]]
-
-
 class TeacherMetadata(TypedDict):
     """The metadata of a teacher's weights; numbers are text there."""
 
@@ -304,15 +297,6 @@ def read_checked(path: Path, kind: type[Kind]) -> Kind:
 def read_manifest(path: Path) -> Manifest:
     """condensed/manifest.json of a run."""
     return check_manifest(parse_json(path.read_bytes(), path), path)
-
-
-def read_ranks(path: Path, num_classes: int, num_slots: int) -> Ranks:
-    """condensed/ranks.json of a set of so many classes and slots. Raises ValueError if it is none of one."""
-    kept = read_checked(path, Ranks)
-    slots = list(range(num_slots))
-    if len(kept["ranks"]) != num_classes or any(sorted(row) != slots for row in kept["ranks"]):
-        raise ValueError(f"{path} is damaged: field ranks: expected {num_slots} slots of each of {num_classes} classes")
-    return kept
 
 
 def check_manifest(tree: Any, source: object) -> Manifest:

@@ -16,8 +16,8 @@ import numpy as np
 
 from ..loaders.beton import read_beton
 from ..loaders.folder import EXTENSIONS, index_folder
+from ..recipe.settings import Dataset
 from ..rng import Stream
-from ..settings import Dataset
 
 _BETONS = ("train.beton", "val.beton")
 CIFAR10_CLASSES = tuple("airplane automobile bird cat deer dog frog horse ship truck".split())

@@ -26,9 +26,9 @@ import torch
 from PIL import Image
 from torch import Tensor
 
+from ..data.jobs import jobs
 from ..files import read_tensors, slug, write_atomic, write_json, write_tensors
-from ..jobs import jobs
-from ..recipe import Recipe, from_toml
+from ..recipe.recipe import Recipe, from_toml
 from ..records import (
     Manifest,
     Network,
@@ -40,9 +40,8 @@ from ..records import (
     parse_json,
     read_checked,
     read_manifest,
-    read_ranks,
 )
-from ..teachers.squeeze import read_teacher, teacher_path
+from ..teachers.kept import read_teacher, teacher_path
 from . import sealed_zip
 from .condensed import CondensedSet, digests, read_set, write_shard
 from .sealed_zip import SealedReader
@@ -85,11 +84,8 @@ def read_folder(folder: Path) -> Contents:
     recipe = from_toml((folder / "recipe.toml").read_bytes(), str(folder / "recipe.toml"))
     manifest = read_manifest(folder / "condensed" / "manifest.json")
     classes, made = tuple(manifest["classes"]), max(recipe.ipc, manifest.get("ipc", 0))
-    everything, is_ordered = jobs(replace(recipe, ipc=made), len(classes)), recipe.train.order != "slots"
-    condensed = read_set(folder / "condensed", everything, made if is_ordered else recipe.ipc, classes)
-    if is_ordered:
-        ranks = read_ranks(folder / "condensed" / "ranks.json", len(classes), made)["ranks"]
-        condensed = condensed.ordered(torch.tensor(ranks)).first(recipe.ipc)
+    everything = jobs(replace(recipe, ipc=made), len(classes))
+    condensed = read_set(folder / "condensed", everything, recipe.ipc, classes)
     paths = {name: teacher_path(folder, name) for name in recipe.squeeze.teachers}
     weights = {name: read_tensors(path) for name, path in paths.items() if path.exists()}
     result = read_checked(path, Result) if (path := folder / "result.json").exists() else None
@@ -199,10 +195,7 @@ def unpack(path: Path, folder: Path) -> None:
     seconds = contents.result["seconds"]["recover"] / len(everything) if contents.result else 0.0
     for job in everything:
         mine = condensed.images[job.classes(), job.slots()]
-        write_shard(folder / "condensed", job, mine, torch.zeros(0, 3), {}, {"seconds": f"{seconds:.3f}"})
-    if recipe.train.order != "slots":  # the bundle holds them in that order already
-        ranks = torch.arange(recipe.ipc).expand(len(condensed.classes), -1)
-        write_json(folder / "condensed" / "ranks.json", {"images": digests(condensed), "ranks": ranks.tolist()})
+        write_shard(folder / "condensed", job, mine, torch.zeros(0, 3), {"seconds": f"{seconds:.3f}"})
     write_atomic(folder / "recipe.toml", recipe.to_toml().encode())
     write_json(target, {key: value for key, value in contents.manifest.items() if key != "bundle"})
 

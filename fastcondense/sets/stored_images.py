@@ -10,8 +10,8 @@ import torch
 from safetensors import safe_open
 from torch import Tensor
 
+from ..data.jobs import Job
 from ..files import DIGESTS, read_tensors
-from ..jobs import Job
 from ..records import naming
 
 

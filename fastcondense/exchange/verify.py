@@ -1,0 +1,142 @@
+"""The commands that bundle a run, and that tell whether this machine sees and labels a set as another one did."""
+
+from __future__ import annotations
+
+import hashlib
+import json
+from collections.abc import Iterator
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Annotated, Literal
+
+import torch
+import tyro
+from torch import Tensor
+
+from ..data.real import Normalization
+from ..devices import choose_device
+from ..files import first_difference, read_tensors, state_sha256
+from ..labels.fingerprint import Verdict, compare
+from ..labels.relabel import TRANSFORM, num_bytes, specification, take_probe
+from ..log import Log
+from ..networks import zoo
+from ..records import Network, TeacherMetadata, checked
+from ..sets.bundle import (
+    Contents,
+    first_wrong_class,
+    is_bundle,
+    needed_teachers,
+    read_bundle,
+    read_run,
+    write_bundle,
+)
+from ..sets.sealed_zip import is_sealed, read_seal
+from ..teachers.kept import read_teacher, rebuild, teacher_path
+from ..teachers.teacher import Teacher
+from ..words import bytes_in_words
+
+
+@dataclass(frozen=True, kw_only=True)
+class BundleOptions:
+    """What is bundled where."""
+
+    run: Annotated[Path, tyro.conf.Positional]
+    """Folder of a run that has been relabelled."""
+    out: Path | None = None
+    """The file; default <run>.zip beside the folder."""
+    teachers: Literal["embed", "reference"] = "embed"
+    """Whether the teachers' weights go into the bundle, or their names and sha256 alone."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class VerifyOptions:
+    """What is verified, and with which weights."""
+
+    path: Annotated[Path, tyro.conf.Positional]
+    """A bundle, or the folder of a run."""
+    teachers: Path | None = None
+    """Folder of a run, or its teachers/, with weights that a bundle only names."""
+    device: str = "auto"
+    """auto, cpu, cuda or cuda:N."""
+    code: tuple[str, ...] = ()
+    """Functions that its recipe names as networks, module:function or file.py:function, and that you trust."""
+
+
+def bundle(options: BundleOptions, log: Log) -> None:
+    """Writes a bundle and says the bytes of everything."""
+    path = options.out or options.run.resolve().with_suffix(".zip")
+    sizes = write_bundle(options.run, path, options.teachers)
+    manifest = read_run(options.run).manifest
+    parts = ", ".join(f"{name} {bytes_in_words(size)}" for name, size in sizes.items())
+    replay, fingerprint = num_bytes(manifest["replay"]), num_bytes(manifest.get("fingerprint", {}))
+    log.say(
+        f"{path}: {bytes_in_words(path.stat().st_size)} ({parts}); of the rest, the replay specification has {replay} "
+        f"bytes and the fingerprint {fingerprint}; sealed by sha256 {read_seal(path)}"
+    )
+
+
+def verify(options: VerifyOptions, log: Log) -> int:
+    """Says match, drift or mismatch; the exit status is 1 for a mismatch. No real data are needed."""
+    path, is_file = options.path, is_bundle(options.path)
+    if is_file and not is_sealed(path):
+        verdict = Verdict("mismatch", "it was changed or damaged: its bytes have not the sha256 that it ends with")
+    else:
+        contents = read_bundle(path) if is_file else read_run(path)
+        verdict = check(contents, options.teachers, choose_device(options.device))
+    seal = f"; sealed by sha256 {read_seal(path)}" if is_file else ""
+    log.say(f"{path}: {verdict.kind}: {verdict.reason}{seal}")
+    return 1 if verdict.kind == "mismatch" else 0
+
+
+def check(contents: Contents, folder: Path | None, device: torch.device) -> Verdict:
+    """Compares a set with its manifest, from what must be equal to what may drift; weights may come from a folder.
+
+    Raises ValueError where a teacher's weights are neither there, nor in the folder, nor known by name.
+    """
+    recipe, condensed, replay = contents.recipe, contents.condensed, contents.manifest["replay"]
+    if replay["transform"] != TRANSFORM:
+        return Verdict("mismatch", f"views are made as {replay['transform']!r}; here they are {TRANSFORM!r}")
+    if wrong := first_wrong_class(contents):
+        return Verdict("mismatch", f"the images of class {wrong!r} are not those that were labelled")
+    if hashlib.sha256(json.dumps(condensed.classes).encode()).hexdigest() != replay["classes"]:
+        return Verdict("mismatch", "the classes are in another order than when they were labelled")
+    if contents.result is not None and contents.result["recipe_sha256"] != recipe.sha256():
+        return Verdict("mismatch", "its scores are those of another recipe")
+    if tuple(replay["teachers"]) != needed_teachers(recipe):
+        return Verdict("mismatch", "the teachers of the recipe are not those that the set was labelled by")
+    teachers = []
+    for name, sha256 in replay["teachers"].items():
+        state, known = next(_weights(contents, name, folder), (None, None))
+        if state is None or known is None:
+            raise ValueError(f"the weights of teacher {name} are not here; name a folder that has them by --teachers")
+        if state_sha256(state) != sha256:
+            return Verdict("mismatch", f"teacher {name} has other weights than when the set was labelled")
+        net, outputs = rebuild(name, state, known, len(condensed.classes), f"teacher {name}")
+        is_unfused = recipe.labels.is_in_training
+        made = Teacher.of(net, name, condensed.classes, outputs, recipe.dataset, has_unfused=is_unfused)
+        teachers.append(made.to(device))
+    if difference := first_difference(replay, specification(recipe, condensed, teachers)):
+        return Verdict("mismatch", f"the recipe is not the one that the set was labelled with: {difference}")
+    if recipe.needs_no_teacher:
+        return Verdict("match", "labels are the classes; images, classes and recipe are those of its manifest")
+    if "fingerprint" not in contents.manifest:
+        return Verdict("mismatch", "it has no fingerprint of its labels")
+    seen = take_probe(recipe, condensed, teachers, Normalization.of(recipe.dataset, device))
+    return compare(contents.manifest["fingerprint"], seen)
+
+
+def _weights(
+    contents: Contents, name: str, folder: Path | None
+) -> Iterator[tuple[dict[str, Tensor], Network | TeacherMetadata]]:
+    """Where a teacher's weights can come from, the best first: the set itself, a folder, a library that knows them."""
+    if name in contents.weights:
+        state, metadata = contents.weights[name]
+        yield state, checked(metadata, TeacherMetadata, f"teacher {name}", is_text=True)
+    for root in () if folder is None else (folder, folder.parent):
+        if (path := teacher_path(root, name)).exists():
+            yield read_tensors(path)[0], read_teacher(path)
+    squeeze, inside = contents.recipe.squeeze, contents.manifest.get("bundle")
+    sources = dict(zip(squeeze.teachers, squeeze.weights * len(squeeze.teachers), strict=False))
+    known = inside["teachers"].get(name) if inside else None
+    if known and sources[name] != "train" and not Path(sources[name]).suffix:
+        yield zoo.build(name, known["num_outputs"], sources[name]).state_dict(), known
