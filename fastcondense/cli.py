@@ -25,6 +25,7 @@ from .plan.table import PlanOptions, plan
 from .recipe import recipe
 from .run import Run
 from .sets.bundle import unpack
+from .words import printable
 from .workers import distributed, interrupt, lock
 from .workers.launch import TRY_AGAIN, launch
 from .workers.notes import refuse, report_cut
@@ -78,7 +79,7 @@ def main(arguments: list[str] | None = None) -> int:
 
 
 def _complain(text: str) -> None:
-    sys.stderr.write(f"fastcondense: {text}\n")
+    sys.stderr.write(f"fastcondense: {printable(text)}\n")
 
 
 def _main(arguments: list[str]) -> int:

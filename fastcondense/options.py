@@ -126,7 +126,7 @@ def _of_run(run: Path) -> Options:
         return Options(out=Path("runs") / run.stem, bundle=run, settings=read_recipe(run))
     settings = recipe.load(str(run / "recipe.toml"))
     environment = run / "environment.json"
-    data = read_checked(environment, Environment)["data"] if environment.is_file() else None
+    data = read_checked(environment, Environment).get("data") if environment.is_file() else None
     return Options(data=Path(data) if data else None, out=run, settings=settings)
 
 

@@ -7,7 +7,7 @@ from __future__ import annotations
 
 import contextlib
 import json
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from pathlib import Path
 from typing import Annotated, Any, Literal, NotRequired, TypedDict, TypeVar, cast
 
@@ -147,13 +147,13 @@ class Manifest(TypedDict):
     bundle: NotRequired[Bundled]
 
 
-class Environment(TypedDict):
+class Environment(TypedDict, total=False):
     """environment.json, beside the versions of packages."""
 
     data: str | None
-    device: NotRequired[str]
-    loader: NotRequired[str]
-    gpu: NotRequired[str]
+    device: str
+    loader: str
+    gpu: str
 
 
 class TeacherMetadata(TypedDict):
@@ -249,30 +249,26 @@ class RankedScores(TypedDict):
 
 
 @contextlib.contextmanager
-def naming(source: object, said: str = "cannot be read") -> Iterator[None]:
-    """Turns whatever a library raises about a stranger's bytes into a ValueError of one line that names them.
+def naming(path: object, problem: str = "{path} cannot be read: {error}") -> Iterator[None]:
+    """A block about what `path` holds: any failure in it is a ValueError of one line, `problem`, that names it.
 
-    Errors that name the source already, and those of the machine (no memory, an interruption), go through.
+    A ValueError that names it already passes as it is.
     """
     try:
         yield
-    except MemoryError:
-        raise
-    except Exception as error:
+    except Exception as error:  # damaged bytes raise whatever they happen to ask for: a list of kinds is never whole
         text = " ".join(str(error).split()) or type(error).__name__
-        if isinstance(error, ValueError) and str(source) in text:
+        if isinstance(error, ValueError) and str(path) in text:
             raise
-        raise ValueError(f"{source} {said}: {text:.300}") from None
+        raise ValueError(problem.format(path=path, error=text[:300])) from error
 
 
 def parse_json(text: str | bytes, source: object) -> Any:
     """The tree of a JSON text. Raises ValueError that names the source of one that is damaged, or nested too deep."""
     try:
-        tree = json.loads(text)
-        json.dumps(tree, ensure_ascii=False).encode()  # half a surrogate pair cannot be printed or written
+        return json.loads(text)
     except (ValueError, RecursionError) as error:
         raise ValueError(f"{source} is damaged: {error}") from None
-    return tree
 
 
 def checked(tree: Any, kind: type[Kind], source: object, *, is_text: bool = False) -> Kind:
@@ -299,12 +295,22 @@ def read_manifest(path: Path) -> Manifest:
     return check_manifest(parse_json(path.read_bytes(), path), path)
 
 
+def check_names(classes: Iterable[str], source: str) -> None:
+    """Raises ValueError that begins with `source` for a class whose name no file or terminal can hold as text."""
+    for name in classes:
+        try:
+            name.encode()
+        except UnicodeEncodeError:
+            raise ValueError(f"{source}: the name {name!r} is no UTF-8") from None
+
+
 def check_manifest(tree: Any, source: object) -> Manifest:
     """The manifest, if its fields fit each other too. Raises ValueError that names the source and the field."""
     manifest = checked(tree, Manifest, source)
     classes, kept = manifest["classes"], manifest.get("fingerprint")
     if len(set(classes)) < len(classes):
         raise ValueError(f"{source} is damaged: field classes: two have the same name")
+    check_names(classes, f"{source} is damaged: field classes")
     if len(manifest.get("digests", classes)) != len(classes):
         raise ValueError(f"{source} is damaged: field digests: expected {len(classes)}, one a class")
     if kept is not None:

@@ -24,6 +24,7 @@ from .data.sources import choose, skipped
 from .files import write_atomic, write_json
 from .log import Log
 from .recipe.recipe import SQUEEZE_PARTS, Recipe
+from .records import check_names
 from .rng import Stream
 from .sets.imported import import_images
 from .sets.published_sets import PublishedSet, read_published
@@ -71,6 +72,7 @@ class Run:
     def check(self) -> None:
         """Raises ValueError for a recipe, data or `images` that cannot be used, before anything is written."""
         self.recipe.check()
+        check_names(self.real.classes, f"the classes of {self.data}")
         if self.recipe.recover.batch_size == 0:
             self.recipe = with_batch_size(self.recipe, kept_batch_size(self.out, self.recipe))
         needed = [name for name in self.recipe.evaluate.baselines if name.startswith(("random", "herding"))]

@@ -140,7 +140,7 @@ def _write_parquet(
         result = None  # of other images
     encoding = f"JPEG of quality {jpeg}" if jpeg else "lossless PNG"
     card = dataset_card(settings, condensed, sum(path.stat().st_size for path in paths), encoding, result, origin)
-    (folder / "README.md").write_text(card)
+    (folder / "README.md").write_text(card, encoding="utf-8", errors="replace")
 
 
 def _write_ddranking(run: Run, condensed: CondensedSet, folder: Path) -> None:
@@ -176,5 +176,5 @@ def _write_ddranking(run: Run, condensed: CondensedSet, folder: Path) -> None:
 def _data(run: Path) -> Path | None:
     """Where the run found the real images."""
     environment = run / "environment.json"
-    data = read_checked(environment, Environment)["data"] if environment.is_file() else None
+    data = read_checked(environment, Environment).get("data") if environment.is_file() else None
     return Path(data) if data else None

@@ -114,7 +114,7 @@ def read_findings(run: Run) -> Findings:
     return Findings(
         run=run,
         titles=class_titles(classes),
-        environment=read_checked(run.out / "environment.json", Environment),
+        environment=_optional(run.out / "environment.json", Environment) or {},
         dates=_dates(run.out / "log.jsonl"),
         teachers=[
             _teacher(path, name) for name in recipe.squeeze.teachers if (path := teacher_path(run.out, name)).exists()

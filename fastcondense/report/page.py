@@ -31,7 +31,7 @@ def write_report(run: Run) -> Path:
     """Writes report.html of what the run has made so far; nothing is made for it."""
     found = read_findings(run)
     path = run.out / "report.html"
-    write_atomic(path, page(found, _features(found)).encode())
+    write_atomic(path, page(found, _features(found)).encode(errors="replace"))
     return path
 
 

@@ -41,6 +41,7 @@ _STYLE: dict[Any, Any] = {
     "xtick.labelcolor": _MUTED,
     "ytick.labelcolor": _MUTED,
     "svg.fonttype": "none",
+    "text.parse_math": False,  # names may have dollars
     "svg.hashsalt": "fastcondense",
 }
 POINTS = 300

@@ -253,7 +253,7 @@ def _read_images(
 
     def decode(name: str, data: bytes) -> Tensor:
         source = f"{archive.path}: {name}"
-        with naming(source, "is damaged"), Image.open(io.BytesIO(data), formats=("PNG",)) as image:
+        with naming(source, "{path} is damaged: {error}"), Image.open(io.BytesIO(data), formats=("PNG",)) as image:
             if image.size != (size, size) or image.mode != "RGB":
                 raise ValueError(f"{source} is {image.size} {image.mode}, not {size} x {size} RGB")
             return torch.from_numpy(np.array(image)).permute(2, 0, 1)
@@ -274,7 +274,7 @@ def _read_weights(archive: SealedReader, teacher: str) -> Weights:
     name = _weights_name(teacher)
     data = archive.read(name)
     source = f"{archive.path}: {name}"
-    with naming(source, "cannot be read as weights"):
+    with naming(source, "{path} cannot be read as weights: {error}"):
         state = load(data)
         header = parse_json(data[8 : 8 + int.from_bytes(data[:8], "little")], source)
     return state, checked(header.get("__metadata__", {}), dict[str, str], source)

@@ -58,12 +58,8 @@ class SealedReader:
         """Raises ValueError if there is no such member, or if it is damaged."""
         if name not in self._archive.NameToInfo:
             raise ValueError(f"{self.path} is not a bundle: it has no {name}")
-        with naming(self.path, f"is damaged: {name}"):
+        with naming(self.path, f"{{path}} is damaged: {name}: {{error}}"):
             return self._archive.read(name)
-
-    def size(self, name: str) -> int:
-        """Bytes of a member."""
-        return self._archive.getinfo(name).file_size
 
 
 def is_sealed(path: Path) -> bool:
@@ -78,7 +74,7 @@ def reading(path: Path, *, must_be_sealed: bool = True) -> Iterator[SealedReader
         raise ValueError(f"{path} was changed or damaged: its bytes have another sha256 than the one that it ends with")
     size = path.stat().st_size
     with contextlib.ExitStack() as stack:
-        with naming(path, "cannot be read as a bundle"):
+        with naming(path, "{path} cannot be read as a bundle: {error}"):
             file = stack.enter_context(path.open("rb"))
             _check_directory(file, size, path)
             archive = stack.enter_context(zipfile.ZipFile(file))
