@@ -61,7 +61,7 @@ def read_shard(folder: Path, job: Job, *prefixes: str) -> dict[str, Tensor]:
     shape = _shape(path)
     shard, _ = read_tensors(path, "classes", "slots", *prefixes)
     for name, wanted in (("classes", job.classes()), ("slots", job.slots())):
-        if name not in shard or not torch.equal(shard[name], wanted):
+        if name not in shard or shard[name].dtype != wanted.dtype or not torch.equal(shard[name], wanted):
             raise ValueError(f"{path} is damaged: its {name} are not those of job {job.index}")
     if len(shape) != 4 or shape[:2] != (job.num_images, 3):
         raise ValueError(f"{path} is damaged: its images are {shape}, not {job.num_images} of 3 channels")
