@@ -15,8 +15,9 @@ from ..loaders.folder import cut_center
 from ..loaders.prefetch import on_device
 from ..loaders.source import Centered, Windowed
 from ..recipe.settings import Dataset
+from ..recipe.shared import Views
 from ..rng import Stream
-from ..views.windows import Views, windows
+from ..views.windows import windows
 from .datasets import Split
 from .sources import open_source
 

@@ -16,8 +16,7 @@ from ..recover.formation import shown
 from ..recover.stage import condensed_set
 from ..run import Run
 from ..sets.condensed import CondensedSet, digests
-from ..squeeze.stage import squeeze
-from ..teachers.kept import chosen
+from ..teachers.kept import labelling_teachers
 from ..teachers.teacher import Teacher
 from .fingerprint import Probe, fingerprint, probe
 from .labels import TeacherLabels
@@ -33,7 +32,7 @@ def relabel(run: Run) -> Replay:
 
     With labels.source stored, the labels are written too. Returns the replay specification.
     """
-    teachers, condensed = chosen(squeeze(run), run.recipe.labels.teachers), condensed_set(run)
+    teachers, condensed = labelling_teachers(run), condensed_set(run)
     replay, path = specification(run.recipe, condensed, teachers), run.out / "condensed" / "manifest.json"
     if run.recipe.needs_no_teacher:
         write_json(path, {**read_manifest(path), "replay": replay, "digests": digests(condensed)})
