@@ -134,12 +134,52 @@ def test_verify_says_why_not(file, tmp_path, capsys):
         write_tensors(tmp_path / "w", state, metadata)
         members[name] = (tmp_path / "w").read_bytes()
 
+    def recipe(old, new):
+        def change(members):
+            assert old in members["recipe.toml"]
+            members["recipe.toml"] = members["recipe.toml"].replace(old, new, 1)
+
+        return change
+
     assert "class '3' are not those that were labelled" in why(flip_an_image)
+    assert "scores are those of another recipe" in why(recipe(b'student = "zoo/convnet1"', b'student = "zoo/convnet3"'))
+    assert "scores are those of another recipe" in why(recipe(b"temperature = 20.0", b"temperature = 19.0"))
+    assert "sealed by sha256" in why(flip_an_image)
     assert "has other weights" in why(other_weights)
     assert "seeds" in why(manifest(replay=lambda replay: replay | {"seeds": [7, 8]}))
     assert "views are made as 'nearest'" in why(manifest(replay=lambda replay: replay | {"transform": "nearest"}))
     assert "classes are in another order" in why(manifest(replay=lambda replay: replay | {"classes": "0" * 64}))
     assert "windows, partners or boxes" in why(manifest(fingerprint=lambda kept: kept | {"tables": "0" * 64}))
+
+
+def test_any_changed_byte_is_a_mismatch(file, tmp_path, capsys):
+    """Of every member, of the list of members, and of the digest itself."""
+    good, path = file.read_bytes(), tmp_path / "changed.zip"
+    with zipfile.ZipFile(file) as archive:
+        starts = [entry.header_offset for entry in archive.infolist()]
+        places = [*starts, *(start + 60 for start in starts), archive.start_dir + 5, len(good) - 80, len(good) - 1]
+    for place in places:
+        path.write_bytes(good[:place] + bytes([good[place] ^ 1]) + good[place + 1 :])
+        assert not sealed_zip.is_sealed(path)
+    assert main(["verify", str(path)]) == 1
+    assert ": mismatch: it was changed or damaged" in said(capsys)
+    assert main(["train", str(path), "--out", str(tmp_path / "r")]) == 1
+    assert "its bytes have another sha256 than the one that it ends with" in said(capsys)
+
+
+def test_recover_makes_a_damaged_job_again(run, tmp_path, capsys):
+    shutil.copytree(run, tmp_path / "r")
+    path = tmp_path / "r" / "condensed" / "shard-00002.safetensors"
+    good = path.read_bytes()
+    images = read_tensors(path)[0]["images"]
+    begin = good.index(images.numpy().tobytes())
+    path.write_bytes(good[: begin + 7] + bytes([good[begin + 7] ^ 16]) + good[begin + 8 :])
+    shutil.rmtree(tmp_path / "r" / "students")
+    assert main(["train", str(tmp_path / "r"), "--device", "cpu"]) == 1
+    assert "shard-00002.safetensors is damaged: its 'images' are not those that were written" in said(capsys)
+    assert main(["recover", str(tmp_path / "r"), "--device", "cpu"]) == 0
+    assert "the job is done again" in said(capsys)
+    assert torch.equal(read_tensors(path)[0]["images"], images)
 
 
 @pytest.mark.parametrize(

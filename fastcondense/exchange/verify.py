@@ -104,6 +104,8 @@ def check(contents: Contents, folder: Path | None, device: torch.device) -> Verd
         return Verdict("mismatch", "its scores are those of another recipe")
     if tuple(replay["teachers"]) != needed_teachers(recipe):
         return Verdict("mismatch", "the teachers of the recipe are not those that the set was labelled by")
+    if len(replay["seeds"]) != recipe.train.seeds:
+        return Verdict("mismatch", f"the recipe has {recipe.train.seeds} seeds, its labels {len(replay['seeds'])}")
     teachers = []
     for name, sha256 in replay["teachers"].items():
         state, known = next(_weights(contents, name, folder), (None, None))
