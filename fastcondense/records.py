@@ -122,6 +122,7 @@ class Network(TypedDict):
     sha256: Sha256
     num_outputs: Annotated[int, Meta(ge=1, le=10_000_000)]
     outputs: str
+    pixel_statistics: NotRequired[str]
 
 
 class Bundled(TypedDict):
@@ -162,6 +163,7 @@ class TeacherMetadata(TypedDict):
     identity: str
     outputs: str
     num_outputs: Annotated[int, Meta(ge=1)]
+    pixel_statistics: NotRequired[str]
     sha256: Sha256
     top1: float
     seconds: float

@@ -21,6 +21,7 @@ PLAIN = {  # free text that is neither code nor a path
     "name",
     "method",
     "dataset.classes",
+    "squeeze.normalization",
     "recover.teachers",
     "recover.initial.teachers",
     "recover.features.layer",

@@ -31,7 +31,7 @@ from ..sets.bundle import (
     write_bundle,
 )
 from ..sets.sealed_zip import is_sealed, read_seal
-from ..teachers.kept import read_teacher, rebuild, teacher_path
+from ..teachers.kept import read_statistics, read_teacher, rebuild, teacher_path
 from ..teachers.teacher import Teacher
 from ..words import bytes_in_words
 
@@ -113,9 +113,11 @@ def check(contents: Contents, folder: Path | None, device: torch.device) -> Verd
             raise ValueError(f"the weights of teacher {name} are not here; name a folder that has them by --teachers")
         if state_sha256(state) != sha256:
             return Verdict("mismatch", f"teacher {name} has other weights than when the set was labelled")
-        net, outputs = rebuild(name, state, known, len(condensed.classes), f"teacher {name}")
-        is_unfused = recipe.labels.is_in_training
-        made = Teacher.of(net, name, condensed.classes, outputs, recipe.dataset, has_unfused=is_unfused)
+        source = f"teacher {name}"
+        net, outputs = rebuild(name, state, known, len(condensed.classes), source)
+        what, is_unfused = (net, name, condensed.classes, outputs, recipe.dataset), recipe.labels.is_in_training
+        statistics = read_statistics(known, source)
+        made = Teacher.of(*what, has_unfused=is_unfused, statistics_of_pixels=statistics)
         teachers.append(made.to(device))
     if difference := first_difference(replay, specification(recipe, condensed, teachers)):
         return Verdict("mismatch", f"the recipe is not the one that the set was labelled with: {difference}")

@@ -1,8 +1,9 @@
 """A recipe is one run: frozen dataclasses, TOML in and out. Papers are recipes (data), never branches of code.
 
-``load("edc/cifar10-corrected-ipc50")`` reads ``recipes/edc/cifar10.toml``, merges its ``[corrected]`` table and then
-its ``[by_ipc.50]`` table if it has one, and sets ipc to 50. A file may begin with ``extends = ["data/cifar10"]``, the
-shared files (``recipes/shared/data/cifar10.toml``) that it adds to. A path to a TOML file works the same way.
+``load("edc/cifar10-corrected-ipc50")`` reads ``recipes/edc/cifar10.toml``, merges its ``[corrected]`` table, then its
+``[by_ipc.50]`` table if it has one, and sets ipc to 50; last comes the ``[by_student."zoo/resnet18"]`` table of the
+student, which may have by_ipc tables of its own. A file may begin with ``extends = ["data/cifar10"]``, the shared files
+(``recipes/shared/data/cifar10.toml``) that it adds to. A path to a TOML file works the same way.
 """
 
 from __future__ import annotations
@@ -113,6 +114,10 @@ class Recipe:
             raise ValueError(
                 f"squeeze.weights needs one entry, or one a teacher ({len(teachers)}), got {len(self.squeeze.weights)}"
             )
+        for number in range(len(teachers)):
+            source = self.squeeze.weights[number % len(self.squeeze.weights)]
+            if self.squeeze.pixel_statistics(number, None) is not None and source == "train":
+                raise ValueError(f"squeeze.normalization is of given weights, but {teachers[number]} is trained here")
         if len(probes := self.squeeze.probe_weights) not in (0, 1, len(teachers)):
             raise ValueError(
                 f"squeeze.probe_weights needs none, one, or one a teacher ({len(teachers)}), got {len(probes)}"
@@ -186,12 +191,14 @@ class Recipe:
 SQUEEZE_PARTS = ("seed", "dataset", "squeeze")
 
 
-def from_toml(text: str | bytes, source: str, ipc: int | None = None, *, corrected: bool = False) -> Recipe:
-    """TOML -> Recipe. Raises ValueError for unknown keys (with the nearest valid one) and wrong types."""
+def from_toml(
+    text: str | bytes, source: str, ipc: int | None = None, *, corrected: bool = False, student: str = ""
+) -> Recipe:
+    """TOML -> Recipe, of `student` if given. Raises ValueError for unknown keys (with the nearest) and wrong types."""
     tree = _tree(text, source)
-    by_ipc, variant = tree.pop("by_ipc", {}), tree.pop(CORRECTED, {})
-    if not isinstance(by_ipc, dict) or not isinstance(variant, dict):
-        raise ValueError(f"{source}: by_ipc and {CORRECTED} must be tables")
+    by_ipc, by_student, variant = (
+        _table(tree.pop(key, {}), key, source) for key in ("by_ipc", "by_student", CORRECTED)
+    )
     tree.pop("published", None)
     ipc = ipc if ipc is not None else tree.get("ipc", Recipe.ipc)
     tree["ipc"] = ipc
@@ -199,19 +206,33 @@ def from_toml(text: str | bytes, source: str, ipc: int | None = None, *, correct
         _merge(tree, variant)
     try:
         _merge(tree, by_ipc.get(str(ipc), {}))
+        if student:
+            _merge(tree, {"train": {"student": student}})
+        train = _table(tree.get("train", {}), "train", source)
+        own = _table(by_student.get(str(train.get("student", Train.student)), {}), "by_student", source)
+        own_by_ipc = _table(own.pop("by_ipc", {}), "by_student.by_ipc", source)
+        _merge(tree, own)
+        _merge(tree, own_by_ipc.get(str(ipc), {}))
         recipe: Recipe = _build(Recipe, tree, "")
         return recipe.check()
     except ValueError as error:
         raise ValueError(f"{source}: {error}") from None
 
 
-def load(name_or_file: str) -> Recipe:
-    """A recipe by name ("sre2l/digits-ipc10") or from a TOML file. Raises ValueError with the nearest known name."""
+def _table(value: Any, key: str, source: str) -> dict[str, Any]:
+    if not isinstance(value, dict):
+        raise ValueError(f"{source}: {key} must be a table, got {value!r:.80}")
+    return value
+
+
+def load(name_or_file: str, student: str = "") -> Recipe:
+    """A recipe by name ("sre2l/digits-ipc10") or from a TOML file, of `student` if given. Raises ValueError with the
+    nearest known name."""
     path = Path(name_or_file)
     if path.suffix == ".toml":
         if not path.is_file():
             raise ValueError(f"there is no recipe file {path}")
-        recipe = from_toml(path.read_bytes(), str(path))
+        recipe = from_toml(path.read_bytes(), str(path), student=student)
         name = recipe.name if recipe.name != Recipe.name else re.sub(r"[^\w.-]", "-", path.stem)
         return dataclasses.replace(recipe, name=name)
     stem, ipc = name_or_file, None
@@ -223,7 +244,8 @@ def load(name_or_file: str) -> Recipe:
             f"there is no recipe {name_or_file!r}; the nearest is {near[0]!r} (known: {', '.join(names())})"
         )
     file = RECIPES / f"{stem.removesuffix(f'-{CORRECTED}')}.toml"
-    recipe = from_toml(file.read_text(), f"recipe {stem}", ipc, corrected=stem.endswith(f"-{CORRECTED}"))
+    is_corrected = stem.endswith(f"-{CORRECTED}")
+    recipe = from_toml(file.read_text(), f"recipe {stem}", ipc, corrected=is_corrected, student=student)
     return dataclasses.replace(recipe, name=f"{stem}-ipc{recipe.ipc}")
 
 

@@ -234,7 +234,7 @@ def _pngs(condensed: CondensedSet) -> Iterator[tuple[str, bytes]]:
 
 
 def _network(metadata: TeacherMetadata) -> Network:
-    return {name: metadata[name] for name in Network.__annotations__}  # type: ignore[return-value, literal-required]
+    return {name: metadata[name] for name in Network.__annotations__ if name in metadata}  # type: ignore[return-value, literal-required]
 
 
 def _text(archive: SealedReader, name: str) -> bytes:

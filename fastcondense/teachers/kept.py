@@ -10,7 +10,8 @@ from torch import Tensor, nn
 
 from ..files import first_difference, read_metadata, read_tensors, slug, state_sha256
 from ..networks import zoo
-from ..records import Count, Network, TeacherMetadata, checked, naming, parse_json
+from ..recipe.settings import PixelStatistics
+from ..records import Color, Count, Network, TeacherMetadata, checked, naming, parse_json
 from ..run import Run
 from .teacher import Teacher
 
@@ -31,7 +32,7 @@ def _read(run: Run, architecture: str) -> Teacher:
     path = teacher_path(run.out, architecture)
     state, kept = read_tensors(path)[0], read_teacher(path)
     net, outputs = rebuild(architecture, state, kept, len(run.real.classes), path)
-    return frozen(run, net, architecture, outputs)
+    return frozen(run, net, architecture, outputs, read_statistics(kept, path))
 
 
 def check_kept(run: Run, architecture: str) -> None:
@@ -51,12 +52,29 @@ def teacher_identity(run: Run, architecture: str) -> dict[str, Any]:
     return run.identity("squeeze") | {"architecture": architecture, "classes": list(run.real.classes)}
 
 
-def frozen(run: Run, net: nn.Module, architecture: str, outputs: Sequence[int]) -> Teacher:
-    """The network as a teacher with the statistics that recover is going to match, on the run's device."""
+def read_statistics(known: Network | TeacherMetadata, source: object) -> PixelStatistics | None:
+    """What a finished teacher's inputs are normalised by, where that is not the data set's mean and deviation."""
+    if (text := known.get("pixel_statistics")) is None:
+        return None
+    tree = parse_json(text, source)
+    if tree == [None, None]:
+        return None
+    (r, g, b), (dr, dg, db) = checked(tree, tuple[Color, Color], source)
+    return (r, g, b), (dr, dg, db)
+
+
+def frozen(
+    run: Run, net: nn.Module, architecture: str, outputs: Sequence[int], statistics: PixelStatistics | None
+) -> Teacher:
+    """The network as a teacher with the statistics that recover is going to match, on the run's device.
+
+    statistics: mean and deviation that its inputs are normalised by, if not the data set's.
+    """
     recipe, classes = run.recipe, run.real.classes
     matched = recipe.recover.statistics, recipe.recover.patch_size
     has_unfused = recipe.labels.is_in_training and architecture in (recipe.labels.teachers or recipe.squeeze.teachers)
-    return Teacher.of(net, architecture, classes, outputs, recipe.dataset, *matched, has_unfused).to(run.device)
+    made = Teacher.of(net, architecture, classes, outputs, recipe.dataset, *matched, has_unfused, statistics)
+    return made.to(run.device)
 
 
 def chosen(teachers: Sequence[Teacher], names: Sequence[str]) -> list[Teacher]:
