@@ -26,6 +26,7 @@ from .data.sources import choose, skipped
 from .files import first_difference, read_json, write_atomic, write_json
 from .log import Log
 from .recipe.recipe import SQUEEZE_PARTS, Recipe
+from .records import check_names
 from .rng import Stream
 from .tracking import open_trackers
 from .user_functions import source_sha256
@@ -68,6 +69,7 @@ class Run:
     def check(self) -> None:
         """Raises ValueError for a recipe or data that cannot be used, before anything is written."""
         self.recipe.check()
+        check_names(self.real.classes, f"the classes of {self.data}")
         if self.recipe.recover.batch_size == 0:
             self.recipe = with_batch_size(self.recipe, kept_batch_size(self.out, self.recipe))
         self._check_data()

@@ -3,9 +3,9 @@
 from __future__ import annotations
 
 from collections import Counter
-from collections.abc import Callable, Mapping, Sequence
-from typing import Any
+from collections.abc import Callable, Sequence
 
+from ..records import Result, SizeCurve
 from ..students.students import CONDENSED, Student
 from ..words import bytes_in_words, seconds_in_words
 from . import plots
@@ -52,7 +52,7 @@ def accuracy(found: Findings) -> Html:
     return section("accuracy", "Accuracy", tag("div", *parts, class_="halves"))
 
 
-def _sizes(result: Mapping[str, Any]) -> Html:
+def _sizes(result: SizeCurve) -> Html:
     """Top-1 at several numbers of images a class."""
     curves = size_curves(result)
     keys = legend({name: COLORS[k % len(COLORS)] for k, name in enumerate(curves)})
@@ -60,7 +60,7 @@ def _sizes(result: Mapping[str, Any]) -> Html:
     return figure(join([tag("h3", "At every size"), plots.sizes(curves), keys]), caption)
 
 
-def _scores(found: Findings, result: Mapping[str, Any]) -> Html:
+def _scores(found: Findings, result: Result) -> Html:
     arms = [(_OWN, result), *result["baselines"].items()]
     rows = []
     for (arm, scores), (name, *cells) in zip(arms, score_rows(result), strict=True):
