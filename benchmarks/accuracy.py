@@ -20,7 +20,7 @@ __all__ = ["costs", "page", "part", "read_lines", "table"]
 
 SAME_CELL = {  # settings that may differ from the recipe's in an unreduced run
     *("seed", "train.seeds", "train.student", "train.evaluate_every", "squeeze.evaluate_every"),
-    *("squeeze.gate_images", "evaluate.baselines", "evaluate.full_epochs", "recover.features.batch_size"),
+    *("squeeze.gate_images", "evaluate.baselines", "evaluate.full_epochs"),
 }
 DATA = ("cifar10", "cifar100", "tiny-imagenet", "imagenet10", "imagenette", "imagenet1k", "imagenet21k", "digits")
 BASELINES = {

@@ -28,7 +28,7 @@ from measure import DEVICE, environment, folder_name
 from session import Session
 
 RESULTS = Path(__file__).resolve().parent / "results"
-STEP_OPERATORS = ("frozen_batch_norm", "frozen_batch_norm_pool", "feature_maps", "crop", "image_prior", "pixel_adam")
+STEP_OPERATORS = ("frozen_batch_norm", "frozen_batch_norm_pool", "feature_maps", "crop", "pixel_adam")
 VIEW_OPERATORS = ("replay_crop", "soft_label")
 
 

@@ -67,7 +67,7 @@ def test_a_line_holds_the_figures_and_the_settings(tmp_path):
     assert line["top1_last"] == {"mean": 50.04, "std": 0.26} and line["top1_best"]["mean"] == 51.04
     assert line["baselines"]["random_hard"]["top1_last"]["mean"] == 50.04
     assert (line["date"], line["device"], line["seconds"]["squeeze"]) == ("2026-11-18", "cpu", 1.2)
-    assert line["settings"]["recover.iterations"] == 75 and "recover.first_layer_weight" not in line["settings"]
+    assert line["settings"]["recover.iterations"] == 75 and "recover.match_weight" not in line["settings"]
     assert line["settings"]["squeeze.weights"] == ["net.pth"] and "/home" not in json.dumps(line)
     assert differences(line) == {"squeeze.weights": (["net.pth"], ["train"])}
 

@@ -231,12 +231,8 @@ SINGLE = [  # a number that belongs to one method, or to one recipe
     ("cvdd/imagenet1k-ipc1", "recover.committee.priors", (56.4, 52.5)),
     ("cvdd/imagenet1k", "recover.committee.priors", (56.4, 42.3, 52.5, 44.2, 40.6)),
     ("cvdd/imagenette", "labels.priors", (62.4, 52.0, 57.2, 54.0, 60.8)),
-    ("cvdd/cifar10", "labels.prior_temperature", 10.0),
-    ("cvdd/cifar10", "recover.committee.temperature", 5.0),
     ("cim/imagenet1k", "recover.lr", 0.01),
     ("cim/imagenet1k", "recover.features.layer", "layer3"),
-    ("cim/imagenet1k", "recover.features.weight_decay", 0.01),
-    ("cim/imagenet1k", "recover.features.augment", ("flip", "crop", "cutout")),
     ("cim/cifar10", "recover.features.layer", "fc"),
     ("cim/cifar10", "train.ce_weight", 0.0),
     ("cim/cifar10", "train.gamma", 0.2),
@@ -409,8 +405,7 @@ def test_what_is_not_set_is_off():
         "gradients": {"idc", "mdc"},
         "betas": {"cim"},
         **dict.fromkeys(("tv_weight", "l2_weight", "flatness_weight", "gradient_share"), ()),
-        **dict.fromkeys(("local_repeats", "statistics_files"), ()),
-        "first_layer_weight": set(),
+        **dict.fromkeys(("statistics_files", "loss"), ()),
     }
     for name in recipe.names():
         found = load(name)

@@ -11,7 +11,8 @@ import torch
 from kernel_checks import TOLERANCE, poisoned, relative_rms
 from torch import Tensor
 
-from fastcondense.kernels.replay_crop import replay_crop, replay_crop_reference
+from fastcondense.kernels.replay_crop import replay_crop
+from fastcondense.kernels.replay_crop.definition import replay_crop_reference
 from fastcondense.recipe.shared import Views
 from fastcondense.rng import Stream
 from fastcondense.views.windows import windows

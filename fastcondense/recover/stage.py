@@ -23,7 +23,7 @@ from . import initial
 from .features import FeatureRecoverer
 from .gradients import GradientRecoverer
 from .mosaic import Mosaics
-from .recover import Recovered, Recoverer, Sources
+from .recover import Recovered, Recoverer
 from .unfinished import Unfinished
 
 
@@ -140,9 +140,7 @@ def _recoverer(run: Run, teachers: list[Teacher]) -> Recoverer | FeatureRecovere
     if recover.iterations:
         targets.complete(run, matched)
         pruning.prune(run, matched)
-    local = targets.local_images(run) if "local" in recover.targets else None
-    first, real = beside(run.device, images, local)
-    return Recoverer(recipe, matched, run.device, Sources(first, real))
+    return Recoverer(recipe, matched, run.device, *beside(run.device, images))
 
 
 def made_jobs(run: Run) -> list[Job]:
