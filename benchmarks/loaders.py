@@ -39,7 +39,8 @@ from sample_images import photograph_parts
 from session import Session
 
 from fastcondense.data.sources import is_installed
-from fastcondense.loaders.folder import FolderLoader, index_folder
+from fastcondense.loaders.class_folders import index_folder
+from fastcondense.loaders.folder import FolderLoader
 from fastcondense.loaders.prefetch import on_device
 from fastcondense.loaders.source import Centered, Cut, Faults, Loader, Windowed
 from fastcondense.recipe.shared import Views

@@ -16,6 +16,7 @@ from fastcondense.recipe.recipe import Recipe
 from fastcondense.recipe.recover import Committee, Recover
 from fastcondense.recipe.settings import Dataset
 from fastcondense.recover import recover as recover_module
+from fastcondense.recover.recording import SnapshotRecorder
 from fastcondense.recover.recover import Recoverer, RecoverStep
 from fastcondense.recover.schedule import live_layers, stages, turns, window_table
 from fastcondense.teachers.teacher import Teacher
@@ -246,3 +247,59 @@ def test_jobs_hold_all_slots_of_some_classes():
     cells = [pair for job in groups for pair in zip(job.classes().tolist(), job.slots().tolist(), strict=True)]
     assert sorted(cells) == [(c, k) for c in range(3) for k in range(5)]
     assert [job.shape for job in groups] == [(2, 2), (1, 2), (2, 2), (1, 2), (2, 1), (1, 1)]
+
+
+@pytest.mark.parametrize(
+    ("ipc", "size", "num_classes"), [(50, 80, 1000), (100, 80, 1000), (3, 4, 5), (10, 80, 1000), (1, 7, 5)]
+)
+def test_jobs_that_split_classes_are_consecutive_images(ipc, size, num_classes):
+    """EDC's and G-VBSM's batches: image k of class c is number c ipc + k, and every batch takes the next ones."""
+    found = jobs(recipe(ipc=ipc, slots_per_job=0, batch_size=size, split_classes=True), num_classes)
+    numbers = [(job.classes() * ipc + job.slots()).tolist() for job in found]
+    assert numbers == [
+        list(range(first, min(first + size, ipc * num_classes))) for first in range(0, ipc * num_classes, size)
+    ]
+    for job in found:
+        assert job.num_images == len(job.classes()) == sum(job.counts)
+        assert job.classes().bincount()[job.first_class :].tolist() == list(job.counts)
+    whole = jobs(recipe(ipc=ipc, slots_per_job=0, batch_size=size), num_classes)
+    assert (found == whole) == (size % ipc == 0)
+
+
+@pytest.mark.parametrize("densification_weight", [0.0, 2.0])
+def test_jobs_that_split_classes_depend_on_themselves_alone(densification_weight):
+    """Buffers are shared by jobs of one size; a class's part is no other for it."""
+    settings = recipe(
+        **{"ipc": 3, "slots_per_job": 0, "batch_size": 4, "split_classes": True, "iterations": 2},
+        densification_weight=densification_weight,
+    )
+    found, made = jobs(settings, 4), [teacher(0)]
+    assert [job.counts for job in found] == [(3, 1), (2, 2), (1, 3)]
+    together = Recoverer(settings, made, CPU)
+    images = [together(job).images for job in found]
+    assert len(together.steps) == (3 if densification_weight else 1)
+    assert torch.equal(Recoverer(settings, made, CPU)(found[2]).images, images[2])
+    shown = [SnapshotRecorder(settings, job, CPU).classes.tolist() for job in found]
+    assert shown == [[0, 1], [2], [3]]  # the classes whose first image is in the job
+
+
+def test_densification_of_split_classes_is_of_the_images_that_are_there():
+    settings = recipe(ipc=3, slots_per_job=0, batch_size=4, split_classes=True, densification_weight=2.0)
+    job, made = jobs(settings, 4)[0], [teacher(0)]
+    plain = dataclasses.replace(settings, recover=dataclasses.replace(settings.recover, densification_weight=0.0))
+    with_it, without = (RecoverStep(one, job, made, CPU) for one in (settings, plain))
+    images = (0.05 * with_it.images).requires_grad_()
+    total, rest = (
+        float(step.loss(step.canvas, images, ((0, 1.0),), with_it.windows[0])[0].detach())
+        for step in (with_it, without)
+    )
+    mine = view(images.detach().double(), with_it.windows[0, 0], 12).flatten(1)[:3]  # the fourth is alone in its class
+    values = torch.linalg.eigvals(mine @ mine.T).real
+    expected = F.kl_div(values.log_softmax(0), (values / 4).softmax(0), reduction="sum")
+    assert total - rest == pytest.approx(2.0 * float(expected), rel=1e-3) and float(expected) > 1e-4
+
+
+def test_split_classes_needs_whole_classes_to_split():
+    for wrong in ({"slots_per_job": 1}, {"slots_per_job": 0, "classes_per_job": 2}):
+        with pytest.raises(ValueError, match="split_classes needs slots_per_job 0, classes_per_job 0 and"):
+            recipe(split_classes=True, **wrong).check()

@@ -1,8 +1,9 @@
 """A recipe is one run: frozen dataclasses, TOML in and out. Papers are recipes (data), never branches of code.
 
-``load("edc/cifar10-corrected-ipc50")`` reads ``recipes/edc/cifar10.toml``, merges its ``[corrected]`` table and then
-its ``[by_ipc.50]`` table if it has one, and sets ipc to 50. A file may begin with ``extends = ["data/cifar10"]``, the
-shared files (``recipes/shared/data/cifar10.toml``) that it adds to. A path to a TOML file works the same way.
+``load("edc/cifar10-corrected-ipc50")`` reads ``recipes/edc/cifar10.toml``, merges its ``[corrected]`` table, then its
+``[by_ipc.50]`` table if it has one, and sets ipc to 50; last comes the ``[by_student."zoo/resnet18"]`` table of the
+student, which may have by_ipc tables of its own. A file may begin with ``extends = ["data/cifar10"]``, the shared files
+(``recipes/shared/data/cifar10.toml``) that it adds to. A path to a TOML file works the same way.
 """
 
 from __future__ import annotations
@@ -110,6 +111,10 @@ class Recipe:
             raise ValueError(
                 f"squeeze.weights needs one entry, or one a teacher ({len(teachers)}), got {len(self.squeeze.weights)}"
             )
+        for number in range(len(teachers)):
+            source = self.squeeze.weights[number % len(self.squeeze.weights)]
+            if self.squeeze.pixel_statistics(number, None) is not None and source == "train":
+                raise ValueError(f"squeeze.normalization is of given weights, but {teachers[number]} is trained here")
         if len(probes := self.squeeze.probe_weights) not in (0, 1, len(teachers)):
             raise ValueError(
                 f"squeeze.probe_weights needs none, one, or one a teacher ({len(teachers)}), got {len(probes)}"
@@ -183,16 +188,22 @@ class Recipe:
 SQUEEZE_PARTS = ("seed", "dataset", "squeeze")
 
 
-def from_toml(text: str, source: str, ipc: int | None = None, *, corrected: bool = False) -> Recipe:
-    """TOML -> Recipe. Raises ValueError for unknown keys (with the nearest valid one) and wrong types."""
+def from_toml(text: str, source: str, ipc: int | None = None, *, corrected: bool = False, student: str = "") -> Recipe:
+    """TOML -> Recipe, of `student` if given. Raises ValueError for unknown keys (with the nearest) and wrong types."""
     tree = _tree(text, source)
-    by_ipc, variant = tree.pop("by_ipc", {}), tree.pop(CORRECTED, {})
+    by_ipc, by_student, variant = (tree.pop(key, {}) for key in ("by_ipc", "by_student", CORRECTED))
     tree.pop("published", None)
     ipc = ipc if ipc is not None else tree.get("ipc", Recipe.ipc)
     tree["ipc"] = ipc
     if corrected:
         _merge(tree, variant)
     _merge(tree, by_ipc.get(str(ipc), {}))
+    if student:
+        _merge(tree, {"train": {"student": student}})
+    own = by_student.get(tree.get("train", {}).get("student", Train.student), {})
+    own_by_ipc = own.pop("by_ipc", {})
+    _merge(tree, own)
+    _merge(tree, own_by_ipc.get(str(ipc), {}))
     try:
         recipe: Recipe = _build(Recipe, tree, "")
         return recipe.check()
@@ -200,13 +211,14 @@ def from_toml(text: str, source: str, ipc: int | None = None, *, corrected: bool
         raise ValueError(f"{source}: {error}") from None
 
 
-def load(name_or_file: str) -> Recipe:
-    """A recipe by name ("sre2l/digits-ipc10") or from a TOML file. Raises ValueError with the nearest known name."""
+def load(name_or_file: str, student: str = "") -> Recipe:
+    """A recipe by name ("sre2l/digits-ipc10") or from a TOML file, of `student` if given. Raises ValueError with the
+    nearest known name."""
     path = Path(name_or_file)
     if path.suffix == ".toml":
         if not path.is_file():
             raise ValueError(f"there is no recipe file {path}")
-        recipe = from_toml(path.read_text(), str(path))
+        recipe = from_toml(path.read_text(), str(path), student=student)
         return recipe if recipe.name != Recipe.name else dataclasses.replace(recipe, name=path.stem)
     stem, ipc = name_or_file, None
     if match := re.fullmatch(r"(.+)-ipc(\d+)", name_or_file):
@@ -217,7 +229,8 @@ def load(name_or_file: str) -> Recipe:
             f"there is no recipe {name_or_file!r}; the nearest is {near[0]!r} (known: {', '.join(names())})"
         )
     file = RECIPES / f"{stem.removesuffix(f'-{CORRECTED}')}.toml"
-    recipe = from_toml(file.read_text(), f"recipe {stem}", ipc, corrected=stem.endswith(f"-{CORRECTED}"))
+    is_corrected = stem.endswith(f"-{CORRECTED}")
+    recipe = from_toml(file.read_text(), f"recipe {stem}", ipc, corrected=is_corrected, student=student)
     return dataclasses.replace(recipe, name=f"{stem}-ipc{recipe.ipc}")
 
 

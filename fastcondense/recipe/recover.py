@@ -9,6 +9,8 @@ from .bounds import Count, CountOrZero, Decay, ShareAboveZero
 from .gradients import Gradients
 from .shared import Precision, Views
 
+Storage = Literal["png", "jpeg"]
+
 
 @dataclass(frozen=True, kw_only=True)
 class Initial(Views):
@@ -88,6 +90,9 @@ class Recover(Views):
     """Images of a class that are optimised together; 0: all of them."""
     classes_per_job: CountOrZero = 0
     """Classes that are optimised together; 0: as many as batch_size holds."""
+    split_classes: bool = False
+    """Jobs are batch_size consecutive images, class by class, and end where a class does not (EDC, G-VBSM). Otherwise
+    jobs of the same slots end together."""
     initial: Initial = field(default_factory=Initial)
     committee: Committee = field(default_factory=Committee)
     features: Features = field(default_factory=Features)
@@ -123,6 +128,9 @@ class Recover(Views):
     reproducible: bool = True
     """The same images from any number of workers and threads, to the bit: one thread a worker on a CPU, deterministic
     algorithms of cuDNN on a GPU. Otherwise all threads, and whatever cuDNN finds to be fastest."""
+    storage: Storage = "png"
+    """What is kept of the finished images. png: all, rounded to bytes; jpeg: what is left of them, truncated to bytes,
+    after a JPEG of quality 75 and 4:2:0, as several methods were published. In the set they are lossless either way."""
     tv_weight: float = 0.0
     l2_weight: float = 0.0
     densification_weight: float = 0.0
@@ -139,3 +147,11 @@ class Recover(Views):
     """Share of the optimised images that is kept between stages; the rest is the initial images' (FADRM's alpha)."""
     curriculum: Literal["none", "cosine"] = "none"
     """cosine: the crop's smallest area share falls from 1 to crop_scale's lower end over the iterations (CDA)."""
+
+    def check(self, where: str) -> None:
+        """Raises ValueError for views that make no sense, and for classes that are split where they must be whole."""
+        super().check(where)
+        found = self.slots_per_job, self.classes_per_job, self.objective
+        if self.split_classes and found != (0, 0, "statistics"):
+            wanted = "slots_per_job 0, classes_per_job 0 and objective statistics"
+            raise ValueError(f"recover.split_classes needs {wanted}, got {', '.join(map(str, found))}")

@@ -14,7 +14,7 @@ from torch import Tensor
 
 from ..data.jobs import Job
 from ..data.noise import InitialImages
-from ..data.real import Normalization
+from ..data.real import Normalization, stored
 from ..kernels.crop import crop
 from ..kernels.pixel_adam import pixel_adam
 from ..networks.graph import Graphs
@@ -165,7 +165,7 @@ class FeatureRecoverer:
         observer = teachers[0].cast(network_dtype(recipe.recover.precision))
         self.observer = Cut(observer, recipe.recover.features.layer)
         self.graphs = Graphs(device)
-        self.steps: dict[tuple[int, int], tuple[FeatureStep, Callable[[], None]]] = {}
+        self.steps: dict[tuple[int, ...], tuple[FeatureStep, Callable[[], None]]] = {}
 
     def __call__(self, job: Job, unfinished: Unfinished | None = None, ahead: Job | None = None) -> Recovered:
         """Recovers a job; losses are total, 0, total. There are no running means. Others: as for `Recoverer`.
@@ -196,8 +196,8 @@ class FeatureRecoverer:
         images, losses = step.images(step.delta), step.losses.to("cpu", copy=True)
         if not bool(torch.isfinite(images).all() & torch.isfinite(step.losses).all()):
             raise ValueError(f"recover diverged in job {job.index}: not all is finite; try a smaller recover.lr")
-        pixels = Normalization.of(self.recipe.dataset, self.device).pixels(images).cpu()
-        return Recovered(pixels, losses, Record(snapshots.snapshots()))
+        levels = Normalization.of(self.recipe.dataset, self.device).levels(images)
+        return Recovered(stored(levels, self.recipe.recover.storage), losses, Record(snapshots.snapshots()))
 
     def _prepare(self, job: Job) -> tuple[FeatureStep, Callable[[], None]]:
         step = FeatureStep(self.recipe, job, self.observer, self.device)

@@ -14,7 +14,7 @@ import torch
 from torch import Tensor
 
 from ..data.jobs import Job
-from ..data.real import squares
+from ..data.real import squares, stored
 from ..networks.precision import arithmetic
 from ..recipe.gradients import MOST_TILES
 from ..rng import Stream
@@ -75,7 +75,7 @@ class GradientRecoverer:
         images = 255 * condensing.images.flatten(0, 1)
         if not bool(torch.isfinite(images).all()):
             raise ValueError(f"recover diverged in job {job.index}: images are not finite; try a smaller recover.lr")
-        return Recovered(images.clamp(0, 255).round().to(torch.uint8).cpu(), condensing.losses, Record())
+        return Recovered(stored(images.clamp(0, 255), self.recipe.recover.storage), condensing.losses, Record())
 
 
 class Condensing:
@@ -138,8 +138,8 @@ class Condensing:
         if (saved := unfinished.read()) is None:
             return
         self.iteration, tensors, kept = saved
-        for mine, stored in ((self.images, "images"), (self.velocity, "velocity"), (self.losses, "losses")):
-            mine.copy_(tensors[stored])
+        for mine, name in ((self.images, "images"), (self.velocity, "velocity"), (self.losses, "losses")):
+            mine.copy_(tensors[name])
         if self.subset is not None:
             self.subset = LearnableSubset.restored(self.settings.period, json.loads(kept["subset"]))
         self.run.log.say(f"recover: job {self.job.index} goes on from iteration {self.iteration}")

@@ -14,7 +14,7 @@ from torch.nn import functional as F
 
 from ..data.jobs import Job
 from ..data.noise import InitialImages, noise
-from ..data.real import Normalization
+from ..data.real import Normalization, stored
 from ..kernels.crop import crop
 from ..kernels.pixel_adam import pixel_adam
 from ..networks.graph import Graphs
@@ -56,7 +56,7 @@ class RecoverStep:
         initial_of: InitialImages | None = None,
     ):
         recover = recipe.recover
-        self.recipe, self.recover, self.teachers, self.num_slots = recipe, recover, teachers, job.num_slots
+        self.recipe, self.recover, self.teachers, self.counts = recipe, recover, teachers, job.counts
         self.device = device
         self.initial_of = initial_of or noise(recipe, device)
         self.stages = stages(recipe)
@@ -156,8 +156,7 @@ class RecoverStep:
             variation, norm = image_priors(views)
             total = total + recover.tv_weight * variation + recover.l2_weight * norm
         if recover.densification_weight:
-            num_classes = len(images) // self.num_slots
-            dense = densification(views.float(), num_classes, _TEMPERATURE)
+            dense = densification(views.float(), self.counts, _TEMPERATURE)
             total = total + recover.densification_weight * dense
         if recover.flatness_weight:
             with torch.no_grad():
@@ -219,8 +218,8 @@ class Recoverer:
         self.teachers = [teacher.cast(network_dtype(recipe.recover.precision)) for teacher in teachers]
         check_layers(recipe, self.teachers)
         self.graphs = Graphs(device)
-        self.steps: dict[tuple[int, int], RecoverStep] = {}
-        self.advances: dict[tuple[tuple[int, int], Turn, int], Callable[[], None]] = {}
+        self.steps: dict[tuple[int, ...], RecoverStep] = {}
+        self.advances: dict[tuple[tuple[int, ...], Turn, int], Callable[[], None]] = {}
 
     def __call__(self, job: Job, unfinished: Unfinished | None = None, ahead: Job | None = None) -> Recovered:
         """Recovers a job.
@@ -233,10 +232,12 @@ class Recoverer:
         if recipe.recover.iterations == 0:
             return Recovered(self._pixels(self.initial_of(job)), torch.zeros(0, 3), Record())
         with arithmetic(recipe.recover.precision, recipe.recover.reproducible):
-            if job.shape not in self.steps:
-                self.steps[job.shape] = RecoverStep(recipe, job, self.teachers, self.device, self.initial_of)
-            step, order = self.steps[job.shape], turns(recipe, len(self.teachers), job)
-            advances = [[self._advance(job.shape, turn, side) for turn in order] for side, _ in step.stages]
+            is_alike = recipe.recover.split_classes and not recipe.recover.densification_weight
+            shape = (job.num_images,) if is_alike else job.shape
+            if shape not in self.steps:
+                self.steps[shape] = RecoverStep(recipe, job, self.teachers, self.device, self.initial_of)
+            step, order = self.steps[shape], turns(recipe, len(self.teachers), job)
+            advances = [[self._advance(shape, turn, side) for turn in order] for side, _ in step.stages]
             step.load(job)
             if ahead is not None:
                 prepare(ahead, self.initial_of)
@@ -260,7 +261,7 @@ class Recoverer:
             raise ValueError(f"recover diverged in job {job.index}: images are not finite; try a smaller recover.lr")
         return Recovered(self._pixels(images), losses, recorder.record())
 
-    def _advance(self, shape: tuple[int, int], turn: Turn, side: int) -> Callable[[], None]:
+    def _advance(self, shape: tuple[int, ...], turn: Turn, side: int) -> Callable[[], None]:
         """One iteration of a turn on the canvas of that size: on a GPU a graph, captured once."""
         key = shape, turn, side
         if key not in self.advances:
@@ -273,7 +274,7 @@ class Recoverer:
         return self.advances[key]
 
     def _pixels(self, images: Tensor) -> Tensor:
-        return Normalization.of(self.recipe.dataset, self.device).pixels(images).cpu()
+        return stored(Normalization.of(self.recipe.dataset, self.device).levels(images), self.recipe.recover.storage)
 
 
 def check_layers(recipe: Recipe, teachers: Sequence[Teacher]) -> None:

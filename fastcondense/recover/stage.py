@@ -117,7 +117,8 @@ class Made:
 
 def _cells(job: Job) -> str:
     """Which images a job makes, for a shard's metadata."""
-    return f"slots {job.first_slot} + {job.num_slots}, classes {job.first_class} + {job.num_classes}"
+    of = f"slots {job.first_slot} + {job.num_slots}, classes {job.first_class} + {job.num_classes}"
+    return of if job.num_images == job.num_slots * job.num_classes else f"{of}, {job.num_images} from {job.begin}"
 
 
 def _note_size(run: Run) -> None:
