@@ -139,15 +139,8 @@ def _stages(found: Findings) -> Html:
     items = []
     for stage, (count, of, noun) in progress.items():
         state = "done" if count == of else "partly" if count else "open"
-        words = (
-            "not needed"
-            if not of
-            else "not run"
-            if not count
-            else counted(count, of, noun)
-            if count < of
-            else "finished"
-        )
+        words = "finished" if count == of else counted(count, of, noun) if count else "not run"
+        words = words if of else "not needed"
         if stage == "evaluate" and found.has_other_scores:
             state, words = "partly", "with other settings"
         items.append(tag("li", tag("b", stage), " ", words, class_=state))
