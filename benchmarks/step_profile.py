@@ -41,7 +41,7 @@ OPERATORS = {  # of an event's name without what autograd adds: our operators, t
     r"FeatureMaps|_PatchMoments": "statistics of maps",
     r"_Distances": "distances",
     r"pixel_adam": "Adam and clip",
-    r"(aten::)?(mkldnn_|cudnn_|_)?[Cc]onvolution(_backward|0)?": "convolutions",
+    r"(aten::)?(mkldnn_|cudnn_|_|Packed)?[Cc]onvolution(_backward|0)?": "convolutions",
     r"(aten::)?(conv2d|thnn_conv2d|_slow_conv2d_(forward|backward))": "convolutions",
     r"(aten::)?([Aa]ddmm|linear|mm|[Mm]m)0?": "linear layer",
     r"(aten::)?(cross_entropy_loss|nll_loss.*|NllLoss|_?log_softmax.*|LogSoftmax)0?": "cross-entropy",
