@@ -43,8 +43,9 @@ from fastcondense.data.sources import is_installed
 from fastcondense.loaders.folder import FolderLoader, index_folder
 from fastcondense.loaders.prefetch import on_device
 from fastcondense.loaders.source import Centered, Cut, Faults, Loader, Windowed
+from fastcondense.recipe.shared import Views
 from fastcondense.rng import Stream
-from fastcondense.views.windows import Views, windows
+from fastcondense.views.windows import windows
 from fastcondense.vision import torchvision
 
 SIZE, RESIZE = 224, 256

@@ -49,6 +49,14 @@ class Options:
     settings: Annotated[Recipe, tyro.conf.arg(name="")] = dataclasses.field(default_factory=Recipe)
 
 
+@dataclass(frozen=True)
+class PlanOptions(Options):
+    """What is planned, and for whom: the options of a stage, most of all the recipe's fields, and these."""
+
+    seconds: float = 60.0
+    """About so long is measured; steps that are larger than that allows are extrapolated, and it says so."""
+
+
 def parse_stage(command: str, description: str, arguments: list[str]) -> Options:
     """Options of a stage: `[RUN] [--recipe NAME] [--FIELD VALUE ...]`, as `parse_kind` reads them."""
     return parse_kind(Options, command, description, arguments)

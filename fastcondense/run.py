@@ -25,9 +25,6 @@ from .files import write_atomic, write_json
 from .log import Log
 from .recipe.recipe import SQUEEZE_PARTS, Recipe
 from .rng import Stream
-from .sets.imported import import_images
-from .sets.published_sets import PublishedSet, read_published
-from .teachers.teacher import Teacher
 from .tracking import open_trackers
 from .user_functions import source_sha256
 from .workers.distributed import rank, world_size
@@ -55,21 +52,18 @@ class Run:
     data: Path | None = None
     device: torch.device = field(default_factory=lambda: torch.device("cpu"))
     log: Log = field(default_factory=Log)
-    images: Path | None = None
-    """Published images that `open` imports as the condensed set."""
     track: Sequence[str] = ()
     """Trackers that `open` opens: tensorboard, wandb (tracking.py)."""
     fleet: Fleet = field(default_factory=Fleet)
     """The workers that share the run."""
-    teachers: list[Teacher] = field(default_factory=list)
-    """Those that `squeeze` has made or read in this process."""
-    _published: PublishedSet | None = None
+    kept: dict[str, Any] = field(default_factory=dict)
+    """What stages have read in this process and will ask for again, by name."""
     _skipped: set[str] = field(default_factory=set)
     _inner: list[float] = field(default_factory=list)
     """Seconds of the stages inside each stage that runs."""
 
     def check(self) -> None:
-        """Raises ValueError for a recipe, data or `images` that cannot be used, before anything is written."""
+        """Raises ValueError for a recipe or data that cannot be used, before anything is written."""
         self.recipe.check()
         if self.recipe.recover.batch_size == 0:
             self.recipe = with_batch_size(self.recipe, kept_batch_size(self.out, self.recipe))
@@ -77,11 +71,9 @@ class Run:
         if needed:
             self.real.check_counts(self.recipe.ipc, f"baseline {needed[0]} at ipc {self.recipe.ipc}")
         self.real.check_counts(max(1, self.recipe.squeeze.gate_images), "the teacher gate (squeeze.gate_images)")
-        if self.images is not None:
-            self._published = read_published(self.images, self.real.classes, self.recipe.ipc, self.recipe.dataset)
 
     def open(self) -> None:
-        """Makes the run's folder with its recipe, environment and log, and imports `images`."""
+        """Makes the run's folder with its recipe, environment and log."""
         loader, reason = choose(self.real.train, self.recipe.dataset, self.device)
         self.out.mkdir(parents=True, exist_ok=True)
         if rank() == 0:
@@ -92,8 +84,6 @@ class Run:
         self.log.path = self.out / (f"log-{rank()}.jsonl" if rank() else "log.jsonl")
         self.log.say(f"loader: {loader}; {reason}")
         self.log.event("start", recipe=self.recipe.name, sha256=self.recipe.sha256(), versions=self.versions())
-        if self._published is not None:
-            import_images(self._published, self.out / "condensed", self.recipe, self.log)
 
     def record(self) -> None:
         """Writes recipe.toml and environment.json; a recipe that a stage refuses must not replace what is there."""

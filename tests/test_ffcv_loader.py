@@ -21,8 +21,9 @@ from fastcondense.loaders.ffcv import AHEAD, FFCVLoader, table_of_cuts
 from fastcondense.loaders.folder import cut_center, cut_window, decode, index_folder
 from fastcondense.loaders.pack import Packing, pack
 from fastcondense.loaders.source import Centered, Faults, Windowed
+from fastcondense.recipe.shared import Views
 from fastcondense.rng import Stream
-from fastcondense.views.windows import Views, windows
+from fastcondense.views.windows import windows
 
 S = 32
 RAISE = Faults()

@@ -14,8 +14,9 @@ from fastcondense.data.real import Normalization, split_batches, squares, traini
 from fastcondense.loaders.folder import FolderLoader, cut_center, cut_window, decode, index_folder
 from fastcondense.loaders.source import Centered, Faults, Windowed
 from fastcondense.recipe.settings import Dataset
+from fastcondense.recipe.shared import Views
 from fastcondense.rng import Stream
-from fastcondense.views.windows import Views, windows
+from fastcondense.views.windows import windows
 from fastcondense.vision import torchvision
 
 transforms = torchvision.transforms

@@ -14,7 +14,6 @@ def test_what_all_recipes_share(name):
     found = load(name)
     is_features = found.recover.objective == "features"
     assert found.recover.betas == ((0.9, 0.999) if is_features else (0.5, 0.9))
-    assert found.recover.first_layer_weight == 10
     assert found.recover.tv_weight == found.recover.l2_weight == 0
     assert found.method == name.split("/")[0]
     assert found.recover.curriculum == ("cosine" if "cda" in name else "none")
@@ -105,7 +104,7 @@ def test_hash_names_what_matters():
         ("[recover]\ntargets = ['global', 'category']", "recover.target_weights needs one weight for each"),
         ("[recover]\nresidual = 0.0", "recover.residual must lie in (0, 1]"),
         ("[recover]\ndrop_rate = 1.0", "recover.drop_rate must lie in [0, 1)"),
-        ("[recover]\nstages = [0]", "recover.stages are sides in pixels"),
+        ("[recover]\nstages = [0]", "recover.stages must be at least 1, got (0,)"),
         ("[recover]\nstages = [200, 224]\nstatistics = ['conv', 'patch']", "patch needs images of one size"),
         ("[recover]\nobjective = 'features'", "recover.objective features needs recover.features.layer"),
         ("[recover]\nteachers = ['zoo/absent']", "recover.teachers names 'zoo/absent', which is not among"),

@@ -15,8 +15,9 @@ from fastcondense.data.jobs import Job, jobs
 from fastcondense.recipe.recipe import Recipe
 from fastcondense.recipe.recover import Committee, Recover
 from fastcondense.recipe.settings import Dataset
+from fastcondense.recover import recover as recover_module
 from fastcondense.recover.recording import SnapshotRecorder
-from fastcondense.recover.recover import Recoverer, RecoverStep, Sources
+from fastcondense.recover.recover import Recoverer, RecoverStep
 from fastcondense.recover.schedule import live_layers, stages, turns, window_table
 from fastcondense.teachers.teacher import Teacher
 
@@ -108,13 +109,13 @@ def transcribed(settings, job, nets, layers, order, initial, averages=None, live
                 if recover.flatness_weight:
                     with torch.no_grad():
                         old = nets[which](view(average, table[t, 0], side))
-                    p, q = (z / recover.flatness_temperature for z in (old, logits))
+                    p, q = (z / 4 for z in (old, logits))
                     divergence = (p.softmax(1) * (p.log_softmax(1) - q.log_softmax(1))).mean()
                     total = total + weight * recover.flatness_weight * divergence
             total = total + entropy + matching
             optimizer.zero_grad()
             total.backward()
-            average = recover.flatness_decay * average + (1 - recover.flatness_decay) * images.detach()
+            average = 0.99 * average + 0.01 * images.detach()
             optimizer.step()
             with torch.no_grad():
                 images.copy_(torch.maximum(torch.minimum(images, (1 - MEAN) / STD), -MEAN / STD))
@@ -125,8 +126,7 @@ def transcribed(settings, job, nets, layers, order, initial, averages=None, live
 
 
 def same(settings, job, made, order, images, losses, initial=None):
-    sources = None if initial is None else Sources(lambda _: initial)
-    recoverer = Recoverer(settings, made, CPU, sources)
+    recoverer = Recoverer(settings, made, CPU, None if initial is None else lambda _: initial)
     found = recoverer(job)
     np.testing.assert_allclose(found.losses.numpy(), losses, rtol=5e-5)
     close = recoverer.steps[job.shape].images.double()
@@ -142,7 +142,7 @@ def start(settings, job, made):
 
 def test_a_committee_looks_together_with_weights_of_its_priors():
     priors = (63.0, 65.3, 68.5)
-    settings = recipe(committee=Committee(size=2, priors=priors, temperature=5.0))
+    settings = recipe(committee=Committee(size=2, priors=priors))
     made = [teacher(seed) for seed in range(3)]
     for job in jobs(dataclasses.replace(settings, ipc=4), 6):
         pair = list(itertools.combinations(range(3), 2))[job.first_slot % 3]
@@ -177,7 +177,7 @@ def test_stages_change_the_size_and_inject_the_initial_images(sides):
 
 
 def test_flatness_compares_with_the_running_mean_of_the_images():
-    settings = recipe(iterations=8, flatness_weight=3.0, flatness_decay=0.6, flatness_temperature=2.0)
+    settings = recipe(iterations=8, flatness_weight=300.0)
     made, job, order = [teacher(0)], jobs(settings, 6)[1], [((0, 1.0),)]
     nets, layers = [network(0).double()], [layers_of(made[0])]
     images, losses = transcribed(settings, job, nets, layers, order, start(settings, job, made))
@@ -186,9 +186,7 @@ def test_flatness_compares_with_the_running_mean_of_the_images():
 
 
 def test_dropped_convolutions_are_not_matched_and_keep_their_running_means():
-    settings = recipe(
-        iterations=9, statistics=("bn", "conv"), statistics_ema=0.7, drop_rate=0.5, first_layer_weight=10.0
-    )
+    settings = recipe(iterations=9, statistics=("bn", "conv"), statistics_ema=0.7, drop_rate=0.5)
     made, job, order = [teacher(0, ("bn", "conv"))], jobs(settings, 6)[0], [((0, 1.0),)]
     live = live_layers(settings, job, "net-0", [not layer.is_batch_norm for layer in made[0].layers])
     is_conv = ["convs" in layer.name for layer in made[0].layers]
@@ -198,8 +196,9 @@ def test_dropped_convolutions_are_not_matched_and_keep_their_running_means():
     same(settings, job, made, order, images, losses)
 
 
-def test_densification_is_added_class_by_class():
-    settings = recipe(ipc=3, slots_per_job=0, batch_size=9, densification_weight=2.0, densification_temperature=0.5)
+def test_densification_is_added_class_by_class(monkeypatch):
+    monkeypatch.setattr(recover_module, "_TEMPERATURE", 0.5)
+    settings = recipe(ipc=3, slots_per_job=0, batch_size=9, densification_weight=2.0)
     plain = recipe(ipc=3, slots_per_job=0, batch_size=9)
     job = jobs(settings, 6)[1]
     assert job == Job(1, 0, 3, 3, 3) and job.classes().tolist() == [3, 3, 3, 4, 4, 4, 5, 5, 5]
@@ -230,7 +229,7 @@ def test_without_iterations_the_initial_images_are_kept():
     settings = recipe(iterations=0)
     job = jobs(settings, 6)[0]
     initial = (torch.rand(6, 3, 12, 12, dtype=torch.float64) - MEAN) / STD
-    found = Recoverer(settings, [teacher(0)], CPU, Sources(lambda _: initial.float()))(job)
+    found = Recoverer(settings, [teacher(0)], CPU, lambda _: initial.float())(job)
     assert torch.equal(found.images, ((initial * STD + MEAN) * 255).round().to(torch.uint8))
     assert found.losses.shape == (0, 3)
 

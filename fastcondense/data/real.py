@@ -17,8 +17,9 @@ from ..loaders.prefetch import on_device
 from ..loaders.source import Centered, Windowed
 from ..recipe.recover import Storage
 from ..recipe.settings import Dataset
+from ..recipe.shared import Views
 from ..rng import Stream
-from ..views.windows import Views, windows
+from ..views.windows import windows
 from .datasets import Split
 from .sources import open_source
 

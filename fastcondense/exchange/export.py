@@ -27,8 +27,7 @@ from ..sets.encoded import encode
 from ..sets.parquet_sets import write_rows
 from ..sets.published_sets import CLASSES_FILE
 from ..sets.tensor_sets import write_image_tensors
-from ..squeeze.stage import squeeze
-from ..teachers.kept import chosen, teacher_path
+from ..teachers.kept import labelling_teachers, teacher_path
 from ..words import bytes_in_words
 from .hub_card import dataset_card
 
@@ -152,7 +151,7 @@ def _write_ddranking(run: Run, condensed: CondensedSet, folder: Path) -> None:
             raise ValueError(f"teacher {name} of {run.out} is not finished, but soft labels need it; run squeeze first")
     if run.real.classes != condensed.classes:
         raise ValueError(f"the classes of {run.data} are not those of {run.out}, or in another order")
-    source = TeacherLabels(chosen(squeeze(run), settings.labels.teachers), settings.labels, settings.seed)
+    source = TeacherLabels(labelling_teachers(run), settings.labels, settings.seed)
     pixels, labels = condensed.flat()
     images, logits = run.normalize(pixels.to(run.device)), []
     for begin in range(0, len(labels), _LABELLED_TOGETHER):

@@ -81,7 +81,7 @@ def make_optimizer(net: nn.Module, optimization: Optimization, is_captured: bool
     if optimization.optimizer == "sgd":
         return torch.optim.SGD(groups, momentum=optimization.momentum, **options)
     kind = torch.optim.AdamW if optimization.optimizer == "adamw" else torch.optim.Adam
-    return kind(groups, betas=optimization.betas, **options)
+    return kind(groups, **options)
 
 
 def set_learning_rate(optimizer: torch.optim.Optimizer, rate: float) -> None:

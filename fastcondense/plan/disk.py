@@ -72,7 +72,7 @@ def _record_bytes(recipe: Recipe, job: Job, matched: Mapping[str, Teacher]) -> i
 def _target_bytes(recipe: Recipe, num_classes: int, matched: Mapping[str, Teacher]) -> int:
     """Statistics of the data set that BatchNorms do not hold, and those of each class."""
     recover = recipe.recover
-    if recover.objective != "statistics" or set(recover.targets) == {"local"}:
+    if recover.objective != "statistics":
         return 0
     total = 0
     for teacher in matched.values():

@@ -1,4 +1,4 @@
-"""Terms of the recover loss that are neither statistics nor image priors: G-VBSM's, EDC's, and the user's own."""
+"""Terms of the recover loss that are not statistics: image priors, G-VBSM's, EDC's, and the user's own."""
 
 from __future__ import annotations
 
@@ -22,6 +22,25 @@ TAYLOR_DEGREE = 18
 TRACE_EVERY = 4
 """Squarings until the trace is divided out, which falls from 1 to no less than m^-15 meanwhile; MAX_DOUBLINGS is a
 multiple of it."""
+
+
+def image_priors(views: Tensor) -> tuple[Tensor, Tensor]:
+    """Total variation of the batch and mean over the batch of the images' Euclidean norms: two scalars.
+
+    Total variation is the sum of four Frobenius norms, each over the whole batch: of the differences between
+    neighbours to the right, below, and along the two diagonals. views: [N, C, H, W]; 16-bit ones are summed in float32.
+    Where a norm is 0, so is its gradient.
+    """
+    if views.dtype in (torch.bfloat16, torch.float16):
+        views = views.float()
+    pairs = (
+        (views[:, :, :, :-1], views[:, :, :, 1:]),
+        (views[:, :, :-1], views[:, :, 1:]),
+        (views[:, :, 1:, :-1], views[:, :, :-1, 1:]),
+        (views[:, :, :-1, :-1], views[:, :, 1:, 1:]),
+    )
+    norms = [torch.linalg.vector_norm(one - other) for one, other in pairs]
+    return torch.stack(norms).sum(), torch.linalg.vector_norm(views.flatten(1), dim=1).mean()
 
 
 def densification(views: Tensor, classes: int | Sequence[int], temperature: float = 4.0) -> Tensor:

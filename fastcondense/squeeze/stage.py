@@ -2,9 +2,8 @@
 
 from __future__ import annotations
 
-import contextlib
 import json
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator
 from pathlib import Path
 
 import numpy as np
@@ -13,7 +12,7 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 from ..data.real import split_batches, training_batches
-from ..files import first_difference, read_checkpoint, read_tensors, write_tensors
+from ..files import read_checkpoint, write_tensors
 from ..networks import zoo
 from ..networks.encoders import classifier_name, feature_size
 from ..networks.fit import fit
@@ -22,7 +21,7 @@ from ..networks.train_step import Batch, synchronised
 from ..recipe.recipe import SQUEEZE_PARTS
 from ..rng import Stream
 from ..run import Run
-from ..teachers.kept import rebuild, teacher_path
+from ..teachers.kept import check_kept, frozen, read_teachers, teacher_identity, teacher_path
 from ..teachers.teacher import Teacher, check_gate, count_outputs, head_size, load_weights, match_classes, state_dict
 from ..workers.distributed import meet, rank, world_size
 from ..workers.work import Items
@@ -32,53 +31,47 @@ from .ssl_checkpoints import import_backbone, is_self_supervised
 
 
 def squeeze(run: Run) -> list[Teacher]:
-    """The recipe's teachers on the run's device, each past the gate; finished ones are read from the run's folder.
+    """The recipe's teachers on the run's device, each past the gate; those that are missing are made first.
 
     All workers of a launch call this. Each teacher is made by one of them, or with squeeze.shared by all together.
     """
-    if not run.teachers:
-        is_made = all(teacher_path(run.out, architecture).exists() for architecture in run.recipe.squeeze.teachers)
-        with contextlib.nullcontext() if is_made else run.cost("squeeze"):
-            run.teachers = _squeeze(run)
-    return run.teachers
+    if not run.kept.get("teachers"):
+        names = run.recipe.squeeze.teachers
+        finished = [name for name in names if teacher_path(run.out, name).exists()]
+        for name in finished:
+            check_kept(run, name)
+            run.log.say(f"teacher {name} is finished already")
+        if len(finished) < len(names):
+            with run.cost("squeeze"):
+                _make(run)
+    return read_teachers(run)
 
 
-def _squeeze(run: Run) -> list[Teacher]:
+def _make(run: Run) -> None:
+    """Makes this worker's part of the teachers, and waits for the others'."""
     settings = run.recipe.squeeze
     weights = settings.weights * len(settings.teachers) if len(settings.weights) == 1 else settings.weights
     wanted = list(zip(settings.teachers, weights, strict=True))
     paths = [teacher_path(run.out, architecture) for architecture in settings.teachers]
-    made: dict[int, Teacher] = {}
     if settings.shared:
         for number, (architecture, source) in enumerate(wanted):
-            made[number] = _teacher(run, number, architecture, source)
+            if not paths[number].exists():
+                _teacher(run, number, architecture, source)
             meet()
     else:
         work = Items(f"teachers of {run.out}", range(len(wanted)), lambda number: paths[number].exists())
         for number, _ in run.fleet.draw(work):
-            made[number] = _teacher(run, number, *wanted[number])
-    return [made.get(number) or _teacher(run, number, *wanted[number]) for number in range(len(wanted))]
+            _teacher(run, number, *wanted[number])
 
 
-def _teacher(run: Run, number: int, architecture: str, weights: str) -> Teacher:
+def _teacher(run: Run, number: int, architecture: str, weights: str) -> None:
+    """Makes a teacher, leads it past the gate, and writes its file."""
     path = teacher_path(run.out, architecture)
-    classes = run.real.classes
-    identity = run.identity("squeeze") | {"architecture": architecture, "classes": list(classes)}
-    if path.exists():
-        state, kept = read_tensors(path)
-        if difference := first_difference(json.loads(kept["identity"]), identity):
-            raise ValueError(
-                f"{path} is a teacher of another recipe ({difference}); choose another --out, or delete that file"
-            )
-        net = rebuild(architecture, state, kept, path)
-        run.log.say(f"teacher {architecture}: finished already, {float(kept['top1']):.1f} % top-1 on the test images")
-        return _frozen(run, net, architecture, json.loads(kept["outputs"]))
-
     # Named after its settings, so that an interrupted training never goes on with others.
     checkpoint = path.parent / f"checkpoint-{run.recipe.sha256(*SQUEEZE_PARTS)[:8]}.pt"
     with run.stopwatch() as watch:
         net, outputs = _obtain(run, number, architecture, weights, checkpoint)
-        teacher = _frozen(run, net, architecture, outputs)
+        teacher = frozen(run, net, architecture, outputs)
         if teacher.note is not None:
             run.log.say(
                 f"teacher {architecture} cannot be traced ({teacher.note}): its {len(teacher.layers)} BatchNorms are "
@@ -88,8 +81,8 @@ def _teacher(run: Run, number: int, architecture: str, weights: str) -> Teacher:
         top1 = _accuracy(run, teacher)
     metadata = {
         "architecture": architecture,
-        "identity": json.dumps(identity),
-        "classes": json.dumps(classes),
+        "identity": json.dumps(teacher_identity(run, architecture)),
+        "classes": json.dumps(run.real.classes),
         "outputs": json.dumps(outputs),
         "num_outputs": str(teacher.num_outputs),
         "sha256": teacher.sha256,
@@ -101,15 +94,6 @@ def _teacher(run: Run, number: int, architecture: str, weights: str) -> Teacher:
         for finished in (checkpoint, _probe_path(checkpoint)):
             finished.unlink(missing_ok=True)
     run.log.event("teacher", architecture=architecture, top1=top1, gate=gate, seconds=watch.seconds)
-    return teacher
-
-
-def _frozen(run: Run, net: nn.Module, architecture: str, outputs: Sequence[int]) -> Teacher:
-    """The network as a teacher with the statistics that recover is going to match, on the run's device."""
-    recipe, classes = run.recipe, run.real.classes
-    matched = recipe.recover.statistics, recipe.recover.patch_size
-    has_unfused = recipe.labels.is_in_training and architecture in (recipe.labels.teachers or recipe.squeeze.teachers)
-    return Teacher.of(net, architecture, classes, outputs, recipe.dataset, *matched, has_unfused).to(run.device)
 
 
 def _obtain(run: Run, number: int, architecture: str, weights: str, checkpoint: Path) -> tuple[nn.Module, list[int]]:
