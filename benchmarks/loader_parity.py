@@ -24,7 +24,8 @@ from torch import Tensor, nn
 from fastcondense.data.real import Normalization
 from fastcondense.data.sources import is_installed
 from fastcondense.files import read_checkpoint
-from fastcondense.loaders.folder import FolderLoader, index_folder
+from fastcondense.loaders.class_folders import index_folder
+from fastcondense.loaders.folder import FolderLoader
 from fastcondense.loaders.source import Centered, Cut, Faults, Loader, Windowed
 from fastcondense.networks import zoo
 from fastcondense.recipe.settings import Dataset

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import errno
 import hashlib
 import json
 import os
@@ -36,8 +37,10 @@ def new_file(path: Path) -> Iterator[BinaryIO]:
             file.flush()
             os.fsync(file.fileno())
         temporary.replace(path)
-    except BaseException:
+    except BaseException as error:
         temporary.unlink(missing_ok=True)
+        if isinstance(error, OSError) and error.errno == errno.ENOSPC:
+            raise OSError(error.errno, error.strerror, str(path)) from None
         raise
 
 
@@ -68,9 +71,24 @@ def write_json(path: Path, tree: Any) -> None:
 def read_json(path: Path) -> Any:
     """Raises ValueError that names a file which is not JSON."""
     try:
-        return json.loads(path.read_text())
+        return json.loads(path.read_text(encoding="utf-8-sig"))
     except ValueError as error:
         raise ValueError(f"{path} is damaged: {error}") from None
+
+
+def read_lines(path: Path, what: str) -> list[str]:
+    """The lines of a user's text file in UTF-8, with or without a byte order mark, that are not empty, without spaces
+    around them. Raises ValueError that names it and `what`, the setting.
+    """
+    try:
+        lines = [line.strip() for line in path.read_text(encoding="utf-8-sig").splitlines()]
+    except UnicodeDecodeError as error:
+        raise ValueError(f"{what}: {path} is no UTF-8 text (byte {error.start}); save it as UTF-8") from None
+    except OSError as error:
+        raise ValueError(f"{what}: {path} cannot be read: {error.strerror}") from None
+    if not any(lines):
+        raise ValueError(f"{what}: {path} is empty")
+    return [line for line in lines if line]
 
 
 def write_tensors(path: Path, tensors: Mapping[str, Tensor], metadata: Mapping[str, str]) -> None:

@@ -21,7 +21,7 @@ from .data.datasets import RealData, Split
 from .data.jobs import kept_batch_size, with_batch_size
 from .data.real import EvaluationImages, Normalization, squares
 from .data.sources import choose, skipped
-from .files import write_atomic, write_json
+from .files import first_difference, read_json, write_atomic, write_json
 from .log import Log
 from .recipe.recipe import SQUEEZE_PARTS, Recipe
 from .rng import Stream
@@ -29,6 +29,9 @@ from .tracking import open_trackers
 from .user_functions import source_sha256
 from .workers.distributed import rank, world_size
 from .workers.work import Draw, Fleet, Item, Items
+
+_DATA = "data.json"
+"""What tells a run's real images from others."""
 
 
 def cost_unit(device: str) -> str:
@@ -67,15 +70,33 @@ class Run:
         self.recipe.check()
         if self.recipe.recover.batch_size == 0:
             self.recipe = with_batch_size(self.recipe, kept_batch_size(self.out, self.recipe))
+        self._check_data()
         needed = [name for name in self.recipe.evaluate.baselines if name.startswith(("random", "herding"))]
         if needed:
             self.real.check_counts(self.recipe.ipc, f"baseline {needed[0]} at ipc {self.recipe.ipc}")
         self.real.check_counts(max(1, self.recipe.squeeze.gate_images), "the teacher gate (squeeze.gate_images)")
 
+    def _check_data(self) -> None:
+        """Raises ValueError if the run was begun with other real images."""
+        path = self.out / _DATA
+        if path.exists():
+            kept, now = read_json(path), self.real.about()
+            if difference := first_difference(kept["images"], now):
+                part = difference.split(".")[0]
+                if kept["images"][part]["images"] == now[part]["images"]:
+                    difference = f"as many images of {part}, but other files or labels"
+                raise ValueError(
+                    f"{self.out} was made from {kept['path'] or kept['name']}, and {self.data or self.real.name} is "
+                    f"other data ({difference}); choose another --out, or the first --data"
+                )
+
     def open(self) -> None:
         """Makes the run's folder with its recipe, environment and log."""
         loader, reason = choose(self.real.train, self.recipe.dataset, self.device)
         self.out.mkdir(parents=True, exist_ok=True)
+        if rank() == 0 and not (self.out / _DATA).exists():
+            where = str(self.data.resolve()) if self.data else None
+            write_json(self.out / _DATA, {"name": self.real.name, "path": where, "images": self.real.about()})
         if rank() == 0:
             settings = self.recipe.parts()
             self.log.trackers = open_trackers(self.track, self.out, self.recipe.name, settings)
@@ -83,6 +104,8 @@ class Run:
             self.record()
         self.log.path = self.out / (f"log-{rank()}.jsonl" if rank() else "log.jsonl")
         self.log.say(f"loader: {loader}; {reason}")
+        for text in self.real.said:
+            self.log.say(f"data: {text}")
         self.log.event("start", recipe=self.recipe.name, sha256=self.recipe.sha256(), versions=self.versions())
 
     def record(self) -> None:

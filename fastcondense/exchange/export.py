@@ -26,7 +26,7 @@ from ..sets.condensed import CondensedSet
 from ..sets.encoded import encode
 from ..sets.parquet_sets import write_rows
 from ..sets.published_sets import CLASSES_FILE
-from ..sets.tensor_sets import write_image_tensors
+from ..sets.tensor_sets import ABOUT, write_image_tensors
 from ..teachers.kept import labelling_teachers, teacher_path
 from ..words import bytes_in_words
 from .hub_card import dataset_card
@@ -162,7 +162,7 @@ def _write_ddranking(run: Run, condensed: CondensedSet, folder: Path) -> None:
     torch.save(torch.cat(logits), folder / "soft_labels.pt")
     about: dict[str, Any] = {"classes": condensed.classes, "ipc": condensed.ipc}
     about |= {"mean": settings.dataset.mean, "std": settings.dataset.std, "soft_labels": "logits"}
-    write_json(folder / "ddranking.json", about)
+    write_json(folder / ABOUT, about)
     if list(condensed.classes) != sorted(condensed.classes):
         run.log.say(
             "export: the classes are not in sorted order; see that DD-Ranking's are in this one (ddranking.json)"

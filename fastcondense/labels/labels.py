@@ -95,7 +95,7 @@ class TeacherLabels:
             stream = self.dropout_streams[number]
             drawn = stream.torch_generator(span.epoch, span.begin + first)
             with drawn if settings.dropout else contextlib.nullcontext(), mixed(settings.precision, images.device):
-                parts.append(teacher.unfused(images[first : last + 1]).float())
+                parts.append(teacher.unfused(teacher.adapted(images[first : last + 1])).float())
         return torch.cat(parts)[:, teacher.outputs]
 
 

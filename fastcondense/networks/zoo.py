@@ -14,8 +14,11 @@ from torch.nn import functional as F
 from torch.overrides import TorchFunctionMode
 
 from .. import vision
+from ..recipe.settings import PixelStatistics
 from ..user_functions import load_function
 from .mobilenet import MobileNetV2
+
+_STATISTICS = "pixel_statistics"  # an attribute of pretrained networks
 
 
 def build(architecture: str, num_classes: int, weights: str | None = None) -> nn.Module:
@@ -40,15 +43,27 @@ def build(architecture: str, num_classes: int, weights: str | None = None) -> nn
             return models.get_model(make, weights=None, num_classes=num_classes)
         known = [entry.name for entry in models.get_model_weights(make)]
         entry = "DEFAULT" if weights == "default" else _known(weights, {key: key for key in known}, make)
-        return models.get_model(make, weights=entry)
+        net = models.get_model(make, weights=entry)
+        transform = models.get_model_weights(make)[entry].transforms()
+        setattr(net, _STATISTICS, (tuple(transform.mean), tuple(transform.std)))
+        return net
     if source == "timm":
         if not vision.timm.is_model(name):
             near = difflib.get_close_matches(name, vision.timm.list_models(), 1, 0.0)[0]
             raise ValueError(f"timm has no model {name!r}; the nearest is {near!r}")
         if weights is None:
             return vision.timm.create_model(name, num_classes=num_classes)
-        return vision.timm.create_model(name if weights == "default" else f"{name}.{weights}", pretrained=True)
+        net = vision.timm.create_model(name if weights == "default" else f"{name}.{weights}", pretrained=True)
+        setattr(net, _STATISTICS, (tuple(net.pretrained_cfg["mean"]), tuple(net.pretrained_cfg["std"])))
+        return net
     raise ValueError(f"architecture {architecture!r} must be zoo/NAME, torchvision/NAME, timm/NAME or module:function")
+
+
+def pixel_statistics(net: nn.Module) -> PixelStatistics | None:
+    """Mean and deviation of the pixels that a pretrained network of torchvision or timm was trained on, as its weights'
+    configuration says; None if nothing says it, or if the weights are others.
+    """
+    return getattr(net, _STATISTICS, None)
 
 
 def _known(name: str, table: dict, source: str):

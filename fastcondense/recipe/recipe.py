@@ -111,6 +111,10 @@ class Recipe:
             raise ValueError(
                 f"squeeze.weights needs one entry, or one a teacher ({len(teachers)}), got {len(self.squeeze.weights)}"
             )
+        for number in range(len(teachers)):
+            source = self.squeeze.weights[number % len(self.squeeze.weights)]
+            if self.squeeze.pixel_statistics(number, None) is not None and source == "train":
+                raise ValueError(f"squeeze.normalization is of given weights, but {teachers[number]} is trained here")
         if len(probes := self.squeeze.probe_weights) not in (0, 1, len(teachers)):
             raise ValueError(
                 f"squeeze.probe_weights needs none, one, or one a teacher ({len(teachers)}), got {len(probes)}"

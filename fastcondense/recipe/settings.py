@@ -11,6 +11,9 @@ from typing import Annotated, Literal
 from .bounds import AtLeast, Count, CountOrZero, Decay, PositiveFloat, Share, ShareAboveZero, Within
 from .shared import Operation, Precision, Views
 
+PixelStatistics = tuple[tuple[float, float, float], tuple[float, float, float]]
+"""Mean and deviation of red, green and blue, in [0, 1]."""
+
 
 @dataclass(frozen=True, kw_only=True)
 class Dataset:
@@ -143,8 +146,11 @@ class Squeeze(Optimization, Views):
     teachers: tuple[str, ...] = ("torchvision/resnet18",)
     """zoo/NAME (small images), torchvision/NAME, timm/NAME, or your own module:function(num_classes=...)."""
     weights: tuple[str, ...] = ("train",)
-    """One a teacher or one for all: train, torchvision's weights name or timm's tag (or "default"), or a checkpoint;
-    those of MoCo, SwAV and DINO (its teacher) are recognised."""
+    """One a teacher or one for all: train, torchvision's weights name or timm's tag (or "default"), or a checkpoint,
+    FILE, or FILE:KEY where it holds several (FILE:ema); those of MoCo, SwAV and DINO (its teacher) are recognised."""
+    normalization: tuple[str, ...] = ("own",)
+    """What a teacher's inputs are normalised by, one a teacher or one for all: own, as its pretrained weights say, or
+    else dataset.mean and dataset.std; dataset, these; or R,G,B/R,G,B, mean and deviation of pixels in [0, 1]."""
     probe_weights: tuple[str, ...] = ()
     """A linear layer in place of the weights' own, one a teacher or one for all: a file of its weights, "train" to fit
     it on the frozen network, or "" for none. Self-supervised checkpoints need one."""
@@ -159,6 +165,28 @@ class Squeeze(Optimization, Views):
     """As train.sync_batch_norm, for teachers that are trained with `shared`."""
     self_supervision: SelfSupervision = field(default_factory=SelfSupervision)
     probe: Probe = field(default_factory=Probe)
+
+    def pixel_statistics(self, teacher: int, own: PixelStatistics | None) -> PixelStatistics | None:
+        """Mean and deviation for a teacher whose weights say `own`; None: the data set's. Raises ValueError for others
+        than `normalization` may be.
+        """
+        if len(self.normalization) not in (1, len(self.teachers)):
+            raise ValueError(
+                f"squeeze.normalization needs one entry, or one a teacher ({len(self.teachers)}), got "
+                f"{len(self.normalization)}"
+            )
+        text = self.normalization[teacher % len(self.normalization)]
+        if text in ("own", "dataset"):
+            return own if text == "own" else None
+        try:
+            (r, g, b), (dr, dg, db) = (tuple(float(value) for value in part.split(",")) for part in text.split("/"))
+        except ValueError:
+            raise ValueError(
+                f"squeeze.normalization needs own, dataset or R,G,B/R,G,B, mean and deviation, got {text!r}"
+            ) from None
+        if not min(dr, dg, db) > 0:
+            raise ValueError(f"squeeze.normalization needs deviations above 0, got {text!r}")
+        return (r, g, b), (dr, dg, db)
 
 
 @dataclass(frozen=True, kw_only=True)

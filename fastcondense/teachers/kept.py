@@ -11,6 +11,7 @@ from torch import Tensor, nn
 
 from ..files import first_difference, read_metadata, read_tensors, slug, state_sha256
 from ..networks import zoo
+from ..recipe.settings import PixelStatistics
 from ..run import Run
 from .teacher import Teacher
 
@@ -30,7 +31,9 @@ def _read(run: Run, architecture: str) -> Teacher:
     check_kept(run, architecture)
     path = teacher_path(run.out, architecture)
     state, kept = read_tensors(path)
-    return frozen(run, rebuild(architecture, state, kept, path), architecture, json.loads(kept["outputs"]))
+    return frozen(
+        run, rebuild(architecture, state, kept, path), architecture, json.loads(kept["outputs"]), read_statistics(kept)
+    )
 
 
 def check_kept(run: Run, architecture: str) -> None:
@@ -49,12 +52,24 @@ def teacher_identity(run: Run, architecture: str) -> dict[str, Any]:
     return run.identity("squeeze") | {"architecture": architecture, "classes": list(run.real.classes)}
 
 
-def frozen(run: Run, net: nn.Module, architecture: str, outputs: Sequence[int]) -> Teacher:
-    """The network as a teacher with the statistics that recover is going to match, on the run's device."""
+def read_statistics(metadata: Mapping[str, str]) -> PixelStatistics | None:
+    """What a finished teacher's inputs are normalised by, where that is not the data set's mean and deviation."""
+    mean, std = json.loads(metadata.get("pixel_statistics", "[null, null]"))
+    return None if mean is None else (tuple(mean), tuple(std))
+
+
+def frozen(
+    run: Run, net: nn.Module, architecture: str, outputs: Sequence[int], statistics: PixelStatistics | None
+) -> Teacher:
+    """The network as a teacher with the statistics that recover is going to match, on the run's device.
+
+    statistics: mean and deviation that its inputs are normalised by, if not the data set's.
+    """
     recipe, classes = run.recipe, run.real.classes
     matched = recipe.recover.statistics, recipe.recover.patch_size
     has_unfused = recipe.labels.is_in_training and architecture in (recipe.labels.teachers or recipe.squeeze.teachers)
-    return Teacher.of(net, architecture, classes, outputs, recipe.dataset, *matched, has_unfused).to(run.device)
+    made = Teacher.of(net, architecture, classes, outputs, recipe.dataset, *matched, has_unfused, statistics)
+    return made.to(run.device)
 
 
 def chosen(teachers: Sequence[Teacher], names: Sequence[str]) -> list[Teacher]:
