@@ -30,7 +30,7 @@ from torch.profiler import ProfilerActivity, record_function
 from traffic import ours
 
 from fastcondense.recipe.shared import Precision
-from fastcondense.recover import recover
+from fastcondense.recover import by_statistics
 
 HOST = "host, between operators"
 REST = "other operators of PyTorch"
@@ -133,13 +133,16 @@ def metered_bytes(small: Iterable[Record], large: Iterable[Record], num_images: 
 def recorded(step: OurStep, repeats: int, trace: Path) -> list[Any]:
     """Runs the step under torch.profiler, writes the Chrome trace and returns the events."""
     activities = [ProfilerActivity.CPU] + [ProfilerActivity.CUDA] * (DEVICE.type == "cuda")
-    adam = recover.pixel_adam
+    adam = by_statistics.pixel_adam
 
     def marked_adam(*arguments: Any, **options: Any) -> Any:
         with _RecordFunctionFast("pixel_adam"):  # which kernels are told to belong to, unlike record_function
             return adam(*arguments, **options)
 
-    with mock.patch.object(recover, "pixel_adam", marked_adam), torch.profiler.profile(activities=activities) as made:
+    with (
+        mock.patch.object(by_statistics, "pixel_adam", marked_adam),
+        torch.profiler.profile(activities=activities) as made,
+    ):
         for _ in range(repeats):
             with record_function("step"):
                 step()

@@ -99,8 +99,8 @@ def with_batch_size(recipe: Recipe, batch_size: int) -> Recipe:
 def kept_batch_size(out: Path, recipe: Recipe) -> int:
     """The recover.batch_size that the run in `out` was begun with; 0 if it was not, or with other settings."""
     manifest, kept = out / "condensed" / "manifest.json", out / "recipe.toml"
-    if manifest.exists():
-        return int(read_json(manifest).get("recipe", {}).get("recover", {}).get("batch_size", 0))
+    if manifest.exists() and (kept_size := read_json(manifest).get("recipe", {}).get("recover", {}).get("batch_size")):
+        return int(kept_size)
     if not kept.exists():
         return 0
     before, parts = from_toml(kept.read_text(), str(kept)), recipe.recover_parts()

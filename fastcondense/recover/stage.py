@@ -20,10 +20,11 @@ from ..teachers.teacher import Teacher
 from ..workers.background import Writer, beside
 from ..workers.work import Items
 from . import initial
-from .features import FeatureRecoverer
-from .gradients import GradientRecoverer
+from .by_features import ByFeatures
+from .by_gradients import ByGradients
+from .by_statistics import ByStatistics
+from .engine import Recovered, RecoverJob, kept_as_begun
 from .mosaic import Mosaics
-from .recover import Recovered, Recoverer
 from .unfinished import Unfinished
 
 
@@ -62,9 +63,9 @@ def _recover(run: Run, teachers: list[Teacher], made: Made, everything: list[Job
     # the largest first, so that no worker is left with one at the end
     everything = sorted(everything, key=lambda job: (-job.num_images, job.index))
     with Writer() as writer:
-        work = Items(f"jobs of {folder}", everything, made.is_finished, settle=writer.settle)
+        work = Items("jobs", folder, everything, made.is_finished, writer.settle)
         for job, ahead in run.share("recover", work):
-            unfinished = Unfinished.of(folder, job, made.identity)
+            unfinished = Unfinished.of(folder, job, made.identity, run.log.say)
             run.log.event("working", job=job.index)
             with run.stopwatch() as watch:
                 recovered = recover_job(job, unfinished, ahead)
@@ -101,7 +102,8 @@ class Made:
         metadata = {"seconds": f"{seconds:.3f}", "images": "uint8 NCHW, RGB"}
         metadata |= {"recipe": self.identity, "cells": _cells(job)}
         images, losses, record = recovered
-        write_shard(self.folder, job, images, losses, metadata, record)
+        if not self.is_finished(job):  # else this process was taken for lost, and another has done it meanwhile
+            write_shard(self.folder, job, images, losses, metadata, record)
         unfinished.remove()
         total, entropy, matching = losses[-1].tolist() if len(losses) else (0.0, 0.0, 0.0)
         measured = {
@@ -129,19 +131,20 @@ def _note_size(run: Run) -> None:
         write_json(path, manifest | {"ipc": run.recipe.ipc})
 
 
-def _recoverer(run: Run, teachers: list[Teacher]) -> Recoverer | FeatureRecoverer | GradientRecoverer:
+def _recoverer(run: Run, teachers: list[Teacher]) -> RecoverJob:
     """What recovers the run's jobs, with all that it needs: initial images, target statistics, anchors."""
     recipe, recover = run.recipe, run.recipe.recover
     if recover.objective == "gradients":
-        return GradientRecoverer(run)
+        return ByGradients(run)
     matched, images = chosen(teachers, recover.teachers), initial.make(run, teachers)
     if recover.objective == "features":
         assert isinstance(images, Mosaics)
-        return FeatureRecoverer(recipe, matched, run.device, *beside(run.device, images, images.anchors))
-    if recover.iterations:
-        targets.complete(run, matched)
-        pruning.prune(run, matched)
-    return Recoverer(recipe, matched, run.device, *beside(run.device, images))
+        return ByFeatures(recipe, matched, run.device, *beside(run.device, images, images.anchors))
+    if not recover.iterations:
+        return kept_as_begun(recipe, run.device, images)
+    targets.complete(run, matched)
+    pruning.prune(run, matched)
+    return ByStatistics(recipe, matched, run.device, *beside(run.device, images))
 
 
 def made_jobs(run: Run) -> list[Job]:

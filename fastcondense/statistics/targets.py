@@ -19,7 +19,7 @@ from ..rng import Stream
 from ..run import Run
 from ..teachers.kept import teacher_path
 from ..teachers.teacher import Teacher
-from ..workers.work import Items
+from ..workers.work import Items, draw
 from .collection import Collection, NamedVectors
 from .collector import Collector
 from .published_statistics import PublishedStatistics
@@ -48,14 +48,20 @@ def _make(run: Run, missing: Mapping[Path, Collector]) -> None:
     collection = Collection(run, missing)
     if not run.recipe.recover.statistics_files:
         collection.collect()
-    work = Items(f"targets in {collection.folder}", [0], lambda _: all(path.exists() for path in missing))
-    for _ in run.fleet.draw(work):
-        found = _imported(run, missing) if run.recipe.recover.statistics_files else collection.joined()
+    name, folder = collection.folder.name, collection.folder.parent
+    work = Items(name.replace("parts", "targets"), folder, [0], lambda _: all(map(Path.exists, missing)))
+    for _ in draw(work):
+        try:
+            found = _imported(run, missing) if run.recipe.recover.statistics_files else collection.joined()
+        except ValueError:
+            if not all(map(Path.exists, missing)):  # else this process was frozen, and others have joined the parts
+                raise
+            continue
         for path, (vectors, class_vectors) in found.items():
             layers = vectors | {_of_classes(name): tables for name, tables in class_vectors.items()}
             tensors = {f"{name}/{k}": vector for name, layer in layers.items() for k, vector in enumerate(layer)}
             write_tensors(path, tensors, {"teacher": missing[path].teacher.sha256})
-        collection.remove()
+    collection.remove()
 
 
 def _wanted(run: Run, teachers: Sequence[Teacher]) -> dict[Path, Collector]:
