@@ -62,7 +62,7 @@ def our_step(
     step = kind(recipe, jobs(recipe, num_classes)[0], [teacher], device)
     if is_edc:
         sets = [(0.5, teacher.matched_targets()), (0.5, random_targets(teacher, size, device))]
-        weights = layer_weights(len(teacher.layers), recover.first_layer_weight, device)
+        weights = layer_weights(len(teacher.layers), device)
         step.matching = [Matching(sets, weights, ema=recover.statistics_ema, ema_start=recover.ema_start)]
     return step
 

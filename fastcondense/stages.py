@@ -43,10 +43,7 @@ def plan(options: PlanOptions, log: Log) -> None:
     size = extent(recipe, options.data)
     log.say(f"plan: measuring on {device.type} for about {options.seconds:.0f} s, with untrained networks")
     made = Planner(recipe, size, 1 if launch.gpus is None else launch.num_local, device, options.seconds).plan()
-    for part in (table.times(made), table.memory(made), table.disk(made)):
-        log.console.print(part)
-    for note in made.notes:
-        log.console.print(f"note: {note}", markup=False)
+    log.console.print(table.tables(made))
 
 
 def recover(run: Run) -> None:
@@ -85,12 +82,14 @@ def inspect(run: Run) -> None:
 
 def picture(run: Run) -> None:
     """Writes grid.png (images) and losses.png (curves) beside the condensed images."""
+    from .report import images, plots  # matplotlib takes a second to import
+
     condensed, folder = condensed_set(run), run.out / "condensed"
-    report.image_grid(condensed, folder / "grid.png")
+    images.write_grid(condensed, folder / "grid.png")
     paths = (shard_path(folder, job.index) for job in jobs(run.recipe, len(condensed.classes)))
     pictures = ["grid.png"]
     if (band := read_loss_band(path for path in paths if path.exists())) is not None:
-        report.loss_curves(band, folder / "losses.png")
+        plots.save_losses(band, folder / "losses.png")
         pictures.append("losses.png")
     for name in pictures:
         run.log.picture(folder / name)
@@ -101,9 +100,11 @@ def evaluate(run: Run) -> None:
     if not run.recipe.evaluate.sizes:
         run.log.console.print(report.honest_table(evaluate_set(run)))
         return
+    from .report import plots
+
     result = evaluate_sizes(run)
-    once(lambda: report.size_curve(result["top1_last"], run.out / "curve.png"))
-    run.log.console.print(report.curve_table(result))
+    once(lambda: plots.save_sizes(report.size_curves(result), run.out / "curve.png"))
+    run.log.console.print(report.size_table(result))
 
 
 def rank(run: Run) -> None:

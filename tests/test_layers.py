@@ -125,9 +125,13 @@ def heavy_modules_after(code: str) -> set[str]:
     ("code", "heavy"),
     [
         ("import fastcondense", {"torch", "triton", "ffcv", "nvidia", "numpy"}),
+        (
+            "from fastcondense.recipe import recipe; recipe.load('sre2l/digits-ipc1')",
+            {"torch", "triton", "ffcv", "nvidia", "numpy", "scipy"},
+        ),
         ("import fastcondense.cli, fastcondense.kernels.frozen_batch_norm", {"ffcv", "True"}),
     ],
-    ids=["package", "command line"],
+    ids=["package", "recipes", "command line"],
 )
 def test_what_importing_does_not_load(code, heavy):
     assert not heavy_modules_after(code) & heavy

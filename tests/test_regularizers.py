@@ -18,7 +18,7 @@ def published_densification(views, num_classes, temperature):
     size = views.shape[2]
     rows = (F.adaptive_avg_pool2d(views, 32) if size > 32 else views).flatten(1)
     total = 0.0
-    for mine in rows.chunk(num_classes):
+    for mine in rows.split(num_classes) if isinstance(num_classes, list) else rows.chunk(num_classes):
         eigenvalues = torch.linalg.eigvals(mine @ mine.T).real
         target = torch.softmax(eigenvalues / temperature, 0).detach()
         total = total + (target * (target.log() - torch.log_softmax(eigenvalues, 0))).sum()
@@ -35,13 +35,19 @@ CASES = [  # classes, views of each, side, scale of the pixels: eigenvalues of 0
     (4, 3, 17, 0.1),
     (5, 2, 7, 0.3),
     (1, 3, 1, 0.3),
+    ([3, 5, 1], None, 32, 0.1),
+    ([2, 2], None, 17, 0.1),
 ]
 
 
 @pytest.mark.parametrize("temperature", [4.0, 1.5])
 @pytest.mark.parametrize(("num_classes", "m", "size", "scale"), CASES)
 def test_densification_equals_the_published_formula(num_classes, m, size, scale, temperature):
-    views = noise(num_classes * m, size, scale).contiguous(memory_format=torch.channels_last).requires_grad_()
+    views = (
+        noise(num_classes * m if m else sum(num_classes), size, scale)
+        .contiguous(memory_format=torch.channels_last)
+        .requires_grad_()
+    )
     truth = views.detach().double().requires_grad_()
     loss = densification(views, num_classes, temperature)
     expected = published_densification(truth, num_classes, temperature)
@@ -129,6 +135,8 @@ def test_densification_of_low_precision_views_is_float32():
 def test_densification_needs_complete_classes():
     with pytest.raises(ValueError, match="as many views in each of 3 classes, got 7"):
         densification(noise(7, 8), 3)
+    with pytest.raises(ValueError, match="needs 8 views, those of 2 classes, got 7"):
+        densification(noise(7, 8), [3, 5])
 
 
 @pytest.mark.parametrize("temperature", [4.0, 1.5])

@@ -23,7 +23,7 @@ from . import initial
 from .features import FeatureRecoverer
 from .gradients import GradientRecoverer
 from .mosaic import Mosaics
-from .recover import Recovered, Recoverer, Sources
+from .recover import Recovered, Recoverer
 from .unfinished import Unfinished
 
 
@@ -117,7 +117,8 @@ class Made:
 
 def _cells(job: Job) -> str:
     """Which images a job makes, for a shard's metadata."""
-    return f"slots {job.first_slot} + {job.num_slots}, classes {job.first_class} + {job.num_classes}"
+    of = f"slots {job.first_slot} + {job.num_slots}, classes {job.first_class} + {job.num_classes}"
+    return of if job.num_images == job.num_slots * job.num_classes else f"{of}, {job.num_images} from {job.begin}"
 
 
 def _note_size(run: Run) -> None:
@@ -140,9 +141,7 @@ def _recoverer(run: Run, teachers: list[Teacher]) -> Recoverer | FeatureRecovere
     if recover.iterations:
         targets.complete(run, matched)
         pruning.prune(run, matched)
-    local = targets.local_images(run) if "local" in recover.targets else None
-    first, real = beside(run.device, images, local)
-    return Recoverer(recipe, matched, run.device, Sources(first, real))
+    return Recoverer(recipe, matched, run.device, *beside(run.device, images))
 
 
 def made_jobs(run: Run) -> list[Job]:

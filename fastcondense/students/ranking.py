@@ -58,8 +58,8 @@ class Arms:
     def of(settings: Ranking) -> Arms:
         """Those that the settings mean; some of them may be the same."""
         return Arms(
-            Arm("full", "hard", settings.real_views),
-            Arm("condensed", "hard", settings.hard_views),
+            Arm("full", "hard", "plain"),
+            Arm("condensed", "hard", "plain"),
             Arm("condensed", settings.labels),
             Arm("random", settings.labels),
             Arm("condensed", settings.labels, "plain"),
@@ -99,7 +99,7 @@ def rank(run: Run) -> dict[str, Any]:
             arm.name: {"images": arm.images, "labels": arm.labels, "views": arm.views} | entry
             for arm, entry in measured.items()
         },
-        "scores": {f"top1_{epoch}": _scores(arms, measured, epoch, settings) for epoch in EPOCHS},
+        "scores": {f"top1_{epoch}": _scores(arms, measured, epoch) for epoch in EPOCHS},
         "versions": run.versions(),
     }
     once(lambda: write_json(run.out / "ranking.json", result))
@@ -150,7 +150,7 @@ def _top1(student: Student, epoch: Epoch) -> float:
     return student.top1_best if epoch == "best" else student.history[-1]["top1"]
 
 
-def _scores(arms: Arms, measured: dict[Arm, dict[str, Any]], epoch: Epoch, settings: Ranking) -> dict[str, Any]:
+def _scores(arms: Arms, measured: dict[Arm, dict[str, Any]], epoch: Epoch) -> dict[str, Any]:
     """The differences in percentage points, the two scores in [0, 1], each as mean, deviation and seed by seed."""
     accuracies = {
         name: [top1 / 100 for top1 in measured[arm][f"top1_{epoch}"]["seeds"]] for name, arm in vars(arms).items()
@@ -161,10 +161,8 @@ def _scores(arms: Arms, measured: dict[Arm, dict[str, Any]], epoch: Epoch, setti
 
     recovery = difference("real_hard", "condensed_hard")
     augmented, plain = difference("condensed", "random"), difference("condensed_plain", "random_plain")
-    lrs = [label_robust_score(*pair, settings.label_weight) for pair in zip(recovery, augmented, strict=True)]
-    ars = [
-        augmentation_robust_score(*pair, settings.augmentation_weight) for pair in zip(augmented, plain, strict=True)
-    ]
+    lrs = [label_robust_score(*pair) for pair in zip(recovery, augmented, strict=True)]
+    ars = [augmentation_robust_score(*pair) for pair in zip(augmented, plain, strict=True)]
     values = {
         "hard_label_recovery": [100 * x for x in recovery],
         "improvement_over_random": [100 * x for x in augmented],
