@@ -7,31 +7,32 @@ import hashlib
 import json
 import os
 import shutil
-import socket
-import threading
 from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import Any, BinaryIO
 
 import torch
-from safetensors import SafetensorError, safe_open
+from safetensors import safe_open
 from safetensors.torch import save as safetensors_bytes
 from torch import Tensor
 
 from . import restricted_pickle
+from .leftovers import hold, sweep, temporary_beside
+from .loaders.reading import reading
 
 
 @contextlib.contextmanager
 def new_file(path: Path) -> Iterator[BinaryIO]:
     """A temporary file beside `path` that is flushed to disk and renamed at the end: a reader sees all or nothing.
 
-    Raises OSError (disk full, no permission) and leaves nothing behind, as after any error in the block.
+    Raises OSError (disk full, no permission) and leaves nothing behind, as after any error in the block. What is left
+    when the process is killed, `leftovers.sweep` knows.
     """
     path.parent.mkdir(parents=True, exist_ok=True)
-    writer = f"{socket.gethostname()}-{os.getpid()}-{threading.get_native_id()}"
-    temporary = path.with_name(f".{path.name}.{writer}.tmp")
+    temporary = temporary_beside(path)
     try:
         with temporary.open("wb") as file:
+            hold(file.fileno())
             yield file
             file.flush()
             os.fsync(file.fileno())
@@ -39,6 +40,31 @@ def new_file(path: Path) -> Iterator[BinaryIO]:
     except BaseException:
         temporary.unlink(missing_ok=True)
         raise
+
+
+@contextlib.contextmanager
+def new_folder(path: Path) -> Iterator[Path]:
+    """A temporary folder beside `path` to write into, which becomes `path` at the end; killed ones are removed first.
+
+    Raises ValueError if `path` is there and is not an empty folder. After an error in the block nothing is left.
+    """
+    if path.exists() and (not path.is_dir() or any(path.iterdir())):
+        raise ValueError(f"{path} is not empty; choose another --out")
+    path = path.resolve()
+    path.parent.mkdir(parents=True, exist_ok=True)
+    sweep(path.parent, path.name)
+    temporary = temporary_beside(path)
+    temporary.mkdir()
+    held = os.open(temporary, os.O_RDONLY)
+    try:
+        hold(held)
+        yield temporary
+        temporary.replace(path)
+    except BaseException:
+        shutil.rmtree(temporary, ignore_errors=True)
+        raise
+    finally:
+        os.close(held)
 
 
 def write_atomic(path: Path, data: bytes) -> None:
@@ -65,12 +91,16 @@ def write_json(path: Path, tree: Any) -> None:
     write_atomic(path, (json.dumps(tree, indent=2) + "\n").encode())
 
 
+def read_text(path: Path) -> str:
+    """Text in UTF-8. Raises ValueError that names a file which is missing or no text."""
+    with reading(path):
+        return path.read_text("utf-8")
+
+
 def read_json(path: Path) -> Any:
-    """Raises ValueError that names a file which is not JSON."""
-    try:
-        return json.loads(path.read_text())
-    except ValueError as error:
-        raise ValueError(f"{path} is damaged: {error}") from None
+    """What a JSON file holds. Raises ValueError that names a file which is missing or not JSON."""
+    with reading(path, "{path} is damaged: {error}"):
+        return json.loads(path.read_bytes())
 
 
 def write_tensors(path: Path, tensors: Mapping[str, Tensor], metadata: Mapping[str, str]) -> None:
@@ -84,21 +114,15 @@ def read_tensors(path: Path, *prefixes: str) -> tuple[dict[str, Tensor], dict[st
 
     Raises ValueError that names a file which is missing or damaged.
     """
-    try:
-        with safe_open(str(path), "pt") as file:
-            names = [name for name in file.keys() if not prefixes or name.startswith(prefixes)]
-            return {name: file.get_tensor(name) for name in names}, dict(file.metadata() or {})
-    except (SafetensorError, OSError) as error:
-        raise ValueError(f"{path} cannot be read: {error}") from None
+    with reading(path), safe_open(str(path), "pt") as file:
+        names = [name for name in file.keys() if not prefixes or name.startswith(prefixes)]
+        return {name: file.get_tensor(name) for name in names}, dict(file.metadata() or {})
 
 
 def read_metadata(path: Path) -> dict[str, str]:
     """The metadata alone of a safetensors file. Raises ValueError that names a file which is missing or damaged."""
-    try:
-        with safe_open(str(path), "pt") as file:
-            return dict(file.metadata() or {})
-    except (SafetensorError, OSError) as error:
-        raise ValueError(f"{path} cannot be read: {error}") from None
+    with reading(path), safe_open(str(path), "pt") as file:
+        return dict(file.metadata() or {})
 
 
 def read_checkpoint(path: Path) -> Any:
@@ -109,12 +133,8 @@ def read_checkpoint(path: Path) -> Any:
     """
     if path.suffix == ".safetensors":
         return read_tensors(path)[0]
-    try:
+    with reading(path, "checkpoint {path} cannot be read as weights: {error}"):
         return restricted_pickle.load(path)
-    except FileNotFoundError:
-        raise ValueError(f"there is no checkpoint {path}") from None
-    except ValueError as error:
-        raise ValueError(f"checkpoint {path} cannot be read as weights: {error}") from None
 
 
 def state_sha256(state: Mapping[str, Tensor]) -> str:

@@ -15,10 +15,12 @@ import torch
 from PIL import Image, ImageChops, UnidentifiedImageError
 from torch import Tensor
 
+from .reading import naming, reading
 from .source import Centered, Cut, Faults
 
 Item = TypeVar("Item")
 EXTENSIONS = frozenset((".jpg", ".jpeg", ".png", ".bmp", ".webp", ".ppm", ".tif", ".tiff", ".gif"))
+_MOST_PIXELS = 60_000_000  # beyond one a byte of the file
 AHEAD = 2  # batches that are read, and as many that are decoded, before they are asked for
 
 
@@ -58,37 +60,26 @@ class ImageFile:
     @staticmethod
     def read(path: Path) -> ImageFile:
         """Raises ValueError that names a file which is missing, empty or not an image."""
-        with _naming(path):
+        with reading(path):
             return ImageFile.of(path, path.read_bytes())
 
     @staticmethod
     def of(path: Path, data: bytes) -> ImageFile:
         """The same of a file's bytes; `path` is what messages call it."""
-        with _naming(path):
-            return ImageFile(path, data, Image.open(io.BytesIO(data)))
+        with naming(path):
+            try:
+                return ImageFile(path, data, Image.open(io.BytesIO(data)))
+            except UnidentifiedImageError:
+                raise ValueError(f"{path} is not an image") from None
 
     def decode(self) -> Image.Image:
         """The image in RGB, as it is stored: not turned by its EXIF orientation. Raises ValueError that names it."""
-        with _naming(self.path):
+        with naming(self.path):
+            width, height = self.header.size
+            if width * height > _MOST_PIXELS + len(self.data):
+                raise ValueError(f"it claims {width} x {height} pixels, in {len(self.data):,} bytes")
             self.header.load()
             return self.header if self.header.mode == "RGB" else self.header.convert("RGB")
-
-
-class _naming:
-    """Turns what Pillow raises into a ValueError of one line that names the file."""
-
-    def __init__(self, path: Path):
-        self.path = path
-
-    def __enter__(self) -> None:
-        pass
-
-    def __exit__(self, kind: Any, error: BaseException | None, trace: Any) -> None:
-        if isinstance(error, UnidentifiedImageError):
-            raise ValueError(f"{self.path} is not an image") from None
-        # SyntaxError: some broken PNG files
-        if isinstance(error, OSError | SyntaxError | Image.DecompressionBombError):
-            raise ValueError(f"{self.path} cannot be read: {error}") from None
 
 
 def decode(path: Path) -> Image.Image:

@@ -5,20 +5,23 @@ Class order is part of a data set: label k means ``classes[k]`` in everything th
 
 from __future__ import annotations
 
-import pickle
 from dataclasses import dataclass, replace
 from importlib.util import find_spec
 from pathlib import Path
 from typing import Any
-from zipfile import BadZipFile
 
 import numpy as np
 
+from .. import restricted_pickle
+from ..files import read_text
 from ..loaders.beton import read_beton
 from ..loaders.folder import EXTENSIONS, index_folder
+from ..loaders.reading import reading
 from ..rng import Stream
 from ..settings import Dataset
+from .array_files import read_mat, read_npz
 
+_HOLDS = "{{path}} must hold the arrays {}: {{error}}"
 _BETONS = ("train.beton", "val.beton")
 CIFAR10_CLASSES = tuple("airplane automobile bird cat deer dog frog horse ship truck".split())
 
@@ -121,27 +124,9 @@ def _digits() -> RealData:
 # --- CIFAR -----------------------------------------------------------------------------------------------------------
 
 
-class _ArrayUnpickler(pickle.Unpickler):
-    """Loads dictionaries of numpy arrays, and nothing that could run code."""
-
-    allowed = frozenset((f"numpy.{core}.multiarray", "_reconstruct") for core in ("core", "_core")) | {
-        ("numpy", "ndarray"),
-        ("numpy", "dtype"),
-        ("_codecs", "encode"),
-    }
-
-    def find_class(self, module: str, name: str) -> Any:
-        if (module, name) not in self.allowed:
-            raise ValueError(f"it asks for {module}.{name}, which a CIFAR batch does not need: refused")
-        return super().find_class(module, name)
-
-
 def _unpickle(path: Path) -> dict[str, Any]:
-    try:
-        with path.open("rb") as file:
-            return dict(_ArrayUnpickler(file, encoding="latin1").load())
-    except Exception as error:  # a damaged pickle raises whatever its bytes happen to ask for
-        raise ValueError(f"{path} is not a CIFAR batch: {error}") from None
+    with reading(path, "{path} is not a CIFAR batch: {error}"):
+        return dict(restricted_pickle.load_plain(path))
 
 
 def _cifar(data: Path, name: str) -> RealData:
@@ -190,7 +175,12 @@ def _cifar_python(folder: Path, name: str) -> tuple[tuple[str, ...], Split, Spli
         for path, batch in zip(paths, batches, strict=True):
             if missing := {label_key, "data"} - batch.keys():
                 raise ValueError(f"{folder / path} has no {sorted(missing)[0]}; is it really {name}?")
-        labels = np.concatenate([np.asarray(batch[label_key], dtype=np.int64) for batch in batches])
+        for path, batch in zip(paths, batches, strict=True):
+            with reading(folder / path, "{path} is not a CIFAR batch: {error}"):
+                batch |= {label_key: np.asarray(batch[label_key], dtype=np.int64), "data": np.asarray(batch["data"])}
+                if batch["data"].dtype != np.uint8 or batch["data"].shape != (len(batch[label_key]), 3072):
+                    raise ValueError(f"{batch['data'].dtype} {batch['data'].shape} of {len(batch[label_key])} images")
+        labels = np.concatenate([batch[label_key] for batch in batches])
         return Split(labels, _rows(np.concatenate([batch["data"] for batch in batches])))
 
     return classes, read(train_names), read([test_name])
@@ -202,7 +192,7 @@ def _cifar_binary(folder: Path, name: str) -> tuple[tuple[str, ...], Split, Spli
         if name == "cifar10"
         else ("fine_label_names.txt", ["train.bin"], "test.bin", 2)
     )
-    classes = tuple(line for line in _required(folder / meta).read_text().split("\n") if line)
+    classes = tuple(line for line in read_text(_required(folder / meta)).split("\n") if line)
 
     def read(paths: list[str]) -> Split:
         parts = [np.fromfile(_required(folder / path), dtype=np.uint8) for path in paths]
@@ -217,12 +207,10 @@ def _cifar_binary(folder: Path, name: str) -> tuple[tuple[str, ...], Split, Spli
 
 def _npz(path: Path) -> tuple[Split, tuple[str, ...]]:
     """Images and labels, and the names of the classes if there are any."""
-    try:
-        with np.load(_required(path)) as pack:
-            images, labels = pack["images"], pack["labels"].astype(np.int64)
-            classes = tuple(str(c) for c in pack["classes"]) if "classes" in pack else ()
-    except (ValueError, KeyError, OSError, BadZipFile) as error:
-        raise ValueError(f"{path} must hold arrays images and labels: {error}") from None
+    arrays = read_npz(_required(path), ("images", "labels", "classes"), _HOLDS.format("images and labels"))
+    with reading(path, _HOLDS.format("images and labels")):
+        images, labels = arrays["images"], arrays["labels"].astype(np.int64)
+        classes = tuple(str(name) for name in arrays.get("classes", ()))
     if images.dtype != np.uint8 or images.ndim != 4 or images.shape[3] != 3 or len(images) != len(labels):
         raise ValueError(
             f"{path} needs images uint8 [N, H, W, 3] and as many labels, got {images.dtype} {images.shape} "
@@ -258,13 +246,9 @@ def _svhn(data: Path, name: str) -> RealData:
 
 def _mat(path: Path) -> Split:
     """X: uint8 [32, 32, 3, N]; y: [N, 1], where 10 stands for the digit 0."""
-    from scipy.io import loadmat  # a part of scipy that few runs need
-
-    try:
-        arrays = loadmat(path)
+    arrays = read_mat(path, ("X", "y"), _HOLDS.format("X and y"))
+    with reading(path, _HOLDS.format("X and y")):
         images, labels = arrays["X"], arrays["y"].reshape(-1).astype(np.int64) % 10
-    except Exception as error:  # a damaged file raises whatever its bytes happen to ask for
-        raise ValueError(f"{path} must hold the arrays X and y: {error}") from None
     if images.dtype != np.uint8 or images.shape != (32, 32, 3, len(labels)):
         raise ValueError(f"{path} needs X uint8 [32, 32, 3, N] and as many labels, got {images.dtype} {images.shape}")
     return Split(labels, np.ascontiguousarray(images.transpose(3, 0, 1, 2)))
@@ -287,7 +271,7 @@ def _tiny_imagenet(data: Path, name: str) -> RealData:
     index = {wnid: k for k, wnid in enumerate(classes)}
     test_files: list[Path] = []
     test_labels: list[int] = []
-    for line in _required(root / "val" / "val_annotations.txt").read_text().splitlines():
+    for line in read_text(_required(root / "val" / "val_annotations.txt")).splitlines():
         file, _, rest = line.partition("\t")
         wnid = rest.split("\t")[0]
         if wnid not in index:

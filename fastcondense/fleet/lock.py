@@ -16,6 +16,8 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
+from ..leftovers import clean
+
 _SECONDS_TO_WAIT = 20.0  # for a launch that is just ending
 _NAME = ".lock"
 
@@ -24,7 +26,7 @@ _NAME = ".lock"
 def locked(folder: Path, seconds: float = _SECONDS_TO_WAIT) -> Iterator[None]:
     """Holds the folder of a run, which is made if need be. Raises ValueError if another launch holds it.
 
-    The first of a launch removes what killed writers have left behind. Where the file system has no locks, the block
+    The first of a launch removes what killed ones have left behind. Where the file system has no locks, the block
     runs without.
     """
     folder.mkdir(parents=True, exist_ok=True)
@@ -41,8 +43,7 @@ def locked(folder: Path, seconds: float = _SECONDS_TO_WAIT) -> Iterator[None]:
                 )
             time.sleep(0.1)
         if is_first:
-            for rest in folder.rglob(".*.tmp"):
-                rest.unlink(missing_ok=True)
+            clean(folder)
             file.truncate(0)
             file.write(json.dumps(me))
             file.flush()

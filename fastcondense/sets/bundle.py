@@ -27,6 +27,7 @@ from torch import Tensor
 
 from ..files import new_file, read_json, read_tensors, slug, write_atomic, write_json, write_tensors
 from ..jobs import jobs
+from ..leftovers import sweep
 from ..recipe import Recipe, from_toml
 from ..teachers.squeeze import teacher_path
 from .condensed import CondensedSet, digests, read_set, write_shard
@@ -106,6 +107,7 @@ def write_bundle(folder: Path, path: Path, teachers: Literal["embed", "reference
         archive.writestr(entry, data, compression)
         sizes[part] += archive.getinfo(name).compress_size
 
+    sweep(path.parent, path.name)
     with new_file(path) as file, zipfile.ZipFile(file, "w") as archive:
         put("manifest.json", json.dumps(manifest, indent=1).encode(), "rest", zipfile.ZIP_DEFLATED)
         put("recipe.toml", recipe.to_toml().encode(), "rest", zipfile.ZIP_DEFLATED)

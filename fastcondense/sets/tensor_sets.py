@@ -14,6 +14,7 @@ from torch import Tensor
 
 from ..data.real import Normalization
 from ..files import read_checkpoint, read_tensors, write_tensors
+from ..loaders.reading import reading
 from ..settings import Dataset
 from .condensed import CondensedSet
 from .listing import Listing, Picture
@@ -56,7 +57,15 @@ def list_tensors(files: Sequence[Path], num_classes: int, dataset: Dataset) -> L
     Without labels images are class by class, as many of each of `num_classes` (DD-Ranking). Normalised values go back
     to pixels by dataset.mean and dataset.std. Raises ValueError for anything else.
     """
-    parts = [_read(file) for file in files]
+    with reading(files[0]):
+        return _listed(files, num_classes, dataset)
+
+
+def _listed(files: Sequence[Path], num_classes: int, dataset: Dataset) -> Listing:
+    parts = []
+    for file in files:
+        with reading(file):
+            parts.append(_read(file))
     if len({part.images.shape[1:] for part in parts}) > 1 or len({part.labels is None for part in parts}) > 1:
         raise ValueError(f"{files[0]} and {files[-1]} do not belong together")
     images, said = to_pixels(torch.cat([part.images for part in parts]), dataset, files[0])

@@ -16,6 +16,7 @@ from torch import Tensor, nn
 from .. import vision
 from ..data.real import Normalization
 from ..files import state_sha256
+from ..loaders.reading import naming
 from ..precision import cast
 from ..settings import Dataset
 from .fuse import fuse
@@ -205,7 +206,8 @@ def load_weights(net: nn.Module, state: Mapping[str, Tensor], path: Path) -> Non
         raise ValueError(
             f"checkpoint {path}: {key!r} has shape {tuple(state[key].shape)}, the network {tuple(wanted[key].shape)}"
         )
-    net.load_state_dict({**wanted, **state})
+    with naming(path, "checkpoint {path} cannot be read as weights: {error}"):
+        net.load_state_dict({**wanted, **state})
 
 
 def head_size(state: Mapping[str, Tensor], small: Mapping[str, Tensor], large: Mapping[str, Tensor]) -> int | None:
@@ -236,7 +238,7 @@ def state_dict(loaded: Any, path: Path) -> dict[str, Tensor]:
     for _ in range(3):
         if not isinstance(loaded, Mapping):
             break
-        if loaded and all(isinstance(value, Tensor) for value in loaded.values()):
+        if loaded and all(isinstance(key, str) and isinstance(value, Tensor) for key, value in loaded.items()):
             return dict(loaded)
         inner = next((loaded[key] for key in _CONTAINERS if isinstance(loaded.get(key), Mapping)), None)
         if inner is None:
