@@ -89,17 +89,22 @@ class Run:
             self.log.trackers = open_trackers(self.track, self.out, self.recipe.name, settings)
         if not (self.out / "recipe.toml").exists():
             self.record()
-        self.log.path = self.out / (f"log-{rank()}.jsonl" if rank() else "log.jsonl")
+        elif not (self.out / "environment.json").exists() and not rank():  # it was killed before, or is of a bundle
+            self._record_environment()
+        self.log.write_to(self.out / (f"log-{rank()}.jsonl" if rank() else "log.jsonl"))
         self.log.say(f"loader: {loader}; {reason}")
         self.log.event("start", recipe=self.recipe.name, sha256=self.recipe.sha256(), versions=self.versions())
         if self._published is not None:
             import_images(self._published, self.out / "condensed", self.recipe, self.log)
 
     def record(self) -> None:
-        """Writes recipe.toml and environment.json; a recipe that a stage refuses must not replace what is there."""
+        """Writes environment.json and recipe.toml; a recipe that a stage refuses must not replace what is there."""
         if rank():
             return
-        write_atomic(self.out / "recipe.toml", self.recipe.to_toml().encode())
+        self._record_environment()
+        write_atomic(self.out / "recipe.toml", self.recipe.to_toml().encode())  # last: by it a run's folder is known
+
+    def _record_environment(self) -> None:
         loader, _ = choose(self.real.train, self.recipe.dataset, self.device)
         where = {"device": str(self.device), "loader": loader, "data": str(self.data.resolve()) if self.data else None}
         write_json(self.out / "environment.json", self.versions() | where)

@@ -39,7 +39,7 @@ def naming(path: Path, problem: str = "{path} cannot be read: {error}") -> Itera
         yield
     except Exception as error:  # damaged bytes raise whatever they happen to ask for: a list of kinds is never whole
         text = " ".join(str(error).split())
-        if isinstance(error, ValueError) and str(path) in text:
+        if isinstance(error, ValueError) and str(path) in str(error) and "\n" not in str(error):
             raise
         said = f"{text or type(error).__name__:.300}"
         raise ValueError(problem.format(path=path, error=said)) from error

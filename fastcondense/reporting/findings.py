@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import datetime
-import json
 import re
 from collections.abc import Sequence
 from dataclasses import dataclass, field
@@ -15,6 +14,7 @@ from torch import Tensor
 
 from .. import vision
 from ..files import read_json, read_metadata
+from ..log import read_events
 from ..recovery.condense import made_jobs
 from ..recovery.recording import LayerLosses, Snapshots
 from ..run import Run
@@ -103,7 +103,7 @@ def read_findings(run: Run) -> Findings:
     return Findings(
         run=run,
         titles=class_titles(classes),
-        environment=read_json(run.out / "environment.json"),
+        environment=_optional(run.out / "environment.json"),
         dates=_dates(run.out / "log.jsonl"),
         teachers=[
             _teacher(path, name) for name in recipe.squeeze.teachers if (path := teacher_path(run.out, name)).exists()
@@ -176,16 +176,11 @@ def _teacher(path: Path, name: str) -> TeacherFile:
     return TeacherFile(name, kept["sha256"], float(kept["top1"]), path.stat().st_size, float(kept["seconds"]))
 
 
-def _events(log: Path) -> list[dict[str, Any]]:
-    """All lines of a log; none if there is no file."""
-    return [json.loads(line) for line in log.read_text().splitlines()] if log.exists() else []
-
-
 def hours_of(log: Path) -> dict[str, tuple[float, str]]:
     """Workers times hours of each stage but reports, all times that it ran added up, and what they are called."""
     found: dict[str, tuple[float, str]] = {}
-    for entry in _events(log):
-        if entry["event"] == "cost" and entry["stage"] not in ("inspect", "run"):  # the report itself
+    for entry in read_events(log, ("cost",)):
+        if entry["stage"] not in ("inspect", "run"):  # the report itself
             before = found.get(entry["stage"], (0.0, ""))[0]
             found[entry["stage"]] = before + entry["hours"], entry["unit"]
     return found
@@ -193,8 +188,8 @@ def hours_of(log: Path) -> dict[str, tuple[float, str]]:
 
 def _dates(log: Path) -> str:
     """UTC, by the minute; events that make nothing do not count."""
-    made = ("teacher", "job", "epoch", "result")
-    times = [entry["time"] for entry in _events(log) if entry["event"] in made]
+    times = [entry["time"] for entry in read_events(log, ("teacher", "job", "epoch", "result"))]
+    times = [time for time in times if 0 <= time < 1e11]  # others have no date
     if not times:
         return ""
     first, last = (datetime.datetime.fromtimestamp(time, datetime.UTC) for time in (min(times), max(times)))
