@@ -22,9 +22,9 @@ from typing import Any
 
 from page_parts import read_pages, replaced, write_or_check
 
-from fastcondense import recipe
 from fastcondense.files import read_json, write_atomic
-from fastcondense.recipe import CORRECTED, Recipe
+from fastcondense.recipe import recipe
+from fastcondense.recipe.recipe import CORRECTED, Recipe
 
 ROOT = Path(__file__).resolve().parents[1]
 LINES = ROOT / "benchmarks" / "results" / "accuracy.jsonl"

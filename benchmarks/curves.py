@@ -1,6 +1,6 @@
 """One set at several sizes: what `fastcondense evaluate RUN --ipc 1,2,3,5,10` has scored, as committed tables.
 
-    python benchmarks/curves.py add runs/nested/curve.json [--reduced "200 images a class"]
+    python benchmarks/curves.py add runs/sizes/curve.json [--reduced "200 images a class"]
     python benchmarks/curves.py table [--check]
 
 add copies a curve and what it belongs to as a line into benchmarks/results/curves.jsonl; a line of the same recipe and
@@ -21,9 +21,9 @@ from typing import Any
 from accuracy import read_lines, rounded, settings, shown, stem, without_folders
 from described_svg import drawn, drawn_from
 
-from fastcondense import recipe
 from fastcondense.files import read_json, write_atomic
-from fastcondense.reporting.report import ARMS, SIZE_NAMES
+from fastcondense.recipe import recipe
+from fastcondense.report.report import ARMS, SIZE_NAMES
 
 LINES = Path(__file__).resolve().parent / "results" / "curves.jsonl"
 HIDDEN = {"seed", "ipc", "train.seeds", "evaluate.baselines", "squeeze.weights"}  # what the caption says anyway
@@ -100,12 +100,10 @@ def figures(lines: Iterable[Line]) -> dict[Path, Curves]:
     """The curves of every plot; of several of one name the last."""
     found: dict[Path, Curves] = {}
     for line in lines:
-        dataset, mode = line["recipe"].partition("/")[2], line["changes"].get("recover.nested.mode")
-        own = f"{mode} slots" if mode else "this set"
+        dataset = line["recipe"].partition("/")[2]
         for name, of in line["top1_last"].items():
-            what = own if name == "nested" else (SIZE_NAMES | ARMS).get(name, name)
             curves = found.setdefault(LINES.with_name(f"curves-{dataset}.svg"), {})
-            curves[f"{line['recipe']}-ipc{line['ipc']}, {what}"] = of
+            curves[f"{line['recipe']}-ipc{line['ipc']}, {(SIZE_NAMES | ARMS).get(name, name)}"] = of
     return found
 
 

@@ -25,8 +25,8 @@ from extrapolation import IPCS, extrapolate
 from measure import DEVICE, Line
 from session import Session
 
-from fastcondense import recipe as recipes
 from fastcondense.files import read_json
+from fastcondense.recipe import recipe as recipes
 
 STAGES = ("squeeze", "recover", "relabel", "train", "evaluate")
 QUICK = {

@@ -16,11 +16,11 @@ from measure import DEVICE, interleaved
 from session import Session
 from steps import OurStep
 
-from fastcondense import recipe as recipes
-from fastcondense.jobs import jobs
-from fastcondense.precision import arithmetic, network_dtype
-from fastcondense.recipe import Recipe
-from fastcondense.teachers import zoo
+from fastcondense.data.jobs import jobs
+from fastcondense.networks import zoo
+from fastcondense.networks.precision import arithmetic, network_dtype
+from fastcondense.recipe import recipe as recipes
+from fastcondense.recipe.recipe import Recipe
 from fastcondense.teachers.teacher import Teacher
 
 CLASSES = 1000

@@ -17,7 +17,7 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 from torch.utils.data import DataLoader, Dataset, default_collate
 
-from fastcondense.settings import Dataset as DatasetSettings
+from fastcondense.recipe.settings import Dataset as DatasetSettings
 from fastcondense.vision import torchvision
 
 JPEG_QUALITY = 75  # Pillow's, and so the published sets'

@@ -21,11 +21,11 @@ from session import Session
 from torch import Tensor
 from torch.nn import functional as F
 
-from fastcondense import recipe
-from fastcondense.gradient.gradients import Condensing, read_real
-from fastcondense.jobs import jobs
-from fastcondense.recovery.diff_augment import augment, augmentations
+from fastcondense.data.jobs import jobs
+from fastcondense.recipe import recipe
+from fastcondense.recover.gradients import Condensing, read_real
 from fastcondense.run import Run
+from fastcondense.views.augment import augment, augmentations
 
 
 def noise_data(folder: Path, num_classes: int, per_class: int) -> None:

@@ -14,11 +14,11 @@ import torch
 from fkd import write_labels
 
 from fastcondense.files import write_json
-from fastcondense.labelling.fkd import FKDViews
-from fastcondense.labelling.labels import Wanted, hard_labels
-from fastcondense.labelling.stored_labels import FORMAT, StoredLabels, array_shapes, compress, first_rows
-from fastcondense.labelling.views import ReplayedViews, ViewBatch
-from fastcondense.settings import Train
+from fastcondense.labels.fkd import FKDViews
+from fastcondense.labels.labels import Wanted, hard_labels
+from fastcondense.labels.stored_labels import FORMAT, StoredLabels, array_shapes, compress, first_rows
+from fastcondense.labels.views import ReplayedViews, ViewBatch
+from fastcondense.recipe.settings import Train
 
 TOP_K = 5
 

@@ -31,14 +31,14 @@ from session import Session
 from torch import Tensor
 
 from fastcondense.data.real import Normalization
-from fastcondense.labelling.labels import TeacherLabels, Wanted, student_loss
-from fastcondense.labelling.views import BatchTable, ReplayedViews, ViewBatch
-from fastcondense.precision import arithmetic
-from fastcondense.settings import Dataset, Labels, Train
-from fastcondense.teachers import zoo
+from fastcondense.labels.labels import TeacherLabels, Wanted, student_loss
+from fastcondense.labels.views import BatchTable, ReplayedViews, ViewBatch
+from fastcondense.networks import zoo
+from fastcondense.networks.fit import make_optimizer
+from fastcondense.networks.precision import arithmetic
+from fastcondense.networks.train_step import Batch, CapturedStep, TrainStep
+from fastcondense.recipe.settings import Dataset, Labels, Train
 from fastcondense.teachers.teacher import Teacher
-from fastcondense.training.fit import make_optimizer
-from fastcondense.training.train_step import Batch, CapturedStep, TrainStep
 
 TEMPERATURE = 20.0
 EPOCHS = 300

@@ -26,12 +26,12 @@ from fastcondense.data.sources import is_installed
 from fastcondense.files import read_checkpoint
 from fastcondense.loaders.folder import FolderLoader, index_folder
 from fastcondense.loaders.source import Centered, Cut, Faults, Loader, Windowed
+from fastcondense.networks import zoo
+from fastcondense.recipe.settings import Dataset
 from fastcondense.rng import Stream
-from fastcondense.settings import Dataset
-from fastcondense.teachers import zoo
 from fastcondense.teachers.teacher import load_weights, state_dict
+from fastcondense.views.windows import Views, windows
 from fastcondense.vision import timm
-from fastcondense.windows import Views, windows
 
 CPU = torch.device("cpu")
 QUICK: dict[str, int] = {"images": 16}

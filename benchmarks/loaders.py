@@ -44,8 +44,8 @@ from fastcondense.loaders.folder import FolderLoader, index_folder
 from fastcondense.loaders.prefetch import on_device
 from fastcondense.loaders.source import Centered, Cut, Faults, Loader, Windowed
 from fastcondense.rng import Stream
+from fastcondense.views.windows import Views, windows
 from fastcondense.vision import torchvision
-from fastcondense.windows import Views, windows
 
 SIZE, RESIZE = 224, 256
 QUICK = {"images": 48, "batch_size": 16, "rounds": 2}

@@ -34,7 +34,7 @@ from published.sre2l import SRe2L
 from published.statistics_peers import EDC, GVBSM
 from session import Session
 
-from fastcondense.teachers import zoo
+from fastcondense.networks import zoo
 
 PEERS: dict[str, Peer] = {"sre2l": SRe2L(), "gvbsm": GVBSM(), "edc": EDC(), "rded": RDED(), "mdc": MDC()}
 STYLED = ("sre2l", "edc")

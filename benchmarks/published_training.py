@@ -18,7 +18,7 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 from torch.utils.data import DataLoader, Dataset
 
-from fastcondense.settings import Dataset as DatasetSettings
+from fastcondense.recipe.settings import Dataset as DatasetSettings
 from fastcondense.vision import torchvision
 
 

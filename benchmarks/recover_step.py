@@ -31,8 +31,8 @@ from session import Session
 from step_profile import profile
 from steps import OurStep, our_step
 
-from fastcondense.precision import Precision
-from fastcondense.teachers import zoo
+from fastcondense.networks import zoo
+from fastcondense.networks.precision import Precision
 
 CHANNELS_LAST = Style(channels_last=True)
 BF16 = Style(channels_last=True, bf16=True, reads_loss=False)

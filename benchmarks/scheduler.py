@@ -1,8 +1,8 @@
 """How long a fleet takes for a run, simulated: job times as measured, workers that die, one counter for all.
 
-Event by event, as fastcondense/fleet/work.py draws: the largest jobs first, one claimed ahead while many are left; what
-a dead worker had goes to another once the patience is over, from the state that it saved last, and it is replaced after
-a while. Efficiency is the work
+Event by event, as fastcondense/workers/work.py draws: the largest jobs first, one claimed ahead while many are left;
+what a dead worker had goes to another once the patience is over, from the state that it saved last, and it is replaced
+after a while. Efficiency is the work
 that was needed over the time that all workers were paid for. The store's load is counted, and a store is loaded for
 real to see what it can answer.
 """
@@ -22,9 +22,9 @@ import numpy as np
 from session import Session
 from torch import distributed
 
-from fastcondense.fleet import work
-from fastcondense.recovery import unfinished
+from fastcondense.recover import unfinished
 from fastcondense.rng import Stream
+from fastcondense.workers import work
 
 WORKERS = (1, 8, 64, 1024, 10_000)
 QUICK = {"workers": [1, 8], "jobs_per_worker": [2], "store_seconds": 0.2}

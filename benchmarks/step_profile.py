@@ -29,8 +29,8 @@ from torch.autograd import DeviceType
 from torch.profiler import ProfilerActivity, record_function
 from traffic import ours
 
-from fastcondense.precision import Precision
-from fastcondense.recovery import recover
+from fastcondense.networks.precision import Precision
+from fastcondense.recover import recover
 
 HOST = "host, between operators"
 REST = "other operators of PyTorch"

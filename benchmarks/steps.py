@@ -9,15 +9,15 @@ from peers import MOMENTUM, PATCH, Objective
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from fastcondense.jobs import jobs
+from fastcondense.data.jobs import jobs
 from fastcondense.kernels.crop import crop
-from fastcondense.precision import Precision, arithmetic, network_dtype
-from fastcondense.recipe import Recipe
-from fastcondense.recover_settings import Recover
-from fastcondense.recovery.graph import Graphs
-from fastcondense.recovery.recover import Canvas, RecoverStep
-from fastcondense.recovery.schedule import Turn
-from fastcondense.settings import Dataset
+from fastcondense.networks.graph import Graphs
+from fastcondense.networks.precision import Precision, arithmetic, network_dtype
+from fastcondense.recipe.recipe import Recipe
+from fastcondense.recipe.recover import Recover
+from fastcondense.recipe.settings import Dataset
+from fastcondense.recover.recover import Canvas, RecoverStep
+from fastcondense.recover.schedule import Turn
 from fastcondense.statistics.matching import Matching, layer_weights
 from fastcondense.teachers.moments import Moments
 from fastcondense.teachers.teacher import Teacher

@@ -29,8 +29,8 @@ from steps import our_step
 from torch import nn
 
 from fastcondense.kernels import crop
-from fastcondense.precision import Precision
-from fastcondense.teachers import zoo
+from fastcondense.networks import zoo
+from fastcondense.networks.precision import Precision
 from fastcondense.teachers.convolution import FrozenConvolution
 from fastcondense.teachers.moments import ConvolutionTap, FrozenBatchNorm
 

@@ -14,21 +14,22 @@ from typing import Any, NoReturn
 
 import torch
 
-from . import __version__, distributed, recipe, stages
+from . import __version__, stages
 from .data.pack import PackOptions, pack_folders
 from .devices import choose_device
-from .fleet import interrupt, lock
-from .fleet.launch import TRY_AGAIN, launch
-from .fleet.notes import refuse, report_cut
-from .fleet.status import StatusOptions, status
-from .fleet.work import Cut, Fleet
+from .exchange.export import ExportOptions, export
+from .exchange.verify import BundleOptions, VerifyOptions, bundle, verify
 from .log import Log
 from .options import Options, parse_plan, parse_stage, parse_tool
-from .planning.table import PlanOptions, plan
+from .plan.table import PlanOptions, plan
+from .recipe import recipe
 from .run import Run
 from .sets.bundle import unpack
-from .sets.export import ExportOptions, export
-from .sets.verify import BundleOptions, VerifyOptions, bundle, verify
+from .workers import distributed, interrupt, lock
+from .workers.launch import TRY_AGAIN, launch
+from .workers.notes import refuse, report_cut
+from .workers.status import StatusOptions, status
+from .workers.work import Cut, Fleet
 
 STAGES: dict[str, tuple[Callable[[Run], object], str]] = {
     "run": (stages.everything, "squeeze, recover, relabel, train and evaluate, in a row; goes on where it was stopped"),

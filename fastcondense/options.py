@@ -12,11 +12,11 @@ from typing import Annotated, Any, TypeVar
 
 import tyro
 
-from . import recipe
-from .fleet.launch import Launch
-from .recipe import Recipe
+from .recipe import recipe
+from .recipe.recipe import Recipe
 from .sets.bundle import is_bundle, read_recipe
 from .tracking import TrackerName
+from .workers.launch import Launch
 
 Kind = TypeVar("Kind")
 StageKind = TypeVar("StageKind", bound="Options")

@@ -18,20 +18,20 @@ from torch import Tensor
 
 from .data import datasets
 from .data.datasets import RealData, Split
+from .data.jobs import kept_batch_size, with_batch_size
 from .data.real import EvaluationImages, Normalization, squares
 from .data.sources import choose, skipped
-from .distributed import rank, world_size
 from .files import write_atomic, write_json
-from .fleet.work import Draw, Fleet, Item, Items
-from .jobs import kept_batch_size, with_batch_size
 from .log import Log
-from .recipe import SQUEEZE_PARTS, Recipe
+from .recipe.recipe import SQUEEZE_PARTS, Recipe
 from .rng import Stream
 from .sets.imported import import_images
 from .sets.published_sets import PublishedSet, read_published
 from .teachers.teacher import Teacher
 from .tracking import open_trackers
 from .user_functions import source_sha256
+from .workers.distributed import rank, world_size
+from .workers.work import Draw, Fleet, Item, Items
 
 
 def cost_unit(device: str) -> str:

@@ -4,21 +4,22 @@ from __future__ import annotations
 
 from collections.abc import Callable
 
-from . import distributed
-from .distributed import first_alone, once
-from .jobs import jobs
-from .labelling import relabel as labels
-from .labelling.relabel import check_teachers
-from .recovery.condense import condensed_set, made_jobs, recover
-from .reporting import report
+from .data.jobs import jobs
+from .labels import relabel as labels
+from .labels.relabel import check_teachers
+from .recover.stage import condensed_set, made_jobs, recover
+from .report import report
 from .run import Run
 from .sets.condensed import shard_path
 from .sets.loss_bands import read_loss_band
-from .teachers.squeeze import chosen, squeeze
-from .training.curve import evaluate_sizes
-from .training.evaluate import evaluate as evaluate_set
-from .training.ranking import rank
-from .training.students import arms, train_arm
+from .squeeze.stage import squeeze
+from .students.curve import evaluate_sizes
+from .students.evaluate import evaluate as evaluate_set
+from .students.ranking import rank
+from .students.students import arms, train_arm
+from .teachers.kept import chosen
+from .workers import distributed
+from .workers.distributed import first_alone, once
 
 __all__ = ["evaluate", "everything", "inspect", "rank", "recover", "relabel", "squeeze", "train"]
 
@@ -41,7 +42,7 @@ def relabel(run: Run) -> None:
 
 def inspect(run: Run) -> None:
     """Writes report.html of what there is, and once all images are finished grid.png and losses.png beside them."""
-    from .reporting.page import write_report  # matplotlib takes a second to import
+    from .report.page import write_report  # matplotlib takes a second to import
 
     if distributed.rank():
         return

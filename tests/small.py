@@ -8,7 +8,7 @@ from PIL import Image
 from torch import nn
 
 from fastcondense.cli import main
-from fastcondense.teachers import zoo
+from fastcondense.networks import zoo
 
 FLAGS = (
     "--recipe sre2l/digits-ipc2 --squeeze.teachers zoo/convnet3_w32 --squeeze.epochs 4 --recover.iterations 20 "

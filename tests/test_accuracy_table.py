@@ -7,7 +7,7 @@ import accuracy
 import pytest
 from accuracy import add, differences, is_reduced, line_of, main, part, read_lines, table
 
-from fastcondense.recipe import load
+from fastcondense.recipe.recipe import load
 
 DAY = 1_795_000_000  # 2026-11-18
 

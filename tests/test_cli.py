@@ -17,7 +17,7 @@ from small import FLAGS, fastcondense, image_folder, shards
 from fastcondense.cli import main
 from fastcondense.files import read_json, read_tensors
 from fastcondense.options import parse_stage
-from fastcondense.recovery import condense
+from fastcondense.recover import stage as condense
 
 
 @pytest.fixture(scope="module")
@@ -64,9 +64,9 @@ def test_run_leaves_all_files_and_an_honest_result(finished):
 
 def test_the_table_holds_the_stored_students_accuracy(finished):
     """top1_last is recomputed here from the stored weights with plain numpy bookkeeping."""
-    from fastcondense import recipe
     from fastcondense.data import datasets
-    from fastcondense.teachers import zoo
+    from fastcondense.networks import zoo
+    from fastcondense.recipe import recipe
 
     settings = recipe.load(str(finished / "recipe.toml"))
     test = datasets.load(settings.dataset, None).test
@@ -131,7 +131,7 @@ def test_killed_at_any_moment_the_images_are_bit_identical(finished, tmp_path):
     out = tmp_path / "killed"
     command = [sys.executable, "-m", "fastcondense.cli", "recover", *FLAGS, "--out", str(out)]
     checkpoint_each_epoch = (
-        "import sys, fastcondense.training.fit as fit; fit._SECONDS_BETWEEN_CHECKPOINTS = 0\n"
+        "import sys, fastcondense.networks.fit as fit; fit._SECONDS_BETWEEN_CHECKPOINTS = 0\n"
         "from fastcondense.cli import main; sys.exit(main(sys.argv[1:]))"
     )
     command[1:3] = ["-c", checkpoint_each_epoch]
@@ -157,7 +157,7 @@ def test_an_interrupted_training_does_not_go_on_with_other_settings(tmp_path):
 
     more = ["--squeeze.evaluate-every", "1", "--squeeze.lr", "0.01"]
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr("fastcondense.training.fit._SECONDS_BETWEEN_CHECKPOINTS", 0)
+        patch.setattr("fastcondense.networks.fit._SECONDS_BETWEEN_CHECKPOINTS", 0)
         assert fastcondense("squeeze", tmp_path / "clean", *more) == 0
         patch.setattr("fastcondense.run.Run.report_epoch", interrupt)
         assert fastcondense("squeeze", tmp_path / "mixed", "--squeeze.evaluate-every", "3") == 130
@@ -269,7 +269,7 @@ def test_a_class_with_too_few_images_is_named(tmp_path, capsys):
 
 
 def test_a_checkpoint_of_another_network_is_refused(tmp_path, capsys):
-    from fastcondense.teachers import zoo
+    from fastcondense.networks import zoo
 
     torch.save(zoo.build("zoo/convnet1", 10).state_dict(), tmp_path / "other.pth")
     command = ["squeeze", *FLAGS, "--out", str(tmp_path / "r"), "--squeeze.weights", str(tmp_path / "other.pth")]
@@ -278,7 +278,7 @@ def test_a_checkpoint_of_another_network_is_refused(tmp_path, capsys):
 
 
 def test_an_untrained_checkpoint_does_not_pass_the_gate(tmp_path, capsys):
-    from fastcondense.teachers import zoo
+    from fastcondense.networks import zoo
 
     torch.manual_seed(0)
     torch.save(zoo.build("zoo/convnet3_w32", 10).state_dict(), tmp_path / "raw.pth")

@@ -9,16 +9,16 @@ import workers
 from small import frozen_network
 from torch import nn
 
-from fastcondense.fleet.work import Fleet
 from fastcondense.kernels.patch_moments import patch_moments_reference
 from fastcondense.log import Log
-from fastcondense.recipe import Recipe, load
-from fastcondense.recover_settings import Recover
+from fastcondense.recipe.recipe import Recipe, load
+from fastcondense.recipe.recover import Recover
+from fastcondense.recipe.settings import Dataset
 from fastcondense.run import Run
-from fastcondense.settings import Dataset
 from fastcondense.statistics import targets
 from fastcondense.statistics.collector import Collector
 from fastcondense.teachers.teacher import Teacher
+from fastcondense.workers.work import Fleet
 
 LABELS = torch.tensor([2, 0, 2, 1, 2, 0, 2, 2, 0, 2])  # one image of class 1
 STATISTICS = ("bn", "conv", "patch")

@@ -9,8 +9,8 @@ from kernel_checks import poisoned, relative_rms
 
 from fastcondense.kernels.crop import crop
 from fastcondense.rng import Stream
+from fastcondense.views.windows import Views, windows
 from fastcondense.vision import torchvision  # noqa: F401  (makes the next import work beside a CPU torch)
-from fastcondense.windows import Views, windows
 
 resized_crop = importlib.import_module("torchvision.transforms.v2.functional").resized_crop
 

@@ -6,18 +6,17 @@ import json
 import curves
 import pytest
 
-from fastcondense.recipe import load
+from fastcondense.recipe.recipe import load
 
 
-def finished(folder, mode="sequential", mean=90.04):
+def finished(folder, lr=0.5, mean=90.04):
     made = load("sre2l/digits-ipc5")
-    recover = dataclasses.replace(made.recover, nested=dataclasses.replace(made.recover.nested, mode=mode))
-    made = dataclasses.replace(made, recover=recover)
+    made = dataclasses.replace(made, recover=dataclasses.replace(made.recover, lr=lr))
     of = {size: {"mean": mean + k, "std": 0.26} for k, size in enumerate(("1", "5"))}
     curve = {
         "recipe_sha256": made.sha256(),
         **{"student": "zoo/convnet1", "epochs": 4, "seed": 0, "seeds": 2, "sizes": [1, 5]},
-        "top1_last": {"nested": of, "prefix": of, "herding_soft": of},
+        "top1_last": {"nested": of, "stacked": of, "herding_soft": of},
         "versions": {"torch": "2.13.0"},
     }
     folder.mkdir()
@@ -34,14 +33,14 @@ def test_a_curve_is_copied_and_shown(tmp_path, monkeypatch):
     assert curves.main(["table"]) == curves.main(["table", "--check"]) == 0
     text = (tmp_path / "curves.md").read_text()
     assert text.count("| images a class") == 1 and "![Top-1 by size](curves-digits.svg)" in text
-    assert "`sre2l/digits-ipc5`" in text and "cpu; changed: recover.nested.mode sequential." in text
+    assert "`sre2l/digits-ipc5`" in text and "cpu; changed: recover.lr 0.5." in text
     assert "| this set | 90.0 ± 0.3 | 91.0 ± 0.3 |" in text
-    assert "| first of independent slots (C) |" in text and "| real by herding, soft labels |" in text
+    assert "| one-image sets (B) |" in text and "| real by herding, soft labels |" in text
     assert curves.drawn_from(tmp_path / "curves-digits.svg") == {
         f"sre2l/digits-ipc5, {name}": {"1": {"mean": 90.04, "std": 0.26}, "5": {"mean": 91.04, "std": 0.26}}
-        for name in ("sequential slots", "first of independent slots (C)", "real by herding, soft labels")
+        for name in ("this set", "one-image sets (B)", "real by herding, soft labels")
     }
-    third = ["add", str(finished(tmp_path / "c", mode="independent")), "--reduced", "10 images a class"]
+    third = ["add", str(finished(tmp_path / "c", lr=0.125)), "--reduced", "10 images a class"]
     assert curves.main(third) == 0
     assert curves.main(["table", "--check"]) == 1 and curves.main(["table"]) == 0
     text = (tmp_path / "curves.md").read_text()

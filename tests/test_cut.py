@@ -6,8 +6,8 @@ import pytest
 import torch
 from torch import nn
 
-from fastcondense.settings import Dataset
-from fastcondense.teachers import zoo
+from fastcondense.networks import zoo
+from fastcondense.recipe.settings import Dataset
 from fastcondense.teachers.cut import Cut
 from fastcondense.teachers.teacher import Teacher
 

@@ -17,7 +17,7 @@ from fastcondense.loaders.dali import DALILoader
 from fastcondense.loaders.folder import FolderLoader, ImageFile
 from fastcondense.loaders.source import Centered, Faults, Windowed
 from fastcondense.rng import Stream
-from fastcondense.windows import Views, windows
+from fastcondense.views.windows import Views, windows
 
 CPU = torch.device("cpu")
 

@@ -12,7 +12,7 @@ from PIL import Image
 from scipy.io import savemat
 
 from fastcondense.data.datasets import RealData, Split, load
-from fastcondense.settings import Dataset
+from fastcondense.recipe.settings import Dataset
 
 RNG = np.random.default_rng(7)
 CIFAR10 = "airplane automobile bird cat deer dog frog horse ship truck".split()

@@ -8,7 +8,8 @@ import pytest
 import torch
 from scipy import ndimage, stats
 
-from fastcondense.recovery.diff_augment import (
+from fastcondense.rng import Stream
+from fastcondense.views.augment import (
     ANGLE,
     BRIGHTNESS,
     COLUMNS,
@@ -27,7 +28,6 @@ from fastcondense.recovery.diff_augment import (
     augment,
     augmentations,
 )
-from fastcondense.rng import Stream
 from fastcondense.vision import torchvision  # noqa: F401  (makes the next import work beside a CPU torch)
 
 functional = importlib.import_module("torchvision.transforms.v2.functional")

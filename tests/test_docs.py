@@ -9,7 +9,7 @@ from importlib.util import find_spec
 import pytest
 from documents import PAGES, ROOT, WRITTEN, cells, spans
 
-from fastcondense import recipe
+from fastcondense.recipe import recipe
 
 
 @pytest.mark.skipif(find_spec("mkdocs") is None, reason="mkdocs is not installed: pip install -e '.[docs]'")

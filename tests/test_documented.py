@@ -16,7 +16,8 @@ from typing import Any
 import pytest
 from documents import ROOT, WRITTEN, blocks, cells, commands, shell_lines, spans
 
-from fastcondense import cli, options, recipe
+from fastcondense import cli, options
+from fastcondense.recipe import recipe
 
 NAME = "sre2l/digits-ipc10"
 PLACEHOLDERS = {"RUN-or-BUNDLE": "RUN", "NAME-or-FILE": NAME, "NAME": NAME, "METHOD/digits-ipc10": NAME}

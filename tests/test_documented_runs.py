@@ -23,7 +23,7 @@ NOT_RUN = {
     r"^(run|recover|squeeze|pack) .*--data /data/": "needs ImageNet or CIFAR-10; parsed in test_documented.py",
     r"imagenet1k": "in the folder of a run on ImageNet",
     r"--data DIR --out DIR-packed": "run in test_pack.py",
-    r"runs/nested": "a curve of many students: run in test_cli.py and test_nested.py",
+    r"runs/sizes": "a curve of many students: run in test_curve.py",
     r"--help$": "parsed in test_documented.py",
 }
 BEFORE = {

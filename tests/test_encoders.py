@@ -4,8 +4,8 @@ import pytest
 import torch
 from torch import nn
 
-from fastcondense.ssl.encoders import classifier_name, encode, feature_size, follow, momentum_copy
-from fastcondense.teachers import zoo
+from fastcondense.networks import zoo
+from fastcondense.networks.encoders import classifier_name, encode, feature_size, follow, momentum_copy
 
 
 @pytest.mark.parametrize(

@@ -10,8 +10,8 @@ from end_to_end import STAGES, Cost, measure_run, run_stage
 from extrapolation import Steps, extrapolate, hours, why_not
 from session import Session
 
-from fastcondense import recipe as recipes
 from fastcondense.files import write_json
+from fastcondense.recipe import recipe as recipes
 
 SMALL = "--squeeze.epochs 1 --squeeze.gate-images 0 --squeeze.teachers zoo/convnet1 --dataset.classes 0 1".split()
 

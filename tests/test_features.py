@@ -8,15 +8,15 @@ import torch
 from small import frozen_network
 from torch.nn import functional as F
 
+from fastcondense.data.jobs import jobs
 from fastcondense.data.real import Normalization
-from fastcondense.jobs import jobs
-from fastcondense.recipe import Recipe
-from fastcondense.recover_settings import Features, Initial, Recover
-from fastcondense.recovery.diff_augment import CUT_BOTTOM, CUT_LEFT, CUT_RIGHT, CUT_TOP, FLIP, SHIFT_X, SHIFT_Y
-from fastcondense.recovery.features import FeatureRecoverer, FeatureStep, augmentation_table, tile_windows
-from fastcondense.settings import Dataset
+from fastcondense.recipe.recipe import Recipe
+from fastcondense.recipe.recover import Features, Initial, Recover
+from fastcondense.recipe.settings import Dataset
+from fastcondense.recover.features import FeatureRecoverer, FeatureStep, augmentation_table, tile_windows
 from fastcondense.teachers.cut import Cut
 from fastcondense.teachers.teacher import Teacher
+from fastcondense.views.augment import CUT_BOTTOM, CUT_LEFT, CUT_RIGHT, CUT_TOP, FLIP, SHIFT_X, SHIFT_Y
 
 CPU = torch.device("cpu")
 LAYER = "layer3"

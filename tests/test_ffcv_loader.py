@@ -22,7 +22,7 @@ from fastcondense.loaders.folder import cut_center, cut_window, decode, index_fo
 from fastcondense.loaders.pack import Packing, pack
 from fastcondense.loaders.source import Centered, Faults, Windowed
 from fastcondense.rng import Stream
-from fastcondense.windows import Views, windows
+from fastcondense.views.windows import Views, windows
 
 S = 32
 RAISE = Faults()

@@ -9,12 +9,12 @@ from small import frozen_network
 
 from fastcondense.data.real import Normalization
 from fastcondense.kernels.replay_crop import replay_crop
-from fastcondense.labelling import fingerprint as fingerprints
-from fastcondense.labelling import views
-from fastcondense.labelling.fingerprint import compare, fingerprint, probe
-from fastcondense.labelling.labels import TeacherLabels
-from fastcondense.labelling.views import ReplayedViews
-from fastcondense.settings import Dataset, Labels, Train
+from fastcondense.labels import fingerprint as fingerprints
+from fastcondense.labels import views
+from fastcondense.labels.fingerprint import compare, fingerprint, probe
+from fastcondense.labels.labels import TeacherLabels
+from fastcondense.labels.views import ReplayedViews
+from fastcondense.recipe.settings import Dataset, Labels, Train
 from fastcondense.teachers.teacher import Teacher
 
 CLASSES = [str(k) for k in range(5)]
@@ -119,7 +119,7 @@ def test_training_mode_labels_depend_on_their_groups():
 
 
 def test_hard_labels_have_no_fingerprint():
-    from fastcondense.labelling.labels import hard_labels
+    from fastcondense.labels.labels import hard_labels
 
     with pytest.raises(ValueError, match="hard labels"):
         probe(ReplayedViews(PIXELS, LABELS, Labels(), NORMALIZE, 3), hard_labels, TRAIN)

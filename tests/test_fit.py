@@ -7,10 +7,10 @@ import torch
 from torch import nn
 from torch.nn import functional as F
 
+from fastcondense.networks import fit as fit_module
+from fastcondense.networks.fit import fit, learning_rate_factor, make_optimizer
+from fastcondense.recipe.settings import Optimization
 from fastcondense.rng import Stream
-from fastcondense.settings import Optimization
-from fastcondense.training import fit as fit_module
-from fastcondense.training.fit import fit, learning_rate_factor, make_optimizer
 
 # --- learning rate and optimizer -------------------------------------------------------------------------------------
 

@@ -13,12 +13,12 @@ from rich.console import Console
 from torch.utils.data import BatchSampler, RandomSampler
 
 from fastcondense.data.real import Normalization
-from fastcondense.labelling.fkd import BatchMixedViews, FKDViews, read_fkd
-from fastcondense.labelling.fkd_files import SamplerOrder, check_settings, is_fkd, num_bytes, read_batch
-from fastcondense.labelling.views import ReplayedViews, Span
+from fastcondense.labels.fkd import BatchMixedViews, FKDViews, read_fkd
+from fastcondense.labels.fkd_files import SamplerOrder, check_settings, is_fkd, num_bytes, read_batch
+from fastcondense.labels.views import ReplayedViews, Span
 from fastcondense.log import Log
-from fastcondense.recipe import Recipe
-from fastcondense.settings import Dataset, Labels, Train
+from fastcondense.recipe.recipe import Recipe
+from fastcondense.recipe.settings import Dataset, Labels, Train
 from fastcondense.vision import torchvision
 
 F = torchvision.transforms.functional
@@ -364,7 +364,7 @@ def test_views_for_files_are_mixed_by_the_batch(mix):
 
 @pytest.mark.parametrize(
     "settings",
-    [{"padding": 2}, {"roll": (0, 3)}, {"tile_pick": 2}, {"rand_augment": (1, 9)}, {"pool": 0.5}, {"tiers": (1, 2)}],
+    [{"padding": 2}, {"roll": (0, 3)}, {"tile_pick": 2}, {"rand_augment": (1, 9)}, {"pool": 0.5}],
 )
 def test_settings_that_files_cannot_say_are_refused(settings):
     check_settings(Labels(crop_scale=(0.5, 1.0), flip=0.0, batch_norm="train", ensemble="norm-equalized"))

@@ -13,10 +13,10 @@ from fastcondense.data.datasets import Split
 from fastcondense.data.real import Normalization, split_batches, squares, training_batches
 from fastcondense.loaders.folder import FolderLoader, cut_center, cut_window, decode, index_folder
 from fastcondense.loaders.source import Centered, Faults, Windowed
+from fastcondense.recipe.settings import Dataset
 from fastcondense.rng import Stream
-from fastcondense.settings import Dataset
+from fastcondense.views.windows import Views, windows
 from fastcondense.vision import torchvision
-from fastcondense.windows import Views, windows
 
 transforms = torchvision.transforms
 CPU = torch.device("cpu")

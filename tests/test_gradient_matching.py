@@ -10,20 +10,20 @@ import pytest
 import torch
 from torch.nn import functional as F
 
-from fastcondense import recipe
-from fastcondense.gradient.formation import Formation, shown, shown_tiles
-from fastcondense.gradient.gradient_matching import FeatureDistances, GradientMatching
-from fastcondense.gradient.gradients import Condensing, GradientRecoverer, read_real
-from fastcondense.gradient.learnable_subset import LearnableSubset
-from fastcondense.gradient.matched_networks import MatchedNetworks
-from fastcondense.gradient_settings import Gradients
-from fastcondense.jobs import jobs
-from fastcondense.recovery.diff_augment import augment, augmentations
-from fastcondense.recovery.unfinished import Unfinished
+from fastcondense.data.jobs import jobs
+from fastcondense.networks import zoo
+from fastcondense.recipe import recipe
+from fastcondense.recipe.gradients import Gradients
+from fastcondense.recover.formation import Formation, shown, shown_tiles
+from fastcondense.recover.gradient_matching import FeatureDistances, GradientMatching
+from fastcondense.recover.gradients import Condensing, GradientRecoverer, read_real
+from fastcondense.recover.learnable_subset import LearnableSubset
+from fastcondense.recover.matched_networks import MatchedNetworks
+from fastcondense.recover.unfinished import Unfinished
 from fastcondense.rng import Stream
 from fastcondense.run import Run
 from fastcondense.sets.condensed import CondensedSet
-from fastcondense.teachers import zoo
+from fastcondense.views.augment import augment, augmentations
 
 SETTINGS = {
     "network": "zoo/convnet3_w32_in",
@@ -400,7 +400,7 @@ def test_an_interrupted_job_goes_on_to_the_same_bits(tmp_path):
     job = jobs(run.recipe, 3)[0]
     unfinished = Unfinished.of(run.out / "condensed", job, "this recipe")
     mine.write(unfinished)
-    resumed = GradientRecoverer(run)(job, None, unfinished)
+    resumed = GradientRecoverer(run)(job, unfinished)
     assert torch.equal(resumed.images, whole.images) and torch.equal(resumed.losses, whole.losses)
     fresh = condensing(run)
     fresh.restore(Unfinished.of(run.out / "condensed", job, "another recipe"))

@@ -3,13 +3,13 @@
 import pytest
 import torch
 
-from fastcondense.jobs import jobs
-from fastcondense.recipe import Recipe
-from fastcondense.recover_settings import Committee, Recover
-from fastcondense.recovery.graph import WARM_UPS, Graphs
-from fastcondense.recovery.recover import Recoverer, RecoverStep
-from fastcondense.settings import Dataset
-from fastcondense.teachers import zoo
+from fastcondense.data.jobs import jobs
+from fastcondense.networks import zoo
+from fastcondense.networks.graph import WARM_UPS, Graphs
+from fastcondense.recipe.recipe import Recipe
+from fastcondense.recipe.recover import Committee, Recover
+from fastcondense.recipe.settings import Dataset
+from fastcondense.recover.recover import Recoverer, RecoverStep
 from fastcondense.teachers.teacher import Teacher
 
 DATASET = Dataset(name="digits", image_size=16, resize=16)
@@ -79,7 +79,6 @@ METHODS = {
     "densification": {"densification_weight": 1.0, "slots_per_job": 0},
     "committee": {"committee": Committee(size=2, priors=(60.0, 63.0))},
     "stages": {"stages": (12, 16, 12, 16), "residual": 0.5},
-    "squared, relative": {"distance": "squared", "layer_scale": "relative"},
 }
 
 

@@ -7,11 +7,11 @@ import pytest
 import torch
 from small import fastcondense, shards
 
-from fastcondense.jobs import jobs, with_batch_size
-from fastcondense.planning import job_size
-from fastcondense.planning.job_size import check_fits, largest_batch, recover_footprint
-from fastcondense.planning.memory import Footprint, LiveTensors, free_bytes
-from fastcondense.recipe import load
+from fastcondense.data.jobs import jobs, with_batch_size
+from fastcondense.plan import job_size
+from fastcondense.plan.job_size import check_fits, largest_batch, recover_footprint
+from fastcondense.plan.memory import Footprint, LiveTensors, free_bytes
+from fastcondense.recipe.recipe import load
 
 CPU = torch.device("cpu")
 LINE = Footprint(1000.0, 10.0)
@@ -42,7 +42,7 @@ def test_what_cannot_fit_is_refused_with_what_would():
 
 def test_the_footprint_is_the_memory_of_larger_jobs():
     """The line through two and four images, at ten: the bytes that such a job's step really has at once."""
-    from fastcondense.planning import stand_ins
+    from fastcondense.plan import stand_ins
 
     recipe = load("gvbsm/digits")
     recipe = replace(recipe, recover=replace(recipe.recover, iterations=20))
@@ -85,7 +85,7 @@ def test_a_size_that_was_chosen_before_the_first_job_stays(tmp_path, monkeypatch
     monkeypatch.setattr(job_size, "usable_bytes", lambda _: 1030)
     assert fastcondense("recover", tmp_path, "--recover.batch-size", "0", "--squeeze.gate-images", "10000") == 1
     assert fastcondense("recover", tmp_path, "--recover.batch-size", "0", "--recover.iterations", "0") == 1
-    import fastcondense.recovery.condense as condense
+    import fastcondense.recover.stage as condense
 
     monkeypatch.setattr(condense, "squeeze", refuse)
     with pytest.raises(AssertionError):

@@ -8,11 +8,11 @@ from kernel_checks import DEVICE
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from fastcondense.jobs import jobs
-from fastcondense.recipe import Recipe
-from fastcondense.recover_settings import Recover
-from fastcondense.recovery.recover import RecoverStep
-from fastcondense.settings import Dataset
+from fastcondense.data.jobs import jobs
+from fastcondense.recipe.recipe import Recipe
+from fastcondense.recipe.recover import Recover
+from fastcondense.recipe.settings import Dataset
+from fastcondense.recover.recover import RecoverStep
 from fastcondense.teachers.teacher import Teacher
 
 DATASET = Dataset(name="digits", image_size=16, resize=16)

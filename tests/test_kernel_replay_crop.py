@@ -12,7 +12,7 @@ from torch import Tensor
 
 from fastcondense.kernels.replay_crop import replay_crop, replay_crop_reference
 from fastcondense.kernels.replay_crop_triton import replay_crop_triton
-from fastcondense.windows import Views
+from fastcondense.views.windows import Views
 
 
 def replayed(arguments: dict[str, Any], dtype: torch.dtype = torch.float32) -> Tensor:

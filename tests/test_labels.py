@@ -9,11 +9,11 @@ from torch import nn
 from torch.nn import functional as F
 
 from fastcondense.data.real import Normalization
-from fastcondense.labelling.labels import TeacherLabels, Wanted, ensemble_scales, hard_labels, student_loss
-from fastcondense.labelling.views import ReplayedViews
+from fastcondense.labels.labels import TeacherLabels, Wanted, ensemble_scales, hard_labels, student_loss
+from fastcondense.labels.views import ReplayedViews
+from fastcondense.networks import zoo
+from fastcondense.recipe.settings import Dataset, Labels, Train
 from fastcondense.rng import Stream
-from fastcondense.settings import Dataset, Labels, Train
-from fastcondense.teachers import zoo
 from fastcondense.teachers.teacher import Teacher
 from fastcondense.vision import timm, torchvision
 

@@ -10,9 +10,9 @@ from PIL import Image
 from torch.nn import functional as F
 
 from fastcondense.data.real import Normalization
-from fastcondense.labelling.views import ReplayedViews
-from fastcondense.settings import Dataset, Labels, Train
-from fastcondense.teachers import zoo
+from fastcondense.labels.views import ReplayedViews
+from fastcondense.networks import zoo
+from fastcondense.recipe.settings import Dataset, Labels, Train
 from fastcondense.vision import torchvision
 
 DATASET = Dataset(image_size=24, resize=24)

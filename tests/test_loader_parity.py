@@ -14,9 +14,9 @@ from fastcondense.data.real import EvaluationImages, shares, split_batches, squa
 from fastcondense.data.sources import choose, open_source, skipped
 from fastcondense.loaders.folder import FolderLoader
 from fastcondense.loaders.source import Centered, Faults, Windowed
+from fastcondense.recipe.settings import Dataset
 from fastcondense.rng import Stream
-from fastcondense.settings import Dataset
-from fastcondense.windows import Views, windows
+from fastcondense.views.windows import Views, windows
 
 CPU = torch.device("cpu")
 COUNT = 22

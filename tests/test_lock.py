@@ -9,13 +9,13 @@ import time
 
 import pytest
 
-from fastcondense.fleet.lock import locked
+from fastcondense.workers.lock import locked
 
 
 def holder(folder, launch="", seconds=60):
     """A process that holds the folder, once it has said so."""
     code = (
-        "import sys, time\nfrom pathlib import Path\nfrom fastcondense.fleet.lock import locked\n"
+        "import sys, time\nfrom pathlib import Path\nfrom fastcondense.workers.lock import locked\n"
         f"with locked(Path(sys.argv[1])):\n    print('held', flush=True)\n    time.sleep({seconds})"
     )
     environment = os.environ | ({"TORCHELASTIC_RUN_ID": launch} if launch else {})
@@ -68,7 +68,7 @@ def test_the_first_sweeps_up_what_killed_writers_left(tmp_path):
 def test_many_at_once_agree_on_one(tmp_path, monkeypatch):
     """Threads of other launches, all at the same moment: never are two inside."""
     inside, most, lock = [], [], threading.Lock()
-    monkeypatch.setattr("fastcondense.fleet.lock._launch", lambda: {"launch": str(threading.get_ident())})
+    monkeypatch.setattr("fastcondense.workers.lock._launch", lambda: {"launch": str(threading.get_ident())})
 
     def work():
         with locked(tmp_path, seconds=20):

@@ -16,7 +16,7 @@ from steps import our_step
 from torch import Tensor, nn
 
 import kernels
-from fastcondense.precision import Precision, network_dtype
+from fastcondense.networks.precision import Precision, network_dtype
 
 CPU = torch.device("cpu")
 

@@ -3,9 +3,9 @@
 import pytest
 from small import shards
 
-from fastcondense import recipe
 from fastcondense.cli import main
 from fastcondense.files import read_json
+from fastcondense.recipe import recipe
 
 METHODS = sorted(name for name in recipe.names() if name.endswith(("/digits", "/digits-corrected")))
 SHORT = (

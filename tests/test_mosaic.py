@@ -14,18 +14,18 @@ from PIL import Image
 from rich.console import Console
 from torch.nn import functional as F
 
-from fastcondense.jobs import Job, jobs
+from fastcondense.data.jobs import Job, jobs
 from fastcondense.loaders.folder import cut_center
 from fastcondense.log import Log
-from fastcondense.recipe import Recipe
-from fastcondense.recover_settings import Initial, Recover
-from fastcondense.recovery import initial, mosaic
+from fastcondense.networks import zoo
+from fastcondense.recipe.recipe import Recipe
+from fastcondense.recipe.recover import Initial, Recover
+from fastcondense.recipe.settings import Dataset, Squeeze
+from fastcondense.recover import initial, mosaic
 from fastcondense.rng import Stream
 from fastcondense.run import Run
-from fastcondense.settings import Dataset, Squeeze
-from fastcondense.teachers import zoo
 from fastcondense.teachers.teacher import Teacher
-from fastcondense.windows import windows
+from fastcondense.views.windows import windows
 
 transforms = importlib.import_module("torchvision.transforms.v2.functional")
 

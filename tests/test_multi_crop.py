@@ -9,16 +9,15 @@ from PIL import Image
 from fastcondense.data.datasets import Split
 from fastcondense.data.sources import skipped
 from fastcondense.kernels.crop import crop
+from fastcondense.recipe.settings import Dataset, SelfSupervision
 from fastcondense.rng import Stream
-from fastcondense.settings import DINO, Dataset, SelfSupervision
-from fastcondense.ssl.multi_crop import MultiCrop, unpack
-from fastcondense.ssl.recolor import recolor
-from fastcondense.windows import windows
+from fastcondense.squeeze.multi_crop import TwoViews
+from fastcondense.squeeze.recolor import recolor
+from fastcondense.views.windows import windows
 
 CPU = torch.device("cpu")
 DATASET = Dataset(image_size=12, resize=12, mean=(0.4, 0.5, 0.3), std=(0.2, 0.3, 0.1), loader="folder")
-SMALL = DINO(local_crops=3, local_size=7, local_scale=(0.1, 0.3))
-BLAND = {"jitter": (0.0,) * 4, "grey": 0.0, "blur": (0.0,)}
+BLAND = {"jitter": (0.0,) * 4, "grey": 0.0, "blur": 0.0}
 
 
 def split(count=11, size=16):
@@ -26,48 +25,37 @@ def split(count=11, size=16):
     return Split(np.zeros(count, dtype=np.int64), images)
 
 
-def make(source, method="dino", dataset=DATASET, **settings):
-    settings = SelfSupervision(**({"method": method, "batch_size": 4, "dino": SMALL} | settings))
-    return MultiCrop(source, dataset, settings, 5, "test", CPU)
+def make(source, dataset=DATASET, **settings):
+    settings = SelfSupervision(**({"method": "moco", "batch_size": 4} | settings))
+    return TwoViews(source, dataset, settings, 5, "test", CPU)
 
 
 def by_sample(views, epoch=0):
-    """All views of an epoch by sample id: a list of [count, 3, size, size] a group."""
-    found = {}
-    for batch, (rows, _) in zip(views.batches(epoch), views.epoch(epoch), strict=True):
-        groups = unpack(rows, views.groups)
-        for k, sample in enumerate(batch):
-            found[int(sample)] = [group[k] for group in groups]
-    return found
+    """Both views of an epoch by sample id, [2, 3, size, size]."""
+    pairs = zip(views.batches(epoch), views.epoch(epoch), strict=True)
+    return {int(sample): made[k] for batch, (made, _) in pairs for k, sample in enumerate(batch)}
 
 
-@pytest.mark.parametrize("method", ["moco", "dino"])
-def test_views_are_windows_then_colours_then_normalisation(method):
+def test_views_are_windows_then_colours_then_normalisation():
     source = split()
-    views = make(source, method)
+    views = make(source)
     made = by_sample(views, 3)
     assert sorted(made) == list(range(11))
-    sizes = [(2, 12, (0.2, 1.0)), (3, 7, (0.1, 0.3))][: 1 if method == "moco" else 2]
-    assert [(g.count, g.size, g.views.crop_scale) for g in views.groups] == sizes
     mean, std = (torch.tensor(values)[:, None, None] for values in (DATASET.mean, DATASET.std))
     ids = np.arange(11)
     pixels = torch.from_numpy(source.images).permute(0, 3, 1, 2)
-    first = 0
-    for number, group in enumerate(views.groups):
-        for k in range(group.count):
-            table = windows(Stream(5, f"test/windows/{first + k}"), group.views, ids, 3, 16, 16)
-            x = crop(pixels.double(), torch.from_numpy(table), group.size) / 255
-            x = recolor(x.float(), ids, 3, first + k, views.settings, Stream(5, "test/colors"))
-            wanted = (x - mean) / std
-            got = torch.stack([made[sample][number][k] for sample in range(11)])
-            torch.testing.assert_close(got, wanted, rtol=0, atol=3e-5)
-        first += group.count
+    for view in range(2):
+        table = windows(Stream(5, f"test/windows/{view}"), views.settings, ids, 3, 16, 16)
+        x = crop(pixels.double(), torch.from_numpy(table), 12) / 255
+        x = recolor(x.float(), ids, 3, view, views.settings, Stream(5, "test/colors"))
+        got = torch.stack([made[sample][view] for sample in range(11)])
+        torch.testing.assert_close(got, (x - mean) / std, rtol=0, atol=3e-5)
 
 
-def test_all_views_of_a_sample_differ_and_so_do_epochs():
+def test_both_views_of_a_sample_differ_and_so_do_epochs():
     views = make(split())
-    (large, small), (later, _) = by_sample(views, 0)[2], by_sample(views, 1)[2]
-    for a, b in ((large[0], large[1]), (small[0], small[1]), (small[1], small[2]), (large[0], later[0])):
+    (one, other), (later, _) = by_sample(views, 0)[2], by_sample(views, 1)[2]
+    for a, b in ((one, other), (one, later)):
         assert (a - b).abs().max() > 0.1
 
 
@@ -111,10 +99,9 @@ def test_a_file_that_cannot_be_read_is_missing_from_all_views(tmp_path):
     whole = by_sample(make(write(tmp_path, ["image"] * 9), **BLAND), 0)
     kept = [sample for batch in batches for sample in batch if sample != 5]
     for sample, row in zip(kept, torch.cat(made), strict=True):
-        for a, b in zip(unpack(row[None], views.groups), whole[int(sample)], strict=True):
-            torch.testing.assert_close(a[0], b, rtol=0, atol=1e-5)
-    assert all("5.png" in reason for part in views.splits for reason in skipped(part).values())
-    assert len(views.splits) == 2 and all(skipped(part) for part in views.splits)
+        torch.testing.assert_close(row, whole[int(sample)], rtol=0, atol=1e-5)
+    reasons = skipped(views.repeated).values()
+    assert reasons and all("5.png" in reason for reason in reasons)
 
 
 def test_images_of_any_size_are_read(tmp_path):
@@ -123,4 +110,4 @@ def test_images_of_any_size_are_read(tmp_path):
         files.append(tmp_path / f"{k}.JPEG")
         files[-1].write_bytes(jpeg(scene(width, height, k)))
     views = make(Split(np.zeros(4, dtype=np.int64), files=tuple(files)))
-    assert [rows.shape for rows, _ in views.epoch(0)] == [(4, 2 * 3 * 144 + 3 * 3 * 49)]
+    assert [rows.shape for rows, _ in views.epoch(0)] == [(4, 2, 3, 12, 12)]

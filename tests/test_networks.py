@@ -6,11 +6,11 @@ import pytest
 import torch
 from torch.nn import functional as F
 
-from fastcondense.settings import Dataset, Optimization
+from fastcondense.networks.fit import make_optimizer
+from fastcondense.networks.zoo import build, channels_last
+from fastcondense.recipe.settings import Dataset, Optimization
 from fastcondense.teachers.fuse import fuse
 from fastcondense.teachers.teacher import Teacher
-from fastcondense.teachers.zoo import build, channels_last
-from fastcondense.training.fit import make_optimizer
 from fastcondense.vision import torchvision
 
 # Parameters with 1000 classes as their authors state them, and numbers of BatchNorm and of convolution layers (for

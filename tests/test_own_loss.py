@@ -8,11 +8,11 @@ import torch
 from small import FLAGS, fastcondense, frozen_network, shards
 from torch.nn import functional as F
 
-from fastcondense.jobs import jobs
-from fastcondense.recipe import Recipe
-from fastcondense.recover_settings import Recover
-from fastcondense.recovery.recover import Recoverer, RecoverStep
-from fastcondense.settings import Dataset
+from fastcondense.data.jobs import jobs
+from fastcondense.recipe.recipe import Recipe
+from fastcondense.recipe.recover import Recover
+from fastcondense.recipe.settings import Dataset
+from fastcondense.recover.recover import Recoverer, RecoverStep
 from fastcondense.teachers.teacher import Teacher
 
 CPU = torch.device("cpu")

@@ -13,7 +13,7 @@ from sklearn.datasets import load_digits
 from fastcondense import stages
 from fastcondense.cli import main
 from fastcondense.files import read_json
-from fastcondense.recipe import load
+from fastcondense.recipe.recipe import load
 
 PAGE = ROOT / "docs" / "own.md"
 FEWER = (

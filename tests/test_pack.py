@@ -18,7 +18,7 @@ from fastcondense.loaders import pack as packing_module
 from fastcondense.loaders.beton import HEADER, JPEG, RAW, Sidecar, read_beton
 from fastcondense.loaders.folder import decode, index_folder
 from fastcondense.loaders.pack import Packing, pack
-from fastcondense.settings import Dataset
+from fastcondense.recipe.settings import Dataset
 
 
 @pytest.fixture(scope="module")

@@ -12,7 +12,8 @@ from zipfile import ZipFile
 import pytest
 import yaml
 
-from fastcondense import __version__, recipe
+from fastcondense import __version__
+from fastcondense.recipe import recipe
 
 pytest.importorskip("build", reason="the package is built by `build`: pip install -e '.[dev]'")
 ROOT = Path(__file__).parents[1]
@@ -59,7 +60,7 @@ def expected() -> set[str]:
 
 def test_both_hold_every_file_of_the_package(built):
     files = expected()
-    for name in ("py.typed", "reporting/report.css", "kernels/crop_triton.py", "loaders/ffcv.py", "ssl/moco.py"):
+    for name in ("py.typed", "report/report.css", "kernels/crop_triton.py", "loaders/ffcv.py", "squeeze/moco.py"):
         assert f"fastcondense/{name}" in files
     recipes = {name for name in files if name.endswith(".toml")}
     assert {f"fastcondense/recipes/{name.removesuffix('-corrected')}.toml" for name in recipe.names()} <= recipes
@@ -89,7 +90,8 @@ def test_an_installed_wheel_works_without_a_checkout(installed, tmp_path):
 
     assert set(recipe.names()) <= set(say("fastcondense", "recipes").splitlines())
     code = (
-        "import fastcondense\nfrom fastcondense import cli, recipe\nfrom fastcondense.reporting import html\n"
+        "import fastcondense\nfrom fastcondense import cli\nfrom fastcondense.recipe import recipe\n"
+        "from fastcondense.report import html\n"
         "print(fastcondense.__file__, len([recipe.load(name) for name in recipe.names()]))\ncli.main(['--help'])"
     )
     found, usage = say("python", "-c", code).split("\n", 1)

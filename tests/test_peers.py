@@ -27,7 +27,7 @@ from published.statistics_peers import StatisticsFiles
 from session import Session
 from torch import nn
 
-from fastcondense.teachers import zoo
+from fastcondense.networks import zoo
 
 METHODS = ("sre2l", "gvbsm", "edc", "rded")
 

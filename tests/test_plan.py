@@ -11,26 +11,26 @@ import torch
 from small import fastcondense
 
 from fastcondense.cli import main
-from fastcondense.jobs import jobs
+from fastcondense.data.jobs import jobs
 from fastcondense.options import parse_plan
-from fastcondense.planning import timing, work
-from fastcondense.planning.disk import disk_bytes
-from fastcondense.planning.extent import Extent, extent
-from fastcondense.planning.memory import Footprint, LiveTensors
-from fastcondense.planning.plan import Planner
-from fastcondense.planning.table import PlanOptions
-from fastcondense.planning.timing import Timing, time_steps
-from fastcondense.recipe import from_toml, load
+from fastcondense.plan import timing, work
+from fastcondense.plan.disk import disk_bytes
+from fastcondense.plan.extent import Extent, extent
+from fastcondense.plan.memory import Footprint, LiveTensors
+from fastcondense.plan.plan import Planner
+from fastcondense.plan.table import PlanOptions
+from fastcondense.plan.timing import Timing, time_steps
+from fastcondense.recipe.recipe import from_toml, load
 
 CPU = torch.device("cpu")
 ROOT = Path(__file__).parents[1]
 GROWTH = """
 import sys, torch
-from fastcondense.jobs import jobs
-from fastcondense.planning import stand_ins, steps
-from fastcondense.planning.job_size import recover_footprint
-from fastcondense.planning.memory import resident_growth
-from fastcondense.recipe import load
+from fastcondense.data.jobs import jobs
+from fastcondense.plan import stand_ins, steps
+from fastcondense.plan.job_size import recover_footprint
+from fastcondense.plan.memory import resident_growth
+from fastcondense.recipe.recipe import load
 torch.set_num_threads(1)
 recipe, classes, device = load(sys.argv[1]), 100, torch.device("cpu")
 first = jobs(recipe, classes)[0]
@@ -203,7 +203,7 @@ def test_every_kind_of_method_is_planned(name):
 
 def test_teachers_are_shared_out_or_shared(monkeypatch):
     """Two equal teachers on two workers take half the time, on four no less; with squeeze.shared a quarter."""
-    monkeypatch.setattr("fastcondense.planning.plan.time_steps", lambda *_: Timing({1: 0.001, 64: 0.064, 128: 0.128}))
+    monkeypatch.setattr("fastcondense.plan.plan.time_steps", lambda *_: Timing({1: 0.001, 64: 0.064, 128: 0.128}))
     recipe = load("sre2l/digits")
     two = replace(recipe.squeeze, teachers=("zoo/convnet3_w32", "zoo/convnet3_w64"))
 

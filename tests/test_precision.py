@@ -6,17 +6,17 @@ import pytest
 import torch
 from torch import nn
 
-from fastcondense.jobs import jobs
-from fastcondense.precision import arithmetic
-from fastcondense.recipe import Recipe
-from fastcondense.recover_settings import Recover
-from fastcondense.recovery.recover import Recoverer
+from fastcondense.data.jobs import jobs
+from fastcondense.networks import zoo
+from fastcondense.networks.fit import fit
+from fastcondense.networks.precision import arithmetic
+from fastcondense.recipe.recipe import Recipe
+from fastcondense.recipe.recover import Recover
+from fastcondense.recipe.settings import Dataset, Optimization
+from fastcondense.recover.recover import Recoverer
 from fastcondense.rng import Stream
-from fastcondense.settings import Dataset, Optimization
-from fastcondense.teachers import zoo
 from fastcondense.teachers.moments import FrozenBatchNorm
 from fastcondense.teachers.teacher import Teacher
-from fastcondense.training.fit import fit
 
 CPU = torch.device("cpu")
 DATASET = Dataset(name="digits", image_size=16, resize=16)

@@ -10,13 +10,13 @@ import pytest
 import torch
 from small import frozen_network
 
-from fastcondense.jobs import jobs
+from fastcondense.data.jobs import jobs
 from fastcondense.kernels.patch_moments import patch_moments_reference
 from fastcondense.log import Log
-from fastcondense.recipe import load
-from fastcondense.recovery.recover import Recoverer
+from fastcondense.recipe.recipe import load
+from fastcondense.recipe.settings import Dataset
+from fastcondense.recover.recover import Recoverer
 from fastcondense.run import Run
-from fastcondense.settings import Dataset
 from fastcondense.statistics import pruning, targets
 from fastcondense.statistics.matching import Matching, layer_weights
 from fastcondense.teachers.moments import ConvolutionTap, FrozenBatchNorm

@@ -14,10 +14,10 @@ from torch.nn import functional as F
 
 from fastcondense.kernels.crop import crop
 from fastcondense.kernels.image_prior import image_prior
-from fastcondense.recovery.regularizers import densification, flatness
-from fastcondense.settings import Dataset
+from fastcondense.networks import zoo
+from fastcondense.recipe.settings import Dataset
+from fastcondense.recover.regularizers import densification, flatness
 from fastcondense.statistics.matching import Matching, layer_weights
-from fastcondense.teachers import zoo
 from fastcondense.teachers.teacher import Teacher
 
 SIZE, PATCH, NUM_CLASSES = 17, 4, 6

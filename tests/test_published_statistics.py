@@ -10,11 +10,11 @@ from rich.console import Console
 
 from fastcondense.files import read_tensors
 from fastcondense.log import Log
-from fastcondense.recipe import Recipe, load
-from fastcondense.recover_settings import Recover
+from fastcondense.networks import zoo
+from fastcondense.recipe.recipe import Recipe, load
+from fastcondense.recipe.recover import Recover
 from fastcondense.run import Run
 from fastcondense.statistics import targets
-from fastcondense.teachers import zoo
 from fastcondense.teachers.teacher import Teacher
 
 NAME = "zoo/convnet3_w32"

@@ -9,8 +9,8 @@ from fkd import write_images
 from published_training import LoopStyle, PublishedLoop, TrainingFiles, cutmix
 from sample_images import photograph_parts
 
-from fastcondense.settings import Dataset
-from fastcondense.teachers import zoo
+from fastcondense.networks import zoo
+from fastcondense.recipe.settings import Dataset
 
 CPU = torch.device("cpu")
 

@@ -10,16 +10,16 @@ import pytest
 import torch
 from small import fastcondense
 
-from fastcondense import recipe
 from fastcondense.files import read_json, read_tensors
-from fastcondense.recovery.condense import condensed_set
+from fastcondense.networks import zoo
+from fastcondense.recipe import recipe
+from fastcondense.recipe.settings import Ranking
+from fastcondense.recover.stage import condensed_set
 from fastcondense.run import Run
-from fastcondense.settings import Ranking
-from fastcondense.teachers import zoo
-from fastcondense.teachers.squeeze import squeeze
-from fastcondense.training import students
-from fastcondense.training.ranking import augmentation_robust_score, label_robust_score, normalized
-from fastcondense.training.students import BASELINES, CONDENSED, Arm
+from fastcondense.squeeze.stage import squeeze
+from fastcondense.students import students
+from fastcondense.students.ranking import augmentation_robust_score, label_robust_score, normalized
+from fastcondense.students.students import BASELINES, CONDENSED, Arm
 
 FAST = (
     "--squeeze.teachers zoo/convnet1 --squeeze.epochs 1 --squeeze.gate-images 0 --recover.iterations 1 "

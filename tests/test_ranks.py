@@ -14,15 +14,15 @@ from torch.nn import functional as F
 from workers import free_port
 
 from fastcondense.data.real import Normalization
-from fastcondense.distributed import average_buffers, join, leave, world_size
-from fastcondense.labelling.labels import TeacherLabels, student_loss
-from fastcondense.labelling.views import ReplayedViews, Span, share
-from fastcondense.recipe import Recipe
+from fastcondense.labels.labels import TeacherLabels, student_loss
+from fastcondense.labels.views import ReplayedViews, Span, share
+from fastcondense.networks.fit import fit
+from fastcondense.networks.train_step import Batch
+from fastcondense.recipe.recipe import Recipe
+from fastcondense.recipe.settings import Dataset, Labels, Squeeze, Train
 from fastcondense.rng import Stream
-from fastcondense.settings import Dataset, Labels, Squeeze, Train
 from fastcondense.teachers.teacher import Teacher
-from fastcondense.training.fit import fit
-from fastcondense.training.train_step import Batch
+from fastcondense.workers.distributed import average_buffers, join, leave, world_size
 
 CPU = torch.device("cpu")
 DATASET = Dataset(name="digits", image_size=8, resize=8)
@@ -189,7 +189,7 @@ def work(rank: int, folder: Path, port: int) -> None:
     os.environ |= {"RANK": str(rank), "LOCAL_RANK": str(rank), "WORLD_SIZE": "2"}
     os.environ |= {"MASTER_ADDR": "127.0.0.1", "MASTER_PORT": str(port)}
     assert join(CPU) == CPU and world_size() == 2
-    from fastcondense.training import fit as module
+    from fastcondense.networks import fit as module
 
     module._SECONDS_BETWEEN_CHECKPOINTS = 0
     kept = [train(folder / "together", rank, 2), train(folder / "by-one", rank, 2)]
@@ -200,7 +200,7 @@ def work(rank: int, folder: Path, port: int) -> None:
     average_buffers(net)
     torch.save([*kept, net.state_dict()], folder / f"{rank}.pt")
     leave()
-    from fastcondense.training import students
+    from fastcondense.students import students
 
     write, more = students._write, (*FLAGS, "--data", str(folder / "data"))
 
@@ -220,7 +220,7 @@ def alone(tmp_path_factory):
     """One rank's student, what it saw, and the folder where two ranks have worked too."""
     folder = tmp_path_factory.mktemp("ranks")
     with pytest.MonkeyPatch.context() as patched:
-        patched.setattr("fastcondense.training.fit._SECONDS_BETWEEN_CHECKPOINTS", 0)
+        patched.setattr("fastcondense.networks.fit._SECONDS_BETWEEN_CHECKPOINTS", 0)
         wanted, seen = train(folder / "alone", 0, 1)
         train(folder / "by-one", 0, 1, last=1)
     data = image_folder(folder / "data", train=7, test=5)
@@ -261,7 +261,7 @@ def test_two_ranks_see_the_views_and_labels_of_one(alone):
 
 def test_a_training_goes_on_with_another_number_of_ranks(alone, monkeypatch):
     folder, wanted, seen, ranks, _ = alone
-    monkeypatch.setattr("fastcondense.training.fit._SECONDS_BETWEEN_CHECKPOINTS", 1e9)
+    monkeypatch.setattr("fastcondense.networks.fit._SECONDS_BETWEEN_CHECKPOINTS", 1e9)
     resumed, batches = train(folder / "by-two", 0, 1)
     assert_close(resumed, wanted)
     assert len(batches) == 2 * 3
@@ -296,13 +296,13 @@ def test_the_command_trains_one_student_an_arm_and_rank_0_alone_writes(alone):
 
 def test_norms_of_an_uneven_batch_are_summed_in_its_order():
     """Squares are brought together before they are added: the same bits as of one rank."""
-    from fastcondense.labelling.labels import batch_norms
+    from fastcondense.labels.labels import batch_norms
 
     torch.manual_seed(0)
     logits = torch.randn(2, 7, 5)
     with pytest.MonkeyPatch.context() as patched:
         parts = []
-        patched.setattr("fastcondense.labelling.labels.all_sum", parts.append)
+        patched.setattr("fastcondense.labels.labels.all_sum", parts.append)
         for span in (Span(0, 10, 14), Span(0, 14, 17)):
             batch_norms(logits[:, span.begin - 10 : span.end - 10], span, Span(0, 10, 17))
     together = sum(parts)

@@ -10,9 +10,9 @@ from pathlib import Path
 
 import pytest
 
-from fastcondense import recipe
-from fastcondense.recipe import RECIPES, Recipe, from_toml, load
-from fastcondense.teachers import zoo
+from fastcondense.networks import zoo
+from fastcondense.recipe import recipe
+from fastcondense.recipe.recipe import RECIPES, Recipe, from_toml, load
 from fastcondense.vision import timm, torchvision
 
 WINDOWS = "recover.crop_scale recover.padding recover.flip recover.roll"
@@ -408,8 +408,8 @@ def test_what_is_not_set_is_off():
         "objective": {"cim", "idc", "mdc"},
         "gradients": {"idc", "mdc"},
         "betas": {"cim"},
-        **dict.fromkeys(("tv_weight", "l2_weight", "flatness_weight", "gradient_share", "distance", "layer_scale"), ()),
-        **dict.fromkeys(("per_image_windows", "local_repeats", "statistics_files", "ema_carried"), ()),
+        **dict.fromkeys(("tv_weight", "l2_weight", "flatness_weight", "gradient_share"), ()),
+        **dict.fromkeys(("local_repeats", "statistics_files"), ()),
         "first_layer_weight": set(),
     }
     for name in recipe.names():

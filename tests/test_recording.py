@@ -10,17 +10,17 @@ from PIL import Image
 from small import frozen_network
 from torch import nn
 
+from fastcondense.data.jobs import Job, jobs
 from fastcondense.data.real import Normalization
 from fastcondense.files import read_tensors, write_tensors
-from fastcondense.jobs import Job, jobs
-from fastcondense.recipe import Recipe
-from fastcondense.recover_settings import Committee, Nested, Recover
-from fastcondense.recovery.nested import FinishedSlots
-from fastcondense.recovery.recording import LAYER_ROWS, JobRecorder, Record, SnapshotRecorder
-from fastcondense.recovery.recover import Recoverer, RecoverStep, Sources
-from fastcondense.recovery.schedule import turns
+from fastcondense.recipe.recipe import Recipe
+from fastcondense.recipe.recover import Committee, Recover
+from fastcondense.recipe.settings import Dataset
+from fastcondense.recover.recording import LAYER_ROWS, JobRecorder, SnapshotRecorder
+from fastcondense.recover.recover import Recoverer, RecoverStep
+from fastcondense.recover.schedule import turns
 from fastcondense.sets.condensed import read_record, write_shard
-from fastcondense.settings import Dataset
+from fastcondense.sets.record import Record
 from fastcondense.teachers.teacher import Teacher
 
 CPU = torch.device("cpu")
@@ -84,7 +84,6 @@ WAYS = {
         "statistics_ema": 0.8,
         "drop_rate": 0.5,
     },
-    "relative, squared": {"layer_scale": "relative", "distance": "squared"},
     "stages": {"stages": (8, 12), "residual": 0.5},
 }
 
@@ -107,17 +106,6 @@ def test_the_layers_losses_sum_to_the_matching_loss_that_is_logged(way):
         assert members == sorted(seen)
 
 
-def test_in_nested_recover_they_sum_to_the_loss_of_cell_and_union():
-    settings, frozen = recipe(nested=Nested(mode="sequential", weight=0.5, ramp=0.5)), teachers()
-    first, second = jobs(settings, 6)
-    before = torch.randint(0, 256, (6, 3, 12, 12), dtype=torch.uint8, generator=torch.Generator().manual_seed(0))
-    normalize = Normalization.of(DATASET, CPU)
-    unions = FinishedSlots(settings.recover, frozen, normalize, lambda _: [(first, before)])
-    noise = RecoverStep(settings, first, frozen, CPU).sources.initial
-    made = Recoverer(settings, frozen, CPU, Sources(noise, None, unions))(second)
-    np.testing.assert_allclose(made.record.layers[0].losses.sum(1), made.losses[:, 2], rtol=1e-5)
-
-
 def test_long_jobs_keep_evenly_spread_iterations_of_each_teacher():
     settings, frozen = recipe(iterations=1001), teachers(2)
     job = jobs(settings, 6)[0]
@@ -130,9 +118,9 @@ def test_long_jobs_keep_evenly_spread_iterations_of_each_teacher():
 
 
 def test_recording_changes_no_bit_and_the_host_reads_nothing():
-    settings = recipe(per_image_windows=True)
+    settings = recipe()
     job = jobs(settings, 6)[0]
-    images, losses, _, record = Recoverer(settings, teachers(), CPU)(job)
+    images, losses, record = Recoverer(settings, teachers(), CPU)(job)
     step = RecoverStep(settings, job, teachers(), CPU)
     recorder = JobRecorder(settings, job, step.teachers, turns(settings, 1, job), CPU)
     kept = []
@@ -146,7 +134,7 @@ def test_recording_changes_no_bit_and_the_host_reads_nothing():
     assert torch.equal(step.losses, losses) and torch.equal(Normalization.of(DATASET, CPU).pixels(step.images), images)
     assert record.snapshots.iterations.tolist() == [0, 2, 5, 7] and record.snapshots.classes.tolist() == list(range(6))
     assert torch.equal(record.snapshots.images, torch.stack([kept[t] for t in (0, 2, 5, 7)]))
-    none = Recoverer(recipe(per_image_windows=True, snapshots=0), teachers(), CPU)(job)
+    none = Recoverer(recipe(snapshots=0), teachers(), CPU)(job)
     assert torch.equal(none.images, images) and none.record.snapshots is None
 
 
@@ -181,7 +169,7 @@ def test_snapshots_are_of_the_first_slot_of_the_first_classes(job, classes, rows
 def test_shards_hold_it_and_shards_without_are_read(tmp_path):
     settings = recipe()
     made = Recoverer(settings, teachers(), CPU)(jobs(settings, 6)[0])
-    write_shard(tmp_path, jobs(settings, 6)[0], made.images, made.losses, {}, {"seconds": "1"}, made.record)
+    write_shard(tmp_path, jobs(settings, 6)[0], made.images, made.losses, {"seconds": "1"}, made.record)
     read = read_record(tmp_path, 0)
     for name, tensor in vars(made.record.snapshots).items():
         assert torch.equal(getattr(read.snapshots, name), tensor)

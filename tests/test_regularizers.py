@@ -5,7 +5,7 @@ import torch
 from kernel_checks import NoHostReads, relative_rms
 from torch.nn import functional as F
 
-from fastcondense.recovery.regularizers import densification, flatness
+from fastcondense.recover.regularizers import densification, flatness
 
 
 def noise(count, size, scale=1.0, seed=0):

@@ -13,8 +13,8 @@ from torch import Tensor
 
 from fastcondense.kernels.replay_crop import replay_crop, replay_crop_reference
 from fastcondense.rng import Stream
+from fastcondense.views.windows import Views, windows
 from fastcondense.vision import torchvision  # noqa: F401  (makes the next import work beside a CPU torch)
-from fastcondense.windows import Views, windows
 
 resized_crop = importlib.import_module("torchvision.transforms.v2.functional").resized_crop
 

@@ -6,7 +6,7 @@ import pytest
 from rich.console import Console
 
 from fastcondense import log
-from fastcondense.reporting import report
+from fastcondense.report import report
 
 
 @pytest.mark.parametrize(

@@ -12,21 +12,21 @@ import numpy as np
 import pytest
 import torch
 from browser import CHROMIUM, look
+from fastcondense.sets.record import LayerLosses
 from PIL import Image
 from small import fastcondense
 
-from fastcondense import recipe
 from fastcondense.data import datasets
 from fastcondense.files import read_json, read_tensors, write_json, write_tensors
-from fastcondense.recovery.recording import LayerLosses
-from fastcondense.reporting.diversity import diversity
-from fastcondense.reporting.embedding import embed, image_features
-from fastcondense.reporting.findings import LayerMeans, class_titles, read_findings
-from fastcondense.reporting.html import tag
-from fastcondense.reporting.images import animation, thumbnail
+from fastcondense.networks import zoo
+from fastcondense.recipe import recipe
+from fastcondense.report.diversity import diversity
+from fastcondense.report.embedding import embed, image_features
+from fastcondense.report.findings import LayerMeans, class_titles, read_findings
+from fastcondense.report.html import tag
+from fastcondense.report.images import animation, thumbnail
 from fastcondense.run import Run
-from fastcondense.teachers import zoo
-from fastcondense.teachers.squeeze import squeeze
+from fastcondense.squeeze.stage import squeeze
 
 FAST = (
     "--squeeze.epochs 1 --squeeze.gate-images 0 --recover.iterations 10 --train.epochs 3 --train.evaluate-every 1 "

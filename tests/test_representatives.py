@@ -11,18 +11,18 @@ from rich.console import Console
 from small import fastcondense, image_folder
 from torch import nn
 
+from fastcondense.data.jobs import Job
 from fastcondense.files import read_json, read_tensors
-from fastcondense.jobs import Job
 from fastcondense.log import Log
-from fastcondense.recipe import Recipe
-from fastcondense.recover_settings import Initial, Recover
-from fastcondense.recovery import initial
-from fastcondense.recovery.representatives import Rule, representative_images, representatives
-from fastcondense.recovery.selection import herding, inner_products, medoids
+from fastcondense.networks import zoo
+from fastcondense.recipe.recipe import Recipe
+from fastcondense.recipe.recover import Initial, Recover
+from fastcondense.recipe.settings import Dataset, Squeeze
+from fastcondense.recover import initial
+from fastcondense.recover.representatives import Rule, representative_images, representatives
+from fastcondense.recover.selection import herding, inner_products, medoids
 from fastcondense.rng import Stream
 from fastcondense.run import Run
-from fastcondense.settings import Dataset, Squeeze
-from fastcondense.teachers import zoo
 from fastcondense.teachers.teacher import Teacher
 
 DIGITS = Dataset(name="digits", image_size=8, resize=8, mean=(0.3, 0.4, 0.5), std=(0.3, 0.2, 0.25))

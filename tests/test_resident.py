@@ -5,10 +5,10 @@ import pytest
 import torch
 
 from fastcondense.data.real import Normalization
-from fastcondense.labelling.views import ReplayedViews
-from fastcondense.settings import Dataset, Labels, Train
-from fastcondense.training import resident
-from fastcondense.training.resident import HostImages, place
+from fastcondense.labels import resident
+from fastcondense.labels.resident import HostImages, place
+from fastcondense.labels.views import ReplayedViews
+from fastcondense.recipe.settings import Dataset, Labels, Train
 
 CPU = torch.device("cpu")
 SIZE = 8
@@ -78,7 +78,7 @@ def test_on_the_cpu_nothing_is_moved():
 
 def test_a_part_of_an_epoch_is_made_at_a_time(monkeypatch):
     """Tables of at most _CHUNK views, whatever the batches are; the bits do not depend on it."""
-    from fastcondense.labelling import views as module
+    from fastcondense.labels import views as module
 
     whole, sizes, table = views(pixels()), [], ReplayedViews.table
     wanted = torch.cat([batch.images for batch in whole.epoch(0, Train(batch_size=4))])

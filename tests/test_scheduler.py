@@ -7,9 +7,9 @@ import pytest
 import scaling
 import scheduler
 
-from fastcondense.fleet import work
-from fastcondense.recovery import unfinished
+from fastcondense.recover import unfinished
 from fastcondense.rng import Stream
+from fastcondense.workers import work
 
 STREAM = Stream(0, "test")
 

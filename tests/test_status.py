@@ -7,8 +7,8 @@ import time
 import pytest
 
 from fastcondense.cli import main
-from fastcondense.fleet.lock import locked
-from fastcondense.fleet.status import read_status
+from fastcondense.workers.lock import locked
+from fastcondense.workers.status import read_status
 
 
 def write(run, name, *events, age=0.0):

@@ -12,7 +12,7 @@ from session import Session
 from step_profile import HOST, REST, metered_bytes, milliseconds, part, part_of_launch, profile
 from torch.autograd import DeviceType
 
-from fastcondense.teachers import zoo
+from fastcondense.networks import zoo
 
 CPU = torch.device("cpu")
 

@@ -9,21 +9,22 @@ from types import SimpleNamespace
 import numpy as np
 import pytest
 import torch
+from fastcondense.teachers.kept import chosen
 from small import fastcondense
 from torch.nn import functional as F
 
 from fastcondense.files import read_json, read_tensors
-from fastcondense.labelling import stored_labels
-from fastcondense.labelling.fkd import FKDViews, write_fkd
-from fastcondense.labelling.labels import TeacherLabels
-from fastcondense.labelling.relabel import relabel
-from fastcondense.labelling.stored_labels import compress, expand, read_labels, replay_specification, stored_bytes
-from fastcondense.labelling.views import ReplayedViews
-from fastcondense.recipe import load
-from fastcondense.recovery.condense import condensed_set
+from fastcondense.labels import stored_labels
+from fastcondense.labels.fkd import FKDViews, write_fkd
+from fastcondense.labels.labels import TeacherLabels
+from fastcondense.labels.relabel import relabel
+from fastcondense.labels.stored_labels import compress, expand, read_labels, replay_specification, stored_bytes
+from fastcondense.labels.views import ReplayedViews
+from fastcondense.recipe.recipe import load
+from fastcondense.recover.stage import condensed_set
 from fastcondense.run import Run
 from fastcondense.sets.condensed import CondensedSet
-from fastcondense.teachers.squeeze import chosen, squeeze
+from fastcondense.squeeze.stage import squeeze
 
 FAST = (
     "--squeeze.teachers zoo/convnet3_w32 zoo/convnet1 --squeeze.epochs 2 --squeeze.gate-images 0 "

@@ -8,18 +8,18 @@ import torch
 from small import fastcondense, image_folder, shards
 from torch import nn
 
+from fastcondense.data.jobs import Job
 from fastcondense.data.real import squares
 from fastcondense.files import read_tensors
-from fastcondense.jobs import Job
 from fastcondense.log import Log
-from fastcondense.recipe import Recipe, load
-from fastcondense.recover_settings import Recover
+from fastcondense.networks import zoo
+from fastcondense.recipe.recipe import Recipe, load
+from fastcondense.recipe.recover import Recover
+from fastcondense.recipe.settings import Dataset
 from fastcondense.run import Run
 from fastcondense.sets.condensed import shard_path
-from fastcondense.settings import Dataset
 from fastcondense.statistics import collection, targets
 from fastcondense.statistics.collector import Collector
-from fastcondense.teachers import zoo
 from fastcondense.teachers.teacher import Teacher
 
 DATASET = Dataset(name="digits", image_size=18, resize=18)

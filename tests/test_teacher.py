@@ -12,8 +12,8 @@ from torch.nn import functional as F
 
 from fastcondense.data.datasets import load
 from fastcondense.files import read_checkpoint
-from fastcondense.settings import Dataset
-from fastcondense.teachers import zoo
+from fastcondense.networks import zoo
+from fastcondense.recipe.settings import Dataset
 from fastcondense.teachers.teacher import Teacher, check_gate, load_weights, match_classes, state_dict
 
 CPU = torch.device("cpu")

@@ -10,7 +10,7 @@ from rich.console import Console
 from small import fastcondense, shards
 
 from fastcondense.log import Log
-from fastcondense.reporting.findings import hours_of
+from fastcondense.report.findings import hours_of
 from fastcondense.run import Run
 from fastcondense.tracking import WeightsAndBiases, open_trackers, scalars_of
 

@@ -227,7 +227,7 @@ class Tiny(nn.Module):
 
 
 def test_passes_over_a_layer(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr("fastcondense.teachers.zoo.build", lambda *_: Tiny())
+    monkeypatch.setattr("fastcondense.networks.zoo.build", lambda *_: Tiny())
     steps = (("plain", published), ("sre2l", published), ("edc", published), ("sre2l", ours), ("edc", ours))
     plain, hooks, edc, fused, fused_edc = (
         traffic(partial(style, "tiny", OBJECTIVES[name], 64), 100) for name, style in steps

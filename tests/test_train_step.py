@@ -10,18 +10,18 @@ from torch import nn
 from torch.nn import functional as F
 
 from fastcondense.data.real import Normalization
-from fastcondense.labelling.labels import TeacherLabels, hard_labels, student_loss
-from fastcondense.labelling.views import ReplayedViews
-from fastcondense.precision import arithmetic
-from fastcondense.recipe import Recipe
-from fastcondense.recovery.graph import WARM_UPS, Graphs
+from fastcondense.labels.labels import TeacherLabels, hard_labels, student_loss
+from fastcondense.labels.resident import HostImages
+from fastcondense.labels.views import ReplayedViews
+from fastcondense.networks.fit import fit, make_optimizer, set_learning_rate
+from fastcondense.networks.graph import WARM_UPS, Graphs
+from fastcondense.networks.precision import arithmetic
+from fastcondense.networks.train_step import Batch, CapturedStep, TrainStep
+from fastcondense.recipe.recipe import Recipe
+from fastcondense.recipe.settings import Dataset, Labels, Optimization, Train
 from fastcondense.rng import Stream
-from fastcondense.settings import Dataset, Labels, Optimization, Train
+from fastcondense.students.students import why_not_captured
 from fastcondense.teachers.teacher import Teacher
-from fastcondense.training.fit import fit, make_optimizer, set_learning_rate
-from fastcondense.training.resident import HostImages
-from fastcondense.training.students import why_not_captured
-from fastcondense.training.train_step import Batch, CapturedStep, TrainStep
 
 CPU = torch.device("cpu")
 DATASET = Dataset(name="digits", image_size=8, resize=8)
@@ -125,7 +125,7 @@ class Interruption(Exception):
 @pytest.mark.parametrize("optimizer", ["adamw", "sgd"])
 def test_a_captured_training_goes_on_to_the_same_bits(tmp_path, monkeypatch, optimizer):
     """Its buffers are made in another epoch then."""
-    monkeypatch.setattr("fastcondense.training.fit._SECONDS_BETWEEN_CHECKPOINTS", 0)
+    monkeypatch.setattr("fastcondense.networks.fit._SECONDS_BETWEEN_CHECKPOINTS", 0)
     monkeypatch.setattr(Graphs, "capture", warmed_up)
     arm = Arm({}, {"optimizer": optimizer, "ema": 0.9, "evaluate_every": 1})
 
@@ -256,7 +256,7 @@ def quiet(is_quiet):
 
 @needs_gpu
 def test_training_on_a_gpu_is_resumed_to_the_same_bits_and_follows_the_cpus(tmp_path, monkeypatch):
-    monkeypatch.setattr("fastcondense.training.fit._SECONDS_BETWEEN_CHECKPOINTS", 0)
+    monkeypatch.setattr("fastcondense.networks.fit._SECONDS_BETWEEN_CHECKPOINTS", 0)
     arm = Arm({}, {"ema": 0.9, "evaluate_every": 1}, torch.device("cuda", 0))
 
     def interrupt(entry):

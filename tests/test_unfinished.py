@@ -10,10 +10,10 @@ from pathlib import Path
 import pytest
 import torch
 
-from fastcondense.fleet import interrupt
-from fastcondense.fleet.interrupt import Interrupted, held
-from fastcondense.jobs import Job
-from fastcondense.recovery.unfinished import Unfinished, remaining
+from fastcondense.data.jobs import Job
+from fastcondense.recover.unfinished import Unfinished, remaining
+from fastcondense.workers import interrupt
+from fastcondense.workers.interrupt import Interrupted, held
 
 CPU, JOB = torch.device("cpu"), Job(3, 0, 1, 0, 2)
 
@@ -65,7 +65,7 @@ def test_a_signal_in_the_last_iteration_lets_the_job_end(tmp_path, request_stop)
 
 
 def test_states_are_written_now_and_then(tmp_path, monkeypatch):
-    monkeypatch.setattr("fastcondense.recovery.unfinished._SECONDS_BETWEEN", 0.0)
+    monkeypatch.setattr("fastcondense.recover.unfinished._SECONDS_BETWEEN", 0.0)
     unfinished = Unfinished.of(tmp_path, JOB, "mine")
     Counter().run(unfinished)
     iteration, tensors, _ = unfinished.read()
@@ -74,7 +74,7 @@ def test_states_are_written_now_and_then(tmp_path, monkeypatch):
 
 @pytest.mark.parametrize("case", ["other", "damaged", "none"])
 def test_what_is_not_this_jobs_state_is_left_alone(tmp_path, case, monkeypatch):
-    monkeypatch.setattr("fastcondense.recovery.unfinished._SECONDS_BETWEEN", 0.0)
+    monkeypatch.setattr("fastcondense.recover.unfinished._SECONDS_BETWEEN", 0.0)
     mine = Unfinished.of(tmp_path, JOB, "mine")
     if case != "none":
         Counter().run(Unfinished.of(tmp_path, JOB, "other" if case == "other" else "mine"))
@@ -92,7 +92,7 @@ def test_signals_are_held_where_states_are_saved_and_raised_elsewhere():
 import sys, time
 from datetime import timedelta
 from torch.distributed import TCPStore
-from fastcondense.fleet import interrupt
+from fastcondense.workers import interrupt
 interrupt._GRACE = 1.0
 try:
     with interrupt.listening():

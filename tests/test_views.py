@@ -3,16 +3,17 @@
 import numpy as np
 import pytest
 import torch
+from fastcondense.views.boxes import cutmix_boxes
 
 from fastcondense.data.real import Normalization, split_batches
 from fastcondense.kernels.crop import crop
-from fastcondense.labelling.tiles import shuffle_tiles
-from fastcondense.labelling.views import ReplayedViews, Span, cutmix_boxes
-from fastcondense.recovery.diff_augment import augment, augmentations
+from fastcondense.labels.views import ReplayedViews, Span
+from fastcondense.recipe.settings import Dataset, Labels, Train
 from fastcondense.rng import Stream
-from fastcondense.settings import Dataset, Labels, Train
+from fastcondense.views.augment import augment, augmentations
+from fastcondense.views.tiles import shuffle_tiles
+from fastcondense.views.windows import windows
 from fastcondense.vision import torchvision
-from fastcondense.windows import windows
 
 NORMALIZE = Normalization.of(Dataset(name="digits", image_size=8, resize=8), torch.device("cpu"))
 CHANGES = {

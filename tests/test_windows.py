@@ -8,8 +8,8 @@ import torch
 from scipy import stats
 
 from fastcondense.rng import Stream
+from fastcondense.views.windows import FLIP, HEIGHT, LEFT, ROLL_X, ROLL_Y, TOP, WIDTH, Views, _exp, whole, windows
 from fastcondense.vision import torchvision
-from fastcondense.windows import FLIP, HEIGHT, LEFT, ROLL_X, ROLL_Y, TOP, WIDTH, Views, _exp, whole, windows
 
 STREAM = Stream(11, "test/windows")
 

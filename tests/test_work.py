@@ -9,8 +9,8 @@ import pytest
 import workers
 from torch import distributed
 
-from fastcondense.fleet import work as module
-from fastcondense.fleet.work import Cut, Fleet, Items
+from fastcondense.workers import work as module
+from fastcondense.workers.work import Cut, Fleet, Items
 
 
 class Files:

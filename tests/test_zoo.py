@@ -6,7 +6,7 @@ import pytest
 import torch
 from torch import nn
 
-from fastcondense.teachers.zoo import ZOO, build, channels_last
+from fastcondense.networks.zoo import ZOO, build, channels_last
 from fastcondense.vision import timm, torchvision
 
 

@@ -8,7 +8,7 @@ from typing import Any
 import torch
 from torch import multiprocessing
 
-from fastcondense.distributed import join, leave
+from fastcondense.workers.distributed import join, leave
 
 Function = Callable[..., Any]
 

@@ -11,13 +11,13 @@ import numpy as np
 import torch
 from steps import OurStep, random_targets
 
-from fastcondense import recipe
-from fastcondense.gradient.gradients import Condensing, read_real
-from fastcondense.jobs import jobs
-from fastcondense.precision import Precision, network_dtype
-from fastcondense.recipe import Recipe
-from fastcondense.recovery.mosaic import _rank, read_crops, stitch, tile_ranks
-from fastcondense.recovery.recover import Sources
+from fastcondense.data.jobs import jobs
+from fastcondense.networks.precision import Precision, network_dtype
+from fastcondense.recipe import recipe
+from fastcondense.recipe.recipe import Recipe
+from fastcondense.recover.gradients import Condensing, read_real
+from fastcondense.recover.mosaic import _rank, read_crops, stitch, tile_ranks
+from fastcondense.recover.recover import Sources
 from fastcondense.run import Run
 from fastcondense.statistics.matching import Matching, layer_weights
 from fastcondense.teachers.moments import Moments

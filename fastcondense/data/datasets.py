@@ -17,8 +17,8 @@ from ..files import read_text
 from ..loaders.beton import read_beton
 from ..loaders.folder import EXTENSIONS, index_folder
 from ..loaders.reading import reading
+from ..recipe.settings import Dataset
 from ..rng import Stream
-from ..settings import Dataset
 from .array_files import read_mat, read_npz
 
 _HOLDS = "{{path}} must hold the arrays {}: {{error}}"

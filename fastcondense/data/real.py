@@ -14,9 +14,9 @@ from ..kernels.crop import crop
 from ..loaders.folder import cut_center
 from ..loaders.prefetch import on_device
 from ..loaders.source import Centered, Windowed
+from ..recipe.settings import Dataset
 from ..rng import Stream
-from ..settings import Dataset
-from ..windows import Views, windows
+from ..views.windows import Views, windows
 from .datasets import Split
 from .sources import open_source
 

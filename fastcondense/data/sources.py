@@ -12,7 +12,7 @@ import torch
 
 from ..loaders.folder import FolderLoader
 from ..loaders.source import Faults, Loader
-from ..settings import Dataset
+from ..recipe.settings import Dataset
 from .datasets import Split
 
 _INSTALL = {

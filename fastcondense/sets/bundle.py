@@ -25,11 +25,11 @@ import torch
 from PIL import Image
 from torch import Tensor
 
+from ..data.jobs import jobs
 from ..files import new_file, read_json, read_tensors, slug, write_atomic, write_json, write_tensors
-from ..jobs import jobs
 from ..leftovers import sweep
-from ..recipe import Recipe, from_toml
-from ..teachers.squeeze import teacher_path
+from ..recipe.recipe import Recipe, from_toml
+from ..teachers.kept import teacher_path
 from .condensed import CondensedSet, digests, read_set, write_shard
 
 FORMAT = 1
@@ -68,11 +68,8 @@ def read_folder(folder: Path) -> Contents:
     recipe = from_toml((folder / "recipe.toml").read_text(), str(folder / "recipe.toml"))
     manifest = read_json(folder / "condensed" / "manifest.json")
     classes, made = tuple(manifest["classes"]), max(recipe.ipc, manifest.get("ipc", 0))
-    everything, is_ordered = jobs(replace(recipe, ipc=made), len(classes)), recipe.train.order != "slots"
-    condensed = read_set(folder / "condensed", everything, made if is_ordered else recipe.ipc, classes)
-    if is_ordered:
-        ranks = torch.tensor(read_json(folder / "condensed" / "ranks.json")["ranks"])
-        condensed = condensed.ordered(ranks).first(recipe.ipc)
+    everything = jobs(replace(recipe, ipc=made), len(classes))
+    condensed = read_set(folder / "condensed", everything, recipe.ipc, classes)
     paths = {name: teacher_path(folder, name) for name in recipe.squeeze.teachers}
     return Contents(recipe, condensed, manifest, {name: read_tensors(p) for name, p in paths.items() if p.exists()})
 
@@ -170,10 +167,7 @@ def unpack(path: Path, folder: Path) -> None:
     seconds = result.get("seconds", {}).get("recover", 0.0) / len(everything)
     for job in everything:
         mine = condensed.images[job.classes(), job.slots()]
-        write_shard(folder / "condensed", job, mine, torch.zeros(0, 3), {}, {"seconds": f"{seconds:.3f}"})
-    if recipe.train.order != "slots":  # the bundle holds them in that order already
-        ranks = torch.arange(recipe.ipc).expand(len(condensed.classes), -1)
-        write_json(folder / "condensed" / "ranks.json", {"images": digests(condensed), "ranks": ranks.tolist()})
+        write_shard(folder / "condensed", job, mine, torch.zeros(0, 3), {"seconds": f"{seconds:.3f}"})
     write_atomic(folder / "recipe.toml", recipe.to_toml().encode())
     write_json(target, {key: value for key, value in contents.manifest.items() if key != "bundle"})
 

@@ -11,13 +11,12 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from ..files import read_json, read_tensors, write_json, write_tensors
-from ..jobs import Job
-from ..recovery.recording import Record
+from ..data.jobs import Job
+from ..files import first_difference, read_json, read_tensors, write_json, write_tensors
+from .record import Record
 from .stored_images import StoredImages, find_images, shard_path
 
 FORMAT = 2
-_RUNNING_MEANS = "running_means/"
 
 
 class CondensedSet:
@@ -55,11 +54,8 @@ class CondensedSet:
             raise ValueError(f"the set has {self.ipc} images of each class, {ipc} are wanted")
         if isinstance(self._images, Tensor):
             return CondensedSet(self._images[:, :ipc], self.classes)
-        return self.ordered(torch.arange(ipc).expand(len(self.classes), -1))
-
-    def ordered(self, ranks: Tensor) -> CondensedSet:
-        """With the slots `ranks` of each class, in that order: int64 [classes, n]."""
-        return CondensedSet(self._some(torch.arange(len(self.classes))[:, None].expand_as(ranks), ranks), self.classes)
+        labels, slots = torch.meshgrid(torch.arange(len(self.classes)), torch.arange(ipc), indexing="ij")
+        return CondensedSet(self._some(labels, slots), self.classes)
 
     def flat(self) -> tuple[Tensor, Tensor]:
         """Images uint8 [classes * ipc, 3, S, S] and labels int64, class by class."""
@@ -114,43 +110,19 @@ def open_folder(folder: Path, manifest: Mapping[str, Any]) -> dict[str, Any]:
     return dict(stored)
 
 
-def first_difference(old: Any, new: Any, where: str = "") -> str:
-    """The first place where two JSON trees differ, in words; empty if they are equal."""
-    if isinstance(old, Mapping) and isinstance(new, Mapping):
-        for key in [*new, *(key for key in old if key not in new)]:
-            found = first_difference(old.get(key), new.get(key), f"{where}.{key}" if where else str(key))
-            if found:
-                return found
-        return ""
-    return "" if old == new else f"{where} was {_short(old)}, now {_short(new)}"
-
-
-def _short(value: Any) -> str:
-    text = json.dumps(value)
-    return text if len(text) <= 60 else text[:57] + "..."
-
-
 def write_shard(
     folder: Path,
     job: Job,
     images: Tensor,
     losses: Tensor,
-    running_means: Mapping[str, Tensor],
     metadata: Mapping[str, str],
     record: Record | None = None,
 ) -> None:
-    """One finished job: images uint8 [n, 3, S, S], losses float32 [T, 3], running means for the job after it, and what
-    the report shows of how the images formed."""
+    """One finished job: images uint8 [n, 3, S, S], losses float32 [T, 3], and what the report shows of how the
+    images formed."""
     record = record or Record()
     tensors = {"images": images, "classes": job.classes(), "slots": job.slots(), "losses": losses}
-    tensors |= {_RUNNING_MEANS + key: value for key, value in running_means.items()}
     write_tensors(shard_path(folder, job.index), tensors | record.tensors(), {**metadata, **record.metadata()})
-
-
-def read_running_means(folder: Path, job: int) -> dict[str, Tensor]:
-    """Those that job number `job` ended with."""
-    shard, _ = read_tensors(shard_path(folder, job))
-    return {key.removeprefix(_RUNNING_MEANS): v for key, v in shard.items() if key.startswith(_RUNNING_MEANS)}
 
 
 def read_set(folder: Path, made: Sequence[Job], ipc: int, classes: tuple[str, ...]) -> CondensedSet:

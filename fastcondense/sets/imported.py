@@ -10,15 +10,15 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from ..data.jobs import jobs
 from ..data.real import Normalization
-from ..files import read_json, read_tensors, write_json
-from ..jobs import jobs
+from ..files import first_difference, read_json, read_tensors, write_json
 from ..log import Log
-from ..recipe import Recipe
+from ..recipe.recipe import Recipe
+from ..recipe.settings import Dataset
 from ..rng import Stream
-from ..settings import Dataset
 from ..teachers.teacher import Teacher, best_order, is_chance
-from .condensed import CondensedSet, first_difference, read_set, shard_path, write_shard
+from .condensed import CondensedSet, read_set, shard_path, write_shard
 from .published_sets import PublishedSet
 
 _SHUFFLES = 20
@@ -60,7 +60,7 @@ def import_images(published: PublishedSet, folder: Path, recipe: Recipe, log: Lo
         write_json(folder / "manifest.json", identity | {"origin": origin})
     metadata = {"seconds": "0", "images": "uint8 NCHW, RGB"}
     for job, images in todo:
-        write_shard(folder, job, images, torch.zeros(0, 3), {}, metadata)
+        write_shard(folder, job, images, torch.zeros(0, 3), metadata)
     log.say(
         f"images: {condensed.num_images} of {len(condensed.classes)} classes imported from {path} "
         f"({published.layout}), sha256 {published.sha256[:12]}" + "; they were here already" * (not todo)

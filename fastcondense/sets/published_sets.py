@@ -23,7 +23,7 @@ from torch import Tensor
 from .. import vision
 from ..files import read_json
 from ..loaders.folder import ImageFile, index_folder
-from ..settings import Dataset
+from ..recipe.settings import Dataset
 from . import parquet_sets, tensor_sets
 from .condensed import CondensedSet
 from .listing import Listing, Picture, decode

@@ -10,8 +10,8 @@ import torch
 from safetensors import SafetensorError, safe_open
 from torch import Tensor
 
+from ..data.jobs import Job
 from ..files import read_tensors
-from ..jobs import Job
 
 
 def shard_path(folder: Path, job: int) -> Path:

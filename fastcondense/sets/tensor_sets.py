@@ -15,7 +15,7 @@ from torch import Tensor
 from ..data.real import Normalization
 from ..files import read_checkpoint, read_tensors, write_tensors
 from ..loaders.reading import reading
-from ..settings import Dataset
+from ..recipe.settings import Dataset
 from .condensed import CondensedSet
 from .listing import Listing, Picture
 

@@ -16,9 +16,9 @@ from torch import Tensor
 
 from ..data.real import training_batches
 from ..files import read_tensors, write_tensors
-from ..fleet.work import Items
 from ..rng import Stream
 from ..run import Run
+from ..workers.work import Items
 from .collector import Collector
 
 NamedVectors = dict[str, tuple[Tensor, ...]]

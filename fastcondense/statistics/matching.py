@@ -10,16 +10,12 @@ from torch import Tensor
 
 from ..teachers.moments import Moments
 
-NO_NORM = 1e-6
-"""A target whose norm is smaller is not divided by: a dead layer would outweigh all others."""
-
 
 class Matching:
-    """sum_k a_k sum_l w_l sum_v d(s_lv, s*_klv) over target sets k, layers l and their vectors v: a scalar.
+    """sum_k a_k sum_l w_l sum_v ||s_lv - s*_klv||_2 over target sets k, layers l and their vectors v: a scalar.
 
-    target_sets: (a_k, what the moments should be), all of the same shapes. layer_weights: [L]. d is the norm
-    ||s - s*||_2, whose gradient at distance 0 is 0, as that of torch.norm, or its square. With layer_scale "relative"
-    every d is divided by its target's norm, or by the square of it, and the sum by sum_l w_l.
+    target_sets: (a_k, what the moments should be), all of the same shapes. layer_weights: [L]. The gradient of a norm
+    at distance 0 is 0, as that of torch.norm.
 
     With ema > 0, the value that is compared is the running mean e <- ema e + (1 - ema) s over the calls, and its
     gradient that of s alone (straight through); e starts at the first s, or at zero as in the published EDC.
@@ -35,10 +31,8 @@ class Matching:
         *,
         ema: float = 0.0,
         ema_start: Literal["first", "zero"] = "first",
-        distance: Literal["norm", "squared"] = "norm",
-        layer_scale: Literal["none", "relative"] = "none",
     ):
-        self.ema, self.ema_start, self.distance, self.layer_scale = ema, ema_start, distance, layer_scale
+        self.ema, self.ema_start = ema, ema_start
         self.layout = _layout(target_sets[0][1])
         if len(layer_weights) != len(self.layout):
             raise ValueError(f"matching of {len(self.layout)} layers got weights of {len(layer_weights)}")
@@ -49,17 +43,13 @@ class Matching:
         layers = torch.repeat_interleave(vectors)  # [V]: the layer that each vector belongs to
         shares = torch.tensor([share for share, _ in target_sets], dtype=torch.float64, device=device)
         self.layer_of_number = layers.repeat_interleave(lengths)  # [S]
-        self.layer_of_vector = layers.repeat(num_sets)  # [K V], as lengths, unscaled and weights
+        self.layer_of_vector = layers.repeat(num_sets)  # [K V], as lengths and weights
         self.lengths = lengths.repeat(num_sets)
         self.vector_of = torch.repeat_interleave(self.lengths)  # [K S]: the vector that each number belongs to
-        self.unscaled = (shares[:, None] * layer_weights.double()[layers]).flatten()
-        if layer_scale == "relative":
-            self.unscaled /= layer_weights.double().sum()
-        self.weights = self.unscaled.clone()
-        self.terms = torch.zeros_like(self.unscaled)
+        self.weights = (shares[:, None] * layer_weights.double()[layers]).flatten()
+        self.terms = torch.zeros_like(self.weights)
         """Weighted distances of the last call, whose sum it gave."""
         self.targets = torch.stack([self._flat(moments) for _, moments in target_sets])  # [K, S]
-        self._scale()
         self.average = torch.zeros_like(self.targets[0])
         self.rate = torch.empty_like(self.average)
         """How much of the difference to the next value the running mean takes: 1 before the first one."""
@@ -68,7 +58,6 @@ class Matching:
     def set_targets(self, which: int, moments: Moments) -> None:
         """Replaces a target set, in place."""
         self.targets[which].copy_(self._flat(moments))
-        self._scale()
 
     def reset(self) -> None:
         """Forgets the running mean, in place."""
@@ -97,9 +86,7 @@ class Matching:
         values = torch.cat([vector for layer in moments for vector in layer])
         compared = self._follow(values.detach(), live) if self.ema else values.detach()
         weights = self.weights if live is None else self.weights * live[self.layer_of_vector]
-        is_squared = self.distance == "squared"
-        constants = self.lengths, self.vector_of, self.terms, is_squared
-        return _Distances.apply(values, compared, self.targets, weights, *constants)
+        return _Distances.apply(values, compared, self.targets, weights, self.lengths, self.vector_of, self.terms)
 
     def layer_losses(self) -> Tensor:
         """What each layer added to the result of the last call, float64 [L]."""
@@ -122,28 +109,20 @@ class Matching:
         vectors = [vector for layer in moments for vector in layer]
         return torch.cat(vectors) if vectors else torch.empty(0, device=self.lengths.device)
 
-    def _scale(self) -> None:
-        if self.layer_scale == "relative" and self.layout:
-            norms = _sums_of_squares(self.targets.flatten(), self.lengths).sqrt_()
-            norms.masked_fill_(norms < NO_NORM, 1.0)
-            torch.div(self.unscaled, norms.square_() if self.distance == "squared" else norms, out=self.weights)
-
 
 class _Distances(torch.autograd.Function):
-    """sum_i weights_i d_i over the segments i of the flattened [K, S] differences of what is compared from targets.
+    """sum_i weights_i norm_i over the segments i of the flattened [K, S] differences of what is compared from targets.
 
     The gradient is that of values, as if they were what is compared. Sums are float64, and are left in `terms` too.
     """
 
     @staticmethod
-    def forward(ctx, values, compared, targets, weights, lengths, vector_of, terms, is_squared):
+    def forward(ctx, values, compared, targets, weights, lengths, vector_of, terms):
         differences = (compared - targets).flatten()
-        distances = _sums_of_squares(differences, lengths)
-        if is_squared:
-            slopes = 2 * weights
-        else:
-            distances.sqrt_()
-            slopes = torch.where(distances == 0, 0, weights / distances)
+        # of each segment, summed in float64
+        squares = torch.segment_reduce(differences.double().square(), "sum", lengths=lengths, unsafe=True)
+        distances = squares.sqrt_()
+        slopes = torch.where(distances == 0, 0, weights / distances)
         ctx.save_for_backward(differences, slopes, vector_of)
         ctx.num_sets = len(targets)
         torch.mul(weights, distances, out=terms)
@@ -154,12 +133,7 @@ class _Distances(torch.autograd.Function):
     def backward(ctx, upstream):
         differences, slopes, vector_of = ctx.saved_tensors
         gradient = differences * (slopes * upstream).to(differences.dtype)[vector_of]
-        return gradient.view(ctx.num_sets, -1).sum(0), *(None,) * 7
-
-
-def _sums_of_squares(numbers: Tensor, lengths: Tensor) -> Tensor:
-    """Of each segment, float64."""
-    return torch.segment_reduce(numbers.double().square(), "sum", lengths=lengths, unsafe=True)
+        return gradient.view(ctx.num_sets, -1).sum(0), *(None,) * 6
 
 
 def _layout(moments: Moments) -> list[list[int]]:

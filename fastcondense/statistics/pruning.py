@@ -21,13 +21,13 @@ import numpy as np
 import torch
 from torch import Tensor
 
+from ..data.jobs import Job, jobs
+from ..data.noise import noise
 from ..files import read_json, write_json
-from ..jobs import Job, jobs
-from ..precision import arithmetic
-from ..recovery.initial import noise
+from ..networks.precision import arithmetic
 from ..run import Run
+from ..teachers.kept import teacher_path
 from ..teachers.moments import ConvolutionTap, FrozenBatchNorm, Keeper, Moments
-from ..teachers.squeeze import teacher_path
 from ..teachers.teacher import Teacher
 from .matching import Matching, layer_weights
 from .targets import class_images, local_images
@@ -102,7 +102,7 @@ def gradient_shares(run: Run, teacher: Teacher) -> np.ndarray:
         sets = [(w, targets(kind, job)) for w, kind in zip(recover.target_weights, recover.targets, strict=True)]
         real = real_of(job)
         images = math.sqrt(1 - noise_share) * real + math.sqrt(noise_share) * noise_of(job)[: len(real)]
-        matching = Matching(sets, weights, distance=recover.distance, layer_scale=recover.layer_scale)
+        matching = Matching(sets, weights)
         norms = gradient_norms(teacher, matching, images)
         if not 0 < norms.sum() < np.inf:
             raise ValueError(f"teacher {teacher.name}: the image gradient of the matching loss is {norms.sum()}")

@@ -11,15 +11,15 @@ import numpy as np
 import torch
 from torch import Tensor
 
+from ..data.jobs import Job
 from ..data.real import square_batches
 from ..files import read_tensors, write_tensors
-from ..fleet.work import Items
-from ..jobs import Job
-from ..precision import arithmetic
+from ..networks.precision import arithmetic
 from ..rng import Stream
 from ..run import Run
-from ..teachers.squeeze import teacher_path
+from ..teachers.kept import teacher_path
 from ..teachers.teacher import Teacher
+from ..workers.work import Items
 from .collection import Collection, NamedVectors
 from .collector import Collector
 from .published_statistics import PublishedStatistics

@@ -9,7 +9,7 @@ from itertools import accumulate
 
 from torch import Tensor, fx, nn
 
-from ..ssl.encoders import classifier_name
+from ..networks.encoders import classifier_name
 from .moments import Keeper
 from .teacher import Teacher
 

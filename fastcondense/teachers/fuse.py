@@ -17,9 +17,9 @@ from torch.nn import functional as F
 
 from .. import vision
 from ..kernels.frozen_batch_norm import Activation
+from ..networks.zoo import channels_last
 from .convolution import FrozenConvolution
 from .moments import ConvolutionTap, FrozenBatchNorm, Keeper, Kept, Layer
-from .zoo import channels_last
 
 _BATCH_NORMS = (nn.BatchNorm2d, nn.SyncBatchNorm)
 _ADDS = (operator.add, operator.iadd, torch.add)

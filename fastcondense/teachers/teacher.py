@@ -17,11 +17,11 @@ from .. import vision
 from ..data.real import Normalization
 from ..files import state_sha256
 from ..loaders.reading import naming
-from ..precision import cast
-from ..settings import Dataset
+from ..networks.precision import cast
+from ..networks.zoo import channels_last
+from ..recipe.settings import Dataset
 from .fuse import fuse
 from .moments import FrozenBatchNorm, Keeper, Layer, Moments
-from .zoo import channels_last
 
 _CONTAINERS = ("state_dict", "model", "model_state_dict", "net", "teacher")
 _PREFIXES = ("module.", "_orig_mod.", "model.", "net.", "backbone.", "encoder.")

@@ -1,0 +1,79 @@
+"""Jobs: which images are optimised together. Any worker may do any job, in any order.
+
+A job holds some slots of some consecutive classes, class by class. With one slot a job, as in SRe2L, jobs are numbered
+slot by slot and do not depend on the number of slots: an IPC-n set is the beginning of an IPC-K set.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+from dataclasses import dataclass
+from pathlib import Path
+
+import torch
+from torch import Tensor
+
+from ..files import read_json
+from ..recipe.recipe import Recipe, from_toml
+
+
+@dataclass(frozen=True)
+class Job:
+    """The slots [first_slot, first_slot + num_slots) of the classes [first_class, first_class + num_classes)."""
+
+    index: int
+    first_slot: int
+    num_slots: int
+    first_class: int
+    num_classes: int
+
+    @property
+    def num_images(self) -> int:
+        return self.num_classes * self.num_slots
+
+    @property
+    def shape(self) -> tuple[int, int]:
+        """Classes and slots: jobs of one shape can use the same buffers."""
+        return self.num_classes, self.num_slots
+
+    def classes(self) -> Tensor:
+        """The class of each image, int64 [num_images]."""
+        return torch.arange(self.num_classes).repeat_interleave(self.num_slots) + self.first_class
+
+    def slots(self) -> Tensor:
+        """The slot of each image, int64 [num_images]."""
+        return torch.arange(self.num_slots).repeat(self.num_classes) + self.first_slot
+
+
+def jobs(recipe: Recipe, num_classes: int) -> list[Job]:
+    """All jobs of a recipe: group of slots by group of slots, and in a group by class.
+
+    Raises ValueError while recover.batch_size is 0: recover chooses it when it begins.
+    """
+    recover = recipe.recover
+    if recover.batch_size == 0:
+        raise ValueError("recover.batch_size is 0, which recover replaces by what fits in memory; run recover first")
+    slots = min(recover.slots_per_job or recipe.ipc, recipe.ipc, recover.batch_size)
+    classes = min(num_classes, recover.classes_per_job or max(1, recover.batch_size // slots))
+    cells = [(slot, first) for slot in range(0, recipe.ipc, slots) for first in range(0, num_classes, classes)]
+    return [
+        Job(index, slot, min(slots, recipe.ipc - slot), first, min(classes, num_classes - first))
+        for index, (slot, first) in enumerate(cells)
+    ]
+
+
+def with_batch_size(recipe: Recipe, batch_size: int) -> Recipe:
+    """The recipe with another recover.batch_size."""
+    return dataclasses.replace(recipe, recover=dataclasses.replace(recipe.recover, batch_size=batch_size))
+
+
+def kept_batch_size(out: Path, recipe: Recipe) -> int:
+    """The recover.batch_size that the run in `out` was begun with; 0 if it was not, or with other settings."""
+    manifest, kept = out / "condensed" / "manifest.json", out / "recipe.toml"
+    if manifest.exists():
+        return int(read_json(manifest).get("recipe", {}).get("recover", {}).get("batch_size", 0))
+    if not kept.exists():
+        return 0
+    before, parts = from_toml(kept.read_text(), str(kept)), recipe.recover_parts()
+    is_same = with_batch_size(before, 0).sha256(*parts) == with_batch_size(recipe, 0).sha256(*parts)
+    return before.recover.batch_size if is_same else 0

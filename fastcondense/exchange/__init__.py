@@ -1,0 +1,1 @@
+"""What others get and give: bundles, exports, verification."""

@@ -1,0 +1,112 @@
+"""The commands that bundle a run, and that tell whether this machine sees and labels a set as another one did."""
+
+from __future__ import annotations
+
+import hashlib
+import json
+from collections.abc import Iterator
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Annotated, Literal
+
+import torch
+import tyro
+
+from ..data.real import Normalization
+from ..devices import choose_device
+from ..files import first_difference, read_tensors, state_sha256
+from ..labels.fingerprint import Verdict, compare
+from ..labels.relabel import TRANSFORM, num_bytes, specification, take_probe
+from ..log import Log
+from ..networks import zoo
+from ..sets.bundle import Contents, Weights, first_wrong_class, is_bundle, read_bundle, read_run, write_bundle
+from ..teachers.kept import rebuild, teacher_path
+from ..teachers.teacher import Teacher
+from ..words import bytes_in_words
+
+
+@dataclass(frozen=True, kw_only=True)
+class BundleOptions:
+    """What is bundled where."""
+
+    run: Annotated[Path, tyro.conf.Positional]
+    """Folder of a run that has been relabelled."""
+    out: Path | None = None
+    """The file; default <run>.zip beside the folder."""
+    teachers: Literal["embed", "reference"] = "embed"
+    """Whether the teachers' weights go into the bundle, or their names and sha256 alone."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class VerifyOptions:
+    """What is verified, and with which weights."""
+
+    path: Annotated[Path, tyro.conf.Positional]
+    """A bundle, or the folder of a run."""
+    teachers: Path | None = None
+    """Folder of a run, or its teachers/, with weights that a bundle only names."""
+    device: str = "auto"
+    """auto, cpu, cuda or cuda:N."""
+
+
+def bundle(options: BundleOptions, log: Log) -> None:
+    """Writes a bundle and says the bytes of everything."""
+    path = options.out or options.run.resolve().with_suffix(".zip")
+    sizes = write_bundle(options.run, path, options.teachers)
+    manifest = read_run(options.run).manifest
+    parts = ", ".join(f"{name} {bytes_in_words(size)}" for name, size in sizes.items())
+    log.say(
+        f"{path}: {bytes_in_words(path.stat().st_size)} ({parts}); of the rest, the replay specification has "
+        f"{num_bytes(manifest['replay'])} bytes and the fingerprint {num_bytes(manifest['fingerprint'])}"
+    )
+
+
+def verify(options: VerifyOptions, log: Log) -> int:
+    """Says match, drift or mismatch; the exit status is 1 for a mismatch. No real data are needed."""
+    contents = read_bundle(options.path) if is_bundle(options.path) else read_run(options.path)
+    verdict = check(contents, options.teachers, choose_device(options.device))
+    log.say(f"{options.path}: {verdict.kind}: {verdict.reason}")
+    return 1 if verdict.kind == "mismatch" else 0
+
+
+def check(contents: Contents, folder: Path | None, device: torch.device) -> Verdict:
+    """Compares a set with its manifest, from what must be equal to what may drift; weights may come from a folder.
+
+    Raises ValueError where a teacher's weights are neither there, nor in the folder, nor known by name.
+    """
+    recipe, condensed, replay = contents.recipe, contents.condensed, contents.manifest["replay"]
+    if replay["transform"] != TRANSFORM:
+        return Verdict("mismatch", f"views are made as {replay['transform']!r}; here they are {TRANSFORM!r}")
+    if wrong := first_wrong_class(contents):
+        return Verdict("mismatch", f"the images of class {wrong!r} are not those that were labelled")
+    if hashlib.sha256(json.dumps(condensed.classes).encode()).hexdigest() != replay["classes"]:
+        return Verdict("mismatch", "the classes are in another order than when they were labelled")
+    teachers = []
+    for name, sha256 in replay["teachers"].items():
+        state, metadata = next(_weights(contents, name, folder), (None, {}))
+        if state is None:
+            raise ValueError(f"the weights of teacher {name} are not here; name a folder that has them by --teachers")
+        if state_sha256(state) != sha256:
+            return Verdict("mismatch", f"teacher {name} has other weights than when the set was labelled")
+        net = rebuild(name, state, metadata, Path(name))
+        outputs, is_unfused = json.loads(metadata["outputs"]), recipe.labels.is_in_training
+        made = Teacher.of(net, name, condensed.classes, outputs, recipe.dataset, has_unfused=is_unfused)
+        teachers.append(made.to(device))
+    if difference := first_difference(replay, specification(recipe, condensed, teachers)):
+        return Verdict("mismatch", f"the recipe is not the one that the set was labelled with: {difference}")
+    seen = take_probe(recipe, condensed, teachers, Normalization.of(recipe.dataset, device))
+    return compare(contents.manifest["fingerprint"], seen)
+
+
+def _weights(contents: Contents, name: str, folder: Path | None) -> Iterator[Weights]:
+    """Where a teacher's weights can come from, the best first: the set itself, a folder, a library that knows them."""
+    if name in contents.weights:
+        yield contents.weights[name]
+    for root in () if folder is None else (folder, folder.parent):
+        if (path := teacher_path(root, name)).exists():
+            yield read_tensors(path)
+    squeeze = contents.recipe.squeeze
+    sources = dict(zip(squeeze.teachers, squeeze.weights * len(squeeze.teachers), strict=False))
+    known = contents.manifest.get("bundle", {}).get("teachers", {}).get(name)
+    if known and sources[name] != "train" and not Path(sources[name]).suffix:
+        yield zoo.build(name, int(known["num_outputs"]), sources[name]).state_dict(), known

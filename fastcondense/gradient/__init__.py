@@ -1,1 +1,0 @@
-"""Recover by gradients: IDC, and MDC's subsets."""

@@ -1,0 +1,231 @@
+"""FKD files as views and labels of a student, and the other way round; the files themselves: fkd_files.py."""
+
+from __future__ import annotations
+
+import io
+import itertools
+from collections.abc import Sequence
+from concurrent.futures import Future, ThreadPoolExecutor
+from dataclasses import dataclass, replace
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+from scipy.special import bdtrc
+from torch import Tensor
+
+from ..data.real import split_batches
+from ..files import check_room, write_atomic
+from ..recipe.settings import Optimization
+from ..recover.stage import condensed_set
+from ..run import Run
+from ..squeeze.stage import squeeze
+from ..teachers.kept import chosen
+from ..views.boxes import cutmix_boxes
+from .fkd_files import FKDBatch, Mix, SamplerOrder, check_settings, epoch_numbers, num_bytes, numbers_in, read_batch
+from .labels import TeacherLabels, Wanted
+from .resident import place
+from .views import ReplayedViews, Span, ViewBatch, ViewTable
+
+# --- reading ---------------------------------------------------------------------------------------------------------
+
+
+@dataclass(frozen=True)
+class _Epoch:
+    table: ViewTable
+    logits: Tensor
+    mix: Mix
+
+
+class FKDViews(ReplayedViews):
+    """The views of FKD files about the images of `views`, and their logits; a thread reads the epoch that comes next.
+
+    Raises ValueError for files about another set: another number of images or classes, or another size of images.
+    """
+
+    def __init__(self, folder: Path, views: ReplayedViews, num_classes: int, num_permutations: int = 2):
+        super().__init__(views.host or views.images, views.labels, views.settings, views.normalize, 42)
+        self.folder, self.num_classes = folder, num_classes
+        self.order = SamplerOrder(len(self.images), num_permutations)
+        epochs, numbers = epoch_numbers(folder), numbers_in(folder / "epoch_0", r"batch_(\d+)\.tar")
+        for name, found in (("epoch_{}", epochs), ("epoch_0/batch_{}.tar", numbers)):
+            if missing := sorted(set(range(max(found, default=0) + 1)) - set(found)):
+                raise ValueError(f"{folder} holds FKD files, but {name.format(missing[0])} is missing")
+        self.num_epochs = len(epochs)
+        first, last = (self._read_batch(0, number)[0] for number in (0, numbers[-1]))
+        self.batch_size, self.has_index = len(first.flip), first.index is not None
+        if (count := self.batch_size * numbers[-1] + len(last.flip)) != len(self.images):
+            raise ValueError(f"{folder} holds labels of {count} images, but the set has {len(self.images)}")
+        self.settings = replace(self.settings, mix=self.read(0).mix)
+        self._reader = ThreadPoolExecutor(1)
+        self._reading: dict[int, Future[_Epoch]] = {}
+
+    def spans(self, epoch: int, train: Optimization) -> list[Span]:
+        """A batch is a file; a last one of one view joins the one before, as in `split_batches`."""
+        batches = split_batches(np.arange(len(self.images)), train.batch_size)
+        return [Span(epoch, int(batch[0]), int(batch[-1]) + 1) for batch in batches]
+
+    def table(self, spans: Sequence[Span]) -> ViewTable:
+        """What is seen in some batches, one after another, on the host."""
+        table = _together([self._epoch(span.epoch).table.rows(span.begin, span.end) for span in spans])
+        return table if self.settings.mix == "cutmix" else replace(table, boxes=None)
+
+    def wanted(self, batch: ViewBatch) -> Wanted:
+        """The labels of a batch."""
+        span, device = batch.span, batch.images.device
+        logits = self._epoch(span.epoch).logits[span.begin : span.end]
+        moved = (logits.pin_memory() if device.type == "cuda" else logits).to(device, non_blocking=True)
+        return Wanted(moved.float()[None], batch.labels, batch.partners, batch.share)
+
+    def num_hits(self, epochs: int) -> int:
+        """In how many views of the first epochs the largest logit is the class of the image that is theirs."""
+        labels, first = self.labels.cpu(), (self.read(epoch) for epoch in range(epochs))
+        return sum(int((epoch.logits.argmax(1) == labels[epoch.table.ids]).sum()) for epoch in first)
+
+    def read(self, epoch: int) -> _Epoch:
+        """All files of an epoch."""
+        order, tables, logits, mixes = self.order(epoch), [], [], set()
+        count, size = len(self.images), self.images.shape[-1]
+        for number, begin in enumerate(range(0, count, self.batch_size)):
+            batch, own = self._read_batch(epoch, number)
+            ids = order[begin : begin + self.batch_size] if batch.index is None else batch.index
+            expected = min(self.batch_size, count - begin)
+            if len(own) != expected or not bool(((ids >= 0) & (ids < count)).all()):
+                raise ValueError(
+                    f"batch_{number}.tar of epoch {epoch} in {self.folder} is not about {expected} of {count} images"
+                )
+            tables.append(batch.table(ids, size))
+            logits.append(own)
+            mixes.add(batch.mix)
+        mixed = sorted(mixes - {"none"})
+        if len(mixed) > 1 or (epoch and mixed not in ([], [self.settings.mix])):
+            raise ValueError(f"FKD files in {self.folder} mix views by CutMix and by mixup")
+        return _Epoch(_together(tables), torch.cat(logits), mixed[0] if mixed else "none")
+
+    def _read_batch(self, epoch: int, number: int) -> tuple[FKDBatch, Tensor]:
+        path = self.folder / f"epoch_{epoch}" / f"batch_{number}.tar"
+        batch, logits = read_batch(path, self.images.shape[-1])
+        if logits.shape[1:] != (self.num_classes,):
+            raise ValueError(f"label file {path} has logits {tuple(logits.shape)} for {self.num_classes} classes")
+        return batch, logits
+
+    def _epoch(self, epoch: int) -> _Epoch:
+        wanted = [number for number in (epoch, epoch + 1) if number < self.num_epochs]
+        held = {number: future for number, future in self._reading.items() if number in wanted}
+        self._reading = {number: held.get(number) or self._reader.submit(self.read, number) for number in wanted}
+        return self._reading[epoch].result()
+
+
+def _together(tables: Sequence[ViewTable]) -> ViewTable:
+    names = [name for name, column in vars(tables[0]).items() if column is not None]
+    columns: dict[str, Any] = {name: torch.cat([getattr(part, name) for part in tables]) for name in names}
+    return ViewTable(**columns)
+
+
+def read_fkd(run: Run, folder: Path, views: ReplayedViews) -> FKDViews:
+    """The views and labels of FKD files, for the images of `views`, and for the run's settings.
+
+    Where files do not say which images they are about, the order is that of torch's sampler, new or old: the one by
+    which the labels name the images' classes more often. Raises ValueError if they name them no better than chance
+    (p > 0.001), if there are too few epochs, and if the settings ask for other batches or views.
+    """
+    recipe, num_classes = run.recipe, len(run.real.classes)
+    check_settings(recipe.labels)
+    found = FKDViews(folder, views, num_classes)
+    epochs = min(max(2, -(-1000 // len(found.images))), found.num_epochs)
+    hits, total, sampler = found.num_hits(epochs), epochs * len(found.images), "index in the files"
+    if not found.has_index:
+        sampler, old = "order of torch's sampler", FKDViews(folder, views, num_classes, 1)
+        if (old_hits := old.num_hits(epochs)) > hits:
+            found, hits, sampler = old, old_hits, "order of an old torch's sampler"
+    run.log.say(
+        f"labels: FKD files in {folder}: {found.num_epochs} epochs, batches of {found.batch_size}, mix "
+        f"{found.settings.mix}, {sampler}; they name the image's class in {100 * hits / total:.1f} % of {total} views"
+    )
+    if bdtrc(hits - 1, total, 1 / num_classes) > 1e-3:
+        raise ValueError(
+            f"the FKD files in {folder} name the class of {hits} of {total} views, which is chance; likeliest cause: "
+            "another set, or another order of its classes or images"
+        )
+    wanted: dict[str, tuple[Any, Any]] = {
+        "labels.mix": (recipe.labels.mix, found.settings.mix),
+        "train.batch_size": (min(recipe.train.batch_size, len(found.images)), found.batch_size),
+    }
+    for name, (ours, theirs) in wanted.items():
+        if ours != theirs:
+            raise ValueError(f"{name} is {ours}, but the FKD files in {folder} were made with {theirs}")
+    if recipe.train.epochs > found.num_epochs:
+        raise ValueError(f"train.epochs is {recipe.train.epochs}, but {folder} holds {found.num_epochs} epochs")
+    return found
+
+
+# --- writing ---------------------------------------------------------------------------------------------------------
+
+
+class BatchMixedViews(ReplayedViews):
+    """Views that are mixed as published, by one permutation, lambda and box a batch, in the order of `SamplerOrder`.
+
+    A window is that of the sample in the epoch, as in any replayed view. Lambda and box are those of the batch's first
+    position; the permutation is the order of the positions' own random numbers.
+    """
+
+    def __init__(self, *arguments: Any):
+        super().__init__(*arguments)
+        self.order = SamplerOrder(len(self.images))
+
+    def batch(self, span: Span) -> FKDBatch:
+        """The fields of a batch's file."""
+        settings, size, count = self.settings, self.images.shape[-1], span.end - span.begin
+        windows = torch.from_numpy(self.seen_windows(self._ids(span).numpy(), span.epoch))
+        coords, flip = (windows[:, :4].double() / size).float(), windows[:, 4] != 0
+        u_apply, u_row, u_column, _ = self.mix_stream.uniform(span.begin, span.epoch)
+        if settings.mix == "none" or u_apply[0] >= settings.mix_probability:
+            return FKDBatch(coords, flip, torch.arange(count), 1.0, (0, 0, 0, 0))
+        lam = self.lambda_stream.beta(settings.mix_alpha, span.begin, span.epoch)
+        keys = self.partner_stream.uniform(np.arange(span.begin, span.end), span.epoch)[0]
+        partner = torch.from_numpy(np.argsort(keys, kind="stable"))
+        if settings.mix == "mixup":
+            return FKDBatch(coords, flip, partner, float(lam[0]), None)
+        top, bottom, left, right = cutmix_boxes(lam, u_row, u_column, size)[0].tolist()
+        return FKDBatch(coords, flip, partner, float(lam[0]), (top, left, bottom, right))
+
+    def table(self, spans: Sequence[Span]) -> ViewTable:
+        """What is seen in some batches, one after another, on the host."""
+        table = _together([self.batch(span).table(self._ids(span), self.images.shape[-1]) for span in spans])
+        return table if self.settings.mix == "cutmix" else replace(table, boxes=None)
+
+    def _ids(self, span: Span) -> Tensor:
+        return self.order(span.epoch)[span.begin : span.end]
+
+
+def write_fkd(run: Run, folder: Path, epochs: int) -> int:
+    """Writes FKD files with the six fields of SRe2L for the run's condensed images; returns their bytes.
+
+    Published readers take them with the run's train.batch_size, its labels.mix (cutmix for none: then boxes are empty),
+    and the images as an ImageFolder in the order of the set. Views are `BatchMixedViews` of the run's seed, so that
+    they are other mixtures than those that the run's own students see. Raises ValueError for a folder that holds
+    anything (published readers take it for an epoch), for settings that FKD files cannot say, and if the disk is full.
+    """
+    recipe, labels = run.recipe, run.recipe.labels
+    check_settings(labels)
+    if folder.exists() and any(folder.iterdir()):
+        raise ValueError(f"{folder} is not empty; FKD files need a folder of their own")
+    teachers, condensed = chosen(squeeze(run), labels.teachers), condensed_set(run)
+    pixels, classes = condensed.flat()
+    views = BatchMixedViews(place(pixels, run.device), classes.to(run.device), labels, run.normalize, recipe.seed)
+    source, size = TeacherLabels(teachers, labels, recipe.seed), recipe.train.batch_size
+    bounds = [*range(0, len(pixels), size), len(pixels)]
+    about = epochs * (len(pixels) * (2 * len(condensed.classes) + 25) + 2200 * (len(bounds) - 1))
+    run.log.say(f"FKD files: about {about:,} bytes in {folder}")
+    folder.mkdir(parents=True, exist_ok=True)
+    check_room(folder, about)
+    for epoch in run.log.track(range(epochs), "FKD files"):
+        spans = [Span(epoch, begin, end) for begin, end in itertools.pairwise(bounds)]
+        for number, batch in enumerate(views.batches(spans)):
+            logits, fields = source.logits(batch.images, batch.span).float().mean(0), views.batch(batch.span)
+            box = None if fields.box is None else list(fields.box)
+            file = io.BytesIO()
+            torch.save([fields.coords, fields.flip, fields.partner, fields.share, box, logits.half().cpu()], file)
+            write_atomic(folder / f"epoch_{epoch}" / f"batch_{number}.tar", file.getvalue())
+    return num_bytes(folder, epochs)

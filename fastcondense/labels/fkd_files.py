@@ -1,0 +1,174 @@
+"""FKD files: views and labels as SRe2L, CDA, G-VBSM, EDC, CV-DD, FADRM and others publish them; read, and written.
+
+`epoch_<e>/batch_<k>.tar` is a torch.save (no tar) of a list about one batch of b views:
+
+    coords   float32 [b, 4]: top, left, height and width of the window, as shares of the image's side
+    flip     bool [b]
+    partner  int64 [b]: the place in the batch of the view that is mixed in; None if nothing is
+    lambda   float
+    box      first row, first column, last row, last column (ends excluded) for CutMix; None for mixup by lambda
+    logits   float16 [b, classes]: the mean of the teachers', of the mixed views
+    index    int64 [b]: which images they are; G-VBSM and EDC only. For the others it is the order of `SamplerOrder`
+    patches  EDC only; without effect, since the published code puts every patch back in its place
+
+An image's index is its place in torchvision's ImageFolder: by class, and in a class by the name of its file. So images
+stand in a condensed set, too. Sources: spec sre2l 1.5 and 1.6, gvbsm_edc 2, fadrm 1.3. Images are square here: EDC's
+coords, whose divisors are exchanged, need no care.
+"""
+
+from __future__ import annotations
+
+import re
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Literal
+
+import torch
+from torch import Tensor
+
+from .. import restricted_pickle
+from ..loaders.reading import naming, reading
+from ..recipe.settings import Labels
+from .views import ViewTable
+
+Mix = Literal["none", "cutmix", "mixup"]
+_CHANGES = ("padding", "roll", "tile_shuffle", "tile_pick", "augment", "rand_augment", "pool")
+
+
+class SamplerOrder:
+    """The order of the images in every epoch, int64 [count]: torch's RandomSampler with a generator seeded 42 once.
+
+    It draws two permutations an epoch, of which the second is not used; old torch drew one.
+    """
+
+    def __init__(self, count: int, num_permutations: int = 2):
+        self.count, self.num_permutations = count, num_permutations
+        self.generator, self.num_drawn = torch.Generator().manual_seed(42), 0
+
+    def __call__(self, epoch: int) -> Tensor:
+        if epoch < self.num_drawn:
+            self.generator.manual_seed(42)
+            self.num_drawn = 0
+        while True:
+            order, *_ = [torch.randperm(self.count, generator=self.generator) for _ in range(self.num_permutations)]
+            self.num_drawn += 1
+            if self.num_drawn > epoch:
+                return order
+
+
+@dataclass(frozen=True)
+class FKDBatch:
+    """The fields of a file, but for the logits; index: None where the file has none."""
+
+    coords: Tensor
+    flip: Tensor
+    partner: Tensor | None
+    share: float | None
+    box: tuple[int, int, int, int] | None
+    index: Tensor | None = None
+
+    @property
+    def mix(self) -> Mix:
+        """none also for lambda 1 and an empty box, which published readers take where they cannot take None."""
+        if self.partner is None or self.share is None:
+            return "none"
+        if self.box is None:
+            return "mixup"
+        return "none" if self.share == 1 and self.box == (0, 0, 0, 0) else "cutmix"
+
+    def table(self, ids: Tensor, size: int) -> ViewTable:
+        """What is seen of the images `ids`, int64 [b], of `size` pixels a side. Boxes are empty but for CutMix.
+
+        Windows are rounded to pixels as Pillow does: their edges, to the nearest, halves to the even one.
+        """
+        count, box = len(ids), self.box if self.mix == "cutmix" and self.box else (0, 0, 0, 0)
+        top, left, height, width = (size * self.coords.double()).unbind(1)
+        first_row, first_column, bottom, right = (x.round() for x in (top, left, top + height, left + width))
+        zero = torch.zeros(count)
+        columns = (first_row, first_column, bottom - first_row, right - first_column, self.flip, zero, zero)
+        windows = torch.stack([column.int() for column in columns], 1)
+        partner = torch.arange(count) if self.partner is None or self.mix == "none" else self.partner
+        share = 1 - (box[2] - box[0]) * (box[3] - box[1]) / size**2
+        if self.mix == "mixup" and self.share is not None:
+            share = self.share
+        return ViewTable(
+            ids=ids,
+            partners=ids[partner],
+            windows=windows,
+            partner_windows=windows[partner],
+            share=torch.full((count,), share),
+            boxes=torch.tensor([box[0], box[2], box[1], box[3]], dtype=torch.int32).repeat(count, 1),
+        )
+
+    def check(self, size: int) -> None:
+        """Raises ValueError if it cannot be about images of `size` pixels a side."""
+        count = len(self.flip)
+        if self.coords.shape != (count, 4) or not bool(((self.coords >= 0) & (self.coords <= 1)).all()):
+            raise ValueError(f"coords must be shares of the side, [{count}, 4]")
+        if self.partner is not None and self.partner.sort().values.tolist() != list(range(count)):
+            raise ValueError(f"what is mixed in must be a permutation of the batch's {count} views")
+        if self.share is not None and not 0 <= self.share <= 1:
+            raise ValueError(f"lambda must lie in [0, 1], got {self.share}")
+        if self.box is not None and not (
+            0 <= self.box[0] <= self.box[2] <= size and 0 <= self.box[1] <= self.box[3] <= size
+        ):
+            raise ValueError(f"the box {self.box} is not in images of {size} pixels")
+        table = self.table(torch.arange(count), size).windows
+        if not bool(((table[:, 2:4] > 0) & (table[:, :2] + table[:, 2:4] <= size)).all()):
+            raise ValueError(f"a window is not in images of {size} pixels")
+
+
+def is_fkd(folder: Path) -> bool:
+    """Whether the folder holds FKD files."""
+    return any(epoch_numbers(folder))
+
+
+def num_bytes(folder: Path, epochs: int) -> int:
+    """Size of the files of the first epochs."""
+    return sum(path.stat().st_size for epoch in range(epochs) for path in (folder / f"epoch_{epoch}").glob("*"))
+
+
+def epoch_numbers(folder: Path) -> list[int]:
+    """Numbers of the epochs; whatever else is in the folder counts for nothing."""
+    return numbers_in(folder, r"epoch_(\d+)")
+
+
+def numbers_in(folder: Path, pattern: str) -> list[int]:
+    found = (re.fullmatch(pattern, path.name) for path in (folder.iterdir() if folder.is_dir() else ()))
+    return sorted(int(match[1]) for match in found if match)
+
+
+def read_batch(path: Path, size: int) -> tuple[FKDBatch, Tensor]:
+    """A file about images of `size` pixels a side, and its logits. Raises ValueError that names what is wrong with it.
+
+    Nothing in the file is run.
+    """
+    if not path.exists():
+        raise ValueError(f"label file {path} is missing")
+    with reading(path, "label file {path} cannot be read: {error}"):
+        fields = restricted_pickle.load(path)
+    with naming(path, "label file {path} is no batch of FKD: {error}"):
+        coords, flip, partner, share, box, logits, *more = fields
+        batch = FKDBatch(
+            coords.float(),
+            flip.bool(),
+            None if partner is None else partner.long(),
+            None if share is None else float(share),
+            None if box is None else (int(box[0]), int(box[1]), int(box[2]), int(box[3])),
+            more[0].long() if more else None,
+        )
+        if len(logits) != len(flip) or (batch.index is not None and len(batch.index) != len(flip)):
+            raise ValueError(f"{len(logits)} labels of {len(flip)} views")
+        batch.check(size)
+        if logits.dim() != 2 or not logits.is_floating_point():
+            raise ValueError(f"logits are {logits.dtype} {tuple(logits.shape)}")
+        return batch, logits
+
+
+def check_settings(labels: Labels) -> None:
+    """Raises ValueError if the views of the settings cannot be said in FKD files: those hold crop, flip and mixing."""
+    for name in _CHANGES:
+        if (value := getattr(labels, name)) != (plain := getattr(Labels(), name)):
+            raise ValueError(
+                f"FKD files hold crops, flips and mixing alone: labels.{name} must be {plain}, got {value}"
+            )

@@ -1,0 +1,180 @@
+"""Labels of replayed views. No label is stored: the teachers give it when a view is seen.
+
+Label contract: a label depends on (seed, epoch, sample), as its view does. In training mode, and in a norm-equalized
+ensemble, it depends on the views of its group or batch too. Those are pinned: neighbours in the epoch's order.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import functools
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import Protocol
+
+import numpy as np
+import torch
+from torch import Tensor, nn
+
+from .. import vision
+from ..data.real import split_batches
+from ..kernels.soft_label import soft_label_loss
+from ..networks.precision import arithmetic, mixed, network_dtype
+from ..recipe.settings import Labels, Train
+from ..rng import Stream
+from ..teachers.teacher import Teacher
+from ..workers.distributed import all_sum
+from .views import Span, ViewBatch
+
+
+@dataclass(frozen=True)
+class Wanted:
+    """What a student should answer: the teachers' logits [E, B, classes], or None for the classes alone.
+
+    labels, partners: int64 [B] and share: float32 [B], the classes of a view and the part of it that is `labels`.
+    """
+
+    logits: Tensor | None
+    labels: Tensor
+    partners: Tensor
+    share: Tensor
+
+    def __getitem__(self, rows: slice) -> Wanted:
+        logits = None if self.logits is None else self.logits[:, rows]
+        return Wanted(logits, self.labels[rows], self.partners[rows], self.share[rows])
+
+
+class LabelSource(Protocol):
+    """Labels of a batch of views."""
+
+    def __call__(self, batch: ViewBatch) -> Wanted: ...
+
+
+class TeacherLabels:
+    """The teachers' logits, scaled so that their mean is the recipe's ensemble, computed in labels.precision.
+
+    In training mode (labels.batch_norm train, labels.dropout) each labels.batch_norm_size consecutive views are one
+    forward; a last group of one view joins the one before. Dropout is drawn from (seed, epoch, the group's position).
+    Raises ValueError for a teacher without its unfused network there.
+    """
+
+    def __init__(self, teachers: Sequence[Teacher], settings: Labels, seed: int):
+        dtype = torch.float32 if settings.is_in_training else network_dtype(settings.precision)
+        self.teachers, self.settings = [teacher.cast(dtype) for teacher in teachers], settings
+        self.dropout_streams = [Stream(seed, f"labels/dropout/{teacher.name}") for teacher in teachers]
+        if settings.is_in_training:
+            for teacher in teachers:
+                if teacher.unfused is None:
+                    raise ValueError(f"teacher {teacher.name} has no unfused network for labels in training mode")
+                set_training(teacher.unfused, settings)
+
+    def __call__(self, batch: ViewBatch) -> Wanted:
+        logits = self.logits(batch.images, batch.span, batch.whole)
+        return Wanted(logits, batch.labels, batch.partners, batch.share)
+
+    @torch.no_grad()
+    def logits(self, images: Tensor, span: Span, whole: Span | None = None) -> Tensor:
+        """Float32 logits [E, B, classes] of the views of a span, whose mean over the E teachers is their label.
+
+        whole: the batch of all ranks that the span is a part of, if there are several: each calls this with its part.
+        """
+        with arithmetic(self.settings.precision):
+            each = torch.stack([self._logits(number, images, span) for number in range(len(self.teachers))])
+        norms = batch_norms(each, span, whole) if self.settings.ensemble == "norm-equalized" else None
+        return each if (scales := ensemble_scales(each, self.settings, norms)) is None else each * scales
+
+    def _logits(self, number: int, images: Tensor, span: Span) -> Tensor:
+        teacher, settings = self.teachers[number], self.settings
+        if not settings.is_in_training or teacher.unfused is None:
+            return teacher.logits(images if teacher.dtype is None else images.to(teacher.dtype))
+        parts = []
+        for group in split_batches(np.arange(len(images)), settings.batch_norm_size):
+            first, last = int(group[0]), int(group[-1])
+            stream = self.dropout_streams[number]
+            drawn = stream.torch_generator(span.epoch, span.begin + first)
+            with drawn if settings.dropout else contextlib.nullcontext(), mixed(settings.precision, images.device):
+                parts.append(teacher.unfused(images[first : last + 1]).float())
+        return torch.cat(parts)[:, teacher.outputs]
+
+
+def set_training(net: nn.Module, settings: Labels) -> None:
+    """Puts BatchNorms, or dropout and stochastic depth, into training mode as the settings say; the rest stays.
+
+    BatchNorms then take the statistics of what they see, and do not keep them.
+    """
+    dropouts: tuple[type[nn.Module], ...] = (nn.modules.dropout._DropoutNd, *vision.stochastic_depth())
+    for module in net.modules():
+        if isinstance(module, nn.modules.batchnorm._BatchNorm) and settings.batch_norm == "train":
+            module.training, module.track_running_stats = True, False
+        elif isinstance(module, dropouts) and settings.dropout:
+            module.training = True
+
+
+def ensemble_scales(logits: Tensor, settings: Labels, norms: Tensor | None = None) -> Tensor | None:
+    """Factor of each teacher's logits, float32 [E, 1, 1], such that their plain mean is the ensemble; None for ones.
+
+    logits: [E, B, classes]. norm-equalized: z_t / ||z_t|| * mean_s ||z_s||, norms over the training batch and the
+    classes (G-VBSM, spec gvbsm_edc 1.6), those of `logits` if none are given; priors: the mean is weighted by
+    softmax(prior / prior_temperature) (CV-DD, spec fadrm_cvdd_cim_lpld 2.4).
+    """
+    scales = None
+    if settings.ensemble == "norm-equalized":
+        norms = _norms(_squares(logits)) if norms is None else norms
+        scales = (norms.mean() / norms).float()[:, None, None]
+    if settings.priors:
+        weights = _weights(settings.priors, settings.prior_temperature, logits.device)
+        scales = weights if scales is None else scales * weights
+    return scales
+
+
+def batch_norms(logits: Tensor, span: Span, whole: Span | None) -> Tensor:
+    """Norms over a training batch and the classes, float64 [E], of logits [E, B, classes] of the views of a span.
+
+    The batch is the span, or `whole`, whose other parts other ranks have: they all call this, and get the bits of one
+    rank, because the squares are brought together before they are added up.
+    """
+    squares = _squares(logits)
+    if whole is not None and whole != span:
+        everyone = squares.new_zeros(len(squares), len(whole))
+        everyone[:, span.begin - whole.begin : span.end - whole.begin] = squares
+        all_sum(everyone)
+        squares = everyone
+    return _norms(squares)
+
+
+def _squares(logits: Tensor) -> Tensor:
+    return logits.double().square().sum(2)
+
+
+def _norms(squares: Tensor) -> Tensor:
+    return squares.sum(1).sqrt()
+
+
+@functools.cache
+def _weights(priors: tuple[float, ...], temperature: float, device: torch.device) -> Tensor:
+    """On the device, once: nothing is copied there in a step."""
+    weights = torch.softmax(torch.tensor(priors, dtype=torch.float64) / temperature, 0)
+    return (len(weights) * weights).float().to(device)[:, None, None]
+
+
+def hard_labels(batch: ViewBatch) -> Wanted:
+    """The classes themselves."""
+    return Wanted(None, batch.labels, batch.partners, batch.share)
+
+
+def student_loss(logits: Tensor, wanted: Wanted, train: Train) -> Tensor:
+    """The recipe's loss, as `soft_label_loss` defines it; cross-entropy where there are hard labels only.
+
+    With ce_labels "own" the cross-entropy beside soft labels is that of the base image's class (spec gvbsm_edc 3).
+    """
+    is_own = wanted.logits is not None and train.ce_labels == "own"
+    return soft_label_loss(
+        logits,
+        wanted.logits,
+        wanted.labels,
+        wanted.partners,
+        torch.ones_like(wanted.share) if is_own else wanted.share,
+        kind="ce" if wanted.logits is None else train.loss,
+        temperature=train.temperature,
+        ce_weight=train.ce_weight,
+    )

@@ -1,0 +1,96 @@
+"""The stage that writes what replays a run's labels, instead of labels."""
+
+from __future__ import annotations
+
+import hashlib
+import json
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+from ..data.real import Normalization
+from ..files import read_json, write_json
+from ..recipe.recipe import Recipe
+from ..recover.formation import shown
+from ..recover.stage import condensed_set
+from ..run import Run
+from ..sets.condensed import CondensedSet, digests
+from ..squeeze.stage import squeeze
+from ..teachers.kept import chosen
+from ..teachers.teacher import Teacher
+from .fingerprint import Probe, fingerprint, probe
+from .labels import TeacherLabels
+from .resident import place
+from .stored_labels import store_labels
+from .views import ReplayedViews
+
+TRANSFORM = "window of uint8 pixels, bilinear and antialiased in float32, flip, roll, normalisation, mixing; version 1"
+
+
+def relabel(run: Run) -> dict[str, Any]:
+    """Writes what replays the labels into the manifest, and a fingerprint that tells whether another machine does.
+
+    With labels.source stored, the labels are written too. Returns the replay specification.
+    """
+    teachers, condensed = chosen(squeeze(run), run.recipe.labels.teachers), condensed_set(run)
+    replay = specification(run.recipe, condensed, teachers)
+    if run.recipe.needs_no_teacher:
+        path = run.out / "condensed" / "manifest.json"
+        write_json(path, read_json(path) | {"replay": replay, "digests": digests(condensed)})
+        run.log.say("relabel: labels are the classes; no teacher is asked")
+        return replay
+    seen = take_probe(run.recipe, condensed, teachers, run.normalize)
+    path = run.out / "condensed" / "manifest.json"
+    kept = {"replay": replay, "digests": digests(condensed), "fingerprint": fingerprint(seen)}
+    write_json(path, read_json(path) | kept)
+    if run.recipe.labels.source == "stored":
+        store_labels(run, condensed, teachers)
+    agreement = 100 * float((seen.logits.argmax(1) == seen.labels).float().mean())
+    entropy = -(seen.logits.softmax(1) * seen.logits.log_softmax(1)).sum(1).mean()
+    run.log.say(
+        f"relabel: replay needs 0 bytes of labels and {num_bytes(replay)} bytes that tell how; on {len(seen.labels)} "
+        f"views the teachers name the image's class in {agreement:.1f} %, mean entropy {float(entropy):.2f} nats"
+    )
+    return replay
+
+
+def specification(recipe: Recipe, condensed: CondensedSet, teachers: Sequence[Teacher]) -> dict[str, Any]:
+    """All that decides the labels of a set, beside its images, the order of its classes and the teachers' weights."""
+    return {
+        "generator": "Philox-4x32-10",
+        "seeds": [recipe.seed + number for number in range(recipe.train.seeds)],
+        "views": recipe.parts("labels")["labels"],
+        "transform": TRANSFORM,
+        "mean": list(recipe.dataset.mean),
+        "std": list(recipe.dataset.std),
+        "epochs": recipe.train.epochs,
+        "batch_size": recipe.train.batch_size,
+        "ipc": condensed.ipc,
+        "images": hashlib.sha256("".join(digests(condensed)).encode()).hexdigest(),
+        "classes": hashlib.sha256(json.dumps(condensed.classes).encode()).hexdigest(),
+        "teachers": {teacher.name: teacher.sha256 for teacher in teachers},
+    }
+
+
+def check_teachers(folder: Path, teachers: Sequence[Teacher]) -> None:
+    """Raises ValueError if the condensed set in `folder` was labelled with other weights than the teachers'."""
+    kept = read_json(folder / "manifest.json").get("replay", {}).get("teachers", {})
+    for teacher in teachers:
+        if teacher.name in kept and teacher.sha256 != kept[teacher.name]:
+            raise ValueError(
+                f"teacher {teacher.name} has the weights {teacher.sha256[:12]}, but {folder} was labelled with "
+                f"{kept[teacher.name][:12]}; relabel again, or give the teacher's weights (squeeze.weights)"
+            )
+
+
+def take_probe(recipe: Recipe, condensed: CondensedSet, teachers: Sequence[Teacher], normalize: Normalization) -> Probe:
+    """The probe of the recipe's first seed, on the device of `normalize`."""
+    device = normalize.gain.device
+    pixels, labels = shown(recipe, condensed)
+    views = ReplayedViews(place(pixels, device), labels.to(device), recipe.labels, normalize, recipe.seed)
+    return probe(views, TeacherLabels(teachers, recipe.labels, recipe.seed), recipe.train)
+
+
+def num_bytes(tree: Any) -> int:
+    """Length of a tree as compact JSON."""
+    return len(json.dumps(tree, separators=(",", ":")).encode())

@@ -1,0 +1,302 @@
+"""Stored labels: the logits of every view that students see, computed once, in memory-mapped arrays with a row a view.
+
+Rows stand epoch after epoch, and in an epoch by their place in its order; with labels.pool, only the pool's batches
+have rows. A folder `seed<n>` for the seed of each student holds manifest.json and
+
+    logits.npy   float16 [views, classes], the mean of the teachers' logits that the loss takes; or, with labels.top_k,
+    classes.npy  uint16 [views, k] (uint32 for more than 65536 classes), the classes of the k largest logits,
+    logits.npy   float16 [views, k], those logits, and
+    rest.npy     float16 [views], the logit that all other classes share: tau log(mean of exp(z / tau) over them).
+
+tau is train.temperature: in the loss the k classes keep their probabilities, and the others share equally what is left
+over. train.loss mse_ce has no temperature: there the others share their mean, which is the limit for a large tau.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import itertools
+import math
+import os
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from ..data.real import split_batches
+from ..files import check_room, first_difference, read_json, write_json
+from ..recipe.recipe import Recipe
+from ..recipe.settings import Train
+from ..run import Run
+from ..sets.condensed import CondensedSet
+from ..teachers.teacher import Teacher
+from .fkd import read_fkd
+from .fkd_files import is_fkd, num_bytes
+from .labels import LabelSource, TeacherLabels, Wanted
+from .resident import place
+from .views import ReplayedViews, Span, ViewBatch
+
+FORMAT = 1
+Shapes = Mapping[str, tuple[tuple[int, ...], Any]]
+
+
+def stored_folder(run: Run) -> Path:
+    """labels.stored, or labels/ in the run's folder."""
+    return Path(run.recipe.labels.stored) if run.recipe.labels.stored else run.out / "labels"
+
+
+def stored_bytes(run: Run) -> int:
+    """Size of the files that the run's students read labels from; 0 if they read none."""
+    folder, train = stored_folder(run), run.recipe.train
+    if run.recipe.labels.source != "stored":
+        return 0
+    if is_fkd(folder):
+        return num_bytes(folder, train.epochs)
+    seeds = (run.recipe.seed + number for number in range(train.seeds))
+    return sum(path.stat().st_size for seed in seeds for path in (folder / f"seed{seed}").glob("*"))
+
+
+# --- writing ---------------------------------------------------------------------------------------------------------
+
+
+def store_labels(run: Run, condensed: CondensedSet, teachers: Sequence[Teacher]) -> None:
+    """Writes the labels of all students, an epoch after another; goes on where it was stopped. Leaves FKD files alone.
+
+    Says the bytes before it writes any. Raises ValueError if they do not fit on the disk, or if the folder holds labels
+    of something else.
+    """
+    recipe, folder = run.recipe, stored_folder(run)
+    if is_fkd(folder):
+        run.log.say(f"relabel: the labels are the FKD files in {folder}")
+        return
+    if recipe.labels.top_k >= len(condensed.classes):
+        raise ValueError(
+            f"labels.top_k must be less than the {len(condensed.classes)} classes, got {recipe.labels.top_k}; "
+            "0 keeps all of them"
+        )
+    pixels, labels = condensed.flat()
+    placed, labels = place(pixels, run.device), labels.to(run.device)
+    views, rows, shapes = {}, {}, {}
+    for seed in (recipe.seed + number for number in range(recipe.train.seeds)):
+        views[seed] = ReplayedViews(placed, labels, recipe.labels, run.normalize, seed)
+        rows[seed] = first_rows(views[seed], recipe.train)
+        shapes[seed] = array_shapes(rows[seed][-1], len(condensed.classes), recipe.labels.top_k)
+    size = sum(math.prod(shape) * np.dtype(kind).itemsize for own in shapes.values() for shape, kind in own.values())
+    num_views = sum(first[-1] for first in rows.values())
+    run.log.say(f"relabel: {size:,} bytes of labels, of {num_views} views, in {folder}; on the fly they cost none")
+    folder.mkdir(parents=True, exist_ok=True)
+    check_room(folder, size)
+    digest = images_sha256(condensed)
+    for seed in views:
+        manifest = {
+            "format": FORMAT,
+            "replay": replay_specification(recipe, condensed.classes, digest, teachers, seed),
+            "first_rows": rows[seed],
+        }
+        source = TeacherLabels(teachers, recipe.labels, seed)
+        _store(run, folder / f"seed{seed}", views[seed], source, manifest, shapes[seed])
+
+
+def _store(
+    run: Run,
+    folder: Path,
+    views: ReplayedViews,
+    source: TeacherLabels,
+    manifest: dict[str, Any],
+    shapes: Shapes,
+) -> None:
+    path, rows, labels, train = folder / "manifest.json", manifest["first_rows"], run.recipe.labels, run.recipe.train
+    done = 0
+    if path.exists():
+        stored = read_json(path)
+        _check_same(folder, stored, manifest["replay"])
+        done = stored["epochs_done"]
+        if done >= train.epochs and stored["first_rows"][: len(rows)] == rows:
+            return
+        if stored["first_rows"] != rows:
+            raise ValueError(
+                f"{folder} holds labels of {len(stored['first_rows']) - 1} epochs, and train.epochs is {train.epochs}; "
+                "choose another --labels.stored, or delete that folder"
+            )
+    folder.mkdir(parents=True, exist_ok=True)
+    arrays = _open(folder, shapes, "r+") if done else _create(folder, shapes)
+    for epoch in run.log.track(range(done, train.epochs), f"labels of seed {manifest['replay']['seed']}"):
+        positions = np.arange(rows[epoch + 1] - rows[epoch])
+        parts = split_batches(positions, train.batch_size) if len(positions) else []
+        spans = [Span(epoch, int(part[0]), int(part[-1]) + 1) for part in parts]
+        for batch in views.batches(spans) if spans else ():
+            mean = source.logits(batch.images, batch.span).float().mean(0)
+            first = rows[epoch] + batch.span.begin
+            for name, values in compress(mean, labels.top_k, _temperature(train)).items():
+                arrays[name][first : first + len(values)] = values.cpu().numpy()
+        for array in arrays.values():
+            array.flush()
+        write_json(path, manifest | {"epochs_done": epoch + 1})
+
+
+def first_rows(views: ReplayedViews, train: Train) -> list[int]:
+    """The row of every epoch's first view, and the number of rows. An epoch has those up to its last that is seen."""
+    counts = [0] * train.epochs
+    for epoch in range(train.epochs):
+        for span in views.spans(epoch, train):
+            counts[span.epoch] = max(counts[span.epoch], span.end)
+    return [0, *itertools.accumulate(counts)]
+
+
+def array_shapes(num_views: int, num_classes: int, top_k: int) -> dict[str, tuple[tuple[int, ...], Any]]:
+    """Shapes and dtypes of the arrays."""
+    if not top_k:
+        return {"logits": ((num_views, num_classes), np.float16)}
+    return {
+        "classes": ((num_views, top_k), np.uint16 if num_classes <= 1 << 16 else np.uint32),
+        "logits": ((num_views, top_k), np.float16),
+        "rest": ((num_views,), np.float16),
+    }
+
+
+def compress(logits: Tensor, top_k: int, temperature: float | None) -> dict[str, Tensor]:
+    """The rows of the arrays for logits float32 [B, classes]. Raises ValueError if float16 cannot hold them."""
+    if not top_k:
+        rows = {"logits": logits.half()}
+    else:
+        largest, classes = logits.topk(top_k, 1)
+        num_others = logits.shape[1] - top_k
+        if temperature is None:
+            rest = logits.scatter(1, classes, 0.0).sum(1) / num_others
+        else:
+            others = logits.scatter(1, classes, -math.inf) / temperature
+            rest = temperature * (others.logsumexp(1) - math.log(num_others))
+        rows = {"classes": classes, "logits": largest.half(), "rest": rest.half()}
+    for name, values in rows.items():
+        if name != "classes" and not bool(values.isfinite().all()):
+            raise ValueError(f"logits up to {float(logits.abs().max()):g} cannot be stored in float16")
+    return rows
+
+
+def expand(classes: Tensor, logits: Tensor, rest: Tensor, num_classes: int) -> Tensor:
+    """Logits float32 [B, num_classes] of rows that `compress` made of the k largest ones."""
+    return rest.float()[:, None].repeat(1, num_classes).scatter_(1, classes.long(), logits.float())
+
+
+def images_sha256(condensed: CondensedSet) -> str:
+    """Hash of the pixels, in the order of the classes and slots."""
+    digest = hashlib.sha256()
+    for label in range(len(condensed.classes)):
+        digest.update(condensed.of_class(label).contiguous().numpy().data)
+    return digest.hexdigest()
+
+
+def replay_specification(
+    recipe: Recipe, classes: Sequence[str], digest: str, teachers: Sequence[Teacher], seed: int
+) -> dict[str, Any]:
+    """All that decides the labels of a student, JSON-like; of epochs and batch size only what they depend on."""
+    labels, train = recipe.parts("labels")["labels"], recipe.train
+    for key in ("source", "stored"):
+        del labels[key]
+    is_pooled = recipe.labels.pool < 1
+    has_parts = recipe.labels.is_in_training and train.batch_size % recipe.labels.batch_norm_size
+    is_batched = is_pooled or has_parts or recipe.labels.ensemble == "norm-equalized"
+    return {
+        "generator": "Philox-4x32-10",
+        "seed": seed,
+        "classes": list(classes),
+        "images_sha256": digest,
+        "mean": list(recipe.dataset.mean),
+        "std": list(recipe.dataset.std),
+        "labels": labels,
+        "teachers": {teacher.name: teacher.sha256 for teacher in teachers},
+        "batch_size": train.batch_size if is_batched else None,
+        "epochs": train.epochs if is_pooled else None,
+        "temperature": _temperature(train) if recipe.labels.top_k else None,
+    }
+
+
+def _temperature(train: Train) -> float | None:
+    return None if train.loss == "mse_ce" else train.temperature
+
+
+def _check_same(folder: Path, stored: dict[str, Any], replay: dict[str, Any]) -> None:
+    if stored.get("format") != FORMAT:
+        raise ValueError(f"{folder} holds labels of format {stored.get('format')}; this version reads {FORMAT}")
+    if difference := first_difference(stored["replay"], replay):
+        raise ValueError(
+            f"{folder} holds labels of something else ({difference}); choose another --labels.stored, or delete it"
+        )
+
+
+def _create(folder: Path, shapes: Shapes) -> dict[str, np.memmap]:
+    """Raises OSError if the disk is full: a row of a file with holes would end the process with a signal there."""
+    arrays = {}
+    for name, (shape, kind) in shapes.items():
+        path = folder / f"{name}.npy"
+        arrays[name] = np.lib.format.open_memmap(path, "w+", kind, shape)
+        with path.open("r+b") as file:
+            os.posix_fallocate(file.fileno(), 0, path.stat().st_size)
+    return arrays
+
+
+def _open(folder: Path, shapes: Shapes, mode: Any) -> dict[str, np.memmap]:
+    """Raises ValueError for a missing or damaged array."""
+    arrays = {}
+    for name, (shape, kind) in shapes.items():
+        path = folder / f"{name}.npy"
+        try:
+            arrays[name] = np.lib.format.open_memmap(path, mode)
+        except (OSError, ValueError) as error:
+            raise ValueError(f"{path} cannot be read: {error}") from None
+        if arrays[name].shape != shape or arrays[name].dtype != kind:
+            raise ValueError(f"{path} is damaged: {arrays[name].dtype} {arrays[name].shape}, not {shape}")
+    return arrays
+
+
+# --- reading ---------------------------------------------------------------------------------------------------------
+
+
+class StoredLabels:
+    """Labels from a folder of one seed, of which rows are read when they are wanted.
+
+    Raises ValueError if the labels are of something else than `replay` says, unfinished, of too few epochs, or damaged.
+    """
+
+    def __init__(self, folder: Path, replay: dict[str, Any], epochs: int, device: torch.device):
+        path = folder / "manifest.json"
+        if not path.exists():
+            raise ValueError(f"there are no stored labels {path}; write them with relabel --store")
+        manifest = read_json(path)
+        _check_same(folder, manifest, replay)
+        self.rows: list[int] = manifest["first_rows"]
+        if (num_stored := len(self.rows) - 1) < epochs:
+            raise ValueError(f"{folder} holds labels of {num_stored} epochs, but train.epochs is {epochs}")
+        if (done := manifest["epochs_done"]) < epochs:
+            raise ValueError(f"{folder} is not finished ({done} of {num_stored} epochs); run relabel --store again")
+        self.num_classes, self.device = len(replay["classes"]), device
+        self.arrays = _open(folder, array_shapes(self.rows[-1], self.num_classes, replay["labels"]["top_k"]), "r")
+
+    def __call__(self, batch: ViewBatch) -> Wanted:
+        return Wanted(self.logits(batch.span)[None], batch.labels, batch.partners, batch.share)
+
+    def logits(self, span: Span) -> Tensor:
+        """Float32 [B, classes] on the device."""
+        first = self.rows[span.epoch] + span.begin
+        rows = {name: self._moved(array[first : first + span.end - span.begin]) for name, array in self.arrays.items()}
+        return rows["logits"].float() if len(rows) == 1 else expand(**rows, num_classes=self.num_classes)
+
+    def _moved(self, rows: np.ndarray) -> Tensor:
+        copy = torch.from_numpy(rows.astype(np.int64) if rows.dtype.kind == "u" else np.array(rows))
+        is_cuda = self.device.type == "cuda"
+        return (copy.pin_memory() if is_cuda else copy).to(self.device, non_blocking=True)
+
+
+def read_labels(
+    run: Run, condensed: CondensedSet, views: ReplayedViews, teachers: Sequence[Teacher], seed: int
+) -> tuple[ReplayedViews, LabelSource]:
+    """Views and labels of the student of a seed: the replayed views with our labels, or those of FKD files."""
+    folder = stored_folder(run)
+    if is_fkd(folder):
+        found = read_fkd(run, folder, views)
+        return found, found.wanted
+    replay = replay_specification(run.recipe, condensed.classes, images_sha256(condensed), teachers, seed)
+    return views, StoredLabels(folder / f"seed{seed}", replay, run.recipe.train.epochs, run.device)

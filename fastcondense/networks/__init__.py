@@ -1,0 +1,1 @@
+"""Networks by name, the loop that trains any of them, their scores."""

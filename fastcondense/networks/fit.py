@@ -1,0 +1,164 @@
+"""One training loop for teachers and students, resumable after every epoch."""
+
+from __future__ import annotations
+
+import io
+import math
+import time
+from collections.abc import Callable, Iterable, Sequence
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from ..files import read_checkpoint, write_atomic
+from ..recipe.settings import Optimization
+from ..rng import Stream
+from ..workers.distributed import rank
+from .precision import arithmetic
+from .train_step import Batch, CapturedStep, TrainStep, as_it_is
+
+# epoch -> what batches are made from: views and whatever the loss needs, or what `make` takes
+Batches = Callable[[int], Iterable[Any]]
+_SECONDS_BETWEEN_CHECKPOINTS = 20.0
+
+
+class Divergence(ValueError):
+    """The loss is not finite."""
+
+
+def learning_rate_factor(optimization: Optimization, epoch: int) -> float:
+    """Factor of the learning rate in an epoch: linear warm-up from 0.01, then the schedule over the other epochs.
+
+    Milestones are shares of all epochs, the warm-up included. Schedules: spec gvbsm_edc 3, equation 33 of EDC.
+    """
+    warmup = optimization.warmup_epochs
+    if epoch < warmup:
+        return 0.01 + 0.99 * epoch / warmup
+    done, rest = epoch - warmup, max(1, optimization.epochs - warmup)
+    progress, stretch = done / rest, optimization.schedule_stretch
+
+    def cosine(progress: float) -> float:
+        return 0.5 * (1 + math.cos(math.pi * progress / stretch))
+
+    match optimization.schedule:
+        case "cosine":
+            return cosine(progress)
+        case "linear":
+            return 1 - progress / stretch
+        case "cosine_drop":  # not continuous: at 5 E / 6 it falls to a sixth
+            return cosine(progress) if 6 * done <= 5 * rest else cosine(5 / 6) * (1 - progress)
+        case "multistep":
+            # a share's rounding error must not move its epoch: 0.29 of 100 epochs are 29
+            passed = (epoch >= math.floor(share * optimization.epochs + 1e-6) for share in optimization.milestones)
+            return optimization.gamma ** sum(passed)
+        case "constant":
+            return 1.0
+
+
+def make_optimizer(net: nn.Module, optimization: Optimization, is_captured: bool = False) -> torch.optim.Optimizer:
+    """AdamW, Adam or SGD; weight decay on tensors of more than one dimension only, unless decay_all.
+
+    is_captured: on a GPU its steps can be captured, with a learning rate that is on the device.
+    """
+    parameters = [p for p in net.parameters() if p.requires_grad]
+    decayed = [p for p in parameters if p.dim() > 1 or optimization.decay_all]
+    kept = [p for p in parameters if p.dim() <= 1 and not optimization.decay_all]
+    groups = [{"params": decayed, "weight_decay": optimization.weight_decay}, {"params": kept, "weight_decay": 0.0}]
+    options: dict[str, Any] = {"lr": optimization.lr}
+    if is_captured and parameters[0].is_cuda:
+        options = {"lr": torch.tensor(optimization.lr, device=parameters[0].device), "fused": True}
+        options |= {} if optimization.optimizer == "sgd" else {"capturable": True}
+    if optimization.optimizer == "sgd":
+        return torch.optim.SGD(groups, momentum=optimization.momentum, **options)
+    kind = torch.optim.AdamW if optimization.optimizer == "adamw" else torch.optim.Adam
+    return kind(groups, betas=optimization.betas, **options)
+
+
+def set_learning_rate(optimizer: torch.optim.Optimizer, rate: float) -> None:
+    """In place where it is on the device."""
+    for group in optimizer.param_groups:
+        if isinstance(group["lr"], Tensor):
+            group["lr"].fill_(rate)
+        else:
+            group["lr"] = rate
+
+
+def fit(
+    net: nn.Module,
+    optimization: Optimization,
+    batches: Batches,
+    loss: Callable[[Tensor, Any], Tensor],
+    evaluate: Callable[[nn.Module], dict[str, float]],
+    stream: Stream,
+    checkpoint: Path,
+    report: Callable[[dict[str, float]], None],
+    track: Callable[[Sequence[int]], Iterable[int]] = iter,
+    *,
+    make: Callable[[Any], Batch] = as_it_is,
+    is_captured: bool = False,
+    is_shared: bool = False,
+) -> tuple[nn.Module, list[dict[str, float]]]:
+    """Trains `net` in place; returns what is evaluated (its moving average, if the recipe has one) and the history.
+
+    Each history entry has epoch, loss, lr, seconds (of training, so far) and what `evaluate` gives; there is one every
+    `evaluate_every` epochs and for the last.
+    The state is written to `checkpoint` every few seconds, at an epoch's end; if the file exists, training goes on from
+    there, to the same bits. `stream` seeds dropout; `track` may show progress over the epochs. Raises Divergence if
+    the loss is not finite.
+
+    `make` makes a batch from what `batches` gives, as a part of the step: with is_captured, of a CUDA graph on a GPU.
+    is_shared: all ranks call this, each with its part of every batch; `evaluate` gives all of them the same.
+    """
+    optimizer = make_optimizer(net, optimization, is_captured)
+    kind = CapturedStep if is_captured else TrainStep
+    step = kind(net, optimizer, optimization, loss, make, is_shared)
+    average, number = step.average, rank() if is_shared else 0
+    history: list[dict[str, float]] = []
+    first, seconds = 0, 0.0
+    if checkpoint.exists():
+        state = read_checkpoint(checkpoint)
+        net.load_state_dict(state["net"])
+        # how the optimizer computes is this device's affair
+        optimizer.load_state_dict(optimizer.state_dict() | {"state": state["optimizer"]["state"]})
+        if average is not None:
+            average.load_state_dict(state["average"])
+        first, history, seconds = state["epoch"], state["history"], state["seconds"]
+    saved_at = time.monotonic()
+    for epoch in track(range(first, optimization.epochs)):
+        started_at = time.monotonic()
+        rate = optimization.lr * learning_rate_factor(optimization, epoch)
+        set_learning_rate(optimizer, rate)
+        net.train()
+        with stream.torch_generator(epoch, number), arithmetic(optimization.precision):
+            for item in batches(epoch):
+                step(item)
+        step.agree()
+        num_views = step.count
+        mean_loss = step.take_loss()
+        is_last = epoch + 1 == optimization.epochs
+        is_evaluated = is_last or (epoch + 1) % optimization.evaluate_every == 0
+        trained_for = time.monotonic() - started_at
+        seconds += trained_for
+        if not math.isfinite(mean_loss):
+            raise Divergence(f"training diverged in epoch {epoch}: loss {mean_loss}; try a smaller learning rate")
+        if is_evaluated:
+            entry = {"epoch": epoch + 1, "loss": mean_loss, "lr": rate, "seconds": seconds}
+            entry |= evaluate(average if average is not None else net)
+            history.append(entry)
+            report(entry | {"images_per_second": num_views / max(1e-9, trained_for)})
+        if number == 0 and (is_last or time.monotonic() - saved_at > _SECONDS_BETWEEN_CHECKPOINTS):
+            state = {"epoch": epoch + 1, "history": history, "seconds": seconds}
+            _save(checkpoint, net, average, optimizer, state)
+            saved_at = time.monotonic()
+    return (average if average is not None else net), history
+
+
+def _save(
+    path: Path, net: nn.Module, average: nn.Module | None, optimizer: torch.optim.Optimizer, progress: dict[str, Any]
+) -> None:
+    file = io.BytesIO()
+    state = {"net": net.state_dict(), "optimizer": optimizer.state_dict(), **progress}
+    torch.save(state | ({} if average is None else {"average": average.state_dict()}), file)
+    write_atomic(path, file.getvalue())

@@ -1,0 +1,289 @@
+"""`fastcondense plan`: jobs, memory, disk and time of a run, before it begins and without its data or teachers."""
+
+from __future__ import annotations
+
+import dataclasses
+import math
+from collections.abc import Callable
+from dataclasses import dataclass, field
+from functools import cached_property, partial
+
+import torch
+
+from ..data.jobs import Job, jobs, with_batch_size
+from ..recipe.recipe import Recipe
+from ..teachers.kept import chosen
+from ..teachers.teacher import Teacher
+from . import stand_ins, steps
+from .disk import disk_bytes
+from .extent import Extent
+from .job_size import check_fits, has_step, largest_batch, recover_footprint
+from .memory import Footprint, meter, resident_bytes, resident_growth, usable_bytes
+from .timing import Timing, time_steps
+from .work import crops_a_class, makespan, num_evaluations, views_an_epoch
+
+
+@dataclass(frozen=True)
+class StageTime:
+    """Seconds of a stage on one worker and on all of them, and what that is known from."""
+
+    name: str
+    one: float
+    wall: float
+    source: str
+
+
+@dataclass(frozen=True)
+class Plan:
+    """What a run will need. Bytes of memory are those of a worker."""
+
+    recipe: Recipe
+    size: Extent
+    device: torch.device
+    num_workers: int
+    jobs: list[Job]
+    memory: dict[str, tuple[int, str]]
+    """Of a stage: bytes, and what they are known from."""
+    free: int
+    """Bytes that a job may take here."""
+    itself: int
+    """Bytes of host memory of the process without any of that."""
+    disk: dict[str, int]
+    times: list[StageTime]
+    notes: list[str] = field(default_factory=list)
+
+
+class Planner:
+    """Measures what a plan needs, within about `budget` seconds."""
+
+    def __init__(self, recipe: Recipe, size: Extent, num_workers: int, device: torch.device, budget: float = 60.0):
+        self.size, self.num_workers, self.device, self.budget = size, num_workers, device, budget
+        self.notes: list[str] = []
+        self.free, self.itself = usable_bytes(device), resident_bytes()
+        self.footprint: Footprint | None = None
+        if has_step(recipe):
+            self.footprint = recover_footprint(recipe, size.num_classes, device)
+        if recipe.recover.batch_size == 0:
+            if self.footprint is None:
+                raise ValueError("recover.batch_size 0 needs recover.objective statistics and iterations above 0")
+            batch_size = largest_batch(recipe, size.num_classes, self.footprint, self.free)
+            recipe = with_batch_size(recipe, batch_size)
+            self.notes.append(f"recover.batch_size 0 would be {batch_size} with the memory that is free here")
+        elif self.footprint is not None:
+            try:
+                check_fits(recipe, size.num_classes, self.footprint, self.free)
+            except ValueError as error:
+                self.notes.append(f"recover would refuse here: {error}")
+        self.recipe, self.jobs = recipe, jobs(recipe, size.num_classes)
+
+    def plan(self) -> Plan:
+        """Everything; measurements are made in between."""
+        times = [self._squeeze(), self._recover(), *self._train()]
+        return Plan(
+            recipe=self.recipe,
+            size=self.size,
+            device=self.device,
+            num_workers=self.num_workers,
+            jobs=self.jobs,
+            memory=self._memory(),
+            free=self.free,
+            itself=self.itself,
+            disk=disk_bytes(self.recipe, self.size, self.jobs, {t.name: t for t in self._matched()}),
+            times=times,
+            notes=self.notes,
+        )
+
+    # --- what is measured --------------------------------------------------------------------------------------------
+
+    @cached_property
+    def teachers(self) -> list[Teacher]:
+        """Stand-ins of all teachers."""
+        architectures = self.recipe.squeeze.teachers
+        return [stand_ins.teacher(self.recipe, name, self.size.num_classes, self.device) for name in architectures]
+
+    def _matched(self) -> list[Teacher]:
+        return chosen(self.teachers, self.recipe.recover.teachers)
+
+    def _timed(self, make: Callable[[int], steps.Step], wanted: int, share: float, first: int = 4) -> Timing:
+        return time_steps(make, wanted, self.device, share * self.budget, first)
+
+    def _forward(self, teachers: list[Teacher]) -> Callable[[float], float]:
+        """Seconds in which so many images go through the teachers, in batches of 128."""
+        if not teachers:
+            return lambda _count: 0.0
+        made = self._timed(lambda n: steps.forward_step(self.recipe, teachers, n, self.device), 128, 0.1)
+        return lambda count: count * made.at(128) / 128
+
+    def _weights(self) -> dict[str, str]:
+        """Where each teacher's weights come from."""
+        squeeze = self.recipe.squeeze
+        weights = squeeze.weights * len(squeeze.teachers) if len(squeeze.weights) == 1 else squeeze.weights
+        return dict(zip(squeeze.teachers, weights, strict=True)) if squeeze.teachers else {}
+
+    # --- stages ------------------------------------------------------------------------------------------------------
+
+    def _squeeze(self) -> StageTime:
+        """Each teacher is made by one worker, or with squeeze.shared by all together."""
+        size, squeeze = self.size, self.recipe.squeeze
+        gate = squeeze.gate_images * size.num_classes
+        forward, share = self._forward(self.teachers), 1 / max(1, len(self.teachers))
+        checks = forward(gate + size.num_test) * share
+        workers = self.num_workers if squeeze.shared else 1
+        each, together = list[float](), 0.0
+        sources = ["a forward pass"] if self.teachers else []
+        for architecture, source in self._weights().items():
+            if source != "train" or squeeze.self_supervision.method != "none":
+                each.append(checks)
+                together += checks
+                continue
+            timing = self._timed(partial(self._teacher_step, architecture), squeeze.batch_size, 0.15 * share)
+            updates = squeeze.epochs * math.ceil(size.num_train / squeeze.batch_size)
+            scoring = num_evaluations(squeeze.epochs, squeeze.evaluate_every) * forward(size.num_test) * share
+            each.append(updates * timing.at(squeeze.batch_size) + scoring + checks)
+            together += updates * timing.at(squeeze.batch_size / workers) + scoring + checks
+            sources.append(_known_from("an update", timing, squeeze.batch_size, workers, "images"))
+        if squeeze.self_supervision.method != "none" or "train" in squeeze.probe_weights:
+            self.notes.append("squeeze: self-supervised training and linear probes are not in its time")
+        wall = together if squeeze.shared else makespan(each, self.num_workers)
+        return StageTime("squeeze", sum(each), wall, "; ".join(sources) or "no teacher")
+
+    def _teacher_step(self, architecture: str, count: int) -> steps.Step:
+        return steps.teacher_step(self.recipe, architecture, count, self.size.num_classes, self.device)
+
+    def _recover(self) -> StageTime:
+        recipe, recover, size = self.recipe, self.recipe.recover, self.size
+        seconds, source = self._job_seconds()
+        one, wall = sum(seconds), makespan(seconds, self.num_workers)
+        shared = 0.0
+        if recover.initial.kind == "mosaic" and recover.objective != "gradients":
+            observers = chosen(self.teachers, recover.initial.teachers)
+            shared += self._forward(observers)(crops_a_class(recipe, size)[0] * size.num_classes)
+            source += "; scores of crops from a forward pass"
+        needs_targets = set(recover.statistics) != {"bn"} or "category" in recover.targets
+        if has_step(recipe) and needs_targets and set(recover.targets) != {"local"}:
+            shared += self._forward(self._matched())(size.num_train)
+            source += "; target statistics from a forward pass"
+        return StageTime("recover", one + shared, wall + shared / self.num_workers, source)
+
+    def _job_seconds(self) -> tuple[list[float], str]:
+        """Of every job, and what that is known from."""
+        recipe, recover, size = self.recipe, self.recipe.recover, self.size
+        first = self.jobs[0]
+        if recover.objective == "gradients":
+            sweeps = self._timed(
+                lambda n: steps.sweep_step(recipe, Job(0, 0, first.num_slots, 0, n), size.num_classes, self.device),
+                first.num_classes,
+                0.4,
+                first=1,
+            )
+            if recover.gradients.pretrain_epochs:
+                self.notes.append("recover: the pretraining of matched networks is not in its time")
+            count = recover.iterations * recover.gradients.inner
+            source = _known_from("a sweep", sweeps, first.num_classes, 1, "classes")
+            return [count * sweeps.at(job.num_classes) for job in self.jobs], source
+        if not recover.iterations:
+            return [0.0] * len(self.jobs), "images stay as they begin"
+        matched = self._matched()
+
+        def make(count: int) -> steps.Step:
+            job = stand_ins.smaller(first, count, size.num_classes)
+            return steps.recover_step(recipe, job, matched, self.device)
+
+        timing = self._timed(make, first.num_images, 0.4)
+        if self.device.type == "cpu" and self.footprint is not None:
+            count = timing.largest
+            grown = resident_growth(lambda: make(count))
+            if grown is not None:
+                computed = self.footprint.per_image * count
+                self.notes.append(
+                    f"recover's step of {count} images grew the process by {grown / 1e6:.1f} MB; computed are "
+                    f"{computed / 1e6:.1f} MB of tensors, which the C library may hold 1.5 times"
+                )
+        parts = steps.parts_of_recover_step(recipe, len(matched), first)
+        source = _known_from("an iteration", timing, first.num_images, 1, "images")
+        return [recover.iterations * timing.at(job.num_images) / parts for job in self.jobs], source
+
+    def _train(self) -> list[StageTime]:
+        recipe, train, size = self.recipe, self.recipe.train, self.size
+        labellers = chosen(self.teachers, recipe.labels.teachers)
+        has_teachers = recipe.labels.source != "hard" and not recipe.needs_no_teacher
+        views, batch = views_an_epoch(recipe, size.num_classes), train.batch_size
+        batch = min(batch, views)
+
+        def timing(teachers: list[Teacher]) -> Timing:
+            def make(count: int) -> steps.Step:
+                return steps.student_step(recipe, count, teachers, size.num_classes, self.device)
+
+            return self._timed(make, batch, 0.15)
+
+        arms = ["condensed", *recipe.evaluate.baselines]
+        soft = timing(labellers) if has_teachers else None
+        hard = timing([])
+        one = wall = 0.0
+        for arm in arms:
+            made = soft if soft is not None and arm in ("condensed", "random_soft") else hard
+            count, epochs, at_once = views, train.epochs, batch
+            if arm == "full":
+                count, epochs = size.num_train, recipe.evaluate.full_epochs or recipe.squeeze.epochs
+                at_once = recipe.squeeze.batch_size
+            updates = train.seeds * epochs * math.ceil(count / at_once)
+            one += updates * made.at(at_once)
+            wall += updates * made.at(at_once / self.num_workers)
+        source = _known_from("an update", soft or hard, batch, self.num_workers, "views")
+        with_student = dataclasses.replace(recipe, recover=dataclasses.replace(recipe.recover, statistics=("bn",)))
+        student = stand_ins.teacher(with_student, train.student, size.num_classes, self.device)
+        times = len(arms) * train.seeds * (num_evaluations(train.epochs, train.evaluate_every) + 1)
+        scoring = times * self._forward([student])(size.num_test)
+        return [
+            StageTime("train", one, wall, source),
+            StageTime("evaluate", scoring, scoring / self.num_workers, "a forward pass"),
+        ]
+
+    # --- memory ------------------------------------------------------------------------------------------------------
+
+    def _memory(self) -> dict[str, tuple[int, str]]:
+        recipe, size = self.recipe, self.size
+        word = "measured" if self.device.type == "cuda" else "computed"
+        source = f"{word} at 2 and 4 images"
+        found: dict[str, tuple[int, str]] = {}
+        trained = [name for name, weights in self._weights().items() if weights == "train"]
+        workers = self.num_workers if recipe.squeeze.shared else 1
+        part = min(recipe.squeeze.part_size, math.ceil(recipe.squeeze.batch_size / workers))
+        prints = [self._footprint(partial(self._teacher_step, name)) for name in trained]
+        if prints:
+            found["squeeze"] = max(one.at(part) for one in prints), source
+        largest = max(job.num_images for job in self.jobs)
+        if self.footprint is not None:
+            found["recover"] = self.footprint.at(largest), source
+        names = recipe.labels.teachers or recipe.squeeze.teachers
+        has_teachers = recipe.labels.source != "hard" and not recipe.needs_no_teacher
+
+        def student(count: int) -> steps.Step:
+            teachers = [stand_ins.teacher(recipe, name, size.num_classes, self.device) for name in names]
+            return steps.student_step(recipe, count, teachers if has_teachers else [], size.num_classes, self.device)
+
+        part = min(recipe.train.part_size, math.ceil(recipe.train.batch_size / self.num_workers))
+        images = views_an_epoch(recipe, size.num_classes) * 3 * recipe.dataset.image_size**2
+        found["train"] = self._footprint(student).at(part) + images, f"{source}, and all condensed images"
+        return found
+
+    def _footprint(self, make: Callable[[int], steps.Step]) -> Footprint:
+        with meter(self.device) as count:
+
+            def bytes_at(num_images: int) -> int:
+                step = make(num_images)
+                step()
+                count.restart()
+                step()
+                return count.peak
+
+            return Footprint.of(bytes_at)
+
+
+def _known_from(what: str, timing: Timing, wanted: int, num_workers: int, unit: str) -> str:
+    """In words: which sizes were measured, and whether what is told lies beyond them."""
+    sizes = ", ".join(map(str, sorted(timing.seconds)))
+    text = f"{what} measured with {sizes} {unit}"
+    if not timing.is_measured(wanted):
+        text += f", extrapolated to {wanted}"
+    return text + (f", shared by {num_workers} workers without the cost of talking" if num_workers > 1 else "")

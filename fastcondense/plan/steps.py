@@ -1,0 +1,166 @@
+"""The steps that a plan measures: recover's, a student's, a teacher's training, and a forward pass."""
+
+from __future__ import annotations
+
+import dataclasses
+import tempfile
+from collections.abc import Callable, Sequence
+from functools import partial
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+from torch import Tensor
+from torch.nn import functional as F
+
+from ..data.jobs import Job
+from ..data.real import Normalization
+from ..labels.labels import LabelSource, TeacherLabels, hard_labels, student_loss
+from ..labels.views import ReplayedViews
+from ..networks import zoo
+from ..networks.fit import make_optimizer
+from ..networks.graph import Graphs
+from ..networks.precision import arithmetic, network_dtype
+from ..networks.train_step import Batch, CapturedStep, TrainStep, as_it_is
+from ..recipe.recipe import Recipe
+from ..recipe.settings import Optimization
+from ..recover.features import FeatureStep
+from ..recover.gradients import Condensing
+from ..recover.matched_networks import RealImages
+from ..recover.schedule import stages, turns
+from ..rng import Stream
+from ..run import Run
+from ..students.students import why_not_captured
+from ..teachers.cut import Cut
+from ..teachers.teacher import Teacher
+from . import stand_ins
+
+Step = Callable[[], object]
+
+
+def recover_step(recipe: Recipe, job: Job, teachers: Sequence[Teacher], device: torch.device) -> Step:
+    """Iterations of a job of objective statistics or features: one for each turn and each stage.
+
+    The mean is an iteration's; `parts_of_recover_step` says how many there are.
+    """
+    graphs, advances, counter = Graphs(device), list[Callable[[], None]](), torch.zeros(0)
+    with arithmetic(recipe.recover.precision):
+        if recipe.recover.objective == "features":
+            observer = teachers[0].cast(network_dtype(recipe.recover.precision))
+            step = FeatureStep(recipe, job, Cut(observer, recipe.recover.features.layer), device)
+            step.load(job, lambda job: _plain(recipe, job.num_images, device), lambda _: torch.zeros_like(step.anchors))
+            counter = step.step
+            advances.append(graphs.capture(step, counter.zero_))
+        else:
+            made = stand_ins.recover_step(recipe, job, teachers, device)
+            counter = made.step
+            for turn in turns(recipe, len(teachers), job):
+                for side, _ in made.stages:
+                    advance = partial(made, turn, made.canvases[side])
+                    advances.append(graphs.capture(advance, counter.zero_))
+
+    def all_of_them() -> None:
+        with arithmetic(recipe.recover.precision):
+            for advance in advances:
+                counter.zero_()
+                advance()
+
+    return all_of_them
+
+
+def parts_of_recover_step(recipe: Recipe, num_teachers: int, job: Job) -> int:
+    """How many iterations `recover_step` makes."""
+    if recipe.recover.objective == "features":
+        return 1
+    return len(turns(recipe, num_teachers, job)) * len(stages(recipe))
+
+
+def _plain(recipe: Recipe, count: int, device: torch.device) -> Tensor:
+    return stand_ins.images(recipe, count, device).contiguous()
+
+
+def sweep_step(recipe: Recipe, job: Job, num_classes: int, device: torch.device) -> Step:
+    """A sweep of gradient matching over the job's classes, its network's training on real images included."""
+    settings = recipe.recover.gradients
+    brief = dataclasses.replace(settings, inner=1, pretrain_epochs=0, pool=0, compiled=False)
+    small = dataclasses.replace(recipe, recover=dataclasses.replace(recipe.recover, gradients=brief))
+    per_class = max(settings.real_batch, -(-settings.net_images // num_classes))
+    labels = np.arange(num_classes).repeat(per_class)
+    members = [np.flatnonzero(labels == label) for label in range(num_classes)]
+    normalize = Normalization.of(recipe.dataset, device)
+    some = normalize.pixels(_plain(recipe, 16, device))
+    pixels = some[torch.arange(len(labels), device=device) % len(some)]
+    real = RealImages(pixels, torch.from_numpy(labels).to(device), members)
+    with tempfile.TemporaryDirectory() as folder:
+        condensing = Condensing(Run(small, Path(folder), device=device), real, job)
+
+    def iterate() -> None:
+        with arithmetic(recipe.recover.precision):
+            condensing.iteration = 0
+            condensing.iterate()
+
+    return iterate
+
+
+def student_step(
+    recipe: Recipe, num_images: int, teachers: Sequence[Teacher], num_classes: int, device: torch.device
+) -> Step:
+    """A student's update by a batch of so many views, with the labels of these teachers, or hard ones without any."""
+    with Stream(recipe.seed, "plan/student").torch_generator():
+        net = zoo.channels_last(zoo.build(recipe.train.student, num_classes), device)
+    part = min(recipe.train.part_size, num_images)
+    train = dataclasses.replace(recipe.train, batch_size=num_images, accumulate=-(-num_images // part))
+    normalize = Normalization.of(recipe.dataset, device)
+    pixels = normalize.pixels(_plain(recipe, num_images, device))
+    labels = torch.arange(num_images, device=device) % num_classes
+    shown = dataclasses.replace(recipe.labels, pool=1.0)
+    views = ReplayedViews(pixels, labels, shown, normalize, recipe.seed)
+    source: LabelSource = TeacherLabels(teachers, recipe.labels, recipe.seed) if teachers else hard_labels
+    item = next(iter(views.tables(0, train)))
+
+    def make(item: Any) -> Batch:
+        batch = views.make(item)
+        return Batch(batch.images, source(batch), item.num_views)
+
+    def loss(logits: Tensor, wanted: Any) -> Tensor:
+        return student_loss(logits, wanted, recipe.train)
+
+    is_captured = device.type == "cuda" and why_not_captured(recipe, source) is None
+    kind = CapturedStep if is_captured else TrainStep
+    step = kind(net.train(), make_optimizer(net, train, is_captured), train, loss, make)
+
+    def update() -> None:
+        with arithmetic(train.precision):
+            step(item)
+
+    return update
+
+
+def teacher_step(recipe: Recipe, architecture: str, num_images: int, num_classes: int, device: torch.device) -> Step:
+    """A teacher's update by a batch of so many real images, which are decoded already."""
+    squeeze: Optimization = recipe.squeeze
+    with Stream(recipe.seed, "plan/squeeze").torch_generator():
+        net = zoo.channels_last(zoo.build(architecture, num_classes), device)
+    part = min(squeeze.part_size, num_images)
+    settings = dataclasses.replace(squeeze, batch_size=num_images, accumulate=-(-num_images // part))
+    batch = stand_ins.images(recipe, num_images, device), torch.arange(num_images, device=device) % num_classes
+    step = TrainStep(net.train(), make_optimizer(net, settings), settings, F.cross_entropy, as_it_is)
+
+    def update() -> None:
+        with arithmetic(settings.precision):
+            step(batch)
+
+    return update
+
+
+def forward_step(recipe: Recipe, teachers: Sequence[Teacher], num_images: int, device: torch.device) -> Step:
+    """So many images through each of the teachers, without gradients, as scores and target statistics need it."""
+    shown = stand_ins.images(recipe, num_images, device)
+
+    def forward() -> None:
+        with arithmetic("fp32"), torch.no_grad():
+            for teacher in teachers:
+                teacher(shown)
+
+    return forward

@@ -1,0 +1,1 @@
+"""One run as data: settings by part, TOML, bounds."""

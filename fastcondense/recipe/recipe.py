@@ -1,0 +1,338 @@
+"""A recipe is one run: frozen dataclasses, TOML in and out. Papers are recipes (data), never branches of code.
+
+``load("edc/cifar10-corrected-ipc50")`` reads ``recipes/edc/cifar10.toml``, merges its ``[corrected]`` table and then
+its ``[by_ipc.50]`` table if it has one, and sets ipc to 50. A file may begin with ``extends = ["data/cifar10"]``, the
+shared files (``recipes/shared/data/cifar10.toml``) that it adds to. A path to a TOML file works the same way.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import difflib
+import functools
+import hashlib
+import json
+import re
+import tomllib
+import typing
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any, Literal
+
+import tomli_w
+
+from .recover import Recover
+from .settings import Dataset, Evaluate, Labels, Ranking, Squeeze, Train
+
+RECIPES = Path(__file__).parents[1] / "recipes"
+CORRECTED = "corrected"
+
+
+@dataclass(frozen=True, kw_only=True)
+class Recipe:
+    """One run from real images to a score."""
+
+    name: str = "custom"
+    method: str = "custom"
+    seed: int = 0
+    ipc: int = 10
+    """Images per class."""
+    dataset: Dataset = field(default_factory=Dataset)
+    squeeze: Squeeze = field(default_factory=Squeeze)
+    recover: Recover = field(default_factory=Recover)
+    labels: Labels = field(default_factory=Labels)
+    train: Train = field(default_factory=Train)
+    evaluate: Evaluate = field(default_factory=Evaluate)
+    ranking: Ranking = field(default_factory=Ranking)
+
+    def check(self) -> Recipe:
+        """Returns self; raises ValueError for values that no run could mean."""
+        for views in (self.squeeze, self.squeeze.self_supervision, self.recover, self.recover.initial, self.labels):
+            views.check()
+        self.ranking.check()
+        self._check_counts()
+        self._check_teachers()
+        self._check_recover()
+        trained: dict[str, Squeeze | Train] = {"squeeze": self.squeeze, "train": self.train}
+        for name, optimization in trained.items():
+            milestones, is_multistep = optimization.milestones, optimization.schedule == "multistep"
+            if is_multistep and not (milestones and all(0 < share < 1 for share in milestones)):
+                raise ValueError(f"{name}.schedule multistep needs {name}.milestones in (0, 1), got {milestones}")
+            if optimization.sync_batch_norm and optimization.accumulate > 1:
+                raise ValueError(f"{name}.sync_batch_norm needs {name}.accumulate 1: parts of a batch are seen alone")
+        if self.squeeze.sync_batch_norm and not self.squeeze.shared:
+            raise ValueError("squeeze.sync_batch_norm needs squeeze.shared: other teachers see whole batches")
+        if self.squeeze.shared and (
+            self.squeeze.self_supervision.method != "none" or "train" in self.squeeze.probe_weights
+        ):
+            raise ValueError("squeeze.shared is for teachers trained on labels; leave it out for others")
+        if not 0 < self.labels.pool <= 1:
+            raise ValueError(f"labels.pool must lie in (0, 1], got {self.labels.pool}")
+        if (self.labels.stored or self.labels.top_k) and self.labels.source != "stored":
+            raise ValueError(f"labels.stored and labels.top_k need labels.source stored, got {self.labels.source}")
+        if not 0 <= self.seed < 2**64:
+            raise ValueError(f"seed must lie in [0, 2^64), got {self.seed}")
+        if not 0 < self.train.temperature:
+            raise ValueError(f"train.temperature must be positive, got {self.train.temperature}")
+        return self
+
+    def _check_recover(self) -> None:
+        recover, initial, size = self.recover, self.recover.initial, self.dataset.image_size
+        if len(recover.targets) != len(recover.target_weights) or not recover.targets:
+            raise ValueError(
+                f"recover.target_weights needs one weight for each of the targets {', '.join(recover.targets)}, "
+                f"got {recover.target_weights}"
+            )
+        for name in ("gradient_share", "residual"):
+            if not 0 < getattr(recover, name) <= 1:
+                raise ValueError(f"recover.{name} must lie in (0, 1], got {getattr(recover, name)}")
+        if not 0 <= recover.drop_rate < 1:
+            raise ValueError(f"recover.drop_rate must lie in [0, 1), got {recover.drop_rate}")
+        recover.gradients.check(recover.slots_per_job or self.ipc)
+        if min(recover.stages, default=1) < 1:
+            raise ValueError(f"recover.stages are sides in pixels, got {recover.stages}")
+        if "patch" in recover.statistics and any(side != size for side in recover.stages):
+            raise ValueError("recover.statistics patch needs images of one size: the number of patches depends on it")
+        if initial.factor > size:
+            raise ValueError(f"recover.initial.factor {initial.factor} is more than dataset.image_size")
+        if recover.loss and (recover.objective != "statistics" or not recover.iterations):
+            raise ValueError(
+                "recover.loss needs recover.objective statistics and iterations, got "
+                f"{recover.objective} and {recover.iterations}"
+            )
+        has_anchors = initial.kind == "mosaic" and (initial.crops == 0 or initial.crop_size == "image")
+        if recover.objective == "features" and not (has_anchors and recover.features.layer):
+            raise ValueError(
+                "recover.objective features needs recover.features.layer, and mosaics of whole images "
+                "(recover.initial.kind mosaic with crops 0 or crop_size image)"
+            )
+
+    def _check_counts(self) -> None:
+        at_least_one = {
+            "ipc": self.ipc,
+            "dataset.image_size": self.dataset.image_size,
+            "recover.initial.factor": self.recover.initial.factor,
+            "recover.committee.size": self.recover.committee.size,
+            "recover.features.batch_size": self.recover.features.batch_size,
+            "squeeze.epochs": self.squeeze.epochs,
+            "squeeze.batch_size": self.squeeze.batch_size,
+            "squeeze.probe.epochs": self.squeeze.probe.epochs,
+            "squeeze.probe.batch_size": self.squeeze.probe.batch_size,
+            "train.epochs": self.train.epochs,
+            "train.batch_size": self.train.batch_size,
+            "train.accumulate": self.train.accumulate,
+            "train.seeds": self.train.seeds,
+            "labels.tile_shuffle": self.labels.tile_shuffle,
+            "labels.tile_pick": self.labels.tile_pick,
+            "labels.batch_norm_size": self.labels.batch_norm_size,
+            "number of squeeze.teachers": len(self.squeeze.teachers) + self.needs_no_teacher,
+        }
+        if min(self.evaluate.sizes, default=1) < 1:
+            raise ValueError(f"evaluate.sizes are images per class, got {self.evaluate.sizes}")
+        at_least_zero = {
+            "recover.batch_size": self.recover.batch_size,
+            "dataset.counts": min(self.dataset.counts),
+            "recover.iterations": self.recover.iterations,
+            "recover.slots_per_job": self.recover.slots_per_job,
+            "recover.classes_per_job": self.recover.classes_per_job,
+            "recover.initial.candidates": self.recover.initial.candidates,
+            "recover.initial.preselected": self.recover.initial.preselected,
+            "recover.initial.crops": self.recover.initial.crops,
+            "recover.snapshots": self.recover.snapshots,
+            "labels.top_k": self.labels.top_k,
+            "train.prefix": self.train.prefix,
+        }
+        for least, counts in ((1, at_least_one), (0, at_least_zero)):
+            for name, value in counts.items():
+                if value < least:
+                    raise ValueError(f"{name} must be at least {least}, got {value}")
+
+    def _check_teachers(self) -> None:
+        teachers = self.squeeze.teachers
+        if len(self.squeeze.weights) not in (1, len(teachers)):
+            raise ValueError(
+                f"squeeze.weights needs one entry, or one a teacher ({len(teachers)}), got {len(self.squeeze.weights)}"
+            )
+        if len(probes := self.squeeze.probe_weights) not in (0, 1, len(teachers)):
+            raise ValueError(
+                f"squeeze.probe_weights needs none, one, or one a teacher ({len(teachers)}), got {len(probes)}"
+            )
+        if len(set(teachers)) < len(teachers):
+            raise ValueError(f"squeeze.teachers must differ from each other, got {teachers}")
+        chosen = {
+            "recover.teachers": self.recover.teachers,
+            "recover.initial.teachers": self.recover.initial.teachers,
+            "labels.teachers": self.labels.teachers,
+        }
+        for name, some in chosen.items():
+            if unknown := [teacher for teacher in some if teacher not in teachers]:
+                raise ValueError(f"{name} names {unknown[0]!r}, which is not among squeeze.teachers")
+        priors = {
+            "recover.committee.priors": (self.recover.committee.priors, self.recover.teachers),
+            "labels.priors": (self.labels.priors, self.labels.teachers),
+        }
+        for name, (values, some) in priors.items():
+            if values and len(values) != len(some or teachers):
+                raise ValueError(f"{name} needs one number a teacher ({len(some or teachers)}), got {len(values)}")
+        if self.recover.committee.size > max(1, len(self.recover.teachers or teachers)):
+            raise ValueError(f"recover.committee.size is {self.recover.committee.size}, but there are fewer teachers")
+
+    @property
+    def shown_ipc(self) -> int:
+        """Images of a class that students are trained on."""
+        return min(self.train.prefix, self.ipc) or self.ipc
+
+    @property
+    def needs_no_teacher(self) -> bool:
+        """Whether no stage asks a teacher: gradients are matched, and labels are hard."""
+        return self.recover.objective == "gradients" and self.labels.source == "hard"
+
+    def parts(self, *names: str) -> dict[str, Any]:
+        """The named parts as a JSON-like tree (all that decides results, if none is named)."""
+        tree = json.loads(json.dumps(dataclasses.asdict(self)))
+        del tree["name"], tree["ranking"]
+        for key in ("workers", "loader", "on_error", "counts"):
+            del tree["dataset"][key]
+        if not self.recover.loss:  # sets that were made before there was such a setting are the same
+            del tree["recover"]["loss"]
+        for key in ("snapshots", "reproducible"):
+            del tree["recover"][key]
+        for part, key in (("squeeze", "shared"), ("squeeze", "sync_batch_norm"), ("train", "sync_batch_norm")):
+            del tree[part][key]
+        del tree["evaluate"]["sizes"], tree["evaluate"]["compare"]
+        return {name: tree[name] for name in names} if names else tree
+
+    def sha256(self, *names: str) -> str:
+        """Hash of `parts`: equal hashes, equal settings."""
+        return hashlib.sha256(json.dumps(self.parts(*names), sort_keys=True).encode()).hexdigest()
+
+    def to_toml(self) -> str:
+        """The recipe as TOML, every field written out; `from_toml` reads it back."""
+        return tomli_w.dumps(dataclasses.asdict(self))
+
+    def recover_parts(self) -> tuple[str, ...]:
+        """The parts that decide the condensed images: not ipc, where an IPC-n set is the beginning of an IPC-K set."""
+        recover = self.recover
+        is_ranked = recover.initial.kind == "mosaic" and recover.initial.layout == "rank-major"
+        has_groups = recover.slots_per_job != 1 or recover.objective == "features"
+        return (*SQUEEZE_PARTS, "method", "recover", *(["ipc"] if is_ranked or has_groups else []))
+
+    def train_parts(self) -> tuple[str, ...]:
+        """The parts that decide the students."""
+        return tuple(dict.fromkeys((*self.recover_parts(), "ipc", "labels", "train")))
+
+
+# The parts that decide the teachers: a finished stage is reused by any recipe that agrees in what decides it.
+SQUEEZE_PARTS = ("seed", "dataset", "squeeze")
+
+
+def from_toml(text: str, source: str, ipc: int | None = None, *, corrected: bool = False) -> Recipe:
+    """TOML -> Recipe. Raises ValueError for unknown keys (with the nearest valid one) and wrong types."""
+    tree = _tree(text, source)
+    by_ipc, variant = tree.pop("by_ipc", {}), tree.pop(CORRECTED, {})
+    tree.pop("published", None)
+    ipc = ipc if ipc is not None else tree.get("ipc", Recipe.ipc)
+    tree["ipc"] = ipc
+    if corrected:
+        _merge(tree, variant)
+    _merge(tree, by_ipc.get(str(ipc), {}))
+    try:
+        recipe: Recipe = _build(Recipe, tree, "")
+        return recipe.check()
+    except ValueError as error:
+        raise ValueError(f"{source}: {error}") from None
+
+
+def load(name_or_file: str) -> Recipe:
+    """A recipe by name ("sre2l/digits-ipc10") or from a TOML file. Raises ValueError with the nearest known name."""
+    path = Path(name_or_file)
+    if path.suffix == ".toml":
+        if not path.is_file():
+            raise ValueError(f"there is no recipe file {path}")
+        recipe = from_toml(path.read_text(), str(path))
+        return recipe if recipe.name != Recipe.name else dataclasses.replace(recipe, name=path.stem)
+    stem, ipc = name_or_file, None
+    if match := re.fullmatch(r"(.+)-ipc(\d+)", name_or_file):
+        stem, ipc = match[1], int(match[2])
+    if stem not in names():
+        near = difflib.get_close_matches(stem, names(), 1, 0.0)
+        raise ValueError(
+            f"there is no recipe {name_or_file!r}; the nearest is {near[0]!r} (known: {', '.join(names())})"
+        )
+    file = RECIPES / f"{stem.removesuffix(f'-{CORRECTED}')}.toml"
+    recipe = from_toml(file.read_text(), f"recipe {stem}", ipc, corrected=stem.endswith(f"-{CORRECTED}"))
+    return dataclasses.replace(recipe, name=f"{stem}-ipc{recipe.ipc}")
+
+
+@functools.cache
+def names() -> tuple[str, ...]:
+    """Names of the recipes that ship, without the -ipc suffix; a file with a [corrected] table is two of them."""
+    found: list[str] = []
+    for path in RECIPES.glob("*/*.toml"):
+        name = path.relative_to(RECIPES).with_suffix("").as_posix()
+        found += [name, *([f"{name}-{CORRECTED}"] if CORRECTED in _tree(path.read_text(), name) else [])]
+    return tuple(sorted(found))
+
+
+def published(name: str) -> dict[str, Any]:
+    """What the authors of the recipe `name` (without suffixes) published: source, and top-1 by student and ipc."""
+    return dict(_tree((RECIPES / f"{name}.toml").read_text(), f"recipe {name}").get("published", {}))
+
+
+def _tree(text: str, source: str) -> dict[str, Any]:
+    """A TOML text over the shared files that it extends, in their order."""
+    try:
+        own = tomllib.loads(text)
+    except tomllib.TOMLDecodeError as error:
+        raise ValueError(f"{source} is not valid TOML: {error}") from None
+    tree: dict[str, Any] = {}
+    for name in own.pop("extends", []):
+        path = RECIPES / "shared" / f"{name}.toml"
+        if not path.is_file():
+            raise ValueError(f"{source} extends {name!r}, but there is no {path.name} among the shared recipes")
+        _merge(tree, _tree(path.read_text(), f"{name} of {source}"))
+    _merge(tree, own)
+    return tree
+
+
+def _merge(tree: dict[str, Any], over: dict[str, Any]) -> None:
+    for key, value in over.items():
+        if isinstance(value, dict) and isinstance(tree.get(key), dict):
+            _merge(tree[key], value)
+        else:
+            tree[key] = value
+
+
+def _build(kind: Any, value: Any, where: str) -> Any:
+    """A TOML value as the annotated type `kind`; `where` is its dotted key."""
+    if dataclasses.is_dataclass(kind):
+        if not isinstance(value, dict):
+            raise ValueError(f"{where} must be a table, got {value!r}")
+        hints = typing.get_type_hints(kind)
+        for key in value:
+            if key not in hints:
+                near = difflib.get_close_matches(key, hints, 1, 0.0)[0]
+                raise ValueError(f"unknown key {where + key!r}; the nearest valid one is {where + near!r}")
+        built = {
+            key: _build(hints[key], item, f"{where}{key}." if isinstance(item, dict) else f"{where}{key}")
+            for key, item in value.items()
+        }
+        return typing.cast(type, kind)(**built)
+    origin, args = typing.get_origin(kind), typing.get_args(kind)
+    if origin is Literal:
+        if value not in args:
+            raise ValueError(f"{where} must be one of {', '.join(map(str, args))}, got {value!r}")
+        return value
+    if origin is tuple:
+        if not isinstance(value, list):
+            raise ValueError(f"{where} must be a list, got {value!r}")
+        if args[-1] is Ellipsis:
+            args = args[:1] * len(value)
+        if len(args) != len(value):
+            raise ValueError(f"{where} needs {len(args)} values, got {len(value)}")
+        return tuple(_build(arg, item, where) for arg, item in zip(args, value, strict=True))
+    if kind is float and isinstance(value, int) and not isinstance(value, bool):
+        return float(value)
+    if not isinstance(value, kind) or (isinstance(value, bool) and kind is not bool):
+        raise ValueError(f"{where} must be of type {kind.__name__}, got {value!r}")
+    return value

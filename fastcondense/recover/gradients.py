@@ -1,0 +1,253 @@
+"""Recover by gradients: condensed images give networks in training the gradients that real images do (IDC, MDC).
+
+A job's images depend on the recipe, the seed, the job and the real images. Classes meet in the networks and, with
+shared subsets, in the choice of the subset alone; so jobs of some classes give what one job of all of them does.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import json
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from ..data.jobs import Job
+from ..data.real import squares
+from ..networks.precision import arithmetic
+from ..rng import Stream
+from ..run import Run
+from ..sets.record import Record
+from ..views.augment import augment, augmentations
+from ..workers.interrupt import check, held
+from .formation import Formation
+from .gradient_matching import FeatureDistances, GradientMatching
+from .learnable_subset import LearnableSubset
+from .matched_networks import MatchedNetworks, RealImages
+from .recover import Recovered
+from .unfinished import Unfinished
+
+
+def read_real(run: Run) -> RealImages:
+    """All training images as the evaluation transform sees them, on the device of the run."""
+    pixels, ids = squares(run.real.train, run.recipe.dataset, run.device)
+    run.report_skipped(run.real.train)
+    labels = run.real.train.labels[ids.numpy()]
+    members = [np.flatnonzero(labels == label) for label in range(len(run.real.classes))]
+    return RealImages(pixels.to(run.device), torch.from_numpy(labels).to(run.device), members)
+
+
+class GradientRecoverer:
+    """Recovers jobs one after another.
+
+    Raises ValueError if subsets are shared by classes and a job has not all of them.
+    """
+
+    def __init__(self, run: Run):
+        self.run, self.recipe, self.settings = run, run.recipe, run.recipe.recover.gradients
+        with arithmetic(self.recipe.recover.precision):
+            self.real = read_real(run)
+
+    def __call__(self, job: Job, unfinished: Unfinished | None = None, _ahead: Job | None = None) -> Recovered:
+        """Recovers a job; losses are those of an iteration, averaged over classes and sweeps: total, 0, total.
+
+        With `unfinished` the state is saved there now and then, where another network begins, and gone on from, to the
+        same bits.
+        """
+        num_classes = len(self.run.real.classes)
+        if self.settings.subsets == "shared" and job.num_classes < num_classes:
+            raise ValueError(
+                f"recover.gradients.subsets shared needs all {num_classes} classes in a job, which has "
+                f"{job.num_classes}: recover.classes_per_job 0, and a recover.batch_size of all images"
+            )
+        with arithmetic(self.recipe.recover.precision, self.recipe.recover.reproducible):
+            condensing = Condensing(self.run, self.real, job)
+            if unfinished is not None:
+                condensing.restore(unfinished)
+            with held() if unfinished is not None else contextlib.nullcontext():
+                while condensing.iteration < self.recipe.recover.iterations:
+                    condensing.iterate()
+                    if unfinished is not None and unfinished.is_due() and condensing.has_boundary():
+                        condensing.write(unfinished)
+                        check()
+        images = 255 * condensing.images.flatten(0, 1)
+        if not bool(torch.isfinite(images).all()):
+            raise ValueError(f"recover diverged in job {job.index}: images are not finite; try a smaller recover.lr")
+        return Recovered(images.clamp(0, 255).round().to(torch.uint8).cpu(), condensing.losses, Record())
+
+
+class Condensing:
+    """The images of a job, float32 [classes, slots, 3, S, S] with pixels in 0 ... 1, and all that changes with them."""
+
+    def __init__(self, run: Run, real: RealImages, job: Job):
+        recipe, settings = run.recipe, run.recipe.recover.gradients
+        self.run, self.real, self.job, self.settings, self.device = run, real, job, settings, run.device
+        self.labels = torch.arange(job.first_class, job.first_class + job.num_classes, device=run.device)
+        self.formation = Formation(settings, job.num_slots, recipe.dataset.image_size)
+        self.levels = self.formation.levels.to(run.device)
+        self.rate = recipe.recover.lr * job.num_slots / 10
+        purpose = f"gradients/slot-{job.first_slot}"
+        self.order, self.augments, self.picks = (
+            Stream(recipe.seed, f"{purpose}/{name}") for name in ("real", "augment", "tiles")
+        )
+        self.orders: dict[int, tuple[int, np.ndarray]] = {}
+        self.networks = MatchedNetworks(
+            settings, real, run.normalize, recipe.seed, f"{purpose}/networks", run.out / "condensed"
+        )
+        self.matching = GradientMatching(self.networks.net, settings.metric, self.networks.forward)
+        self.distances = FeatureDistances(self.networks.net, settings.layer) if settings.subsets != "none" else None
+        num_states = {"none": 0, "shared": 1, "class-wise": job.num_classes}[settings.subsets]
+        self.subsets = [LearnableSubset(settings.period) for _ in range(num_states)]
+        self.images = self._initial()
+        self.velocity = torch.zeros_like(self.images)
+        self.losses = torch.zeros(recipe.recover.iterations, 3)
+        self.iteration = 0
+
+    def iterate(self) -> None:
+        """An outer iteration: a network, and `inner` sweeps over the classes (spec 5.1 and 5.2)."""
+        settings, iteration = self.settings, self.iteration
+        self.images.clamp_(0, 1)
+        if iteration % settings.kept_iterations == 0:
+            self.networks.begin(iteration)
+        for subset in self.subsets:
+            subset.begin(iteration)
+        is_measured = bool(self.subsets) and self.subsets[0].is_measured(iteration)
+        num_classes, total = self.job.num_classes, torch.zeros((), device=self.device)
+        measured = torch.zeros(num_classes, self.job.num_slots - 1, device=self.device)
+        for sweep in range(settings.inner):
+            for row in range(num_classes):
+                loss, distances = self._step(row, sweep, is_measured)
+                total += loss
+                measured[row] += distances
+            self.networks.train(iteration, sweep)
+        if is_measured:
+            means = measured.double() / settings.inner
+            means = means if settings.subsets == "class-wise" else means.mean(0, keepdim=True)
+            means = means.float().round(decimals=2) if settings.is_rounded else means
+            for subset, row_of_means in zip(self.subsets, means.tolist(), strict=True):
+                subset.choose(row_of_means, iteration)
+        mean_loss = float(total) / (settings.inner * num_classes)
+        self.losses[iteration] = torch.tensor([mean_loss, 0.0, mean_loss])
+        self.iteration += 1
+
+    def has_boundary(self) -> bool:
+        """Whether the next iteration begins with another network, so that this one need not be kept."""
+        return self.iteration % self.settings.kept_iterations == 0
+
+    def write(self, unfinished: Unfinished) -> None:
+        """Saves the state for `restore`."""
+        tensors = {"images": self.images, "velocity": self.velocity, "losses": self.losses}
+        states = json.dumps([subset.state() for subset in self.subsets])
+        unfinished.write(self.iteration, tensors, {"subsets": states})
+        self.run.log.say(f"recover: iteration {self.iteration}, loss {float(self.losses[self.iteration - 1, 0]):.4g}")
+
+    def restore(self, unfinished: Unfinished) -> None:
+        """Goes on from a state that was saved, if there is one."""
+        if (saved := unfinished.read()) is None:
+            return
+        self.iteration, tensors, kept = saved
+        for mine, stored in ((self.images, "images"), (self.velocity, "velocity"), (self.losses, "losses")):
+            mine.copy_(tensors[stored])
+        self.subsets = [LearnableSubset.restored(self.settings.period, state) for state in json.loads(kept["subsets"])]
+        self.run.log.say(f"recover: job {self.job.index} goes on from iteration {self.iteration}")
+
+    def _step(self, row: int, sweep: int, is_measured: bool) -> tuple[Tensor, Tensor]:
+        """A class's step; returns its loss, and the feature distances of its subsets, 0 if they are not measured."""
+        settings, label = self.settings, self.job.first_class + row
+        number = self.iteration * settings.inner + sweep
+        subset = (self.subsets[row if settings.subsets == "class-wise" else 0]) if self.subsets else None
+        size, frozen = (subset.size, subset.frozen) if subset else (0, 0)
+        if settings.momentum_shared:
+            self._coast(row, label)
+        images = self.images[row].detach().requires_grad_()
+        table = augmentations(self.augments, settings.augment, label, number, images.shape[-1]).to(self.device)
+
+        def views_of(pixels: Tensor) -> Tensor:
+            return augment(self.run.normalize(pixels), table, settings.augment).contiguous()
+
+        tiles = views_of(255 * self.formation(images))
+        real = views_of(self.real.pixels[self._real_batch(label, number)])
+        groups, terms, live = self._groups(label, number, size, frozen)
+        distances = torch.zeros(self.job.num_slots - 1, device=self.device)
+        if is_measured and self.distances is not None:
+            distances = self.distances(real, tiles.detach(), self.levels, self.job.num_slots)
+        parts = [(tiles if at in live else tiles.detach())[ids] for at, ids in enumerate(groups)]
+        loss = self.matching(real, parts, self.labels[row : row + 1], terms)
+        (gradient,) = torch.autograd.grad(loss, images)
+        self._advance(row, label, gradient, frozen)
+        return loss.detach(), distances
+
+    def _groups(
+        self, label: int, number: int, size: int, frozen: int
+    ) -> tuple[list[Tensor], list[list[int]], list[int]]:
+        """Tiles that are taken together, [b_g] each; the groups of each term, the set and the subset; those not frozen.
+
+        Of more than syn_batch tiles, the set's and the subset's are drawn, by one order of all.
+        """
+        levels, most = self.formation.levels.numpy(), self.settings.syn_batch
+        order = np.arange(len(levels))
+        if len(levels) > most:
+            order = self.picks.permutation(len(levels), number * len(self.real.members) + label)
+        is_in = np.zeros((2, len(levels)), dtype=bool)
+        is_in[0, order[:most]] = True
+        is_in[1, order[levels[order] <= size][:most]] = True
+        kinds = is_in[0] + 2 * is_in[1] + 4 * (levels <= frozen)
+        found = [kind for kind in range(8) if kind % 4 and (kinds == kind).any()]
+        groups = [torch.from_numpy(np.flatnonzero(kinds == kind)).to(self.device) for kind in found]
+        terms = [[at for at, kind in enumerate(found) if kind & bit] for bit in (1, 2)]
+        return groups, [term for term in terms if term], [at for at, kind in enumerate(found) if kind < 4]
+
+    def _advance(self, row: int, label: int, gradient: Tensor, frozen: int) -> None:
+        """One step of SGD with momentum."""
+        images, velocity = self.images[row], self.velocity[row]
+        velocity.mul_(self.settings.momentum).add_(gradient)
+        if self.settings.momentum_shared:
+            images.sub_(velocity, alpha=self.rate)
+            self._coast(row, len(self.real.members) - 1 - label)
+            return
+        if frozen:
+            velocity.masked_fill_(self.formation.frozen_pixels(frozen).to(self.device), 0)
+        images.sub_(velocity, alpha=self.rate)
+
+    def _coast(self, row: int, steps: int) -> None:
+        """What `steps` steps of other classes do to a class: its velocity decays and moves it (spec 5.1)."""
+        momentum = self.settings.momentum
+        travelled = sum(momentum**k for k in range(1, steps + 1))
+        self.images[row].sub_(self.velocity[row], alpha=self.rate * travelled)
+        self.velocity[row].mul_(momentum**steps)
+
+    def _real_batch(self, label: int, number: int) -> Tensor:
+        """Batch `number` of a class's real images: full batches of one pass after another."""
+        members = self.real.members[label]
+        size = min(self.settings.real_batch, len(members))
+        which, place = divmod(number, len(members) // size)
+        batch = members[self._order(label, which)[place * size : (place + 1) * size]]
+        return torch.from_numpy(batch).to(self.device)
+
+    def _order(self, label: int, which: int) -> np.ndarray:
+        """The order of a class's real images in pass number `which`; the last of each class is kept."""
+        if self.orders.get(label, (-1,))[0] != which:
+            count, num_classes = len(self.real.members[label]), len(self.real.members)
+            self.orders[label] = which, self.order.permutation(count, which * num_classes + label)
+        return self.orders[label][1]
+
+    def _initial(self) -> Tensor:
+        """Mosaics of each class's first or random images, or noise: [classes, slots, 3, S, S]."""
+        recipe, job, settings = self.run.recipe, self.job, self.settings
+        size, count = recipe.dataset.image_size, job.num_slots * settings.factor**2
+        stream, classes = Stream(recipe.seed, "gradients/initial"), self.labels.tolist()
+        if settings.initial == "noise":
+            rows = [
+                (label, slot) for label in classes for slot in range(job.first_slot, job.first_slot + job.num_slots)
+            ]
+            noise = stream.normal(rows, 3 * size**2, self.device)
+            return (noise / 4 + 0.5).clamp(0, 1).view(len(classes), job.num_slots, 3, size, size)
+        made = []
+        for label in classes:
+            members = self.real.members[label]
+            order = members if settings.initial == "first" else members[stream.permutation(len(members), label)]
+            places = (job.first_slot * settings.factor**2 + np.arange(count)) % len(members)
+            pictures = self.real.pixels[torch.from_numpy(order[places]).to(self.device)]
+            made.append(self.formation.mosaic(pictures.float() / 255))
+        return torch.stack(made)

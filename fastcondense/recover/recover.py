@@ -1,0 +1,296 @@
+"""Recover: images by gradient descent through frozen teachers (SRe2L, CDA, G-VBSM, EDC, CV-DD, FADRM, LPLD).
+
+The images of a job depend on the recipe, the seed and the job alone.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from typing import NamedTuple
+
+import torch
+from torch import Tensor
+from torch.nn import functional as F
+
+from ..data.jobs import Job
+from ..data.noise import InitialImages, noise
+from ..data.real import Normalization
+from ..kernels.crop import crop
+from ..kernels.image_prior import image_prior
+from ..kernels.pixel_adam import pixel_adam
+from ..networks.graph import Graphs
+from ..networks.precision import arithmetic, network_dtype
+from ..recipe.recipe import Recipe
+from ..sets.record import Record
+from ..statistics.matching import Matching, layer_weights
+from ..teachers.moments import Moments
+from ..teachers.teacher import Teacher
+from ..workers.background import prepare
+from .canvas import Canvas, resized
+from .recording import JobRecorder
+from .regularizers import densification, flatness, own_loss
+from .schedule import Turn, learning_rates, live_layers, stages, turns, window_table
+from .unfinished import State, Unfinished, remaining
+
+
+@dataclass(frozen=True)
+class Sources:
+    """What a job begins with: its initial images, the real images behind "local" targets, and other images."""
+
+    initial: InitialImages
+    local: Callable[[Job], Tensor] | None = None
+
+
+class Recovered(NamedTuple):
+    """What a job makes, on the host: images uint8 [N, 3, S, S]; losses float32 [T, 3], in columns total, cross-entropy
+    and weighted matching; and how the images formed."""
+
+    images: Tensor
+    losses: Tensor
+    record: Record
+
+
+class RecoverStep:
+    """One iteration on static buffers, so that it can be captured; nothing in it is read by the host."""
+
+    def __init__(
+        self,
+        recipe: Recipe,
+        job: Job,
+        teachers: Sequence[Teacher],
+        device: torch.device,
+        sources: Sources | None = None,
+    ):
+        recover = recipe.recover
+        self.recipe, self.recover, self.teachers, self.num_slots = recipe, recover, teachers, job.num_slots
+        self.device = device
+        self.sources = sources or Sources(noise(recipe, device))
+        self.stages = stages(recipe)
+        self.canvases = {side: Canvas(job.num_images, side, device) for side, _ in self.stages}
+        self.canvas = self.canvases[self.stages[0][0]]
+        self.initial = torch.empty(job.num_images, 3, *2 * (recipe.dataset.image_size,), device=device)
+        self.wanted = [teacher.outputs[job.classes().to(device)] for teacher in teachers]
+        targets = [list(zip(recover.target_weights, self._targets(teacher, job), strict=True)) for teacher in teachers]
+        self.matching = [self._matching(teacher, sets) for teacher, sets in zip(teachers, targets, strict=True)]
+        self.own_loss = own_loss(recover.loss) if recover.loss else None
+        self.live = [live.to(device) for live in self._live(job)]
+        self.low, self.high = Normalization.of(recipe.dataset, device).range()
+        self.windows = torch.empty_like(window_table(recipe, job), device=device)
+        self.rates = learning_rates(recover).to(device)
+        self.losses = torch.zeros(recover.iterations, 3, device=device)
+        self.step = torch.zeros(1, dtype=torch.int64, device=device)
+        self.updates = torch.zeros(1, device=device)
+        """Of the optimiser since the stage began."""
+        self.load(job)
+
+    def _matching(self, teacher: Teacher, target_sets: Sequence[tuple[float, Moments]]) -> Matching:
+        recover = self.recover
+        return Matching(
+            target_sets,
+            layer_weights(len(teacher.layers), recover.first_layer_weight, self.device),
+            ema=recover.statistics_ema,
+            ema_start=recover.ema_start,
+        )
+
+    @property
+    def images(self) -> Tensor:
+        """The current images, normalised [N, 3, S, S]."""
+        return self.canvas.images
+
+    def load(self, job: Job) -> None:
+        """Resets all buffers, in place, to the beginning of a job of the same shape."""
+        classes = job.classes()
+        self.initial.copy_(self.sources.initial(job))
+        self.canvas = self.canvases[self.stages[0][0]]
+        self.canvas.fill(self.initial)
+        for zeroed in (self.losses, self.step, self.updates):
+            zeroed.zero_()
+        for number, teacher in enumerate(self.teachers):
+            self.wanted[number].copy_(teacher.outputs[classes.to(teacher.outputs.device)])
+            for which, moments in enumerate(self._targets(teacher, job)):
+                self.matching[number].set_targets(which, moments)
+            self.matching[number].reset()
+        for live, now in zip(self.live, self._live(job), strict=True):
+            live.copy_(now)
+        self.windows.copy_(window_table(self.recipe, job))
+
+    def state(self) -> State:
+        """All that the iterations have changed, for `restore`; not copied."""
+        tensors = {name: value for name, value in vars(self.canvas).items() if isinstance(value, Tensor)}
+        tensors |= {"losses": self.losses, "step": self.step, "updates": self.updates}
+        for number, matching in enumerate(self.matching):
+            tensors |= {f"matching/{number}/{key}": value for key, value in matching.state().items()}
+        return tensors
+
+    def restore(self, stage: int, tensors: State) -> None:
+        """Goes on, in place, from the state of a job that is loaded; `stage`: in which it was."""
+        self.canvas = self.canvases[self.stages[stage][0]]
+        mine = {name: value for name, value in self.state().items() if "/" not in name}
+        for name, buffer in mine.items():
+            buffer.copy_(tensors[name])
+        for number, matching in enumerate(self.matching):
+            matching.load_state({key: tensors[f"matching/{number}/{key}"] for key in ("average", "rate")})
+
+    def layer_losses(self, which: int) -> Tensor:
+        """What each of a teacher's layers added to its matching loss in the last iteration: float64 [L]."""
+        return self.matching[which].layer_losses()
+
+    def enter_stage(self, stage: int) -> None:
+        """Goes on at the stage's size, with a share of the initial images and a new optimiser (spec 3.2)."""
+        side, share = self.stages[stage][0], self.recover.residual
+        images = torch.lerp(resized(self.initial, side), resized(self.images, side), share)
+        self.canvas = self.canvases[side]
+        self.canvas.fill(images)
+        self.updates.zero_()
+
+    def loss(self, canvas: Canvas, images: Tensor, turn: Turn, windows_now: Tensor) -> Tensor:
+        """images: those of the canvas, normalised [N, 3, S, S]. Total, cross-entropy, weighted matching loss: [3]."""
+        recover = self.recover
+        views = crop(images, windows_now, canvas.side, dtype=self.teachers[0].dtype)
+        answers, entropies, distances, own_terms = [], [], [], []
+        for which, weight in turn:
+            logits, moments = self.teachers[which](views)
+            live = self.live[which].index_select(0, self.step)[0] if recover.drop_rate else None
+            answers.append(logits)
+            entropies.append(weight * F.cross_entropy(logits, self.wanted[which]))
+            if self.own_loss is not None:
+                own_terms.append(weight * self.own_loss(views, logits, self.wanted[which]))
+            distances.append(weight * recover.match_weight * self.matching[which](moments, live))
+        entropy, matching = sum(entropies[1:], entropies[0]), sum(distances[1:], distances[0])
+        total = sum(own_terms, entropy + matching)
+        if recover.tv_weight or recover.l2_weight:
+            variation, norm = image_prior(views)
+            total = total + recover.tv_weight * variation + recover.l2_weight * norm
+        if recover.densification_weight:
+            num_classes = len(images) // self.num_slots
+            dense = densification(views.float(), num_classes, recover.densification_temperature)
+            total = total + recover.densification_weight * dense
+        if recover.flatness_weight:
+            with torch.no_grad():
+                mean_views = crop(canvas.average, windows_now, canvas.side, dtype=self.teachers[0].dtype)
+                before = [self.teachers[which](mean_views)[0] for which, _ in turn]
+            for (_, weight), logits, old in zip(turn, answers, before, strict=True):
+                flat = flatness(logits, old, recover.flatness_temperature)
+                total = total + weight * recover.flatness_weight * flat
+        return torch.stack((total, entropy, matching))
+
+    def __call__(self, turn: Turn, canvas: Canvas | None = None) -> None:
+        """Advances images, optimiser state, loss log and step counter by one iteration."""
+        canvas = canvas or self.canvas
+        images = canvas.images.detach().requires_grad_()
+        losses = self.loss(canvas, images, turn, self.windows.index_select(0, self.step)[0])
+        (gradient,) = torch.autograd.grad(losses[0], images)
+        if self.recover.flatness_weight:
+            canvas.average.lerp_(canvas.images, 1 - self.recover.flatness_decay)
+        self.updates += 1
+        pixel_adam(
+            canvas.images,
+            gradient,
+            canvas.first,
+            canvas.second,
+            self.rates.index_select(0, self.step)[0],
+            self.updates[0],
+            betas=self.recover.betas,
+            low=self.low,
+            high=self.high,
+        )
+        self.losses.index_copy_(0, self.step, losses.detach()[None])
+        self.step += 1
+
+    def _targets(self, teacher: Teacher, job: Job) -> list[Moments]:
+        """What the teacher's moments are compared with, for each of recover.targets."""
+        made: list[Moments] = []
+        for kind in self.recover.targets:
+            if kind == "local":
+                if self.sources.local is None:
+                    raise ValueError("recover.targets local needs real images")
+                made.append(teacher.batch_targets(self.sources.local(job)))
+            else:
+                made.append(teacher.matched_targets() if kind == "global" else teacher.category_targets(job.classes()))
+        return made
+
+    def _live(self, job: Job) -> list[Tensor]:
+        return [
+            live_layers(self.recipe, job, teacher.name, [not layer.is_batch_norm for layer in teacher.layers])
+            for teacher in self.teachers
+        ]
+
+
+class Recoverer:
+    """Recovers jobs one after another. Buffers and CUDA graphs are made once for each shape of a job."""
+
+    def __init__(
+        self, recipe: Recipe, teachers: Sequence[Teacher], device: torch.device, sources: Sources | None = None
+    ):
+        self.recipe, self.device, self.sources = recipe, device, sources
+        self.teachers = [teacher.cast(network_dtype(recipe.recover.precision)) for teacher in teachers]
+        check_layers(recipe, self.teachers)
+        self.graphs = Graphs(device)
+        self.steps: dict[tuple[int, int], RecoverStep] = {}
+        self.advances: dict[tuple[tuple[int, int], Turn, int], Callable[[], None]] = {}
+
+    def __call__(self, job: Job, unfinished: Unfinished | None = None, ahead: Job | None = None) -> Recovered:
+        """Recovers a job.
+
+        The last iterate is kept, as in the published codes. With `unfinished` the state is saved there now and then,
+        and gone on from, to the same bits. `ahead`: the job after this one, whose initial images can be made meanwhile.
+        Raises ValueError if images are not finite.
+        """
+        recipe = self.recipe
+        if recipe.recover.iterations == 0:
+            images = (self.sources or Sources(noise(recipe, self.device))).initial(job)
+            return Recovered(self._pixels(images), torch.zeros(0, 3), Record())
+        with arithmetic(recipe.recover.precision, recipe.recover.reproducible):
+            if job.shape not in self.steps:
+                self.steps[job.shape] = RecoverStep(recipe, job, self.teachers, self.device, self.sources)
+            step, order = self.steps[job.shape], turns(recipe, len(self.teachers), job)
+            advances = [[self._advance(job.shape, turn, side) for turn in order] for side, _ in step.stages]
+            step.load(job)
+            if ahead is not None and self.sources is not None:
+                prepare(ahead, self.sources.initial, self.sources.local)
+            recorder = JobRecorder(recipe, job, self.teachers, order, self.device)
+            stage_of = [stage for stage, (_, count) in enumerate(step.stages) for _ in range(count)]
+
+            def restore(iteration: int, tensors: State) -> None:
+                step.restore(stage_of[iteration - 1], tensors)
+                recorder.restore(tensors)
+
+            left = remaining(len(stage_of), unfinished, self.device, lambda: step.state() | recorder.state(), restore)
+            for iteration in left:
+                stage = stage_of[iteration]
+                if iteration and stage != stage_of[iteration - 1]:
+                    step.enter_stage(stage)
+                recorder.before(iteration, step.images)
+                advances[stage][iteration % len(order)]()
+                recorder.after(iteration, step.layer_losses)
+        losses, images = step.losses.to("cpu", copy=True), step.images
+        if not bool(torch.isfinite(images).all()):
+            raise ValueError(f"recover diverged in job {job.index}: images are not finite; try a smaller recover.lr")
+        return Recovered(self._pixels(images), losses, recorder.record())
+
+    def _advance(self, shape: tuple[int, int], turn: Turn, side: int) -> Callable[[], None]:
+        """One iteration of a turn on the canvas of that size: on a GPU a graph, captured once."""
+        key = shape, turn, side
+        if key not in self.advances:
+            step, canvas = self.steps[shape], self.steps[shape].canvases[side]
+
+            def advance() -> None:
+                step(turn, canvas)
+
+            self.advances[key] = self.graphs.capture(advance, step.step.zero_)
+        return self.advances[key]
+
+    def _pixels(self, images: Tensor) -> Tensor:
+        return Normalization.of(self.recipe.dataset, self.device).pixels(images).cpu()
+
+
+def check_layers(recipe: Recipe, teachers: Sequence[Teacher]) -> None:
+    """Raises ValueError if statistics are to be matched, and no teacher has a layer that keeps them.
+
+    Some teachers may have none, as AlexNet among networks with BatchNorm (FADRM+, spec 3.3): theirs is cross-entropy.
+    """
+    recover = recipe.recover
+    if recover.iterations and recover.match_weight and not any(teacher.layers for teacher in teachers):
+        names = ", ".join(teacher.name for teacher in teachers)
+        raise ValueError(f"no layer to match in {names} (recover.statistics {' '.join(recover.statistics)})")

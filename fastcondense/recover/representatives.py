@@ -1,0 +1,131 @@
+"""Real images that stand for their class: herding's choice and medoids, in the features of a teacher or in pixels.
+
+The order of a class's images does not depend on how many of them are wanted, so the first n are the choice for IPC n.
+It is kept in the run's folder, as far as it was needed.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import hashlib
+import json
+from collections.abc import Callable
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Literal
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from ..data.real import square_batches
+from ..files import read_tensors, write_tensors
+from ..networks.precision import arithmetic
+from ..run import Run
+from ..teachers.cut import penultimate
+from ..teachers.teacher import Teacher
+from ..workers.work import Items
+from .selection import herding, inner_products, medoids
+
+_BATCH = 100  # images that go through a teacher together: fixed, because rounding depends on it
+
+
+@dataclass(frozen=True)
+class Rule:
+    """How images are chosen."""
+
+    kind: Literal["herding", "medoid"]
+    teacher: Teacher | None
+    """The one whose classifier's input is compared (its logits, where no single layer makes them); None: pixels."""
+
+
+def representatives(run: Run, rule: Rule, label: int, count: int) -> np.ndarray:
+    """Training samples of a class, the first `count` in the rule's order: int64 [count].
+
+    Images are compared as the evaluation transform sees them. Raises ValueError if fewer can be read.
+    """
+    folder = _folder(run, rule)
+    kept = _kept(folder, label)
+    if len(kept) < count:
+        vectors, ids = _vectors(run, rule.teacher, label)
+        run.report_skipped(run.real.train)
+        if len(ids) < count:
+            raise ValueError(
+                f"class {run.real.classes[label]!r} has {len(ids)} training images that can be read, but {count} are "
+                f"to be chosen by {rule.kind}"
+            )
+        choose = herding if rule.kind == "herding" else medoids
+        kept = ids[choose(inner_products(vectors), count)]
+        write_tensors(_path(folder, label), {"ids": torch.from_numpy(kept)}, {"class": run.real.classes[label]})
+    return kept[:count]
+
+
+def shared_representatives(run: Run, rule: Rule, count: int) -> list[np.ndarray]:
+    """The `representatives` of every class; the workers that share the run choose those of some classes each."""
+    labels, folder = range(len(run.real.classes)), _folder(run, rule)
+    work = Items(f"choices in {folder}", labels, lambda label: len(_kept(folder, label)) >= count)
+    if not all(map(work.is_finished, labels)):
+        for label, _ in run.share(f"{rule.kind} of real images", work):
+            representatives(run, rule, label, count)
+    return [representatives(run, rule, label, count) for label in labels]
+
+
+def representative_images(run: Run, rule: Rule, count: int) -> tuple[Tensor, Tensor]:
+    """The first `count` of every class, by class: uint8 [classes * count, 3, S, S], int64 labels [classes * count]."""
+    ids = np.concatenate([representatives(run, rule, label, count) for label in range(len(run.real.classes))])
+    return read_squares(run, ids), torch.from_numpy(run.real.train.labels[ids])
+
+
+def read_squares(run: Run, ids: np.ndarray) -> Tensor:
+    """The samples' evaluation squares, uint8 [n, 3, S, S] on the run's device.
+
+    Raises ValueError if a file that could be read when it was chosen no longer can.
+    """
+    split, dataset = run.real.train, run.recipe.dataset
+    pixels = [batch for batch, _ in square_batches(split, dataset, run.device, ids=ids)]
+    if sum(map(len, pixels)) < len(ids):
+        run.report_skipped(split)
+        raise ValueError("a training image that was chosen can no longer be read")
+    return torch.cat(pixels)
+
+
+def _vectors(run: Run, teacher: Teacher | None, label: int) -> tuple[Tensor, np.ndarray]:
+    """What is compared of a class's images, [N, D], and the samples that could be read, ascending."""
+    members = np.flatnonzero(run.real.train.labels == label)
+    seen: Callable[[Tensor], Tensor] = (lambda pixels: pixels) if teacher is None else _features(run, teacher)
+    vectors, read = [], []
+    with torch.no_grad(), arithmetic("fp32"):
+        for pixels, ids in square_batches(run.real.train, run.recipe.dataset, run.device, _BATCH, ids=members):
+            vectors.append(seen(pixels).flatten(1))
+            read.append(ids.cpu().numpy())
+    if not read:
+        return torch.zeros(0, 1), members[:0]
+    return torch.cat(vectors), np.concatenate(read)
+
+
+def _features(run: Run, teacher: Teacher) -> Callable[[Tensor], Tensor]:
+    network, _ = penultimate(teacher)
+    return lambda pixels: network(run.normalize(pixels)).float()
+
+
+def _kept(folder: Path, label: int) -> np.ndarray:
+    """Samples that are chosen already, int64 [n]."""
+    path = _path(folder, label)
+    return read_tensors(path)[0]["ids"].numpy() if path.exists() else np.zeros(0, dtype=np.int64)
+
+
+def _path(folder: Path, label: int) -> Path:
+    return folder / f"class-{label:05d}.safetensors"
+
+
+def _folder(run: Run, rule: Rule) -> Path:
+    """Where choices are kept: a folder named after all that decides them."""
+    identity = {
+        "dataset": dataclasses.asdict(run.recipe.dataset),
+        "classes": run.real.classes,
+        "images": len(run.real.train),
+        "rule": rule.kind,
+        "teacher": None if rule.teacher is None else [rule.teacher.name, rule.teacher.sha256],
+    }
+    digest = hashlib.sha256(json.dumps(identity, sort_keys=True).encode()).hexdigest()
+    return run.out / f"initial-{digest[:8]}"

@@ -1,0 +1,168 @@
+"""The stage that makes a run's condensed images, job by job; what is finished stays."""
+
+from __future__ import annotations
+
+import contextlib
+import functools
+import hashlib
+import json
+from dataclasses import replace
+
+from ..data.jobs import Job, jobs
+from ..files import read_json, read_metadata, write_json
+from ..networks.precision import one_thread
+from ..plan.job_size import settle
+from ..run import Run
+from ..sets.condensed import CondensedSet, open_folder, read_set, shard_path, write_shard
+from ..sets.imported import check_order, read_imported, read_origin
+from ..squeeze.stage import squeeze
+from ..statistics import pruning, targets
+from ..teachers.kept import chosen
+from ..teachers.teacher import Teacher
+from ..workers.background import Writer, beside
+from ..workers.work import Items
+from . import initial
+from .features import FeatureRecoverer
+from .gradients import GradientRecoverer
+from .mosaic import Mosaics
+from .recover import Recovered, Recoverer, Sources
+from .unfinished import Unfinished
+
+
+def recover(run: Run) -> None:
+    """Makes the condensed images, if none are imported; finished jobs are kept, unreadable ones are made again.
+
+    All workers of a launch call this, and each returns when all jobs are finished.
+    """
+    settle(run)
+    recipe, identity, teachers = run.recipe, run.identity("recover"), squeeze(run)
+    folder = run.out / "condensed"
+    if (origin := read_origin(folder)) is not None:
+        run.log.say(f"recover: {condensed_set(run).num_images} images are imported from {origin['path']}")
+        return
+    manifest = {
+        "classes": list(run.real.classes),
+        "recipe": identity,
+        "teachers": {teacher.name: teacher.sha256 for teacher in teachers},
+    }
+    open_folder(folder, manifest)
+    made = Made(run, hashlib.sha256(json.dumps(manifest, sort_keys=True).encode()).hexdigest())
+    everything = jobs(recipe, len(run.real.classes))
+    finished = sum(map(made.is_finished, everything))
+    if finished:
+        run.log.say(f"recover: {finished} of {len(everything)} jobs are finished already")
+    num_images = sum(job.num_images for job in everything)
+    run.log.event("recover", jobs=len(everything), images=num_images, finished=finished)
+    if finished < len(everything):
+        with one_thread(run.device) if recipe.recover.reproducible else contextlib.nullcontext():
+            _recover(run, teachers, made, everything)
+    _note_size(run)
+
+
+def _recover(run: Run, teachers: list[Teacher], made: Made, everything: list[Job]) -> None:
+    """Makes this worker's part of the jobs, and waits for the others'."""
+    folder, recover_job = made.folder, _recoverer(run, teachers)
+    # the largest first, so that no worker is left with one at the end
+    everything = sorted(everything, key=lambda job: (-job.num_images, job.index))
+    with Writer() as writer:
+        work = Items(f"jobs of {folder}", everything, made.is_finished, settle=writer.settle)
+        for job, ahead in run.share("recover", work):
+            unfinished = Unfinished.of(folder, job, made.identity)
+            run.log.event("working", job=job.index)
+            with run.stopwatch() as watch:
+                recovered = recover_job(job, unfinished, ahead)
+            writer(functools.partial(made.write, job, recovered, watch.seconds, unfinished))
+
+
+class Made:
+    """The shards of a run. identity: of all that decides the images, but for the job."""
+
+    def __init__(self, run: Run, identity: str):
+        self.run, self.folder, self.identity = run, run.out / "condensed", identity
+
+    def is_finished(self, job: Job) -> bool:
+        """Whether a job's shard is there; a damaged one is removed. Raises ValueError for one of another recipe."""
+        path = shard_path(self.folder, job.index)
+        if not path.exists():
+            return False
+        try:
+            kept = read_metadata(path)
+        except ValueError as error:
+            self.run.log.say(f"recover: {error}; the job is done again")
+            path.unlink(missing_ok=True)
+            return False
+        if kept.get("recipe", self.identity) != self.identity:
+            raise ValueError(
+                f"{path} is of another recipe; move it away and the job is done again, or choose another --out"
+            )
+        if kept.get("cells", _cells(job)) != _cells(job):
+            raise ValueError(f"{path} is of another job; move it away, and both are done again")
+        return True
+
+    def write(self, job: Job, recovered: Recovered, seconds: float, unfinished: Unfinished) -> None:
+        """The shard of a job that took so many seconds; its unfinished state goes."""
+        metadata = {"seconds": f"{seconds:.3f}", "images": "uint8 NCHW, RGB"}
+        metadata |= {"recipe": self.identity, "cells": _cells(job)}
+        images, losses, record = recovered
+        write_shard(self.folder, job, images, losses, metadata, record)
+        unfinished.remove()
+        total, entropy, matching = losses[-1].tolist() if len(losses) else (0.0, 0.0, 0.0)
+        measured = {
+            "images": job.num_images,
+            "seconds": seconds,
+            "images_per_second": job.num_images / seconds,
+            "loss": total,
+            "cross_entropy": entropy,
+            "matching": matching,
+        }
+        self.run.log.event("job", index=job.index, slot=job.first_slot, **measured)
+
+
+def _cells(job: Job) -> str:
+    """Which images a job makes, for a shard's metadata."""
+    return f"slots {job.first_slot} + {job.num_slots}, classes {job.first_class} + {job.num_classes}"
+
+
+def _note_size(run: Run) -> None:
+    """Writes into the manifest how many images a class the set has."""
+    path = run.out / "condensed" / "manifest.json"
+    manifest = read_json(path)
+    if manifest.get("ipc", 0) < run.recipe.ipc:
+        write_json(path, manifest | {"ipc": run.recipe.ipc})
+
+
+def _recoverer(run: Run, teachers: list[Teacher]) -> Recoverer | FeatureRecoverer | GradientRecoverer:
+    """What recovers the run's jobs, with all that it needs: initial images, target statistics, anchors."""
+    recipe, recover = run.recipe, run.recipe.recover
+    if recover.objective == "gradients":
+        return GradientRecoverer(run)
+    matched, images = chosen(teachers, recover.teachers), initial.make(run, teachers)
+    if recover.objective == "features":
+        assert isinstance(images, Mosaics)
+        return FeatureRecoverer(recipe, matched, run.device, *beside(run.device, images, images.anchors))
+    if recover.iterations:
+        targets.complete(run, matched)
+        pruning.prune(run, matched)
+    local = targets.local_images(run) if "local" in recover.targets else None
+    first, real = beside(run.device, images, local)
+    return Recoverer(recipe, matched, run.device, Sources(first, real))
+
+
+def made_jobs(run: Run) -> list[Job]:
+    """The jobs of the set that lies in the run's folder, which may have more images a class than the recipe wants."""
+    path = run.out / "condensed" / "manifest.json"
+    made = read_json(path).get("ipc", 0) if path.exists() else 0
+    return jobs(replace(run.recipe, ipc=max(made, run.recipe.ipc)), len(run.real.classes))
+
+
+def condensed_set(run: Run) -> CondensedSet:
+    """The finished condensed images of the run, the first `ipc` of each class.
+
+    Imported ones are shown to the teachers that the run has by now.
+    """
+    recipe, everything, classes = run.recipe, made_jobs(run), run.real.classes
+    folder = run.out / "condensed"
+    if read_origin(folder) is not None:
+        imported = read_imported(folder, recipe, classes)
+        check_order(folder, imported, run.teachers, recipe.squeeze.gate_images, recipe.dataset, run.device, run.log)
+    return read_set(folder, everything, recipe.ipc, classes)

@@ -1,0 +1,98 @@
+"""The state of a job that is not finished: written every minute and when a signal comes, read by whoever goes on."""
+
+from __future__ import annotations
+
+import time
+from collections import deque
+from collections.abc import Callable, Iterator, Mapping
+from dataclasses import dataclass, field
+from pathlib import Path
+
+import torch
+from torch import Tensor
+
+from ..data.jobs import Job
+from ..files import read_tensors, write_tensors
+from ..workers.interrupt import check, held, is_requested
+
+_SECONDS_BETWEEN = 60.0
+_IN_FLIGHT = 16  # iterations that the host may be ahead of a GPU: enough to keep it busy, few enough to stop at once
+State = dict[str, Tensor]
+
+
+def unfinished_path(folder: Path, job: int) -> Path:
+    """Where the state of a job is kept until it is finished."""
+    return folder / f"unfinished-{job:05d}.safetensors"
+
+
+@dataclass
+class Unfinished:
+    """The file of a job's state. Two workers may write it, if one was taken for lost: both states are of the same way.
+
+    identity: of all that decides the images, but for the job.
+    """
+
+    path: Path
+    identity: str
+    said_at: float = field(default_factory=time.monotonic)
+
+    @staticmethod
+    def of(folder: Path, job: Job, identity: str) -> Unfinished:
+        return Unfinished(unfinished_path(folder, job.index), identity)
+
+    def is_due(self) -> bool:
+        """Whether the state should be written after this iteration."""
+        return is_requested() or time.monotonic() - self.said_at > _SECONDS_BETWEEN
+
+    def write(self, iteration: int, tensors: Mapping[str, Tensor], more: Mapping[str, str] | None = None) -> None:
+        """The state before `iteration`."""
+        write_tensors(self.path, tensors, {"identity": self.identity, "iteration": str(iteration), **(more or {})})
+        self.said_at = time.monotonic()
+
+    def read(self) -> tuple[int, dict[str, Tensor], dict[str, str]] | None:
+        """Iteration, tensors and metadata of the state; None if there is none, or it is damaged or of another recipe:
+        then the job begins anew."""
+        try:
+            tensors, metadata = read_tensors(self.path)
+        except ValueError:
+            return None
+        if metadata.get("identity") != self.identity:
+            return None
+        return int(metadata["iteration"]), tensors, metadata
+
+    def remove(self) -> None:
+        """Once the job's shard is written."""
+        self.path.unlink(missing_ok=True)
+
+
+def remaining(
+    count: int,
+    unfinished: Unfinished | None,
+    device: torch.device,
+    state: Callable[[], State],
+    restore: Callable[[int, State], None],
+) -> Iterator[int]:
+    """The iterations of a job that are still to be done: from the saved state on, if there is one.
+
+    `state` is what has to be saved between two iterations, and `restore` takes it back, with the number of the next.
+    Raises Interrupted once a signal has come and the state is saved. Without `unfinished`, nothing is saved.
+    """
+    if unfinished is None:
+        yield from range(count)
+        return
+    first, saved = 0, unfinished.read()
+    if saved is not None:
+        first = saved[0]
+        restore(first, saved[1])
+    in_flight: deque[torch.cuda.Event] = deque()
+    with held():
+        for iteration in range(first, count):
+            yield iteration
+            if device.type == "cuda":
+                in_flight.append(torch.cuda.Event())
+                in_flight[-1].record()
+                if len(in_flight) > _IN_FLIGHT:
+                    in_flight.popleft().synchronize()
+            if unfinished.is_due() and iteration + 1 < count:
+                unfinished.write(iteration + 1, state())
+                check()

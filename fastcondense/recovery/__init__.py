@@ -1,1 +1,0 @@
-"""Recover: jobs, their initial images, and the descent through frozen teachers."""

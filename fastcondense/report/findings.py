@@ -1,0 +1,197 @@
+"""What a run has left so far, read for its report. What a stage that has not run would have left is empty."""
+
+from __future__ import annotations
+
+import datetime
+import re
+from collections.abc import Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from .. import vision
+from ..files import read_json, read_metadata
+from ..log import read_events
+from ..recover.stage import made_jobs
+from ..run import Run
+from ..sets.condensed import read_present, read_record, shard_path
+from ..sets.imported import read_origin
+from ..sets.loss_bands import LossBand, read_loss_band
+from ..sets.record import LayerLosses, Snapshots
+from ..students.students import Student, arms, read_student, student_folder
+from ..teachers.kept import teacher_path
+from . import plots
+
+CLASSES, SLOTS = 20, 20
+"""The first classes and slots, whose images are read."""
+
+
+@dataclass(frozen=True)
+class TeacherFile:
+    """A finished teacher: its name, the hash of its weights, top-1 in per cent, bytes on disk, and seconds."""
+
+    name: str
+    sha256: str
+    top1: float
+    bytes: int
+    seconds: float
+
+
+@dataclass(frozen=True)
+class Findings:
+    """All that the report shows, but what it computes."""
+
+    run: Run
+    titles: tuple[str, ...]
+    """Names of the classes, for people."""
+    environment: dict[str, Any]
+    dates: str
+    """When the first and the last thing was made; empty for nothing."""
+    teachers: list[TeacherFile]
+    images: dict[tuple[int, int], Tensor]
+    """Finished images of the first classes and slots, uint8 [3, S, S] by class and slot."""
+    num_jobs: int
+    num_finished: int
+    num_images: int
+    """In all finished jobs."""
+    losses: LossBand | None
+    """Of all finished jobs that have any."""
+    snapshots: Snapshots | None
+    layers: list[LayerLosses]
+    """Of each teacher: the mean over all jobs."""
+    recover_seconds: float
+    shard_bytes: int
+    replay: dict[str, Any] | None
+    origin: dict[str, Any] | None
+    """Where the images are imported from, if they are."""
+    students: dict[str, list[Student]]
+    """Finished ones of each arm."""
+    result: dict[str, Any]
+    """What evaluate has written, as the other two; empty if it has not run."""
+    sizes: dict[str, Any]
+    ranking: dict[str, Any]
+    hours: dict[str, tuple[float, str]] = field(default_factory=dict)
+    """What each stage has cost in all launches, as the log tells: workers times hours, and what these are called."""
+
+    @property
+    def has_other_scores(self) -> bool:
+        """Whether the result is that of other settings than the run has now."""
+        return bool(self.result) and self.result["recipe_sha256"] != self.run.recipe.sha256()
+
+
+def read_findings(run: Run) -> Findings:
+    """Reads the folder of the run; nothing is computed, and nothing has to be there."""
+    recipe, folder, classes = run.recipe, run.out / "condensed", run.real.classes
+    everything = [job for job in made_jobs(run) if job.first_slot < recipe.ipc]
+    images, finished = read_present(folder, everything, CLASSES, min(SLOTS, recipe.ipc))
+    paths = [shard_path(folder, job.index) for job in finished]
+    snapshots, means = [], LayerMeans()
+    for job in finished:
+        record = read_record(folder, job.index)
+        means.add(record.layers)
+        snapshots += [record.snapshots] if record.snapshots is not None else []
+    numbers = range(recipe.train.seeds)
+    students = {
+        arm.name: [
+            read_student(run, arm, n) for n in numbers if (student_folder(run, arm, n) / "student.json").exists()
+        ]
+        for arm in arms(run)
+    }
+    return Findings(
+        run=run,
+        titles=class_titles(classes),
+        environment=_optional(run.out / "environment.json"),
+        dates=_dates(run.out / "log.jsonl"),
+        teachers=[
+            _teacher(path, name) for name in recipe.squeeze.teachers if (path := teacher_path(run.out, name)).exists()
+        ],
+        images=images,
+        num_jobs=len(everything),
+        num_finished=len(finished),
+        num_images=sum(job.num_images for job in finished),
+        losses=read_loss_band(paths, plots.POINTS),
+        snapshots=_all_snapshots(snapshots),
+        layers=means.tables(),
+        recover_seconds=sum(float(read_metadata(path).get("seconds", 0)) for path in paths),
+        shard_bytes=sum(path.stat().st_size for path in paths),
+        replay=_optional(folder / "manifest.json").get("replay"),
+        students=students,
+        origin=read_origin(folder),
+        result=_optional(run.out / "result.json"),
+        sizes=_optional(run.out / "curve.json"),
+        ranking=_optional(run.out / "ranking.json"),
+        hours=hours_of(run.out / "log.jsonl"),
+    )
+
+
+def _optional(path: Path) -> dict[str, Any]:
+    """A JSON file; empty if there is none."""
+    return dict(read_json(path)) if path.exists() else {}
+
+
+def class_titles(classes: Sequence[str]) -> tuple[str, ...]:
+    """Class names for people: ImageNet's wnids in words, all others as they are."""
+    if not all(re.fullmatch(r"n\d{8}", name) for name in classes):
+        return tuple(classes)
+    info = vision.timm.data.ImageNetInfo()
+    known = set(info.label_names())
+    return tuple(info.label_name_to_description(name).partition(",")[0] if name in known else name for name in classes)
+
+
+class LayerMeans:
+    """One table a teacher: the mean of all that jobs have of it; teachers in their order. Tables are not kept."""
+
+    def __init__(self) -> None:
+        self.sums: dict[tuple[str, tuple[str, ...]], tuple[int, Tensor, Tensor]] = {}
+
+    def add(self, tables: Sequence[LayerLosses]) -> None:
+        """Counts the tables of a job in."""
+        for table in tables:
+            key, losses = (table.teacher, table.names), table.losses.double()
+            count, iterations, total = self.sums.get(key, (0, table.iterations, torch.zeros_like(losses)))
+            self.sums[key] = count + 1, iterations, total + losses
+
+    def tables(self) -> list[LayerLosses]:
+        return [
+            LayerLosses(teacher, names, iterations, (total / count).float())
+            for (teacher, names), (count, iterations, total) in self.sums.items()
+        ]
+
+
+def _all_snapshots(some: Sequence[Snapshots]) -> Snapshots | None:
+    """Those of all jobs, by class."""
+    some = [one for one in some if torch.equal(one.iterations, some[0].iterations)]
+    if not some:
+        return None
+    classes = torch.cat([one.classes for one in some])
+    order = classes.argsort()
+    return Snapshots(torch.cat([one.images for one in some], 1)[:, order], classes[order], some[0].iterations)
+
+
+def _teacher(path: Path, name: str) -> TeacherFile:
+    kept = read_metadata(path)
+    return TeacherFile(name, kept["sha256"], float(kept["top1"]), path.stat().st_size, float(kept["seconds"]))
+
+
+def hours_of(log: Path) -> dict[str, tuple[float, str]]:
+    """Workers times hours of each stage but reports, all times that it ran added up, and what they are called."""
+    found: dict[str, tuple[float, str]] = {}
+    for entry in read_events(log, ("cost",)):
+        if entry["stage"] not in ("inspect", "run"):  # the report itself
+            before = found.get(entry["stage"], (0.0, ""))[0]
+            found[entry["stage"]] = before + entry["hours"], entry["unit"]
+    return found
+
+
+def _dates(log: Path) -> str:
+    """UTC, by the minute; events that make nothing do not count."""
+    times = [entry["time"] for entry in read_events(log, ("teacher", "job", "epoch", "result"))]
+    times = [time for time in times if 0 <= time < 1e11]  # others have no date
+    if not times:
+        return ""
+    first, last = (datetime.datetime.fromtimestamp(time, datetime.UTC) for time in (min(times), max(times)))
+    end = f"{last:%H:%M}" if first.date() == last.date() else f"{last:%Y-%m-%d %H:%M}"
+    return f"{first:%Y-%m-%d %H:%M} to {end} UTC"

@@ -1,0 +1,161 @@
+"""The report of a run: one HTML page with all that it needs inside, light or dark, without scripts or requests."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+from ..files import write_atomic
+from ..run import Run
+from ..squeeze.stage import squeeze
+from ..words import bytes_in_words
+from . import looks, scores
+from .embedding import Features, image_features
+from .findings import Findings, read_findings
+from .html import Html, counted, details, facts, join, short, table, tag
+
+_POLICY = "default-src 'none'; img-src data:; style-src 'unsafe-inline'"
+_SECTIONS = {
+    "images": "Images",
+    "forming": "Forming",
+    "losses": "Losses",
+    "features": "Features",
+    "accuracy": "Accuracy",
+    "classes": "Classes",
+    "costs": "Costs",
+}
+
+
+def write_report(run: Run) -> Path:
+    """Writes report.html of what the run has made so far; nothing is made for it."""
+    found = read_findings(run)
+    path = run.out / "report.html"
+    write_atomic(path, page(found, _features(found)).encode())
+    return path
+
+
+def _features(found: Findings) -> Features | None:
+    """Of condensed and real images, through the first teacher; None without images, or where a teacher is missing."""
+    names = found.run.recipe.squeeze.teachers
+    if not found.images or not names or len(found.teachers) < len(names):
+        return None
+    return image_features(found.run, squeeze(found.run)[0], found.images)
+
+
+def page(found: Findings, seen: Features | None) -> str:
+    """The whole page."""
+    recipe = found.run.recipe
+    style = (Path(__file__).parent / "report.css").read_text()
+    links = [tag("a", name, href=f"#{key}") for key, name in _SECTIONS.items()]
+    body = [
+        _header(found),
+        tag("nav", *links),
+        tag(
+            "main",
+            looks.images(found),
+            looks.forming(found),
+            looks.losses(found),
+            looks.features(found, seen),
+            scores.accuracy(found),
+            scores.by_class(found),
+            scores.costs(found),
+        ),
+        tag("footer", "Made by fastcondense inspect. The page holds all that it shows and asks for nothing."),
+    ]
+    head = [
+        Html('<meta charset="utf-8">'),
+        Html('<meta name="viewport" content="width=device-width, initial-scale=1">'),
+        Html('<meta name="color-scheme" content="light dark">'),
+        Html(f'<meta http-equiv="Content-Security-Policy" content="{_POLICY}">'),
+        tag("title", f"{recipe.name}, fastcondense"),
+        tag("style", Html(style)),
+    ]
+    return f'<!doctype html>\n<html lang="en">{tag("head", *head)}\n{tag("body", *body)}</html>\n'
+
+
+def _header(found: Findings) -> Html:
+    recipe = found.run.recipe
+    versions = found.result["versions"] if found.result else found.environment
+    device = versions.get("gpu", found.environment.get("device", "unknown"))
+    packages = ("fastcondense", "torch", "torchvision", "timm", "triton", "numpy", "python")
+    details_of_run = [
+        ("method", recipe.method),
+        ("recipe sha256", tag("code", recipe.sha256()[:12])),
+        ("data", f"{recipe.dataset.name}, {len(found.titles)} classes, {recipe.dataset.image_size} pixels"),
+        ("images a class", str(recipe.ipc)),
+        ("student", short(recipe.train.student)),
+        ("seeds", ", ".join(str(recipe.seed + number) for number in range(recipe.train.seeds))),
+        ("made", found.dates or "nothing yet"),
+        *([("imported from", found.origin["path"])] if found.origin else []),
+        ("device", device),
+        ("versions", ", ".join(f"{name} {versions[name]}" for name in packages if name in versions)),
+    ]
+    return tag(
+        "header",
+        tag("p", "fastcondense report", class_="over"),
+        tag("h1", recipe.name),
+        tag("p", _summary(found), class_="lead"),
+        _stages(found),
+        facts(details_of_run),
+        _teachers(found),
+        details("The whole recipe", tag("pre", recipe.to_toml())),
+    )
+
+
+def _summary(found: Findings) -> str:
+    """What came out, in a sentence or two."""
+    recipe, result = found.run.recipe, found.result
+    if not result:
+        return (
+            f"{found.num_finished} of {found.num_jobs} jobs are finished: {found.num_images} images of "
+            f"{len(found.titles) * recipe.ipc}. There are no scores yet."
+        )
+    mine = result["top1_last"]["mean"]
+    text = (
+        f"Trained on {result['ipc']} condensed {'image' if result['ipc'] == 1 else 'images'} a class, "
+        f"{short(result['student'])} names {mine:.1f} % of {result['test_images']} test images."
+    )
+    for arm, words in (("random_soft", "with the same soft labels"), ("random_hard", "with hard labels")):
+        if arm in result["baselines"]:
+            other = result["baselines"][arm]["top1_last"]["mean"]
+            points = f"{abs(mine - other):.1f}"
+            place = "level with" if points == "0.0" else f"{points} points {'above' if mine > other else 'below'}"
+            return f"{text} That is {place} random real images {words} ({other:.1f} %)."
+    return text
+
+
+def _stages(found: Findings) -> Html:
+    """How far each stage is."""
+    recipe = found.run.recipe
+    trained, wanted = sum(len(some) for some in found.students.values()), recipe.train.seeds * len(found.students)
+    progress = {
+        "squeeze": (len(found.teachers), len(recipe.squeeze.teachers), "teacher"),
+        "recover": (found.num_finished, found.num_jobs, "job"),
+        "relabel": (int(found.replay is not None), 1, ""),
+        "train": (trained, wanted, "student"),
+        "evaluate": (int(bool(found.result)), 1, ""),
+    }
+    items = []
+    for stage, (count, of, noun) in progress.items():
+        state = "done" if count == of else "partly" if count else "open"
+        words = (
+            "not needed"
+            if not of
+            else "not run"
+            if not count
+            else counted(count, of, noun)
+            if count < of
+            else "finished"
+        )
+        if stage == "evaluate" and found.has_other_scores:
+            state, words = "partly", "with other settings"
+        items.append(tag("li", tag("b", stage), " ", words, class_=state))
+    return tag("ol", *items, class_="stages")
+
+
+def _teachers(found: Findings) -> Html:
+    if not found.teachers:
+        return join([])
+    rows = [
+        (short(t.name), tag("code", t.sha256[:12]), f"{t.top1:.1f}", bytes_in_words(t.bytes)) for t in found.teachers
+    ]
+    return table(("teacher", "weights' sha256", "top-1, %", "bytes"), rows, num_text=2)

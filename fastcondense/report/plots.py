@@ -1,0 +1,183 @@
+"""The report's plots: SVG by matplotlib, in the page's own colours and letters, so that it follows light and dark."""
+
+from __future__ import annotations
+
+import io
+import re
+from collections.abc import Mapping, Sequence
+from typing import Any
+
+import matplotlib
+import numpy as np
+from matplotlib.colors import LogNorm
+from matplotlib.figure import Figure
+from matplotlib.ticker import LogLocator, NullLocator, StrMethodFormatter
+
+from ..sets.loss_bands import LossBand
+from ..sets.record import LayerLosses
+from .html import Html, escape
+
+COLORS = tuple(f"var(--c{k})" for k in range(10))
+_INK, _MUTED, _LINE, _PAPER = "#010101", "#020202", "#030303", "#040404"
+_SERIES = tuple(f"#0500{k:02x}" for k in range(10))
+# what matplotlib draws with, and what the page replaces it by
+_REPLACED = {_INK: "var(--ink)", _MUTED: "var(--muted)", _LINE: "var(--line)", _PAPER: "var(--paper)"}
+_REPLACED |= dict(zip(_SERIES, COLORS, strict=True))
+_STYLE: dict[Any, Any] = {
+    "font.family": "sans-serif",
+    "font.size": 10.0,
+    "text.color": _INK,
+    "axes.edgecolor": _LINE,
+    "axes.labelcolor": _MUTED,
+    "axes.titlesize": 11.0,
+    "axes.spines.top": False,
+    "axes.spines.right": False,
+    "axes.grid": True,
+    "axes.axisbelow": True,
+    "grid.color": _LINE,
+    "grid.linewidth": 0.6,
+    "xtick.color": _LINE,
+    "ytick.color": _LINE,
+    "xtick.labelcolor": _MUTED,
+    "ytick.labelcolor": _MUTED,
+    "svg.fonttype": "none",
+    "svg.hashsalt": "fastcondense",
+}
+POINTS = 300
+"""Of a curve, at most."""
+_ROW = 0.19  # inches of a row of a plot by classes or by layers
+
+
+def curve(band: LossBand, column: int, name: str) -> Html:
+    """One of the losses over the iterations: the mean over jobs and the range between them."""
+    low, high = band.low[:, column], band.high[:, column]
+    with matplotlib.rc_context(_STYLE):
+        figure, axis = _axes(3.4, 2.3)
+        axis.fill_between(band.middle, low, high, color=_SERIES[0], alpha=0.2, linewidth=0)
+        axis.plot(band.middle, band.mean[:, column], color=_SERIES[0], linewidth=1.4)
+        axis.set(title=name, xlabel="iteration")
+        if (low > 0).all():
+            axis.set_yscale("log")
+            _mark(axis.yaxis, high.max() / low.min())
+        return _svg(figure, f"{name} over the iterations")
+
+
+def layers(table: LayerLosses) -> Html:
+    """A heat map: each layer's matching loss in the iterations that were kept; layers from the input downwards."""
+    losses = table.losses.numpy().T
+    num_layers, count = losses.shape
+    positive = losses[losses > 0]
+    low, high = (positive.min(), positive.max()) if len(positive) else (1e-3, 1.0)
+    low, high = max(low, high / 1e4), max(high, low * 1.001)
+    every = -(-num_layers // 60)
+    with matplotlib.rc_context(_STYLE):
+        figure, axis = _axes(10.6, 0.9 + _ROW * num_layers / every)
+        masked = np.ma.masked_less_equal(losses, 0)
+        picture = axis.imshow(
+            masked, aspect="auto", interpolation="none", norm=LogNorm(low, high, clip=True), cmap="viridis"
+        )
+        ticks = np.unique(np.linspace(0, count - 1, min(count, 9)).round().astype(int))
+        axis.set_xticks(ticks, [str(int(table.iterations[k])) for k in ticks])
+        axis.set_yticks(range(0, num_layers, every), table.names[::every])
+        axis.tick_params(length=0)
+        axis.set(xlabel="iteration")
+        axis.grid(False)
+        scale = figure.colorbar(picture, ax=axis, pad=0.015, aspect=30)
+        scale.outline.set_visible(False)
+        _mark(scale.ax.yaxis, high / low)
+        return _svg(figure, f"matching loss of each layer of {table.teacher} over the iterations")
+
+
+def epochs(histories: Mapping[str, Sequence[tuple[Sequence[float], Sequence[float]]]], colors: Sequence[int]) -> Html:
+    """Top-1 over epochs, one or more students an arm: a line for each, in the arm's colour."""
+    with matplotlib.rc_context(_STYLE):
+        figure, axis = _axes(5.2, 3.0)
+        for students, color in zip(histories.values(), colors, strict=True):
+            for x, y in students:
+                marker = "o" if len(x) < 30 else ""
+                axis.plot(x, y, color=_SERIES[color], linewidth=1.3, marker=marker, markersize=2.5)
+        axis.set(xlabel="epoch", ylabel="top-1, %")
+        return _svg(figure, "top-1 of the students over their epochs")
+
+
+def sizes(curves: Sequence[Sequence[tuple[int, float, float]]]) -> Html:
+    """Scores by images a class: sizes, means and deviations, a line each in colours of their own."""
+    with matplotlib.rc_context(_STYLE):
+        figure, axis = _axes(5.2, 3.0)
+        for k, curve in enumerate(curves):
+            color, (x, y, deviations) = _SERIES[k % len(_SERIES)], zip(*curve, strict=True)
+            axis.errorbar(x, y, deviations, color=color, linewidth=1.3, marker="o", markersize=3, capsize=2)
+        ticks = sorted({size for curve in curves for size, *_ in curve})
+        axis.set(xlabel="images a class", ylabel="top-1, %", xscale="log")
+        axis.minorticks_off()
+        axis.set_xticks(ticks, [str(size) for size in ticks])
+        return _svg(figure, "top-1 by images a class")
+
+
+def dots(names: Sequence[str], columns: Sequence[tuple[Sequence[float], int]], label: str) -> Html:
+    """A row a class and a dot a column, joined by a line; columns: values and the number of their colour.
+
+    Per cent are shown from 0 to 100.
+    """
+    rows = np.arange(len(names))
+    values = np.array([column for column, _ in columns], dtype=float)
+    with matplotlib.rc_context(_STYLE):
+        figure, axis = _axes(5.2, 0.75 + (_ROW + 0.03) * len(names))
+        if len(columns) > 1:
+            axis.hlines(rows, np.nanmin(values, 0), np.nanmax(values, 0), color=_LINE, linewidth=2.5)
+        for column, color in reversed(columns):
+            axis.scatter(column, rows, s=26, color=_SERIES[color], linewidths=0, zorder=3)
+        axis.set_yticks(rows, [name if len(name) <= 22 else f"{name[:21]}…" for name in names])
+        axis.tick_params(axis="y", length=0, labelcolor=_INK)
+        axis.grid(axis="y", visible=False)
+        axis.set(xlabel=label, ylim=(len(names) - 0.5, -0.5))
+        if label.endswith("%"):
+            axis.set_xlim(-3, 103)
+        axis.spines["left"].set_visible(False)
+        return _svg(figure, f"{label} by class")
+
+
+def scatter(places: np.ndarray, classes: Sequence[int], is_condensed: np.ndarray) -> Html:
+    """The plane of a t-SNE, float [n, 2]: small dots for real images, rings for condensed ones, a colour a class."""
+    colors = np.array([_SERIES[label % len(_SERIES)] for label in classes])
+    with matplotlib.rc_context(_STYLE | {"axes.grid": False}):
+        figure, axis = _axes(5.2, 4.6)
+        real = ~is_condensed
+        axis.scatter(*places[real].T, s=9, c=colors[real], alpha=0.55, linewidths=0)
+        axis.scatter(*places[is_condensed].T, s=34, c=colors[is_condensed], edgecolors=_INK, linewidths=0.9)
+        axis.set(xticks=[], yticks=[], aspect="equal", adjustable="datalim")
+        for spine in axis.spines.values():
+            spine.set_visible(False)
+        return _svg(figure, "t-SNE of the features of condensed and of real images")
+
+
+def _mark(axis: Any, ratio: float) -> None:
+    """Plain numbers at a logarithmic axis over such a range, as many as it has room for."""
+    axis.set_major_locator(LogLocator(subs=(1.0,) if ratio > 100 else (1.0, 2.0, 5.0), numticks=7))
+    axis.set_minor_locator(NullLocator())
+    axis.set_major_formatter(StrMethodFormatter("{x:g}"))
+
+
+def _axes(width: float, height: float):
+    figure = Figure(figsize=(width, height), layout="constrained")
+    return figure, figure.add_subplot()
+
+
+def _svg(figure: Figure, text: str) -> Html:
+    """The drawing alone, as wide as the page allows; `text` is for those who do not see it."""
+    file = io.StringIO()
+    empty = dict.fromkeys(("Date", "Creator", "Format", "Type"))
+    figure.savefig(file, format="svg", transparent=True, metadata=empty)
+    width = figure.get_figwidth()
+    written = file.getvalue()
+    written = written[written.index("<svg") :]
+    box = re.search(r'viewBox="[^"]*"', written)
+    assert box is not None
+    head = f'<svg {box[0]} role="img" aria-label="{escape(text)}" style="max-width:{width:.1f}in">'
+    body = written[written.index(">") + 1 :]
+    body = re.sub(r"<metadata>.*?</metadata>", "", body, flags=re.DOTALL)
+    body = re.sub(r'<g id="[^"]*"', "<g", body)
+    body = re.sub(r"font: ([\d.]+)px [^;\"]*", r"font-size: \1px", body)
+    for drawn, shown in _REPLACED.items():
+        body = body.replace(drawn, shown)
+    return Html(head + re.sub(r"\n\s*", "\n", body))

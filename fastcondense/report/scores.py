@@ -1,0 +1,222 @@
+"""The report's sections on students and costs: accuracy beside baselines, class by class, bytes and seconds."""
+
+from __future__ import annotations
+
+from collections import Counter
+from collections.abc import Sequence
+from typing import Any
+
+from ..students.students import CONDENSED, Student
+from ..words import bytes_in_words, seconds_in_words
+from . import plots
+from .findings import Findings
+from .html import Html, bar, counted, figure, join, legend, not_run, note, section, short, table, tag
+from .plots import COLORS
+from .report import ARMS, RANKING_SCORES, SIZE_NAMES
+
+CLASSES = 20
+"""Classes that are shown one by one: those that students on condensed images know least."""
+_OWN = CONDENSED.name
+_NUMBERS = {_OWN: 0, "random_soft": 1, "random_hard": 2, "full": 3, "herding_soft": 4, "herding_hard": 5}
+"""Each arm's colour."""
+
+
+def arm_title(found: Findings, arm: str) -> str:
+    """What an arm's students were trained on, in words."""
+    images, labels = "imported" if found.origin else "condensed", found.run.recipe.labels.source
+    return ARMS.get(arm, f"{images}, {'hard' if labels == 'hard' else 'soft'} labels")
+
+
+def accuracy(found: Findings) -> Html:
+    """The honest table with bars, and top-1 over epochs."""
+    result, recipe = found.result, found.run.recipe
+    scores = not_run("The students are not scored yet.", "fastcondense evaluate RUN")
+    if result:
+        scores = _scores(found, result)
+    trained = {arm: students for arm, students in found.students.items() if students}
+    if trained:
+        histories = {
+            arm: [([e["epoch"] for e in s.history], [e["top1"] for e in s.history]) for s in students]
+            for arm, students in trained.items()
+        }
+        plot = plots.epochs(histories, [_NUMBERS[arm] for arm in trained])
+        keys = {f"{arm_title(found, arm)} ({len(some)})": COLORS[_NUMBERS[arm]] for arm, some in trained.items()}
+        missing = [arm_title(found, arm) for arm, some in found.students.items() if len(some) < recipe.train.seeds]
+        caption = "Top-1 on the test images over the epochs; a line is a student, their number is in brackets."
+        caption += f" Not all students are trained yet: {', '.join(missing)}." if missing else ""
+        curves = figure(join([plot, legend(keys)]), caption)
+    else:
+        curves = not_run("No student is trained yet.", "fastcondense train RUN")
+    parts = [tag("div", scores), curves, *([_sizes(found.sizes)] if found.sizes else [])]
+    parts += [_ranking(found.ranking)] if found.ranking else []
+    return section("accuracy", "Accuracy", tag("div", *parts, class_="halves"))
+
+
+def _sizes(result: dict[str, Any]) -> Html:
+    """Top-1 at several numbers of images a class."""
+    curves = {
+        SIZE_NAMES.get(name, name.replace("_", " ")): [
+            (int(size), score["mean"], score["std"]) for size, score in of.items()
+        ]
+        for name, of in result["top1_last"].items()
+    }
+    plot = plots.sizes(list(curves.values()))
+    keys = legend({name: COLORS[k % len(COLORS)] for k, name in enumerate(curves)})
+    caption = f"Top-1 of the last epoch by images a class, {short(result['student'])}, {result['epochs']} epochs."
+    return figure(join([tag("h3", "At every size"), plot, keys]), caption)
+
+
+def _ranking(result: dict[str, Any]) -> Html:
+    """DD-Ranking's scores, of the last and of the best epoch."""
+    last, best = (result["scores"][f"top1_{epoch}"] for epoch in ("last", "best"))
+    rows = [(name, *(f"{of[key]['mean']:.{digits}f}" for of in (last, best))) for key, name, digits in RANKING_SCORES]
+    return tag("div", tag("h3", "DD-Ranking"), table(("score", "last", "best"), rows))
+
+
+def _scores(found: Findings, result: dict[str, Any]) -> Html:
+    rows = []
+    for arm, scores in [(_OWN, result), *result["baselines"].items()]:
+        cells = [_spread(scores[key], result["seeds"]) for key in ("top1_last", "top1_best", "top5_last")]
+        share = bar(scores["top1_last"]["mean"] / 100, COLORS[_NUMBERS[arm]])
+        rows.append((join([arm_title(found, arm), share]), *cells))
+    seeds = f"{result['seeds']} seed{'s' if result['seeds'] > 1 else ''} from {result['seed']}"
+    remarks = (
+        f"Top-1 and top-5 in % of {result['test_images']} test images, {result['epochs']} epochs, {seeds}; "
+        "± is the deviation over seeds. Best is chosen on the test images, as the field does; last is not."
+    )
+    if found.has_other_scores:
+        remarks += f" These are scores of the run with settings {result['recipe_sha256'][:12]}, not of those above."
+    head = ("trained on", "top-1, last", "top-1, best", "top-5, last")
+    return join([table(head, rows), note(remarks)])
+
+
+def _spread(score: dict[str, float], seeds: int) -> Html:
+    text = f"{score['mean']:.1f}"
+    return join([text, tag("small", f" ± {score['std']:.1f}")]) if seeds > 1 else join([text])
+
+
+def by_class(found: Findings) -> Html:
+    """Top-1 of each class, and what the images of the worst classes are taken for."""
+    title = "Class by class"
+    counted = {arm: [s for s in some if s.classes is not None] for arm, some in found.students.items()}
+    counted = {arm: some for arm, some in counted.items() if some}
+    if _OWN not in counted:
+        if found.students.get(_OWN):
+            return section("classes", title, note("These students were trained before answers were counted by class."))
+        return section("classes", title, not_run("No student is trained yet.", "fastcondense train RUN"))
+    shown = [arm for arm in (_OWN, "random_soft", "random_hard") if arm in counted][:2]
+    scores = {arm: _class_scores(counted[arm]) for arm in shown}
+    known = [label for label, score in enumerate(scores[_OWN]) if score == score]
+    worst = sorted(known, key=lambda label: scores[_OWN][label])[:CLASSES]
+    columns = [([scores[arm][label] for label in worst], _NUMBERS[arm]) for arm in shown]
+    plot = plots.dots([found.titles[label] for label in worst], columns, "top-1, %")
+    keys = {arm_title(found, arm): COLORS[_NUMBERS[arm]] for arm in shown}
+    left_out = len(known) - len(worst)
+    caption = "Top-1 of the last epoch, all seeds together; lowest first."
+    caption += f" The {left_out} classes that students know better are left out." if left_out else ""
+    confusion = tag("div", tag("h3", "Taken for"), _confusion(found, counted[_OWN], worst[:10]))
+    return section(
+        "classes", title, tag("div", figure(join([plot, legend(keys)]), caption), confusion, class_="halves")
+    )
+
+
+def _class_scores(students: Sequence[Student]) -> list[float]:
+    """Top-1 of each class in per cent, over all students together; NaN without test images."""
+    tables = [student.classes for student in students if student.classes is not None]
+    images = [sum(column) for column in zip(*(table["images"] for table in tables), strict=True)]
+    right = [sum(column) for column in zip(*(table["right"] for table in tables), strict=True)]
+    return [100 * r / n if n else float("nan") for r, n in zip(right, images, strict=True)]
+
+
+def _confusion(found: Findings, students: Sequence[Student], labels: Sequence[int]) -> Html:
+    """The most frequent wrong answers of students on condensed images, in per cent of a class's test images."""
+    wrong: dict[int, Counter[int]] = {label: Counter() for label in labels}
+    images: Counter[int] = Counter()
+    for student in students:
+        assert student.classes is not None
+        for label in labels:
+            images[label] += student.classes["images"][label]
+        for label, answer, count in student.classes["confused"]:
+            if label in wrong:
+                wrong[label][answer] += count
+    scores = _class_scores(students)
+    rows = [
+        (
+            found.titles[label],
+            ", ".join(f"{found.titles[k]} ({100 * n / images[label]:.0f} %)" for k, n in wrong[label].most_common(3))
+            or "none",
+            f"{scores[label]:.1f}",
+        )
+        for label in labels
+    ]
+    remarks = (
+        f"The {len(labels)} classes that students on condensed images know least, and their most frequent answers."
+    )
+    return join([table(("class", "most frequent wrong answers", "top-1"), rows, num_text=2), note(remarks)])
+
+
+def costs(found: Findings) -> Html:
+    """Bytes and seconds of each stage, as far as they have run."""
+    recipe = found.run.recipe
+    size, has_teachers = recipe.dataset.image_size, bool(found.teachers) or not recipe.squeeze.teachers
+    trained = [student for some in found.students.values() for student in some]
+    total = sum(len(some) for some in found.students.values())
+    wanted = recipe.train.seeds * len(found.students)
+    seconds: dict[str, float | None] = {
+        "squeeze": sum(teacher.seconds for teacher in found.teachers) if has_teachers else None,
+        "recover": found.recover_seconds if found.num_finished else None,
+        "train": sum(student.seconds["train"] for student in trained) if trained else None,
+        "evaluate": sum(student.seconds["evaluate"] for student in trained) if trained else None,
+    }
+    labels = _label_bytes(found)
+    made = {
+        "squeeze": counted(len(found.teachers), len(recipe.squeeze.teachers), "teacher"),
+        "recover": f"{counted(found.num_images, found.num_images, 'image')} by "
+        f"{counted(found.num_finished, found.num_jobs, 'job')}",
+        "relabel": "labels" if labels else "what replays the labels",
+        "train": counted(total, wanted, "student"),
+        "evaluate": "top-1 and top-5 of students, while they are trained",
+    }
+    sizes = {
+        "squeeze": sum(teacher.bytes for teacher in found.teachers) if has_teachers else None,
+        "recover": found.num_images * 3 * size * size if found.num_finished else None,
+        "relabel": labels,
+    }
+    spent = sum(value for value in seconds.values() if value)
+    rows = []
+    for stage in made:
+        value, count = seconds.get(stage), sizes.get(stage)
+        has_run = value is not None or count is not None
+        share = bar((value or 0) / spent, COLORS[0]) if spent and value else ""
+        rows.append(
+            (
+                join([stage, share]),
+                made[stage] if has_run else tag("em", "not run"),
+                "" if count is None else bytes_in_words(count),
+                "" if value is None else seconds_in_words(value),
+            )
+        )
+    remarks = (
+        f"Images count as uint8, 3 x {size} x {size}; their files, with loss curves and what this page shows of their "
+        f"making, hold {bytes_in_words(found.shard_bytes)}. Seconds of recover are summed over jobs, those of train "
+        "and evaluate over all students, the baselines' too. Labels "
+        + (
+            "are replayed by the teachers, which are counted."
+            if recipe.labels.source == "teachers"
+            else f"are {recipe.labels.source}."
+        )
+    )
+    if found.hours:
+        parts = ", ".join(f"{stage} {hours:.2g}" for stage, (hours, _) in found.hours.items() if hours > 0)
+        spent, unit = sum(hours for hours, _ in found.hours.values()), next(iter(found.hours.values()))[1]
+        remarks += f" All launches so far took {spent:.2g} {unit}, workers times hours, waiting included: {parts}."
+    return section(
+        "costs", "Bytes and seconds", table(("stage", "made", "bytes", "time"), rows, num_text=2), note(remarks)
+    )
+
+
+def _label_bytes(found: Findings) -> int | None:
+    """As the result says; before there is one, none are stored once they can be replayed."""
+    if found.result:
+        return int(found.result["bytes"]["labels"])
+    return 0 if found.replay is not None else None

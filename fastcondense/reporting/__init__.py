@@ -1,1 +1,0 @@
-"""What people look at: tables, grids, and the report's page."""

@@ -1,0 +1,60 @@
+"""What is kept of a job's way to its images, for the report: small copies of them, and every layer's matching loss."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+
+from torch import Tensor
+
+
+@dataclass(frozen=True)
+class Snapshots:
+    """Images uint8 [M, n, 3, s, s] before `iterations`, int64 [M]; classes: int64 [n]."""
+
+    images: Tensor
+    classes: Tensor
+    iterations: Tensor
+
+
+@dataclass(frozen=True)
+class LayerLosses:
+    """A teacher's share of the weighted matching loss in `iterations`, int64 [T]; losses: float32 [T, len(names)]."""
+
+    teacher: str
+    names: tuple[str, ...]
+    iterations: Tensor
+    losses: Tensor
+
+
+@dataclass(frozen=True)
+class Record:
+    """What is kept of a job, on the host."""
+
+    snapshots: Snapshots | None = None
+    layers: list[LayerLosses] = field(default_factory=list)
+
+    def tensors(self) -> dict[str, Tensor]:
+        """As a shard holds it, beside `metadata`."""
+        found: dict[str, Tensor] = {}
+        if self.snapshots is not None:
+            found |= {f"snapshots/{name}": tensor for name, tensor in vars(self.snapshots).items()}
+        for number, table in enumerate(self.layers):
+            found |= {f"layers/{number}/losses": table.losses, f"layers/{number}/iterations": table.iterations}
+        return found
+
+    def metadata(self) -> dict[str, str]:
+        return {"layers": json.dumps([[table.teacher, table.names] for table in self.layers])}
+
+    @staticmethod
+    def of(tensors: Mapping[str, Tensor], metadata: Mapping[str, str]) -> Record:
+        """Read back from a shard, which may hold none of it."""
+        parts = {name.removeprefix("snapshots/"): t for name, t in tensors.items() if name.startswith("snapshots/")}
+        layers = [
+            LayerLosses(
+                teacher, tuple(names), tensors[f"layers/{number}/iterations"], tensors[f"layers/{number}/losses"]
+            )
+            for number, (teacher, names) in enumerate(json.loads(metadata.get("layers", "[]")))
+        ]
+        return Record(Snapshots(**parts) if parts else None, layers)

@@ -1,0 +1,1 @@
+"""The stages that train students and score them."""

@@ -1,0 +1,107 @@
+"""One set at several sizes: `evaluate --ipc 1,2,5` scores its first images a class, beside sets made in other ways.
+
+The set itself ("nested"); A, sets made for each size alone; B, sets of one image a class from other seeds, together
+(baselines of Multisize Dataset Condensation, ICLR'24).
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from dataclasses import replace
+from typing import Any
+
+import torch
+from rich.table import Table
+
+from ..files import write_json
+from ..recipe.recipe import Recipe
+from ..recover.stage import condensed_set, made_jobs, recover
+from ..report.report import SIZE_NAMES, size_curve
+from ..run import Run
+from ..sets.condensed import CondensedSet
+from ..squeeze.stage import squeeze
+from ..teachers.kept import chosen, teacher_path
+from ..workers.distributed import once
+from .evaluate import scores
+from .students import CONDENSED, arms, train_arm
+
+
+def evaluate_sizes(run: Run) -> dict[str, Any]:
+    """Trains what is missing, prints the table, writes curve.json and curve.png; returns what is written.
+
+    Scores are top-1 of the last epoch, mean and deviation over seeds, at each size, by what students were trained on.
+    """
+    sizes = sorted(set(run.recipe.evaluate.sizes))
+    made = max(job.first_slot + job.num_slots for job in made_jobs(run))
+    if sizes[-1] > made:
+        raise ValueError(f"the set has {made} images a class, --ipc asks for {sizes[-1]}")
+    curves: dict[str, dict[str, Any]] = {}
+    for size in sizes:
+        for name, of_size, condensed in _sets(run, size):
+            teachers = chosen(squeeze(of_size), of_size.recipe.labels.teachers)
+            for arm in arms(of_size) if name == "nested" else (CONDENSED,):
+                train_arm(of_size, arm, condensed, teachers)
+                key = name if arm == CONDENSED else arm.name
+                curves.setdefault(key, {})[str(size)] = scores(of_size, arm)["top1_last"]
+    result = {
+        "recipe": run.recipe.name,
+        "recipe_sha256": run.recipe.sha256(),
+        "student": run.recipe.train.student,
+        "epochs": run.recipe.train.epochs,
+        "seed": run.recipe.seed,
+        "seeds": run.recipe.train.seeds,
+        "sizes": sizes,
+        "top1_last": curves,
+        "versions": run.versions(),
+    }
+    once(lambda: _write(run, result))
+    run.log.console.print(_table(run.recipe, sizes, curves))
+    return result
+
+
+def _write(run: Run, result: dict[str, Any]) -> None:
+    write_json(run.out / "curve.json", result)
+    curves = {SIZE_NAMES.get(name, name): curve for name, curve in result["top1_last"].items()}
+    size_curve(curves, run.out / "curve.png")
+
+
+def _sets(run: Run, size: int) -> Iterator[tuple[str, Run, CondensedSet]]:
+    """What is compared at a size: a name, the run whose folder keeps the students, and the images."""
+    of_size = replace(run, recipe=replace(run.recipe, ipc=size))
+    yield "nested", of_size, condensed_set(of_size)
+    for kind in run.recipe.evaluate.compare:
+        if kind == "independent":
+            alone = _beside(run, f"independent-ipc{size}", ipc=size)
+            recover(alone)
+            yield kind, alone, condensed_set(alone)
+        else:
+            single = [_beside(run, f"stacked-{k}", ipc=1, seed=run.recipe.seed + k) for k in range(size)]
+            for one in single:
+                recover(one)
+            images = torch.cat([condensed_set(one).images for one in single], dim=1)
+            yield kind, _beside(run, "stacked", ipc=size), CondensedSet(images, run.real.classes)
+
+
+def _beside(run: Run, name: str, **changes: Any) -> Run:
+    """A run in compare/ of this run's folder with other settings and the same teachers, read from their files."""
+    recipe = run.recipe
+    weights = tuple(str(teacher_path(run.out, teacher).resolve()) for teacher in recipe.squeeze.teachers)
+    changes["squeeze"] = replace(recipe.squeeze, weights=weights, probe_weights=(), classes_file="")
+    settings = replace(recipe, evaluate=replace(recipe.evaluate, baselines=()), **changes).check()
+    other = replace(run, recipe=settings, out=run.out / "compare" / name, teachers=[])
+    other.out.mkdir(parents=True, exist_ok=True)
+    return other
+
+
+def _table(recipe: Recipe, sizes: list[int], curves: dict[str, dict[str, Any]]) -> Table:
+    seeds = f"{recipe.train.seeds} seed{'s' if recipe.train.seeds > 1 else ''} from {recipe.seed}"
+    table = Table(
+        title=f"{recipe.name}: top-1 of the last epoch, {recipe.train.student}, {recipe.train.epochs} epochs, {seeds}"
+    )
+    table.add_column("images a class")
+    for size in sizes:
+        table.add_column(str(size), justify="right")
+    for name, curve in curves.items():
+        cells = [f"{c['mean']:.1f}" + f" ± {c['std']:.1f}" * (recipe.train.seeds > 1) for c in curve.values()]
+        table.add_row(SIZE_NAMES.get(name, name.replace("_", " ")), *cells)
+    return table

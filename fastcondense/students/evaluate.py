@@ -1,0 +1,79 @@
+"""The stage that scores a run's students beside their baselines, and writes result.json."""
+
+from __future__ import annotations
+
+import statistics
+from collections.abc import Sequence
+from typing import Any
+
+from ..files import read_metadata, write_json
+from ..labels.stored_labels import stored_bytes
+from ..recover.stage import made_jobs
+from ..report import report
+from ..run import Run
+from ..sets.condensed import shard_path
+from ..sets.imported import read_origin
+from ..teachers.kept import teacher_bytes, teacher_seconds
+from ..workers.distributed import once
+from .students import CONDENSED, Arm, arms, last_score, read_student
+
+
+def evaluate(run: Run) -> dict[str, Any]:
+    """Scores all students, prints the table and writes result.json; returns what is written."""
+    recipe, folder = run.recipe, run.out / "condensed"
+    by_arm = {arm.name: scores(run, arm) for arm in arms(run)}
+    job_paths = [shard_path(folder, job.index) for job in made_jobs(run) if job.first_slot < recipe.ipc]
+    condensed = by_arm.pop(CONDENSED.name)
+    seconds = condensed.pop("seconds")
+    origin = read_origin(folder)
+    result = {
+        "recipe": recipe.name,
+        "recipe_sha256": recipe.sha256(),
+        "dataset": recipe.dataset.name,
+        "method": recipe.method,
+        "ipc": recipe.shown_ipc,
+        "student": recipe.train.student,
+        "teachers": list(recipe.squeeze.teachers),
+        "epochs": recipe.train.epochs,
+        "seed": recipe.seed,
+        "seeds": recipe.train.seeds,
+        "labels": recipe.labels.source,
+        "test_images": len(run.real.test),
+        **condensed,
+        "baselines": by_arm,
+        "bytes": {
+            "images": len(run.real.classes) * recipe.ipc * 3 * recipe.dataset.image_size**2,
+            "labels": stored_bytes(run),
+            "teachers": teacher_bytes(run),
+        },
+        "seconds": {
+            "squeeze": teacher_seconds(run),
+            "recover": sum(float(read_metadata(path)["seconds"]) for path in job_paths),
+            "train": seconds["train"],
+            "evaluate": seconds["evaluate"],
+        },
+        "versions": run.versions(),
+        **({} if origin is None else {"origin": {key: origin[key] for key in ("path", "layout", "sha256")}}),
+    }
+    once(lambda: write_json(run.out / "result.json", result))
+    run.log.event("result", **{key: result[key] for key in ("top1_last", "top1_best", "baselines")})
+    run.log.console.print(report.honest_table(result))
+    return result
+
+
+def spread(values: Sequence[float]) -> dict[str, float]:
+    """Mean and sample deviation, which is 0 for a single value."""
+    return {"mean": statistics.fmean(values), "std": statistics.stdev(values) if len(values) > 1 else 0.0}
+
+
+def scores(run: Run, arm: Arm) -> dict[str, Any]:
+    """Mean and deviation over seeds of an arm's students, and the seconds that they took."""
+    students = [read_student(run, arm, number) for number in range(run.recipe.train.seeds)]
+    last = [last_score(run, student) for student in students]
+
+    return {
+        "top1_last": spread([entry["top1"] for entry in last]),
+        "top1_best": spread([student.top1_best for student in students]),
+        "top5_last": spread([entry["top5"] for entry in last]),
+        "seconds": {key: sum(student.seconds[key] for student in students) for key in ("train", "evaluate")},
+    }

@@ -1,0 +1,291 @@
+"""Students: the same network, epochs and views on condensed images, on some real images, and on all of them."""
+
+from __future__ import annotations
+
+import itertools
+import json
+from collections.abc import Callable, Iterable, Iterator, Sequence
+from dataclasses import dataclass, replace
+from pathlib import Path
+from typing import Any, Literal
+
+import numpy as np
+import torch
+from torch import Tensor, nn
+
+from ..data.real import split_batches, training_batches
+from ..files import read_json, read_tensors, write_atomic, write_json, write_tensors
+from ..labels.labels import LabelSource, TeacherLabels, hard_labels, student_loss
+from ..labels.resident import place
+from ..labels.stored_labels import read_labels
+from ..labels.views import BatchTable, ReplayedViews, Span, ViewBatch
+from ..networks import zoo
+from ..networks.fit import fit
+from ..networks.score import per_class, score
+from ..networks.train_step import Batch, synchronised
+from ..recipe.recipe import Recipe
+from ..recipe.settings import Labels, Optimization
+from ..recover.formation import shown
+from ..recover.representatives import Rule, representative_images
+from ..rng import Stream
+from ..run import Run
+from ..sets.condensed import CondensedSet
+from ..sets.imported import read_origin
+from ..teachers.teacher import Teacher
+from ..views.windows import Views
+from ..workers.distributed import once, rank, world_size
+
+WHOLE = Views(crop_scale=(1.0, 1.0), crop_ratio=(1.0, 1.0), flip=0.0)
+"""A square image as it is, and the largest central square of any other."""
+
+
+@dataclass(frozen=True)
+class Arm:
+    """What students are trained on, and at which learning rate."""
+
+    images: Literal["condensed", "random", "herding", "full"] = "condensed"
+    """The condensed images, as many real ones, random or chosen by herding, or all real ones: those as the teacher is
+    trained, on squeeze's views, because the condensed set's epochs would be hundreds of passes over all images."""
+    labels: Literal["soft", "hard"] = "soft"
+    """The teachers' answers to the views, or the classes."""
+    views: Literal["recipe", "plain"] = "recipe"
+    """plain: the whole image, neither changed nor mixed."""
+    lr: float | None = None
+    """None: the recipe's."""
+
+    @property
+    def name(self) -> str:
+        """Of its folder, and of its scores in files."""
+        kind = f"{self.images}_{self.labels}"
+        short = {"condensed_soft": "condensed", "full_hard": "full"}.get(kind, kind)
+        return short + "_plain" * (self.views == "plain") + ("" if self.lr is None else f"_lr{self.lr}")
+
+
+CONDENSED = Arm()
+BASELINES = {
+    arm.name: arm
+    for arm in (
+        *(Arm(images, labels) for images in ("random", "herding") for labels in ("soft", "hard")),
+        Arm("full", "hard"),
+    )
+}
+
+
+@dataclass(frozen=True)
+class Student:
+    """One trained student: its folder and what was measured while it was trained."""
+
+    folder: Path
+    history: list[dict[str, float]]
+    seconds: dict[str, float]
+    classes: dict[str, Any] | None = None
+    """What `score.per_class` tells of its last evaluation; older students have none."""
+
+    @property
+    def top1_best(self) -> float:
+        return max(entry["top1"] for entry in self.history)
+
+
+def arms(run: Run) -> tuple[Arm, ...]:
+    """The condensed set and the recipe's baselines."""
+    return (CONDENSED, *(BASELINES[name] for name in run.recipe.evaluate.baselines))
+
+
+def student_folder(run: Run, arm: Arm, number: int) -> Path:
+    """students/<student>-<hash of the settings>/<arm>/seed<number>; other settings get another folder.
+
+    So do imported images, which settings say nothing of.
+    """
+    recipe = run.recipe
+    parts = (*recipe.train_parts(), *(["evaluate"] if arm.images == "full" else []))
+    slug = recipe.train.student.replace("/", "-").replace(":", "-")
+    made_by, origin = recipe.sha256(*parts)[:8], read_origin(run.out / "condensed")
+    if arm.images == "condensed" and origin is not None:
+        made_by += f"-{origin['sha256'][:8]}"
+    return run.out / "students" / f"{slug}-{made_by}" / arm.name / f"seed{number}"
+
+
+def train_arm(run: Run, arm: Arm, condensed: CondensedSet, teachers: Sequence[Teacher]) -> list[Student]:
+    """Trains the students of an arm, one a seed; finished ones are read back, an interrupted one goes on.
+
+    All ranks call this; when it returns, every student's files are there.
+    """
+    return [_student(run, arm, number, condensed, teachers) for number in range(run.recipe.train.seeds)]
+
+
+def read_student(run: Run, arm: Arm, number: int) -> Student:
+    """A finished student. Raises ValueError if it is not finished."""
+    folder = student_folder(run, arm, number)
+    if not (folder / "student.json").exists():
+        raise ValueError(f"{folder} holds no finished student; run train first")
+    tree = read_json(folder / "student.json")
+    return Student(folder, tree["history"], tree["seconds"], tree.get("classes"))
+
+
+def last_score(run: Run, student: Student) -> dict[str, float]:
+    """top1 and top5 of the stored weights, measured anew; all ranks call this and share the test images."""
+    state, metadata = read_tensors(student.folder / "weights.safetensors")
+    net = zoo.build(metadata["architecture"], len(run.real.classes))
+    net.load_state_dict(state)
+    net = zoo.channels_last(net, run.device)
+    return score(net, run.test_images, run.normalize, is_shared=True)
+
+
+@dataclass(frozen=True)
+class Task:
+    """What `fit` needs to know of an arm: how it is optimised, what its batches are made from, and their loss."""
+
+    optimization: Optimization
+    batches: Callable[[int], Iterable[Any]]
+    make: Callable[[Any], Batch]
+    loss: Callable[[Tensor, Any], Tensor]
+    is_captured: bool = False
+
+
+def _student(run: Run, arm: Arm, number: int, condensed: CondensedSet, teachers: Sequence[Teacher]) -> Student:
+    folder = student_folder(run, arm, number)
+    if (folder / "student.json").exists():
+        return read_student(run, arm, number)
+    recipe, seed = run.recipe, run.recipe.seed + number
+    with Stream(seed, "students/init").torch_generator():
+        net = zoo.build(recipe.train.student, len(run.real.classes))
+    if recipe.train.sync_batch_norm:
+        net = synchronised(net, run.device, "train.sync_batch_norm")
+    net = zoo.channels_last(net, run.device)
+    task = _task(run, arm, seed, condensed, teachers)
+    evaluating = 0.0
+    answers = torch.zeros(2 * (len(run.real.classes),), dtype=torch.int64, device=run.device)
+
+    def evaluate(net: nn.Module) -> dict[str, float]:
+        nonlocal evaluating
+        answers.zero_()
+        with run.stopwatch() as watch:
+            result = score(net, run.test_images, run.normalize, is_shared=True, answers=answers)
+        evaluating += watch.seconds
+        return result
+
+    what = f"student on {arm.name}, seed {seed}"
+    net, history = fit(
+        net,
+        task.optimization,
+        task.batches,
+        task.loss,
+        evaluate,
+        Stream(seed, "students/dropout"),
+        folder / "checkpoint.pt",
+        lambda entry: run.report_epoch(what, entry, task.optimization.epochs),
+        lambda epochs: run.log.track(epochs, what),
+        make=task.make,
+        is_captured=task.is_captured,
+        is_shared=True,
+    )
+    if not answers.any():  # it was stopped between its last epoch and here
+        evaluate(net)
+    student = Student(folder, history, {"train": history[-1]["seconds"], "evaluate": evaluating}, per_class(answers))
+    once(lambda: _write(run, arm, student, net))
+    return student
+
+
+def _write(run: Run, arm: Arm, student: Student, net: nn.Module) -> None:
+    """A finished student's files; its checkpoint goes."""
+    recipe, folder, history = run.recipe, student.folder, student.history
+    metadata = {"architecture": recipe.train.student, "classes": json.dumps(run.real.classes), "arm": arm.name}
+    write_tensors(folder / "weights.safetensors", net.state_dict(), metadata)
+    write_atomic(folder / "metrics.jsonl", "".join(json.dumps(entry) + "\n" for entry in history).encode())
+    write_json(folder / "student.json", {"seconds": student.seconds, "history": history, "classes": student.classes})
+    (folder / "checkpoint.pt").unlink(missing_ok=True)
+
+
+def _task(run: Run, arm: Arm, seed: int, condensed: CondensedSet, teachers: Sequence[Teacher]) -> Task:
+    recipe = run.recipe
+    optimization: Optimization = recipe.train
+    if arm.images == "full":
+        optimization = replace(recipe.squeeze, epochs=recipe.evaluate.full_epochs or recipe.squeeze.epochs)
+    if arm.lr is not None:
+        optimization = replace(optimization, lr=arm.lr)
+    labels = "hard" if arm.labels == "hard" or recipe.needs_no_teacher else "teachers"
+    if labels == "teachers" and replace(arm, lr=None) == CONDENSED:
+        labels = recipe.labels.source
+    source: LabelSource = hard_labels if labels == "hard" else TeacherLabels(teachers, recipe.labels, seed)
+
+    def loss(logits: Tensor, wanted: Any) -> Tensor:
+        return student_loss(logits, wanted, recipe.train)
+
+    if arm.images == "full":
+        batches = _real_batches(run, arm, seed, optimization)
+        return Task(optimization, batches, lambda batch: Batch(batch.images, source(batch), len(batch.whole)), loss)
+
+    views = _replayed(run, arm, seed, condensed, teachers)
+    if labels == "stored":
+        views, source = read_labels(run, condensed, views, teachers, seed)
+    reason = why_not_captured(recipe, source)
+    if run.device.type == "cuda":
+        where = "device" if views.host is None else "host, batch by batch"
+        run.log.say(
+            f"train: images on the {where}; " + (f"no CUDA graph: {reason}" if reason else "steps as CUDA graphs")
+        )
+
+    def make(item: BatchTable) -> Batch:
+        batch = views.make(item)
+        return Batch(batch.images, source(batch), item.num_views)
+
+    return Task(
+        optimization,
+        lambda epoch: views.tables(epoch, recipe.train, rank(), world_size()),
+        make,
+        loss,
+        is_captured=run.device.type == "cuda" and not reason,
+    )
+
+
+def _replayed(run: Run, arm: Arm, seed: int, condensed: CondensedSet, teachers: Sequence[Teacher]) -> ReplayedViews:
+    """Views of the condensed images, or of real ones."""
+    recipe = run.recipe
+    if arm.images == "condensed":
+        pixels, labels = shown(recipe, condensed)
+    elif arm.images == "herding":
+        rule = Rule("herding", teachers[0] if teachers else None)
+        pixels, labels = representative_images(run, rule, recipe.shown_ipc)
+    else:
+        pixels, labels = run.real_images(recipe.shown_ipc, "baselines/random", seed)
+    settings = plain(recipe.labels) if arm.views == "plain" else recipe.labels
+    return ReplayedViews(place(pixels, run.device), labels.to(run.device), settings, run.normalize, seed)
+
+
+def plain(labels: Labels) -> Labels:
+    """The same labels on whole images, neither changed nor mixed."""
+    return replace(labels, **vars(WHOLE), mix="none", tile_shuffle=1, tile_pick=1, augment=(), rand_augment=(0, 0))
+
+
+def _real_batches(run: Run, arm: Arm, seed: int, optimization: Optimization) -> Callable[[int], Iterable[ViewBatch]]:
+    """Views of all real images in an epoch, or a rank's share of them."""
+    recipe, split, stream = run.recipe, run.real.train, Stream(seed, "students/full")
+    views, size = WHOLE if arm.views == "plain" else recipe.squeeze, optimization.batch_size
+    bounds = np.cumsum([0, *map(len, split_batches(np.arange(len(split)), size))]).tolist()
+    wholes = list(itertools.pairwise(bounds))
+
+    def batches(epoch: int) -> Iterator[ViewBatch]:
+        made = training_batches(
+            split, recipe.dataset, views, stream, epoch, size, run.device, rank=rank(), world=world_size()
+        )
+        for (images, labels), (begin, end) in zip(made, wholes, strict=True):
+            whole = Span(epoch, begin, end)
+            first = begin + sum(len(part) for part in np.array_split(range(begin, end), world_size())[: rank()])
+            span, share = Span(epoch, first, first + len(labels)), torch.ones(len(labels), device=labels.device)
+            yield ViewBatch(images, labels, labels, share, span, whole)
+
+    return batches
+
+
+def why_not_captured(recipe: Recipe, source: LabelSource) -> str | None:
+    """What keeps views, labels and update of a batch from being one CUDA graph, in words; None if nothing does."""
+    labels = recipe.labels
+    if world_size() > 1:
+        return "ranks exchange gradients"
+    if labels.tile_shuffle > 1 or labels.rand_augment[0]:
+        return "labels.tile_shuffle and labels.rand_augment change images from the host"
+    if source is not hard_labels and not isinstance(source, TeacherLabels):
+        return "labels are read on the host"
+    if source is not hard_labels and labels.dropout:
+        return "labels.dropout is seeded from the host"
+    return None

@@ -1,0 +1,1 @@
+"""Which part of which image is seen, and how it is changed."""

@@ -1,0 +1,139 @@
+"""Window tables: which part of which image is seen, in which epoch or iteration.
+
+A table is int32 [N, 7] with columns top, left, height, width, flip, roll_y, roll_x: take the window, resize it, mirror
+it if flip, then roll it circularly. It is a pure function of (seed, purpose, epoch or iteration, sample id). The
+arithmetic uses only +, -, *, /, sqrt and rounding, which IEEE 754 fixes, so numpy and torch agree bit for bit.
+"""
+
+from __future__ import annotations
+
+import math
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+import torch
+
+from ..rng import Array, Stream
+
+TOP, LEFT, HEIGHT, WIDTH, FLIP, ROLL_Y, ROLL_X = range(7)
+_ATTEMPTS = 10  # torchvision's RandomResizedCrop tries as often before it falls back
+
+
+@dataclass(frozen=True, kw_only=True)
+class Views:
+    """Which random views of an image are taken."""
+
+    crop_scale: tuple[float, float] = (0.08, 1.0)
+    """RandomResizedCrop: range of the window's share of the image's area; (1, 1) takes the whole image."""
+    crop_ratio: tuple[float, float] = (3 / 4, 4 / 3)
+    """RandomResizedCrop: range of width / height."""
+    padding: int = 0
+    """If positive: RandomCrop of the image's own size after black padding of so many pixels, instead of the above."""
+    flip: float = 0.5
+    """Probability of a horizontal mirror."""
+    roll: tuple[int, int] = (0, 0)
+    """Circular shift in rows and in columns, uniform over this range, both ends included."""
+
+    def check(self) -> None:
+        """Raises ValueError if the ranges make no sense."""
+        low, high = self.crop_scale
+        if not 0 < low <= high <= 1:
+            raise ValueError(f"crop_scale needs 0 < low <= high <= 1, got {self.crop_scale}")
+        if not 0 < self.crop_ratio[0] <= self.crop_ratio[1]:
+            raise ValueError(f"crop_ratio needs 0 < low <= high, got {self.crop_ratio}")
+        if self.roll[0] > self.roll[1] or self.padding < 0 or not 0 <= self.flip <= 1:
+            raise ValueError(f"views need roll low <= high, padding >= 0 and flip in [0, 1], got {self}")
+
+
+def _library(x: Array) -> Any:
+    return torch if isinstance(x, torch.Tensor) else np
+
+
+def _exp(x: Array) -> Array:
+    """e^x for |x| < 4 from + and * alone, relative error below 2e-14: Taylor series of x/64, squared six times."""
+    y = x * (1 / 64)
+    result = y * 0 + 1.0
+    for n in range(10, 0, -1):
+        result = result * y * (1 / n) + 1.0
+    for _ in range(6):
+        result = result * result
+    return result
+
+
+def _integer(uniform: Array, count: Array) -> Array:
+    """Uniform over range(count); a 32-bit uniform number times a count is exact in float64."""
+    return _library(uniform).floor(uniform * count)
+
+
+def windows(
+    stream: Stream,
+    views: Views,
+    ids: Array,
+    epoch: Array,
+    height: Array,
+    width: Array,
+    scale_low: Array | None = None,
+) -> Array:
+    """Window table of the samples ``ids`` in ``epoch`` (for recover: of a batch in an iteration).
+
+    ids, epoch: int64 arrays or ints, broadcast to [N]. height, width: sizes of the source images, ints or [N].
+    scale_low: lower bound of the crop's area share, float64 [N], in place of ``views.crop_scale[0]`` (CDA).
+    The crop follows torchvision's RandomResizedCrop.get_params: area and log-ratio uniform, ten attempts, central
+    fallback. Returns int32 [N, 7].
+    """
+    xp = _library(ids)
+    last = _ATTEMPTS
+    u_flip, u_roll_y, u_roll_x, _ = stream.uniform(ids, epoch, last)
+    zero = u_flip * 0
+    height, width = zero + height, zero + width
+    if views.padding:
+        top, left = (_integer(u, 2 * views.padding + 1) - views.padding for u in stream.uniform(ids, epoch, 0)[:2])
+        crop_height, crop_width = height, width
+    else:
+        top, left, crop_height, crop_width = _resized_crop(stream, views, ids, epoch, height, width, scale_low)
+    low, count = views.roll[0], views.roll[1] - views.roll[0] + 1
+    columns = (
+        top,
+        left,
+        crop_height,
+        crop_width,
+        xp.where(u_flip < views.flip, zero + 1, zero),
+        low + _integer(u_roll_y, count),
+        low + _integer(u_roll_x, count),
+    )
+    table = xp.stack(columns, -1)
+    return table.to(torch.int32) if xp is torch else table.astype(np.int32)
+
+
+def _resized_crop(
+    stream: Stream, views: Views, ids: Array, epoch: Array, height: Array, width: Array, scale_low: Array | None
+) -> tuple[Array, Array, Array, Array]:
+    # height, width: float64 [N]; all results float64 [N] with integer values
+    xp = _library(height)
+    low, high = views.crop_scale
+    low = height * 0 + (low if scale_low is None else scale_low)
+    ratio_low, ratio_high = views.crop_ratio
+    log_span = math.log(ratio_high / ratio_low)
+
+    # Fallback: the largest central window whose ratio is allowed.
+    narrow, wide = width < height * ratio_low, width > height * ratio_high
+    crop_height = xp.where(narrow, xp.round(width * (1 / ratio_low)), height)
+    crop_width = xp.where(wide, xp.round(height * ratio_high), width)
+    top, left = xp.floor((height - crop_height) * 0.5), xp.floor((width - crop_width) * 0.5)
+
+    for attempt in reversed(range(_ATTEMPTS)):  # backwards: the first attempt that fits is written last and stays
+        u_area, u_ratio, u_top, u_left = stream.uniform(ids, epoch, attempt)
+        area = height * width * (low + u_area * (high - low))
+        ratio = ratio_low * _exp(u_ratio * log_span)
+        w, h = xp.round(xp.sqrt(area * ratio)), xp.round(xp.sqrt(area / ratio))
+        fits = (w > 0) & (w <= width) & (h > 0) & (h <= height)
+        crop_height, crop_width = xp.where(fits, h, crop_height), xp.where(fits, w, crop_width)
+        top = xp.where(fits, _integer(u_top, height - h + 1), top)
+        left = xp.where(fits, _integer(u_left, width - w + 1), left)
+    return top, left, crop_height, crop_width
+
+
+def whole(count: int, height: int, width: int) -> np.ndarray:
+    """The table that takes every image as it is: int32 [count, 7]."""
+    return np.tile(np.array([0, 0, height, width, 0, 0, 0], dtype=np.int32), (count, 1))

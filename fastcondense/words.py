@@ -1,0 +1,16 @@
+"""Bytes and seconds as people read them."""
+
+
+def bytes_in_words(count: int) -> str:
+    """Three digits or four, in B, kB, MB or GB."""
+    if count < 1000:
+        return f"{count} B"
+    power = min(3, (len(str(count)) - 1) // 3)
+    return f"{count / 1000**power:.1f} {('kB', 'MB', 'GB')[power - 1]}"
+
+
+def seconds_in_words(value: float) -> str:
+    """In units that fit."""
+    if value < 120:
+        return f"{value:.1f} s"
+    return f"{value / 60:.1f} min" if value < 7200 else f"{value / 3600:.1f} h"

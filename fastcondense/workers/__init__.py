@@ -1,0 +1,1 @@
+"""Processes that share a run: claims, launch, status, process groups."""
