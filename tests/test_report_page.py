@@ -12,7 +12,6 @@ import numpy as np
 import pytest
 import torch
 from browser import CHROMIUM, look
-from fastcondense.sets.record import LayerLosses
 from PIL import Image
 from small import fastcondense
 
@@ -26,6 +25,7 @@ from fastcondense.report.findings import LayerMeans, class_titles, read_findings
 from fastcondense.report.html import tag
 from fastcondense.report.images import animation, thumbnail
 from fastcondense.run import Run
+from fastcondense.sets.record import LayerLosses
 from fastcondense.squeeze.stage import squeeze
 
 FAST = (

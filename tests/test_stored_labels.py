@@ -9,7 +9,6 @@ from types import SimpleNamespace
 import numpy as np
 import pytest
 import torch
-from fastcondense.teachers.kept import chosen
 from small import fastcondense
 from torch.nn import functional as F
 
@@ -25,6 +24,7 @@ from fastcondense.recover.stage import condensed_set
 from fastcondense.run import Run
 from fastcondense.sets.condensed import CondensedSet
 from fastcondense.squeeze.stage import squeeze
+from fastcondense.teachers.kept import chosen
 
 FAST = (
     "--squeeze.teachers zoo/convnet3_w32 zoo/convnet1 --squeeze.epochs 2 --squeeze.gate-images 0 "

@@ -3,7 +3,6 @@
 import numpy as np
 import pytest
 import torch
-from fastcondense.views.boxes import cutmix_boxes
 
 from fastcondense.data.real import Normalization, split_batches
 from fastcondense.kernels.crop import crop
@@ -11,6 +10,7 @@ from fastcondense.labels.views import ReplayedViews, Span
 from fastcondense.recipe.settings import Dataset, Labels, Train
 from fastcondense.rng import Stream
 from fastcondense.views.augment import augment, augmentations
+from fastcondense.views.boxes import cutmix_boxes
 from fastcondense.views.tiles import shuffle_tiles
 from fastcondense.views.windows import windows
 from fastcondense.vision import torchvision
