@@ -14,6 +14,7 @@ from torch import Tensor
 
 from .. import vision
 from ..files import read_json, read_metadata
+from ..loaders.reading import naming
 from ..log import read_events
 from ..recover.stage import made_jobs
 from ..run import Run
@@ -172,8 +173,9 @@ def _all_snapshots(some: Sequence[Snapshots]) -> Snapshots | None:
 
 
 def _teacher(path: Path, name: str) -> TeacherFile:
-    kept = read_metadata(path)
-    return TeacherFile(name, kept["sha256"], float(kept["top1"]), path.stat().st_size, float(kept["seconds"]))
+    with naming(path):
+        kept = read_metadata(path)
+        return TeacherFile(name, kept["sha256"], float(kept["top1"]), path.stat().st_size, float(kept["seconds"]))
 
 
 def hours_of(log: Path) -> dict[str, tuple[float, str]]:

@@ -13,8 +13,9 @@ from torch import Tensor
 
 from ..data.jobs import Job
 from ..files import first_difference, read_json, read_tensors, write_json, write_tensors
+from ..loaders.reading import naming
 from .record import Record
-from .stored_images import StoredImages, find_images, shard_path
+from .stored_images import StoredImages, find_images, read_cells, shard_path
 
 FORMAT = 2
 
@@ -141,9 +142,10 @@ def read_present(
     images: dict[tuple[int, int], Tensor] = {}
     for job in finished:
         if job.first_class < num_classes and job.first_slot < num_slots:
-            shard, _ = read_tensors(shard_path(folder, job.index), "images", "classes", "slots")
-            places = zip(shard["classes"].tolist(), shard["slots"].tolist(), strict=True)
-            for place, image in zip(places, shard["images"], strict=True):
+            path = shard_path(folder, job.index)
+            _, classes, slots = read_cells(path)
+            shard, _ = read_tensors(path, "images")
+            for place, image in zip(zip(classes.tolist(), slots.tolist(), strict=True), shard["images"], strict=True):
                 if place[0] < num_classes and place[1] < num_slots:
                     images[place] = image.clone()
     return images, finished
@@ -151,4 +153,6 @@ def read_present(
 
 def read_record(folder: Path, job: int) -> Record:
     """What a finished job keeps of how its images formed; nothing if it was made before that was kept."""
-    return Record.of(*read_tensors(shard_path(folder, job), "snapshots/", "layers/"))
+    path = shard_path(folder, job)
+    with naming(path):
+        return Record.of(*read_tensors(path, "snapshots/", "layers/"))

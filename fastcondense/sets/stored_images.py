@@ -7,11 +7,11 @@ from dataclasses import dataclass
 from pathlib import Path
 
 import torch
-from safetensors import SafetensorError, safe_open
+from safetensors import safe_open
 from torch import Tensor
 
 from ..data.jobs import Job
-from ..files import read_tensors
+from ..loaders.reading import reading
 
 
 def shard_path(folder: Path, job: int) -> Path:
@@ -42,12 +42,26 @@ class StoredImages:
         images = torch.empty(self.shape, dtype=torch.uint8)
         for number in self.shards.unique().tolist():
             is_here = self.shards == number
-            try:
-                with safe_open(str(self.paths[number]), "pt") as file:
-                    images[is_here] = file.get_tensor("images")[self.rows[is_here].long()]
-            except (SafetensorError, OSError) as error:
-                raise ValueError(f"{self.paths[number]} cannot be read: {error}") from None
+            path = self.paths[number]
+            with reading(path), safe_open(str(path), "pt") as file:
+                images[is_here] = file.get_tensor("images")[self.rows[is_here].long()]
         return images
+
+
+def read_cells(path: Path) -> tuple[tuple[int, ...], Tensor, Tensor]:
+    """The shape of one image of a shard, and the class and the slot of each, int64 [n]; no pixels are read.
+
+    Raises ValueError that names a shard which is damaged.
+    """
+    with reading(path), safe_open(str(path), "pt") as file:
+        images, classes, slots = file.get_slice("images"), file.get_tensor("classes"), file.get_tensor("slots")
+        count, *shape = images.get_shape()
+        is_sound = images.get_dtype() == "U8" and len(shape) == 3 and shape[0] == 3
+        for cells in (classes, slots):
+            is_sound = is_sound and cells.dtype == torch.int64 and cells.shape == (count,) and bool((cells >= 0).all())
+        if not is_sound:
+            raise ValueError("it is no shard of images, their classes and slots")
+    return tuple(shape), classes, slots
 
 
 def find_images(folder: Path, made: Sequence[Job], num_classes: int, ipc: int) -> StoredImages:
@@ -61,10 +75,11 @@ def find_images(folder: Path, made: Sequence[Job], num_classes: int, ipc: int) -
         path = shard_path(folder, job.index)
         if not path.exists():
             raise ValueError(f"{folder} is not finished: {path.name} is missing; run recover again")
-        shard, _ = read_tensors(path, "images", "classes", "slots")
-        shape = tuple(shard["images"].shape[1:])
-        wanted = torch.nonzero(shard["slots"] < ipc)[:, 0]
-        cells = shard["classes"][wanted], shard["slots"][wanted]
+        one, classes, slots = read_cells(path)
+        if shape not in ((), one) or not bool((classes < num_classes).all()):
+            raise ValueError(f"{path} has images of another size or of other classes than the shards before")
+        shape, wanted = one, torch.nonzero(slots < ipc)[:, 0]
+        cells = classes[wanted], slots[wanted]
         shards[cells], rows[cells] = len(paths), wanted.int()
         paths.append(path)
     if not paths or bool((shards < 0).any()):
