@@ -94,13 +94,17 @@ class Beton:
         return self.samples["label"].astype(np.int64)
 
     def stored(self, sample: int) -> bytes:
-        """An image's bytes: a JPEG file, or height x width x 3 pixels. Raises ValueError if they are damaged."""
+        """An image's bytes: a JPEG file, or height x width x 3 pixels. Raises ValueError that names damaged ones."""
         with self.path.open("rb") as file:
             file.seek(int(self.samples["image"]["data_ptr"][sample]))
             data = file.read(int(self.lengths[sample]))
         if zlib.crc32(data) != self.crcs[sample]:
-            raise ValueError("its bytes are not those that were packed")
+            raise ValueError(f"{self.name_of(sample)}: its bytes are not those that were packed")
         return data
+
+    def name_of(self, sample: int) -> str:
+        """What messages call an image."""
+        return f"{self.path}: image {sample}, of class {self.sidecar.classes[self.samples['label'][sample]]}"
 
 
 def read_beton(path: Path) -> Beton:

@@ -16,12 +16,13 @@ from typing import Any
 import numba
 import numpy as np
 import torch
-from PIL import Image, UnidentifiedImageError
+from PIL import Image
 from torch import Tensor
 
 from .beton import read_beton
 from .decode_numba import NUM_COLUMNS, bind, cut_square, decode_batch, pointer
 from .folder import central, resized
+from .reading import naming
 from .source import Centered, Cut, Faults
 
 _torch_threads = torch.get_num_threads()
@@ -205,14 +206,13 @@ class FFCVLoader:
         row = int(self.rows[sample])
         image = self.beton.samples["image"][row]
         try:
-            with Image.open(io.BytesIO(self.beton.stored(row))) as opened:
-                pixels = np.asarray(opened.convert("RGB"))
-            if pixels.shape[:2] != (image["height"], image["width"]):
-                raise OSError(f"it has {pixels.shape[1]} x {pixels.shape[0]} pixels")
-        except Exception as error:  # damaged bytes raise whatever they ask for
-            reason = "it is not an image" if isinstance(error, UnidentifiedImageError) else error
-            name = self.beton.sidecar.classes[self.beton.samples["label"][row]]
-            faults.meet(int(sample), ValueError(f"{self.beton.path}: image {row}, of class {name}: {reason}"))
+            with naming(self.beton.path, f"{self.beton.name_of(row)}: {{error}}"):
+                with Image.open(io.BytesIO(self.beton.stored(row))) as opened:
+                    pixels = np.asarray(opened.convert("RGB"))
+                if pixels.shape[:2] != (image["height"], image["width"]):
+                    raise OSError(f"it has {pixels.shape[1]} x {pixels.shape[0]} pixels")
+        except ValueError as error:
+            faults.meet(int(sample), error)
             return False
         cut_square(pixels, self._decoder.table[row], square.numpy())
         return True

@@ -42,7 +42,7 @@ def naming(path: Path, problem: str = "{path} cannot be read: {error}") -> Itera
         if isinstance(error, ValueError) and str(path) in str(error) and "\n" not in str(error):
             raise
         said = f"{text or type(error).__name__:.300}"
-        raise ValueError(problem.format(path=path, error=said)) from error
+        raise ValueError(problem.replace("{path}", str(path)).replace("{error}", said)) from error
 
 
 def check_file(path: Path) -> None:

@@ -17,7 +17,7 @@ from ..loaders.folder import ImageFile
 from ..loaders.reading import reading
 from .condensed import CondensedSet
 from .encoded import encode
-from .listing import Listing, Picture, decode
+from .listing import Listing, Picture, decode, numbers_as_names
 
 _IMAGES = ("image", "img", "images", "jpg", "png", "webp")
 _LABELS = ("label", "labels", "class", "target", "fine_label", "cls")
@@ -115,7 +115,7 @@ def _classes(values: Sequence[Any], names: Sequence[str] | None, where: str) -> 
         raise ValueError(f"{where} needs a class number or name in each row, none below 0")
     labels = np.array(values, dtype=np.int64)
     if names is None:
-        names = [str(number) for number in range(labels.max() + 1)]
+        names = numbers_as_names(int(labels.max()) + 1)
     if labels.max() >= len(names):
         raise ValueError(f"{where} has class {labels.max()}, but only {len(names)} classes are named")
     return tuple(names), labels

@@ -17,7 +17,7 @@ from ..files import read_checkpoint, read_tensors, write_tensors
 from ..loaders.reading import reading
 from ..recipe.settings import Dataset
 from .condensed import CondensedSet
-from .listing import Listing, Picture
+from .listing import Listing, Picture, numbers_as_names
 
 _SUFFIXES = (".pt", ".pth", ".safetensors")
 _IMAGES = ("images", "image", "image_syn", "data", "x")
@@ -86,7 +86,7 @@ def _listed(files: Sequence[Path], num_classes: int, dataset: Dataset) -> Listin
             f"{files[0]} needs a class number for each of its {len(images)} images, "
             f"got {labels.dtype} {tuple(labels.shape)}"
         )
-    names = parts[0].classes or tuple(str(k) for k in range(max(num_classes, int(labels.max()) + 1)))
+    names = parts[0].classes or numbers_as_names(max(num_classes, int(labels.max()) + 1))
     if int(labels.max()) >= len(names):
         raise ValueError(f"{files[0]} has class {int(labels.max())}, but names {len(names)} classes")
 
