@@ -5,8 +5,11 @@ Nothing else may come of them: no other exception, no crash, no memory beyond tw
 
 import io
 import json
+import os
 import pickle
+import re
 import zipfile
+import zlib
 
 import numpy as np
 import pytest
@@ -19,12 +22,14 @@ from memory import begin_peak, peak
 from safetensors.torch import save
 
 from fastcondense.data import datasets
+from fastcondense.data.array_files import read_mat
 from fastcondense.data.jobs import Job
 from fastcondense.files import read_checkpoint, read_json
 from fastcondense.labels.fkd_files import read_batch
 from fastcondense.loaders.beton import Sidecar, read_beton
-from fastcondense.loaders.folder import decode
+from fastcondense.loaders.folder import FolderLoader, decode
 from fastcondense.loaders.pack import Packing, pack
+from fastcondense.loaders.source import Centered, Faults
 from fastcondense.log import read_events
 from fastcondense.recipe.settings import Dataset
 from fastcondense.sets import parquet_sets, tensor_sets
@@ -253,3 +258,152 @@ def test_generated_bytes_are_one_line_that_names_the_file(tmp_path, name):
         check(read, path, kept + len(data))
 
     generated()
+
+
+# --- cases that were found, or are made up to hurt -------------------------------------------------------------------
+
+
+class Forged:
+    """Calls numpy's own constructors with a state of the file's choice."""
+
+    def __init__(self, function, arguments, state):
+        self.parts = function, arguments, state
+
+    def __reduce__(self):
+        return self.parts
+
+
+def forged_dtype():
+    """One with a field of objects at an offset of its choice, by which numpy follows the bytes as pointers."""
+    rebuild, arguments, state = np.zeros(2).__reduce__()
+    kind = Forged(np.dtype, ("V8", False, True), (3, "|", None, ("a",), {"a": (np.dtype("O"), 0)}, 8, 1, 27))
+    return Forged(rebuild, arguments, (state[0], (1,), kind, False, b"\x41" * 8))
+
+
+def forged_shape():
+    rebuild, arguments, state = np.arange(2).__reduce__()
+    return Forged(rebuild, arguments, (state[0], (1 << 40,), *state[2:]))
+
+
+def with_pickle(content):
+    """A file of torch.save whose pickle is another."""
+    out = io.BytesIO()
+    with zipfile.ZipFile(io.BytesIO(saved({"a": 1}))) as archive, zipfile.ZipFile(out, "w") as made:
+        for entry in archive.infolist():
+            is_pickle = entry.filename.endswith("data.pkl")
+            made.writestr(entry.filename, content if is_pickle else archive.read(entry))
+    return out.getvalue()
+
+
+def compressed(data):
+    out = io.BytesIO()
+    with zipfile.ZipFile(io.BytesIO(data)) as archive, zipfile.ZipFile(out, "w", zipfile.ZIP_DEFLATED) as made:
+        for entry in archive.infolist():
+            made.writestr(entry.filename, archive.read(entry))
+    return out.getvalue()
+
+
+def wrong_sum():
+    """A compressed matrix whose checksum, its last four bytes, is another's."""
+    whole = mat(True)
+    size = int(np.frombuffer(whole, "<u4", 1, 132)[0])
+    return whole[: 136 + size - 1] + bytes([whole[136 + size - 1] ^ 1]) + whole[136 + size :]
+
+
+def large_npz():
+    file = io.BytesIO()
+    with (
+        zipfile.ZipFile(file, "w", zipfile.ZIP_DEFLATED) as made,
+        made.open("images.npy", "w", force_zip64=True) as member,
+    ):
+        for _ in range(160):
+            member.write(bytes(1_000_000))
+    return file.getvalue()
+
+
+def large_mat():
+    """An element that claims little and inflates to 300 MB."""
+    packer = zlib.compressobj(1)
+    matrix = np.array([6, 8, 6, 0, 5, 8, 1, 300_000_000, (1 << 16) | 1, ord("X"), 2, 300_000_000], "<u4").tobytes()
+    content = packer.compress(np.array([14, 300_000_048], "<u4").tobytes() + matrix)
+    for _ in range(120):
+        content += packer.compress(bytes(1_000_000))
+    content += packer.flush()
+    return mat(False)[:128] + np.array([15, len(content)], "<u4").tobytes() + content
+
+
+NESTED = b"\x80\x02}" + b")" + b"\x85" * 300_000 + b"K\x01s."  # hashing it overflows the stack of C
+FOUND = {
+    "an array with a dtype of the file's choice": ("CIFAR", lambda: pickle.dumps({"data": forged_dtype()}, 2)),
+    "an array larger than its bytes": ("CIFAR", lambda: pickle.dumps({"data": forged_shape()}, 2)),
+    "tuples in tuples": ("CIFAR", lambda: NESTED),
+    "tuples in tuples, by torch": ("pt", lambda: with_pickle(NESTED)),
+    "tuples in tuples, old": ("old pt", lambda: NESTED),
+    "a memo of 64 GB": ("CIFAR", lambda: b"\x80\x02}r\xff\xff\xff\xff."),
+    "a function that is changed": ("CIFAR", lambda: b"\x80\x02c_codecs\nencode\nN}U\x0c__defaults__)s\x86b."),
+    "a tensor of a trillion numbers in four bytes": ("tensors", lambda: saved(torch.zeros(1).expand(10**6, 3, 8, 8))),
+    "a compressed checkpoint": ("pt", lambda: compressed(saved(torch.zeros(10_000_000)))),
+    "an archive without a pickle": ("pt", lambda: with_pickle(b"")),
+    "names that are no text": ("pt", lambda: saved({1: torch.ones(1)})),
+    "a class of 2^62": ("tensors", lambda: saved((PAIR[0], torch.tensor([0, 1, 2, 0, 1, 1 << 62])))),
+    "an array that inflates": ("npz", large_npz),
+    "a matrix that inflates": ("mat", large_mat),
+    "a matrix with another's checksum": ("mat", wrong_sum),
+    "FKD of whole numbers": ("FKD", lambda: saved([torch.ones(2, 4), torch.ones(2), None, None, None, 7])),
+    "deep JSON": ("JSON", lambda: b"[" * 200_000),
+}
+
+
+@pytest.mark.parametrize("name", FOUND)
+def test_what_was_found_stays_mended(tmp_path, name):
+    reader, make = FOUND[name]
+    _, read, file = READERS[reader]
+    data = make()
+    (tmp_path / file).write_bytes(data)
+    with pytest.raises(ValueError):
+        read(tmp_path / file)
+    check(read, tmp_path / file, len(data))
+
+
+def test_a_matlab_file_is_read_as_scipy_reads_it(tmp_path):
+    for kind in ("u1", "<i2", "<f4", "<f8", "<i8"):
+        arrays = {"X": (np.arange(24).reshape(2, 3, 4) * 5).astype(kind), "long_name_of_one": np.array([[7.0]])}
+        for is_compressed in (False, True):
+            scipy.io.savemat(tmp_path / "x.mat", arrays, do_compression=is_compressed)
+            found, wanted = read_mat(tmp_path / "x.mat", list(arrays)), scipy.io.loadmat(tmp_path / "x.mat")
+            for name in arrays:
+                np.testing.assert_array_equal(found[name], wanted[name])
+                assert found[name].dtype == wanted[name].dtype
+    scipy.io.savemat(tmp_path / "x.mat", {"X": np.arange(4), "s": {"a": 1}, "c": np.array([[1 + 2j]])})
+    assert list(read_mat(tmp_path / "x.mat", ["X", "y"])) == ["X"]
+    with pytest.raises(ValueError, match=r"x\.mat cannot be read: c is no array of real numbers"):
+        read_mat(tmp_path / "x.mat", ["c"])
+
+
+@pytest.mark.parametrize("name", READERS)
+def test_a_pipe_a_device_and_a_folder_are_not_opened(tmp_path, name):
+    _, read, file = READERS[name]
+    path = tmp_path / file
+    if name == "beton":
+        (tmp_path / "x.beton.json").write_bytes(beton()[1])
+    if name == "sidecar":
+        (tmp_path / "x.beton").write_bytes(beton()[0])
+    for make in (lambda: os.mkfifo(path), lambda: path.symlink_to("/dev/zero"), lambda: path.symlink_to(tmp_path)):
+        make()
+        if name == "log":  # which never stops anything
+            assert read(path) == []
+        else:
+            with pytest.raises(ValueError, match=r"x\.beton|" + re.escape(file)):
+                read(path)
+        path.unlink()
+
+
+def test_a_pipe_among_images_is_left_out_and_named(tmp_path):
+    for k in range(3):
+        (tmp_path / f"{k}.png").write_bytes(png())
+    (tmp_path / "1.png").unlink()
+    os.mkfifo(tmp_path / "1.png")
+    files, faults = sorted(tmp_path.iterdir()), Faults("skip")
+    batches = FolderLoader(files, 0).batches([np.arange(3)], Centered(8, 8), faults)
+    assert [ids.tolist() for _, ids in batches] == [[0, 2]]
+    assert list(faults.skipped) == [1] and "1.png is a pipe, not a file" in faults.skipped[1]

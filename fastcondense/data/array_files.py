@@ -16,7 +16,7 @@ import numpy as np
 
 from ..loaders.reading import reading
 
-_ROOM = 200_000_000  # bytes beyond twice the file
+_ROOM = 150_000_000  # bytes beyond twice the file
 _MOST_AXES = 32
 
 
@@ -47,10 +47,15 @@ def read_mat(path: Path, names: Collection[str], problem: str = "{path} cannot b
         order, found = "<" if content[126:128] == b"IM" else ">", {}
         for kind, data in _elements(content[128:], order):
             if kind == _COMPRESSED:
-                (start, first), *_ = _elements(_inflated(data, 1024), order, is_whole=False)
-                if start != _MATRIX or _name(first, order) not in names:
+                start = _inflated(data, 1024)
+                kind, size = struct.unpack_from(f"{order}II", start)
+                if kind != _MATRIX or _name(start[8:], order) not in names:
                     continue
-                (kind, data), *_ = _elements(_inflated(data, 2 * len(content) + _ROOM), order)
+                if size > len(content) + _ROOM // 2:  # it is copied once, into another order of axes
+                    raise ValueError(f"it claims to hold {size:,} bytes, many more than it has")
+                data = _inflated(data, 8 + size + 1)[8:]  # beyond the end, so that its checksum is compared
+                if len(data) != size:
+                    raise ValueError("it ends within a compressed element")
             if kind == _MATRIX and (name := _name(data, order)) in names:
                 found[name] = _array(data, order)
         return found
@@ -90,12 +95,14 @@ def _elements(data: memoryview, order: str, is_whole: bool = True) -> Iterator[t
 
 
 def _inflated(data: memoryview, most: int) -> memoryview:
-    """The first `most` bytes of what is compressed."""
-    unpacker = zlib.decompressobj()
-    found = unpacker.decompress(data, most)
-    if len(found) < most and not unpacker.eof:
+    """The first `most` bytes of what is compressed, or all of them if there are fewer."""
+    unpacker, found, at = zlib.decompressobj(), memoryview(bytearray(most)), 0
+    while at < most and (part := unpacker.decompress(data, min(most - at, 1 << 20))):
+        found[at : at + len(part)] = part
+        at, data = at + len(part), unpacker.unconsumed_tail
+    if at < most and not unpacker.eof:
         raise ValueError("it ends within a compressed element")
-    return memoryview(found)
+    return found[:at]
 
 
 def _parts(matrix: memoryview, order: str) -> tuple[int, tuple[int, ...], str, Iterator[tuple[int, memoryview]]]:
