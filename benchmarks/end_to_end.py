@@ -6,7 +6,8 @@
 Every stage of every run is a process of its own. A line a stage: its seconds as the run counts them, those of the whole
 process (imports and compilation too) and of the processor; device hours, which are the run's seconds times one GPU, or
 the processor's hours; the bytes that the stage has written. A line a run: accuracy and bytes of what is handed on.
-Extrapolations (extrapolation.py) are marked so, with their inputs; --extrapolate alone makes nothing else.
+Extrapolations are those of `fastcondense plan`, of recover and of one student, and are marked so; --extrapolate alone
+makes nothing else.
 """
 
 from __future__ import annotations
@@ -18,24 +19,24 @@ import sys
 import tempfile
 import time
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 
-from extrapolation import IPCS, extrapolate
 from measure import DEVICE, Line
 from session import Session
 
 from fastcondense.files import read_json
+from fastcondense.plan.extent import extent
+from fastcondense.plan.plan import Planner
 from fastcondense.recipe import recipe as recipes
 
 STAGES = ("squeeze", "recover", "relabel", "train", "evaluate")
 QUICK = {
     "recipes": ["rded/digits-ipc1"],
     "change": ["squeeze.epochs=2", "squeeze.gate_images=0", "train.epochs=2", "train.seeds=1"],
-    "images": 2,
-    "batch_size": 2,
-    "repeats": 2,
-    "size": 64,
+    "of": ["sre2l/digits"],
+    "ipc": [1],
+    "seconds": 1.0,
 }
 
 
@@ -104,6 +105,28 @@ def measure_run(session: Session, name: str, arguments: Sequence[str], out: Path
     session.add(name, "ours", **about, num_bytes=total, stage="all", handed_on=result["bytes"], **scores)
 
 
+def extrapolate(session: Session, name: str, ipc: int, budget: float) -> None:
+    """Prints and stores the hours of recover and of one student that `plan` foresees, and what they are known from."""
+    recipe = recipes.load(f"{name}-ipc{ipc}")
+    train, evaluate = replace(recipe.train, seeds=1), replace(recipe.evaluate, baselines=())
+    recipe = replace(recipe, train=train, evaluate=evaluate)
+    made = Planner(recipe, extent(recipe, None), 1, DEVICE, budget).plan()
+    stages = {stage.name: stage for stage in made.times if stage.name in ("recover", "train")}
+    hours = {stage: float(f"{found.one / 3600:.4g}") for stage, found in stages.items()}
+    print(f"EXTRAPOLATED, not run: {recipe.name}, hours on one device: {hours}", flush=True)
+    session.add(
+        f"{recipe.name} extrapolated",
+        "ours",
+        dtype=recipe.recover.precision,
+        num_bytes=made.disk["images"],
+        recipe=recipe.name,
+        ipc=ipc,
+        extrapolated=True,
+        device_hours=hours,
+        known_from={stage: found.source for stage, found in stages.items()},
+    )
+
+
 def add_options(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--recipes", nargs="*", default=["sre2l/digits-ipc10", "edc/digits-ipc10", "rded/digits-ipc10"])
     parser.add_argument("--data", help="of recipes that are not of the digits")
@@ -111,12 +134,8 @@ def add_options(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--runs", type=Path, help="folder in which the runs stay; default: they are deleted")
     parser.add_argument("--extrapolate", action="store_true", help="nothing but the extrapolation")
     parser.add_argument("--of", nargs="*", default=["sre2l/imagenet1k"], help="recipes that are extrapolated")
-    parser.add_argument("--ipc", nargs="*", type=int, default=list(IPCS))
-    parser.add_argument("--images", type=int, help="of the recover step; default: the recipe's, on a CPU 4")
-    parser.add_argument("--batch-size", type=int, help="of the student's step; default: the recipe's, on a CPU 8")
-    parser.add_argument("--size", type=int, help="side of the images; default: the recipe's")
-    parser.add_argument("--precision", choices=("fp32", "tf32", "bf16"), help="of both steps; default: the recipe's")
-    parser.add_argument("--repeats", type=int, default=5, help="of the steps")
+    parser.add_argument("--ipc", nargs="*", type=int, default=[10, 50, 200])
+    parser.add_argument("--seconds", type=float, default=60.0, help="for which about each plan is measured")
 
 
 def run(session: Session, options: argparse.Namespace) -> None:
@@ -132,4 +151,5 @@ def run(session: Session, options: argparse.Namespace) -> None:
             except (ValueError, OSError) as error:
                 session.skip(name, str(error))
     for name in options.of:
-        extrapolate(session, name, options)
+        for ipc in options.ipc:
+            extrapolate(session, name, ipc, options.seconds)

@@ -24,13 +24,15 @@ from torch import Tensor, nn
 from fastcondense.data.real import Normalization
 from fastcondense.data.sources import is_installed
 from fastcondense.files import read_checkpoint
-from fastcondense.loaders.folder import FolderLoader, index_folder
+from fastcondense.loaders.class_folders import index_folder
+from fastcondense.loaders.folder import FolderLoader
 from fastcondense.loaders.source import Centered, Cut, Faults, Loader, Windowed
 from fastcondense.networks import zoo
 from fastcondense.recipe.settings import Dataset
+from fastcondense.recipe.shared import Views
 from fastcondense.rng import Stream
 from fastcondense.teachers.teacher import load_weights, state_dict
-from fastcondense.views.windows import Views, windows
+from fastcondense.views.windows import windows
 from fastcondense.vision import timm
 
 CPU = torch.device("cpu")

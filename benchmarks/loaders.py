@@ -40,11 +40,13 @@ from session import Session
 from timm_loader import timm_batches
 
 from fastcondense.data.sources import is_installed
-from fastcondense.loaders.folder import FolderLoader, index_folder
+from fastcondense.loaders.class_folders import index_folder
+from fastcondense.loaders.folder import FolderLoader
 from fastcondense.loaders.prefetch import on_device
 from fastcondense.loaders.source import Centered, Cut, Faults, Loader, Windowed
+from fastcondense.recipe.shared import Views
 from fastcondense.rng import Stream
-from fastcondense.views.windows import Views, windows
+from fastcondense.views.windows import windows
 from fastcondense.vision import torchvision
 
 SIZE, RESIZE = 224, 256

@@ -50,50 +50,45 @@ class Access:
 
 
 KERNELS = {
-    "channel_moments_triton.combine_kernel": Access("partial center y_partial y_center", "mean var y_mean y_var"),
-    "frozen_batch_norm_triton.forward_kernel": Access(
+    "channel_moments.combine_kernel": Access("partial center y_partial y_center", "mean var y_mean y_var"),
+    "frozen_batch_norm.forward_kernel": Access(
         "x residual:HAS_RESIDUAL scale shift center output_center:HAS_OUTPUT", "y sign:SAVE_SIGN partial"
     ),
-    "frozen_batch_norm_triton.backward_kernel": Access(
+    "frozen_batch_norm.backward_kernel": Access(
         "x dy:HAS_DY kept:HAS_DY|HAS_OUTPUT,!KEPT=nothing shift:HAS_DY|HAS_OUTPUT,!KEPT=y scale mean dmean dvar "
         "y_mean:HAS_OUTPUT dy_mean:HAS_OUTPUT dy_var:HAS_OUTPUT",
         "dx dresidual:HAS_DRESIDUAL",
     ),
-    "frozen_batch_norm_pool_triton.forward_kernel": Access(
+    "frozen_batch_norm_pool.forward_kernel": Access(
         "x scale shift center output_center", "y argmax partial output_partial:HAS_OUTPUT", "x"
     ),
-    "frozen_batch_norm_pool_triton.backward_kernel": Access(
+    "frozen_batch_norm_pool.backward_kernel": Access(
         "x dy argmax scale shift mean:HAS_INPUT dmean:HAS_INPUT dvar:HAS_INPUT "
         "y_mean:HAS_OUTPUT dy_mean:HAS_OUTPUT dy_var:HAS_OUTPUT",
         "dx",
         "dy argmax",
     ),
-    "feature_maps_triton.forward_kernel": Access("x map_center center:HAS_CHANNELS", "map channel:HAS_CHANNELS", "x"),
-    "feature_maps_triton.combine_maps_kernel": Access("partial", "map"),
-    "feature_maps_triton.backward_kernel": Access(
+    "feature_maps.forward_kernel": Access("x map_center center:HAS_CHANNELS", "map channel:HAS_CHANNELS", "x"),
+    "feature_maps.combine_maps_kernel": Access("partial", "map"),
+    "feature_maps.backward_kernel": Access(
         "x dy:HAS_DY map_center dmap mean:HAS_CHANNELS dmean:HAS_CHANNELS dvar:HAS_CHANNELS", "dx", "x dmap"
     ),
-    "crop_triton.forward_kernel": Access("images windows gain:HAS_GAIN offset:HAS_OFFSET", "output", "images"),
-    "crop_triton.share_kernel": Access("windows", "share"),
-    "crop_triton.backward_kernel": Access("dout windows share gain:HAS_GAIN", "dimages", "dout share"),
-    "image_prior_triton.forward_kernel": Access("x", "partial", "x"),
-    "image_prior_triton.combine_kernel": Access("partial", "share variation norm"),
-    "image_prior_triton.backward_kernel": Access("x share dvariation:HAS_VARIATION dnorm:HAS_NORM", "dx", "x"),
-    "pixel_adam_triton.step_kernel": Access("images gradient first second rate step low high", "images first second"),
-    "replay_crop_triton.replay_kernel": Access(  # of the images, as if every one were asked for
+    "crop.forward_kernel": Access("images windows gain:HAS_GAIN offset:HAS_OFFSET", "output", "images"),
+    "crop.share_kernel": Access("windows", "share"),
+    "crop.backward_kernel": Access("dout windows share gain:HAS_GAIN", "dimages", "dout share"),
+    "pixel_adam.step_kernel": Access("images gradient first second rate step low high", "images first second"),
+    "replay_crop.replay_kernel": Access(  # of the images, as if every one were asked for
         "images ids windows partners:HAS_BOX|HAS_SHARE partner_windows:HAS_BOX|HAS_SHARE boxes:HAS_BOX "
         "share:HAS_SHARE gain offset",
         "output",
         "images",
     ),
-    "soft_label_triton.divergence_kernel": Access(
-        "student teachers", "loss direction:HAS_GRADIENT", "student teachers"
-    ),
-    "soft_label_triton.hard_kernel": Access(
+    "soft_label.divergence_kernel": Access("student teachers", "loss direction:HAS_GRADIENT", "student teachers"),
+    "soft_label.hard_kernel": Access(
         "student teachers:E labels partners share", "loss direction:HAS_GRADIENT", "student"
     ),
-    "soft_label_triton.sum_kernel": Access("loss", "result"),
-    "soft_label_triton.scale_kernel": Access("direction dloss", "dstudent"),
+    "soft_label.sum_kernel": Access("loss", "result"),
+    "soft_label.scale_kernel": Access("direction dloss", "dstudent"),
 }
 
 
@@ -213,7 +208,8 @@ def launches(see: Launch) -> Iterator[None]:
     launch = KernelInterface.__getitem__
 
     def index(kernel: Any, grid: Any) -> Callable[..., None]:
-        name = f"{kernel.fn.__module__.rpartition('.')[2]}.{kernel.fn.__name__}"
+        *_, folder, stem = kernel.fn.__module__.split(".")  # <operator>.gpu, or common.<stem>_gpu
+        name = f"{folder if stem == 'gpu' else stem.removesuffix('_gpu')}.{kernel.fn.__name__}"
         signature = inspect.signature(kernel.fn)
 
         def run(*args: Any, **kwargs: Any) -> None:

@@ -19,7 +19,6 @@ from fastcondense.kernels.crop import crop
 from fastcondense.kernels.feature_maps import feature_maps
 from fastcondense.kernels.frozen_batch_norm import frozen_batch_norm
 from fastcondense.kernels.frozen_batch_norm_pool import frozen_batch_norm_pool
-from fastcondense.kernels.image_prior import image_prior, image_prior_reference
 from fastcondense.kernels.patch_moments import needs_neighbours
 from fastcondense.kernels.patch_moments import patch_moments as our_patch_moments
 from fastcondense.kernels.pixel_adam import pixel_adam
@@ -167,17 +166,6 @@ def crop_case(dtype: torch.dtype) -> Case:
     )
 
 
-def prior_case(dtype: torch.dtype) -> Case:
-    """Total variation and mean norm of a batch of views, beside its definition."""
-    images = feature(3, 224, dtype)
-
-    def eager(images: Tensor) -> Sequence[Tensor]:
-        return image_prior_reference(images)
-
-    size, variants = images.numel() * dtype.itemsize, {"ours": image_prior, "eager": eager, "compiled": compiled(eager)}
-    return Case("3 x 224 x 224", dtype, [images], variants, size, 2 * size)
-
-
 def replay_case(mix: str, dtype: torch.dtype) -> Case:
     """Normalised views of a resident set, CutMix or not, beside a gather and torchvision's crop of every image."""
     size, height, width = 224, 150, 160
@@ -293,7 +281,6 @@ OPERATORS: dict[str, list[Callable[[], Case]]] = {
     "frozen_batch_norm_pool": [partial(stem_case, dtype) for dtype in DTYPES],
     "feature_maps": [partial(statistics_case, *shape, dtype) for shape in STATISTICS for dtype in DTYPES],
     "crop": [partial(crop_case, dtype) for dtype in DTYPES],
-    "image_prior": [partial(prior_case, dtype) for dtype in DTYPES],
     "pixel_adam": [pixel_adam_case],
     "replay_crop": [partial(replay_case, mix, dtype) for mix in ("none", "cutmix") for dtype in DTYPES],
     "soft_label": [partial(soft_label_case, *loss, dtype) for loss in SOFT_LABELS for dtype in DTYPES],

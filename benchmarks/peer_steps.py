@@ -1,6 +1,6 @@
 """The published code's step and fastcondense's, interleaved in one process, on the same images and network.
 
-    python benchmarks/fetch_peers.py FOLDER
+    python benchmarks/published/repository.py FOLDER
     fastcondense bench peers --peers FOLDER --methods sre2l edc --images 20 --size 64
 
 published-code   the method's own repository at a pinned commit, in FOLDER (or FASTCONDENSE_PEERS); its loop runs as
@@ -27,7 +27,7 @@ from measure import DEVICE, Line, Timing, interleaved, missing_compiler
 from peers import Objective, PeerStep, Style
 from published.mdc import MDC
 from published.ours import gradient_step, mosaic_step, recover_step
-from published.peer import CLASSES, Peer, Setting, Step, Unavailable, describe, prepared
+from published.peer import CLASSES, Peer, Setting, Step, Unavailable, prepared
 from published.rded import RDED
 from published.real_images import read_images
 from published.sre2l import SRe2L
@@ -61,38 +61,23 @@ def variants(method: str, setting: Setting) -> dict[str, Callable[[], Callable[[
     return made
 
 
-def ours(method: str, setting: Setting, is_compiled: bool) -> dict[str, Step | Unavailable]:
-    """Our variants after a first step; what cannot run says why."""
-    steps: dict[str, Step | Unavailable] = {}
+def ours(session: Session, method: str, setting: Setting, is_compiled: bool) -> dict[str, Step]:
+    """Our variants after a first step; what cannot run is skipped."""
+    steps: dict[str, Step] = {}
     for variant, make in variants(method, setting).items():
-        if variant == "compiled" and not is_compiled:
-            continue
-        if variant == "compiled" and (reason := missing_compiler()):
-            steps[variant] = Unavailable("absent", reason)
-            continue
-        try:
-            step = make()
-            step()
+        optional, name = variant == "compiled", f"{method} {variant}"
+        if optional and (not is_compiled or missing_compiler()):
+            session.skip(name, missing_compiler() or "not asked for (--compiled)")
+        elif (step := session.attempt(name, make, optional)) is not None:
             steps[variant] = Step(step)
-        except torch.cuda.OutOfMemoryError:
-            steps[variant] = Unavailable("failed", "out of memory")
-        except Exception as error:  # whatever a compiler raises must not end the benchmark
-            if variant != "compiled":
-                raise
-            steps[variant] = Unavailable("failed", describe(error))
     return steps
 
 
-def report(
-    session: Session, method: str, steps: dict[str, Step | Unavailable], timings: dict[str, Timing], about: Line
-) -> None:
-    """A line for each variant, whether it was measured or not."""
+def report(session: Session, method: str, steps: dict[str, Step], timings: dict[str, Timing], about: Line) -> None:
+    """A line for each variant."""
     peer, published = PEERS[method], timings["published-code"]
     repository = peer.repository
     for variant, step in steps.items():
-        if isinstance(step, Unavailable):
-            session.skip(f"{method} {variant}", f"{step.status}: {step.reason}")
-            continue
         timing, more = timings[variant], dict(about)
         more["published_over_it"] = round(published.median / timing.median, 3)
         if variant == "published-code":
@@ -112,8 +97,8 @@ def measure(session: Session, method: str, peers: Path | None, setting: Setting,
         session.skip(f"{method} {PEERS[method].repository}", f"{code.status}: {code.reason}")
         return
     try:
-        steps = {"published-code": code, **ours(method, setting, options.compiled)}
-        ready = {variant: step.advance for variant, step in steps.items() if isinstance(step, Step)}
+        steps = {"published-code": code, **ours(session, method, setting, options.compiled)}
+        ready = {variant: step.advance for variant, step in steps.items()}
         timings = interleaved(ready, options.repeats, options.warmup)
     finally:
         code.close()

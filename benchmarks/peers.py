@@ -17,7 +17,7 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from fastcondense.kernels.image_prior import image_prior_reference
+from fastcondense.recover.regularizers import image_priors
 from fastcondense.vision import torchvision
 
 PATCH = 16
@@ -153,7 +153,7 @@ class Loss(nn.Module):
             distances = [hook.distance for hook in self.hooks]
             loss = loss + self.objective.match_weight * (FIRST * distances[0] + sum(distances[1:]))
         if self.objective.tv_weight or self.objective.l2_weight:
-            variation, norm = image_prior_reference(view)
+            variation, norm = image_priors(view)
             loss = loss + self.objective.tv_weight * variation + self.objective.l2_weight * norm
         return loss
 

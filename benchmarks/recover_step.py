@@ -32,7 +32,7 @@ from step_profile import profile
 from steps import OurStep, our_step
 
 from fastcondense.networks import zoo
-from fastcondense.networks.precision import Precision
+from fastcondense.recipe.shared import Precision
 
 CHANNELS_LAST = Style(channels_last=True)
 BF16 = Style(channels_last=True, bf16=True, reads_loss=False)
@@ -54,12 +54,8 @@ QUICK = {"network": "zoo/resnet20", "images": 4, "size": 32, "repeats": 4, "warm
 ON_CPU = ["plain", "plain-channels_last", "published", "ours-unmatched", "ours-fp32"]
 
 
-class Unavailable(Exception):
-    """A variant that cannot run here, and why."""
-
-
 def make(variant: str, network: str, num_images: int, size: int, objective: Objective) -> Callable[[], None]:
-    """A variant's step. Raises Unavailable where it cannot run."""
+    """A variant's step."""
     torch.manual_seed(0)
     net, alone = zoo.build(network, 1000), Objective()
     peer = partial(PeerStep, net, num_images, size, device=DEVICE)
@@ -67,8 +63,6 @@ def make(variant: str, network: str, num_images: int, size: int, objective: Obje
     def ours(aim: Objective, precision: Precision) -> OurStep:
         return our_step(net, num_images, size, aim, DEVICE, precision)
 
-    if variant == "compiled" and (reason := missing_compiler()):
-        raise Unavailable(reason)
     steps: dict[str, Callable[[], Callable[[], None]]] = {
         "plain": partial(peer, alone, replace(Style(), reads_loss=False)),
         "plain-channels_last": partial(peer, alone, replace(CHANNELS_LAST, reads_loss=False)),
@@ -83,27 +77,6 @@ def make(variant: str, network: str, num_images: int, size: int, objective: Obje
         "ours-bf16-eager": lambda: ours(objective, "bf16"),
     }
     return steps[variant]()
-
-
-def available(
-    session: Session, variants: list[str], network: str, num_images: int, size: int, objective: Objective
-) -> dict[str, Callable[[], None]]:
-    """The variants that run here, after a first step; the others are said to be skipped."""
-    steps: dict[str, Callable[[], None]] = {}
-    for variant in variants:
-        try:
-            step = make(variant, network, num_images, size, objective)
-            step()
-            steps[variant] = step
-        except Unavailable as reason:
-            session.skip(f"{objective.statistics} {variant}", str(reason))
-        except torch.cuda.OutOfMemoryError:
-            session.skip(f"{objective.statistics} {variant}", "out of memory")
-        except Exception as error:  # whatever a compiler raises must not end the benchmark
-            if variant != "compiled":
-                raise
-            session.skip(f"{objective.statistics} {variant}", f"{type(error).__name__}: {str(error).splitlines()[0]}")
-    return steps
 
 
 def add_options(parser: argparse.ArgumentParser) -> None:
@@ -150,7 +123,13 @@ def compare(session: Session, objective: Objective, options: argparse.Namespace)
     for variant in PLAIN_OF if options.variants is None else ():
         if variant not in chosen:
             session.skip(f"{objective.statistics} {variant}", "not on a CPU: bf16, TF32 and compilers are a GPU's")
-    steps = available(session, chosen, options.network, options.images, options.size, objective)
+    steps: dict[str, Callable[[], object]] = {}
+    for variant in chosen:
+        name, shapes = f"{objective.statistics} {variant}", (options.network, options.images, options.size)
+        if variant == "compiled" and (reason := missing_compiler()):
+            session.skip(name, reason)
+        elif step := session.attempt(name, partial(make, variant, *shapes, objective), variant == "compiled"):
+            steps[variant] = step
     timings = interleaved(steps, options.repeats, options.warmup)
 
     def ratio(variant: str, reference: str) -> float | None:

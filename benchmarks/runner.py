@@ -28,7 +28,7 @@ from measure import DEVICE, environment, folder_name
 from session import Session
 
 RESULTS = Path(__file__).resolve().parent / "results"
-STEP_OPERATORS = ("frozen_batch_norm", "frozen_batch_norm_pool", "feature_maps", "crop", "image_prior", "pixel_adam")
+STEP_OPERATORS = ("frozen_batch_norm", "frozen_batch_norm_pool", "feature_maps", "crop", "pixel_adam")
 VIEW_OPERATORS = ("replay_crop", "soft_label")
 
 
@@ -45,7 +45,6 @@ class Benchmark:
 
 
 BENCHMARKS = {
-    "copy": Benchmark("copy_speed", "the speed of a copy, which other figures are shares of"),
     "kernels": Benchmark("kernels", "every operator beside PyTorch's"),
     "loaders": Benchmark("loaders", "real images a second: ours, torchvision, DALI, FFCV", ("folder_loader",)),
     "recover": Benchmark(
@@ -53,24 +52,21 @@ BENCHMARKS = {
     ),
     "labels": Benchmark("labels", "labels on the fly, in memory, and stored", ("labels", "views", *VIEW_OPERATORS)),
     "train": Benchmark(
-        "train", "a student's epoch: ours and a DataLoader's", ("train_step", "labels", "views", *VIEW_OPERATORS)
+        "train",
+        "a student's epoch: ours, a DataLoader's, other packages'",
+        ("peer_packages", "train_step", "labels", "views", *VIEW_OPERATORS),
     ),
     "peers": Benchmark(
         "peer_steps",
         "a step of the published code of five methods and ours",
         ("peers", "peer_isolation", "matching", *STEP_OPERATORS),
     ),
-    "peer-epochs": Benchmark(
-        "peer_epochs", "a student's epoch: rethinkdc's, ddranking's, ours", ("peer_packages", "labels", *VIEW_OPERATORS)
-    ),
     "end-to-end": Benchmark("end_to_end", "stages of whole runs, and what ImageNet-1k would take"),
     "traffic": Benchmark("traffic", "bytes and launches of a recover step, counted"),
     "loader-parity": Benchmark("loader_parity", "how far the loaders' pixels are apart"),
     "scaling": Benchmark("scaling", "recover by several CPU workers, and what reproducible images cost", ("work",)),
-    "scheduler": Benchmark("scheduler", "fleets of up to 10,000 workers, simulated", ("work",)),
-    "gradient-matching": Benchmark("gradient_matching", "a class's step of MDC"),
 }
-MAIN = ("copy", "kernels", "recover", "peers", "train", "peer-epochs", "labels", "loaders", "end-to-end", "traffic")
+MAIN = ("kernels", "recover", "peers", "train", "labels", "loaders", "end-to-end", "traffic")
 """What `all` runs, the most telling first."""
 MINUTES = 30.0
 LARGEST_SHARE = 0.6

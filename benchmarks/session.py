@@ -2,14 +2,16 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
+import torch
 from measure import Line, Timing, copy_ceiling, write
 
 Shapes = Sequence[Sequence[int]]
+Step = Callable[[], object]
 
 
 @dataclass
@@ -62,6 +64,20 @@ class Session:
         print(f"  {what} skipped: {reason}", flush=True)
         self.skipped.append((what, reason))
         self._write({"benchmark": self.name, "what": what, "skipped": reason})
+
+    def attempt(self, what: str, make: Callable[[], Step], is_optional: bool = False) -> Step | None:
+        """A variant's step after a first call; it is skipped if it has no room, an optional one whatever it raises."""
+        try:
+            step = make()
+            step()
+            return step
+        except torch.cuda.OutOfMemoryError:
+            self.skip(what, "out of memory")
+        except Exception as error:  # whatever a compiler raises must not end the benchmark
+            if not is_optional:
+                raise
+            self.skip(what, f"{type(error).__name__}: {str(error).splitlines()[0]}")
+        return None
 
     def refuse(self, what: str, problem: str) -> None:
         """What is not reported because its tests fail."""

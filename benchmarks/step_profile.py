@@ -29,18 +29,17 @@ from torch.autograd import DeviceType
 from torch.profiler import ProfilerActivity, record_function
 from traffic import ours
 
-from fastcondense.networks.precision import Precision
+from fastcondense.recipe.shared import Precision
 from fastcondense.recover import recover
 
 HOST = "host, between operators"
 REST = "other operators of PyTorch"
 OPERATORS = {  # of an event's name without what autograd adds: our operators, then PyTorch's
     r"Crop": "crop",
-    r"_?FrozenBatchNorm": "frozen batch norm",
-    r"FrozenBatchNormPool(CPU)?": "frozen batch norm and pool",
+    r"FrozenBatchNorm": "frozen batch norm",
+    r"FrozenBatchNormPool": "frozen batch norm and pool",
     r"FeatureMaps|_PatchMoments": "statistics of maps",
     r"_Distances": "distances",
-    r"ImagePrior": "image priors",
     r"pixel_adam": "Adam and clip",
     r"(aten::)?(mkldnn_|cudnn_|_)?[Cc]onvolution(_backward|0)?": "convolutions",
     r"(aten::)?(conv2d|thnn_conv2d|_slow_conv2d_(forward|backward))": "convolutions",
@@ -52,12 +51,11 @@ OPERATORS = {  # of an event's name without what autograd adds: our operators, t
     r"step": HOST,
 }
 KERNELS = {  # of a metered launch's name
-    r"crop_triton": "crop",
-    r"(frozen_batch_norm|channel_moments)_triton": "frozen batch norm",
-    r"frozen_batch_norm_pool_triton": "frozen batch norm and pool",
-    r"(feature_maps|filter)_triton": "statistics of maps",
-    r"image_prior_triton": "image priors",
-    r"pixel_adam_triton": "Adam and clip",
+    r"crop": "crop",
+    r"(frozen_batch_norm|channel_moments)": "frozen batch norm",
+    r"frozen_batch_norm_pool": "frozen batch norm and pool",
+    r"(feature_maps|filter)": "statistics of maps",
+    r"pixel_adam": "Adam and clip",
     r"(mkldnn_|cudnn_|_)?convolution(_backward)?": "convolutions",
     r"addmm|mm": "linear layer",
     r".*(max_pool2d|adaptive_avg_pool2d).*|mean": "pooling",

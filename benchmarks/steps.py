@@ -12,10 +12,11 @@ from torch.nn import functional as F
 from fastcondense.data.jobs import jobs
 from fastcondense.kernels.crop import crop
 from fastcondense.networks.graph import Graphs
-from fastcondense.networks.precision import Precision, arithmetic, network_dtype
+from fastcondense.networks.precision import arithmetic, network_dtype
 from fastcondense.recipe.recipe import Recipe
 from fastcondense.recipe.recover import Recover
 from fastcondense.recipe.settings import Dataset
+from fastcondense.recipe.shared import Precision
 from fastcondense.recover.recover import Canvas, RecoverStep
 from fastcondense.recover.schedule import Turn
 from fastcondense.statistics.matching import Matching, layer_weights
@@ -61,7 +62,7 @@ def our_step(
     step = kind(recipe, jobs(recipe, num_classes)[0], [teacher], device)
     if is_edc:
         sets = [(0.5, teacher.matched_targets()), (0.5, random_targets(teacher, size, device))]
-        weights = layer_weights(len(teacher.layers), recover.first_layer_weight, device)
+        weights = layer_weights(len(teacher.layers), device)
         step.matching = [Matching(sets, weights, ema=recover.statistics_ema, ema_start=recover.ema_start)]
     return step
 

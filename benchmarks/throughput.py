@@ -1,363 +1,354 @@
-"""The tables of speeds and costs in README and docs, each a function from all results to Markdown."""
+"""The tables of speeds and costs in README and docs, and the plot, from all result lines (results.py)."""
 
 from __future__ import annotations
 
 import math
-import statistics
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
+from pathlib import Path
+from typing import Any
 
-from result_files import Result, markdown, newest, sources, together
+from pages import drawn, markdown
+from pandas import DataFrame
+from results import newest, sources
 
 MISSING = "–"  # noqa: RUF001
 NOT_MEASURED = "Not measured yet: there is no result file."
-OWN_VARIANTS = {"plain", "plain-channels_last", "plain-bf16", "published"} | {
-    f"ours-{name}" for name in ("unmatched", "fp32", "tf32", "bf16", "bf16-eager")
-}
+OURS = ("ours-bf16", "ours-tf32", "ours-fp32", "ours")
+OWN_VARIANTS = {"plain", "plain-channels_last", "plain-bf16", "published", "ours-unmatched", "ours-bf16-eager", *OURS}
 """Of the recover step; all others are peers."""
-Table = Callable[[list[Result]], str]
+METHODS = {"sre2l": "SRe2L", "gvbsm": "G-VBSM", "edc": "EDC", "rded": "RDED", "mdc": "MDC"}
+COLORS = {"published": "#9aa5b1", "compiled": "#d1a054", "ours-fp32": "#2f7d5b", "ours-bf16": "#1f5f8b"}
+STEP = ["device", "statistics", "network", "shape"]
+Made = tuple[list[Sequence[str]], DataFrame]
+"""Rows of a table, and the lines that they are from."""
 
 
-def of(results: list[Result], *benchmarks: str) -> list[Result]:
-    """Those of some benchmarks."""
-    return [result for result in results if result.benchmark in benchmarks]
+def figure(value: float | None, digits: int = 2, form: str = "") -> str:
+    """A number as it is shown, or what stands for none; `form` with {} for it."""
+    return MISSING if value is None or math.isnan(value) else (form or "{}").format(f"{value:.{digits}f}")
 
 
-def figure(value: float | None, digits: int = 2) -> str:
-    """A number as it is shown, or what stands for none."""
-    return MISSING if value is None or math.isnan(value) else f"{value:.{digits}f}"
+def short(network: str) -> str:
+    return network.split("/")[-1]
 
 
-def finished(text: str, used: Sequence[Result]) -> str:
-    """The table and where it is from, or that there is nothing."""
-    return f"{text}\n\n{sources(used)}" if used else NOT_MEASURED
+def by(times: Sequence[Any]) -> str:
+    return " x ".join(map(str, times))
 
 
-def recover(results: list[Result]) -> str:
-    """Time of a step as a ratio to the unfused step without matching, and how often ours fits into the published."""
-
-    def key(result: Result) -> tuple[str, ...]:
-        return result.device, result["statistics"], result["network"], str(result.shape)
-
-    found = [
-        result for result in of(results, "recover") if "ratio_to_plain" in result.line and result.get("statistics")
-    ]
-    used = newest(together(found, key), lambda result: (*key(result), result["variant"]))
-    groups: dict[tuple[str, ...], dict[str, Result]] = {}
-    for result in used:
-        groups.setdefault(key(result), {})[result["variant"]] = result
-    rows = []
-    for (device, statistics_, network, _), variants in sorted(groups.items()):
-        if "published" not in variants:
-            continue
-        ours = [variants[name] for name in ("ours-bf16", "ours-tf32", "ours-fp32") if name in variants]
-        shape = " x ".join(str(extent) for k, extent in enumerate(variants["published"].shape) if k != 1)
-        best = min(ours, key=lambda result: result["median_ms"], default=None)
-        others = [f"{name} {variants[name]['median_ms']:.1f} ms" for name in sorted(variants.keys() - OWN_VARIANTS)]
-        title = statistics_.replace("sre2l", "SRe2L").replace("edc", "EDC")
-        published, own = variants["published"], MISSING
-        if best is not None:
-            own = f"{best['median_ms']:.1f} ms ({figure(best['ratio_to_plain'])}), {best['variant']}"
-        rows.append(
-            (
-                *(device, title, network.split("/")[-1], shape),
-                f"{published['median_ms']:.1f} ms ({figure(published['ratio_to_plain'])})",
-                ", ".join(others) or MISSING,
-                own,
-                figure(best and published["median_ms"] / best["median_ms"]),
-            )
-        )
-    head = ("device", "statistics", "network", "images x side x side")
-    head += ("published (of plain)", "other peers", "ours (of plain)", "published / ours")
-    return finished(markdown(head, rows), used)
+def over(times: dict[str, float], one: str | None, other: str | None) -> float:
+    """How often one fits into the other; NaN where one is missing."""
+    return times[one] / times[other] if one in times and other in times else math.nan
 
 
-def traffic(results: list[Result]) -> str:
-    """Bytes, launches and passes of a step, counted."""
-    mine = [r for r in of(results, "traffic", "passes") if (r["network"], r["size"]) == ("torchvision/resnet18", 224)]
-    steps = newest((r for r in mine if r.get("step")), lambda result: result["step"])
-    passes = newest((r for r in mine if (r.get("of"), r.get("layer")) == ("BatchNorm", "all")), lambda _: None)
-    by_name = {result["step"]: result for result in steps}
-    rows = []
-    for label, name in (
-        ("network alone", "plain"),
-        ("SRe2L's statistics, TV and L2", "sre2l"),
-        ("EDC's statistics", "edc"),
-    ):
-        published, ours = (by_name.get(f"{name}{suffix}") for suffix in (" published", " ours"))
-        published = published or by_name.get(name)
-        if published is None:
-            continue
-        over = passes[-1]["passes"] if passes else {}
-        cells = [published["gigabytes"]["total"], ours and ours["gigabytes"]["total"]]
-        rows.append(
-            (
-                label,
-                *(figure(value, 1) for value in cells),
-                *(MISSING if step is None else str(step["launches"]["total"]) for step in (published, ours)),
-                *(figure(over.get(step["step"]), 1) if step is not None else MISSING for step in (published, ours)),
-            )
-        )
-    head = (
-        "step",
-        "GB published",
-        "GB ours",
-        "launches published",
-        "ours",
-        "passes a BatchNorm tensor, published",
-        "ours",
-    )
-    return finished(markdown(head, rows), [*steps, *passes])
+def groups(used: DataFrame, names: list[str], sort: bool = False) -> Iterator[tuple[Any, DataFrame]]:
+    """Values of these columns, and their lines by variant."""
+    if not used.empty:
+        for key, lines in used.groupby(names, sort=sort):
+            yield key, lines.set_index("variant", drop=False)
 
 
-def kernels(results: list[Result]) -> str:
-    """Of each operator and pass the medians over its cases: share of a copy, and how often ours fits into a peer."""
-    used = newest(
-        of(results, "kernels"),
-        lambda r: (r.device, r["operator"], r["case"], r["dtype"], r["pass"], r["variant"]),
-    )
-    groups: dict[tuple[str, str, str, str], dict[str, dict[str, Result]]] = {}
-    for result in used:
-        cases = groups.setdefault((result.device, result["operator"], result["dtype"], result["pass"]), {})
-        cases.setdefault(result["case"], {})[result["variant"]] = result
-    rows = []
-    for (device, operator, dtype, which), cases in groups.items():
-        mine = [case["ours"] for case in cases.values() if "ours" in case]
+def fastest(times: dict[str, float]) -> str | None:
+    """Which of ours takes least."""
+    return min((name for name in OURS if name in times), key=times.__getitem__, default=None)
 
-        def times(peer: str, cases: dict[str, dict[str, Result]] = cases) -> str:
-            ratios = [
-                c[peer]["median_ms"] / c["ours"]["median_ms"] for c in cases.values() if {peer, "ours"} <= c.keys()
+
+def recover(found: DataFrame) -> Made:
+    """Time of a step and its ratio to the unfused step without matching, and how often ours fits into the published."""
+    used, rows = newest(found[found["statistics"].notna() & (found["what"] != "profile")], STEP), []
+    for (device, statistics, network, shape), lines in groups(used, STEP, sort=True):
+        times, plain = lines["median_ms"].to_dict(), lines["ratio_to_plain"].to_dict()
+        if "published" in times:
+            best, others = fastest(times), [f"{name} {times[name]:.1f} ms" for name in sorted({*times} - OWN_VARIANTS)]
+            about = (device, METHODS[statistics], short(network), by((shape[0], *shape[2:])))
+            shown = [
+                f"{times[name]:.1f} ms ({figure(plain[name])})" if name else MISSING for name in ("published", best)
             ]
-            return figure(statistics.median(ratios), 1) if ratios else MISSING
+            mine = shown[1] + (f", {best}" if best else "")
+            rows.append((*about, shown[0], ", ".join(others) or MISSING, mine, figure(over(times, "published", best))))
+    return rows, used
 
-        share = 100 * statistics.median(result["share_of_copy"] for result in mine) if mine else None
-        rows.append(
-            (
-                device,
-                f"`{operator}` {which}",
-                dtype,
-                str(len(cases)),
-                figure(share, 0),
-                times("eager"),
-                times("compiled"),
-            )
+
+def peers(found: DataFrame) -> Made:
+    """Of each method or package its own code's time, ours on the same data in the same run, and how often it fits."""
+    group, rows = ["device", "benchmark", "what", "network", "shape"], []
+    used = newest(found, group)
+    used = used[used.groupby(group)["peer"].transform("count") > 0]
+    for (device, _, what, network, shape), lines in groups(used, group, sort=True):
+        times = lines["median_ms"].to_dict()
+        best = fastest(times)
+        mine = f"{times[best]:.1f} ms, {best}" if best else MISSING
+        for name, theirs in lines[lines["peer"].notna()].iterrows():
+            code, on = f"`{theirs['peer']}`: {theirs['runs']}", f"{short(network)}, {by(shape)}"
+            ratio = figure(over(times, name, best))
+            rows.append((device, METHODS.get(what, name), code, on, f"{times[name]:.1f} ms", mine, ratio))
+    return rows, used
+
+
+def traffic(found: DataFrame) -> Made:
+    """Bytes, launches and passes of a step, counted."""
+    found = found[(found["network"] == "torchvision/resnet18") & (found["size"] == 224)]
+    steps = newest(found[found["step"].notna()], ["step"], [])
+    passes = newest(found[(found["of"] == "BatchNorm") & (found["layer"] == "all")], ["layer"], [])
+    by_name, rows = {line["step"]: line for _, line in steps.iterrows()}, []
+    made = passes["passes"].iloc[-1] if len(passes) else {}
+    titles = {"plain": "network alone", "sre2l": "SRe2L's statistics, TV and L2", "edc": "EDC's statistics"}
+    for name, title in titles.items():
+        both = [by_name.get(f"{name} published", by_name.get(name)), by_name.get(f"{name} ours")]
+        if both[0] is not None:
+            total = [None if step is None else step["gigabytes"]["total"] for step in both]
+            launches = [MISSING if step is None else str(step["launches"]["total"]) for step in both]
+            over_norms = [None if step is None else made.get(step["step"]) for step in both]
+            rows.append((title, *(figure(x, 1) for x in total), *launches, *(figure(x, 1) for x in over_norms)))
+    return rows, found.loc[[*steps.index, *passes.index]]
+
+
+def kernels(found: DataFrame) -> Made:
+    """Of each operator and pass the medians over its cases: share of a copy, and how often ours fits into a peer."""
+    group, rows = ["device", "operator", "dtype", "pass"], []
+    used = newest(found, [*group, "case", "variant"], [])
+    for (device, operator, dtype, which), lines in groups(used, group):
+        times = lines.pivot(index="case", columns="variant", values="median_ms").astype(float)
+        ratios = (
+            times[name] / times["ours"] if name in times else times["ours"] * math.nan for name in ("eager", "compiled")
         )
-    head = ("device", "operator", "dtype", "cases", "% of a copy", "eager / ours", "compiled / ours")
-    return finished(markdown(head, rows), used)
+        share = 100 * lines.loc[["ours"], "share_of_copy"].median()
+        medians = (figure(ratio.median(), 1) for ratio in ratios)
+        rows.append((device, f"`{operator}` {which}", dtype, str(len(times)), figure(share, 0), *medians))
+    return rows, used
 
 
-def loaders(results: list[Result]) -> str:
+def loaders(found: DataFrame) -> Made:
     """Images a second, in brackets the ratio to the library's own pipeline."""
-
-    def key(result: Result) -> tuple[str, str]:
-        return result.device, result["data"]
-
-    found = of(results, "loaders")
-    used = newest(together(found, key), lambda result: (*key(result), result["variant"], result["crops"]))
-    rows = []
-    for device, data in dict.fromkeys(key(result) for result in used):
-        cells: dict[str, dict[str, str]] = {}
-        for result in used:
-            if key(result) == (device, data):
-                own = result.get("ratio_to_own")
-                text = f"{result['images_per_s']:.0f}" + (f" ({own:.2f})" if own is not None else "")
-                cells.setdefault(result["variant"], {})[result["crops"]] = text
-        rows += [
-            (device, data, f"`{name}`", row.get("train", MISSING), row.get("evaluate", MISSING))
-            for name, row in cells.items()
-        ]
-    return finished(markdown(("device", "images of", "loader", "training crops", "evaluation crops"), rows), used)
+    group = ["device", "data"]
+    used, rows = newest(found, group, ["variant", "crops"]), []
+    for (device, data, name), lines in groups(used, [*group, "variant"]):
+        cells = {
+            line["crops"]: f"{line['images_per_s']:.0f}{figure(line['ratio_to_own'], 2, ' ({})').removeprefix(MISSING)}"
+            for _, line in lines.iterrows()
+        }
+        rows.append((device, data, f"`{name}`", *(cells.get(kind, MISSING) for kind in ("train", "evaluate"))))
+    return rows, used
 
 
-def parity(results: list[Result]) -> str:
+def parity(found: DataFrame) -> Made:
     """Mean and largest difference of pixels to Pillow's, and a teacher's top-1 on them."""
-
-    def key(result: Result) -> tuple[str, str, int]:
-        return result.device, result["data"].removeprefix("data/"), result["resize"]
-
-    used = newest(of(results, "loader-parity"), lambda result: (key(result), result["variant"]))
+    found = found.assign(data=found["data"].str.removeprefix("data/"))
+    used = newest(found, ["device", "data", "resize", "variant"], []).sort_values(["device", "data", "resize", "place"])
     rows = [
         (
-            *(result.device, f"`{result['variant']}`"),
-            f"{result['images']} of {key(result)[1]}, resize {result['resize']}",
-            *(f"{result[kind]['mean']:.4g} ({result[kind]['largest']})" for kind in ("train", "evaluate")),
-            figure(result.get("top1"), 1),
+            *(line["device"], f"`{line['variant']}`", f"{line['images']} of {line['data']}, resize {line['resize']}"),
+            *(f"{line[kind]['mean']:.4g} ({line[kind]['largest']})" for kind in ("train", "evaluate")),
+            figure(line["top1"], 1),
         )
-        for result in sorted(used, key=lambda result: (key(result), result.place))
+        for _, line in used.iterrows()
     ]
-    head = ("device", "loader", "images", "training crops, mean (largest)", "evaluation crops", "top-1")
-    return finished(markdown(head, rows), used)
+    return rows, used
 
 
-def labels(results: list[Result]) -> str:
+def labels(found: DataFrame) -> Made:
     """Ratios of what labels and views cost."""
-
-    def key(result: Result) -> tuple[str, ...]:
-        names = ("network", "size", "batch_size", "precision", "part")
-        return result.device, *(str(result[name]) for name in names)
-
-    found = [result for result in of(results, "labels") if result["part"] != "extrapolated"]
-    used = newest(together(found, key), lambda result: (*key(result), result["variant"]))
-    groups: dict[tuple[str, ...], dict[str, float]] = {}
-    for result in used:
-        groups.setdefault(key(result)[:-1], {})[f"{result['part']} {result['variant']}"] = result["median_ms"]
-
-    def ratio(found: dict[str, float], one: str, other: str, digits: int = 2, factor: float = 1.0) -> str:
-        return figure(factor * found[one] / found[other], digits) if {one, other} <= found.keys() else MISSING
-
-    rows = [
-        (
-            device,
-            f"{network.split('/')[-1]}, {size} pixels, batches of {batch}, {precision}",
-            ratio(times, "step on-the-fly", "step in-memory"),
-            ratio(times, "epoch views", "epoch ours", 1, 100.0),
-            ratio(times, "epoch ours", "epoch published"),
-        )
-        for (device, network, size, batch, precision), times in groups.items()
-    ]
-    head = ("device", "teacher and student", "step on the fly / in memory", "views, % of an epoch", "epoch / FKD files")
-    return finished(markdown(head, rows), used)
+    group, rows = ["device", "network", "size", "batch_size", "precision"], []
+    used = newest(found[found["part"] != "extrapolated"], [*group, "part"])
+    for (device, network, size, batch, precision), lines in groups(used, group):
+        times = dict(zip(lines["part"] + " " + lines["variant"], lines["median_ms"], strict=True))
+        about = f"{short(network)}, {size} pixels, batches of {batch}, {precision}"
+        step, epoch = over(times, "step on-the-fly", "step in-memory"), over(times, "epoch ours", "epoch published")
+        views = figure(100 * over(times, "epoch views", "epoch ours"), 1)
+        rows.append((device, about, figure(step), views, figure(epoch)))
+    return rows, used
 
 
-LABEL_SOURCES = (
-    (
-        *("ours", "`teachers` (default)", "0; about 1 kB for the set, that says how", "0 B"),
-        "the teachers' weights (ResNet-18: 45 MB) and their forward pass",
-    ),
-    ("stored", "`stored`, by `relabel --store`", "2 K", "6.0 GB", "nothing"),
-    ("stored-top-5", "`stored`, with `--labels.top-k 5`", "22", "66 MB", "nothing"),
-    (
-        *("fkd", "`stored`, FKD files of SRe2L, CDA, G-VBSM or EDC (`--labels.stored DIR`)"),
-        *("2 K + 25, and 2 kB a file", "6.1 GB", "nothing"),
-    ),
-    ("hard", "`hard`", "0", "0 B", "nothing"),
-    (
-        "published",
-        "FKD files and JPEG images, read in the published way",
-        "2 K + 25, and 2 kB a file",
-        "6.1 GB",
-        MISSING,
-    ),
-)
+FKD = ("2 K + 25, and 2 kB a file", "6.1 GB")
+WEIGHTS = "the teachers' weights (ResNet-18: 45 MB) and their forward pass"
+LABEL_SOURCES = {
+    "ours": ("`teachers` (default)", "0; about 1 kB for the set, that says how", "0 B", WEIGHTS),
+    "stored": ("`stored`, by `relabel --store`", "2 K", "6.0 GB", "nothing"),
+    "stored-top-5": ("`stored`, with `--labels.top-k 5`", "22", "66 MB", "nothing"),
+    "fkd": ("`stored`, FKD files of SRe2L, CDA, G-VBSM or EDC (`--labels.stored DIR`)", *FKD, "nothing"),
+    "hard": ("`hard`", "0", "0 B", "nothing"),
+    "published": ("FKD files and JPEG images, read in the published way", *FKD, MISSING),
+}
 """Variants of the benchmark's epoch: a source, its bytes a view and of ImageNet at IPC 10, what it needs."""
 
 
-def label_sources(results: list[Result]) -> str:
+def label_sources(found: DataFrame) -> tuple[list[str], list[Sequence[str]], DataFrame]:
     """What each source of labels costs: bytes, which follow from its format, and a student's time, measured."""
-
-    def key(result: Result) -> tuple[str, ...]:
-        return result.device, *(str(result[name]) for name in ("network", "size", "batch_size", "precision"))
-
-    found = [result for result in of(results, "labels") if result["part"] == "epoch"]
-    used = newest(together(found, key), lambda result: (*key(result), result["variant"]))
-    times: dict[tuple[str, ...], dict[str, float]] = {}
-    for result in used:
-        times.setdefault(key(result), {})[result["variant"]] = result["median_ms"] / result["images"]
-    columns = [column for column, mine in times.items() if "stored" in mine]
-    rows = [
-        (
-            *(source, per_view, imagenet),
-            *(
-                f"{times[column][variant]:.2f} s ({figure(times[column][variant] / times[column]['ours'])})"
-                for column in columns
-            ),
-            needs,
-        )
-        for variant, source, per_view, imagenet, needs in LABEL_SOURCES
-    ]
-    titles = (
-        f"1,000 views, {device}, {network.split('/')[-1]}, {size} pixels, {precision}"
-        for device, network, size, _, precision in columns
-    )
-    head = ("`--labels.source`", "bytes a view, K classes", "ImageNet, IPC 10, 300 epochs", *titles, "needs")
-    return finished(markdown(head, rows), [result for result in used if key(result) in columns])
+    group, titles, columns, shown = ["device", "network", "size", "batch_size", "precision"], [], [], []
+    used = newest(found[found["part"] == "epoch"], group)
+    for (device, network, size, _, precision), lines in groups(used, group):
+        times = (lines["median_ms"] / lines["images"]).to_dict()
+        if "stored" in times:
+            titles.append(f"1,000 views, {device}, {short(network)}, {size} pixels, {precision}")
+            columns.append({name: f"{time:.2f} s ({figure(time / times['ours'])})" for name, time in times.items()})
+            shown += lines["file"].tolist()
+    rows = [(*about, *(column[name] for column in columns), needs) for name, (*about, needs) in LABEL_SOURCES.items()]
+    head = ["`--labels.source`", "bytes a view, K classes", "ImageNet, IPC 10, 300 epochs", *titles, "needs"]
+    return head, rows if columns else [], used[used["file"].isin(shown)]
 
 
-def train(results: list[Result]) -> str:
+def train(found: DataFrame) -> Made:
     """A student's epoch, in views a second, and how often ours fits into each peer's."""
-
-    def key(result: Result) -> tuple[str, ...]:
-        return result.device, result["network"], str(result.shape), str(result["images"])
-
-    used = newest(together(of(results, "train"), key), lambda result: (*key(result), result["variant"]))
-    groups: dict[tuple[str, ...], dict[str, Result]] = {}
-    for result in used:
-        groups.setdefault(key(result), {})[result["variant"]] = result
-    rows = []
-    for (device, network, _, _), variants in groups.items():
-        ours = variants.get("ours")
-        for name, result in variants.items():
-            about = f"{network.split('/')[-1]}, {result.shape[-1]} pixels, batches of {result.shape[0]}"
-            slower = None if ours is None else result["median_ms"] / ours["median_ms"]
-            rows.append((device, about, name, result["dtype"], figure(result["views_per_s"], 0), figure(slower)))
-    head = ("device", "teacher and student", "loop", "dtype", "views a second", "its time / ours")
-    return finished(markdown(head, rows), used)
+    group, rows = ["device", "network", "shape", "images"], []
+    used = newest(found, group)
+    for (device, network, shape, _), lines in groups(used, group):
+        times = lines["median_ms"].to_dict()
+        about = f"{short(network)}, {shape[-1]} pixels, batches of {shape[0]}"
+        rows += [
+            (device, about, name, line["dtype"], figure(line["views_per_s"], 0), figure(over(times, name, "ours")))
+            for name, line in lines.iterrows()
+        ]
+    return rows, used
 
 
-def costs(results: list[Result]) -> str:
+def costs(found: DataFrame) -> Made:
     """Stages of whole runs."""
-    found = [result for result in of(results, "end-to-end") if not result.get("extrapolated")]
-
-    def key(result: Result) -> tuple[str, str, str]:
-        return result.device, result["recipe"], str(result["recipe_sha256"])
-
-    used = newest(together(found, key), lambda result: (*key(result), result["stage"]))
-    groups: dict[tuple[str, str, str], dict[str, Result]] = {}
-    for result in used:
-        groups.setdefault(key(result), {})[result["stage"]] = result
-    rows = []
-    for (device, name, digest), stages in groups.items():
-        timed = [stages[stage] for stage in ("squeeze", "recover", "train", "evaluate") if stage in stages]
-        whole = stages.get("all")
-        handed = whole["handed_on"] if whole is not None else {}
+    group, rows = ["device", "recipe", "recipe_sha256"], []
+    used = newest(found[found["extrapolated"].isna()], group, ["stage"])
+    for (device, name, digest), lines in groups(used, group):
+        lines = lines.set_index("stage")
+        timed = [
+            f"{lines.at[s, 'seconds']:.0f}" for s in ("squeeze", "recover", "train", "evaluate") if s in lines.index
+        ]
+        handed = lines.at["all", "handed_on"] if "all" in lines.index else {}
         kilobytes = [
             f"{handed[key] / 1e3:.0f}" if key in handed else MISSING for key in ("images", "labels", "teachers")
         ]
-        hours = sum(result["device_hours"] for result in stages.values() if result["stage"] != "all")
-        unit = "CPU" if device.startswith("cpu") else "GPU"
-        rows.append(
-            (
-                *(device, f"`{name}` ({digest[:8]})", " + ".join(f"{result['seconds']:.0f}" for result in timed)),
-                *(f"{hours:.3g} {unit}-hours", " + ".join(kilobytes)),
-            )
-        )
-    head = ("device", "run", "s: squeeze + recover + train + evaluate", "hours", "kB: images + labels + teachers")
-    return finished(markdown(head, rows), used)
+        hours = f"{lines['device_hours'].sum():.3g} {'CPU' if device.startswith('cpu') else 'GPU'}-hours"
+        rows.append((device, f"`{name}` ({digest[:8]})", " + ".join(timed), hours, " + ".join(kilobytes)))
+    return rows, used
 
 
-def three_digits(value: float) -> str:
-    """Rounded to three digits, and from a thousand on to whole numbers."""
-    return f"{value:,.0f}" if value >= 1000 else f"{value:.3g}"
-
-
-def extrapolated(results: list[Result]) -> str:
+def extrapolated(found: DataFrame) -> Made:
     """ImageNet-1k from measured steps."""
-    found = [result for result in of(results, "end-to-end") if result.get("extrapolated")]
-    used = newest(found, lambda result: (result.device, result["recipe"]))
-    rows = []
-    for result in used:
-        inputs, hours = result["inputs"], result["device_hours"]
-        rows.append(
-            (
-                *(result.device, f"`{result['recipe']}`"),
-                *(three_digits(hours["recover"]), three_digits(hours["train"])),
-                f"{inputs['recover_step_ms']} ms a step of {inputs['recover_images']}, {inputs['jobs']} jobs x "
-                f"{inputs['iterations']} iterations; {inputs['student_step_ms']} ms a step of "
-                f"{inputs['student_batch']}, {inputs['epochs']} epochs; {inputs['size']} pixels, {result['dtype']}",
-            )
+    used, rows = newest(found[found["extrapolated"].notna()], ["device", "recipe"], []), []
+    for _, line in used.iterrows():
+        hours = [line["device_hours"][stage] for stage in ("recover", "train")]
+        words = (
+            line["known_from"]["recover"]
+            if isinstance(line["known_from"], dict)
+            else (  # older lines: inputs
+                "{recover_step_ms} ms a step of {recover_images}, {jobs} jobs x {iterations} iterations; "
+                "{student_step_ms} ms a step of {student_batch}, {epochs} epochs; {size} pixels"
+            ).format(**line["inputs"])
         )
-    head = ("device", "extrapolated, not run", "recover, hours", "one student, hours", "from")
-    return finished(markdown(head, rows), used)
+        shown = (f"{value:,.0f}" if value >= 1000 else f"{value:.3g}" for value in hours)
+        rows.append((line["device"], f"`{line['recipe']}`", *shown, f"{words}, {line['dtype']}"))
+    return rows, used
 
 
-TABLES: dict[str, Table] = {
-    "loaders": loaders,
-    "loader parity": parity,
-    "label sources": label_sources,
-    "labels": labels,
-    "traffic": traffic,
-    "recover step": recover,
-    "train step": train,
-    "kernels": kernels,
-    "costs": costs,
-    "extrapolated": extrapolated,
+TABLES: dict[str, tuple[tuple[str, ...], str, Callable[[DataFrame], Any]]] = {
+    "loaders": (("loaders",), "device | images of | loader | training crops | evaluation crops", loaders),
+    "loader parity": (
+        ("loader-parity",),
+        "device | loader | images | training crops, mean (largest) | evaluation crops | top-1",
+        parity,
+    ),
+    "label sources": (("labels",), "", label_sources),
+    "labels": (
+        ("labels",),
+        "device | teacher and student | step on the fly / in memory | views, % of an epoch | epoch / FKD files",
+        labels,
+    ),
+    "traffic": (
+        ("traffic", "passes"),
+        "step | GB published | GB ours | launches published | ours | passes a BatchNorm tensor, published | ours",
+        traffic,
+    ),
+    "recover step": (
+        ("recover",),
+        "device | statistics | network | images x side x side | published (of plain) | other peers | ours (of plain) | "
+        "published / ours",
+        recover,
+    ),
+    "train step": (
+        ("train",),
+        "device | teacher and student | loop | dtype | views a second | its time / ours",
+        train,
+    ),
+    "kernels": (
+        ("kernels",),
+        "device | operator | dtype | cases | % of a copy | eager / ours | compiled / ours",
+        kernels,
+    ),
+    "costs": (
+        ("end-to-end",),
+        "device | run | s: squeeze + recover + train + evaluate | hours | kB: images + labels + teachers",
+        costs,
+    ),
+    "extrapolated": (
+        ("end-to-end",),
+        "device | extrapolated, not run | recover, hours | one student, hours | from",
+        extrapolated,
+    ),
+    "peers": (
+        ("peers", "peer-epochs", "train"),
+        "device | of | their code | on | theirs | ours | theirs / ours",
+        peers,
+    ),
 }
+"""Benchmarks that a table is of, its head, and what makes its rows; label sources also make their head."""
+
+
+def table(name: str, lines: DataFrame) -> str:
+    """A table of that name and where it is from, or that there is nothing."""
+    benchmarks, head, make = TABLES[name]
+    found = lines[lines["benchmark"].isin(benchmarks)]
+    *own_head, rows, used = make(found) if len(found) else ([], found)
+    return (
+        f"{markdown(own_head[0] if own_head else head.split(' | '), rows)}\n\n{sources(used)}" if rows else NOT_MEASURED
+    )
+
+
+def profile(lines: DataFrame) -> str:
+    """The page that says where the time of a recover step goes, the longest part first."""
+    pages = [
+        "# Where the time of a recover step goes",
+        "Written by `benchmarks/tables.py` from `bench recover --profile`.",
+    ]
+    found = lines[(lines["benchmark"] == "recover") & (lines["what"] == "profile")]
+    group = [*STEP, "dtype"]
+    for (device, statistics, network, shape, dtype), parts in groups(newest(found, group), group):
+        parts = parts.sort_values("share_of_step", ascending=False, kind="stable")
+        rows = [
+            (
+                *(name, f"{part['median_ms']:.3g}", f"{100 * part['share_of_step']:.1f}"),
+                MISSING if math.isnan(part["bytes"]) else f"{part['bytes'] / 1e9:.3g}",
+                *(figure(part["GB/s"], 0), figure(100 * part["share_of_copy"], 0)),
+            )
+            for name, part in parts.iterrows()
+        ]
+        head = ("part", "ms", "% of the step", "GB", "GB/s", "% of a copy")
+        pages += [
+            f"## {statistics}, {short(network)}, {shape}, {dtype}, {device}",
+            f"{parts['step_ms'].iloc[0]} ms a step without the profiler.",
+            f"{markdown(head, rows)}\n\n{sources(parts)}",
+        ]
+    return "\n\n".join(pages if len(found) else [*pages, NOT_MEASURED]) + "\n"
+
+
+def bars(lines: DataFrame) -> dict[str, dict[str, float]]:
+    """What the plot shows: label of a step -> variant -> time relative to the plain step."""
+    made: dict[str, dict[str, float]] = {}
+    found = lines[(lines["benchmark"] == "recover") & lines["statistics"].notna() & lines["ratio_to_plain"].notna()]
+    for (device, statistics, _, shape), steps in groups(newest(found, STEP), STEP):
+        chosen = {name: ratio for name, ratio in steps["ratio_to_plain"].items() if name in COLORS}
+        label = f"{statistics}, {shape[0]} x {shape[2]} px\n{device}"
+        made[label] = made.get(label, {}) | dict(sorted(chosen.items()))
+    return {label: made[label] for label in sorted(made) if made[label]}
+
+
+def draw(wanted: dict[str, dict[str, float]], path: Path) -> None:
+    """Writes the plot of README as SVG: a step as published and ours, relative to the network without matching."""
+    with drawn(path, wanted, (8, 0.7 + 0.75 * max(1, len(wanted)))) as axes:
+        shown = DataFrame(wanted).T.reindex(
+            columns=[name for name in COLORS if any(name in one for one in wanted.values())]
+        )
+        if len(shown):
+            shown.plot.barh(ax=axes, color=COLORS, width=0.8)
+            for container in axes.containers:
+                axes.bar_label(container, fmt="%.2f", padding=2)
+            axes.legend(frameon=False, loc="lower right")
+        axes.invert_yaxis()
+        axes.axvline(1.0, color="black", linewidth=0.8)
+        axes.set_xlabel("time of a recover step; 1: the unfused network without matching, same run")

@@ -28,9 +28,9 @@ from session import Session
 from steps import our_step
 from torch import nn
 
-from fastcondense.kernels import crop
+from fastcondense.kernels.crop import operator as crop_operator
 from fastcondense.networks import zoo
-from fastcondense.networks.precision import Precision
+from fastcondense.recipe.shared import Precision
 from fastcondense.teachers.convolution import FrozenConvolution
 from fastcondense.teachers.moments import ConvolutionTap, FrozenBatchNorm
 
@@ -103,7 +103,7 @@ def ours(network: str, objective: Objective, size: int, num_images: int, precisi
             module.name = name  # which it keeps behind a tap
     with (
         launches(lambda *_: None),
-        mock.patch.object(crop, "check_overhang"),  # neither the check nor the planar convolutions are a GPU's
+        mock.patch.object(crop_operator, "check_overhang"),  # neither the check nor the planar convolutions are a GPU's
         mock.patch.object(FrozenConvolution, "forward", nn.Conv2d.forward),
     ):
         step = our_step(net, num_images, size, objective, CPU, precision)

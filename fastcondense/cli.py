@@ -20,11 +20,12 @@ from .devices import choose_device
 from .exchange.export import ExportOptions, export
 from .exchange.verify import BundleOptions, VerifyOptions, bundle, verify
 from .log import Log
-from .options import Options, parse_plan, parse_stage, parse_tool
-from .plan.table import PlanOptions, plan
+from .options import Options, PlanOptions, parse_plan, parse_stage, parse_tool
 from .recipe import recipe
 from .run import Run
 from .sets.bundle import unpack
+from .sets.imported import import_images
+from .sets.published_sets import read_published
 from .workers import distributed, interrupt, lock
 from .workers.launch import TRY_AGAIN, launch
 from .workers.notes import refuse, report_cut
@@ -95,7 +96,7 @@ def _main(arguments: list[str]) -> int:
     if command == "bench":
         return _bench(rest)
     if command == "plan":
-        plan(parse_plan(PlanOptions, command, PLAN, rest), Log())
+        stages.plan(parse_plan(PlanOptions, command, PLAN, rest), Log())
         return 0
     if command in TOOLS:
         tool, kind, description = TOOLS[command]
@@ -122,13 +123,18 @@ def _run(command: str, options: Options, stage: Callable[[Run], object], is_work
         device = distributed.join(device)
         report_cut(False)
     log = Log(is_silent=distributed.rank() > 0)
-    run = Run(options.settings, options.out, options.data, device, log, options.images, options.track, Fleet.joined())
+    run = Run(options.settings, options.out, options.data, device, log, options.track, Fleet.joined())
     run.check()
+    published = None
+    if options.images is not None:
+        published = read_published(options.images, run.real.classes, run.recipe.ipc, run.recipe.dataset)
     with contextlib.closing(log), lock.locked(options.out):
         if options.bundle is not None:
             with distributed.first_alone():
                 unpack(options.bundle, options.out)
         run.open()
+        if published is not None:
+            import_images(published, run.out / "condensed", run.recipe, run.log)
         with run.cost(command):
             stage(run)
         run.record()

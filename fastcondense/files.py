@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import errno
 import hashlib
 import json
 import os
@@ -18,7 +19,7 @@ from torch import Tensor
 
 from . import restricted_pickle
 from .leftovers import hold, sweep, temporary_beside
-from .loaders.reading import reading
+from .loaders.reading import check_file, reading
 
 
 @contextlib.contextmanager
@@ -37,8 +38,10 @@ def new_file(path: Path) -> Iterator[BinaryIO]:
             file.flush()
             os.fsync(file.fileno())
         temporary.replace(path)
-    except BaseException:
+    except BaseException as error:
         temporary.unlink(missing_ok=True)
+        if isinstance(error, OSError) and error.errno == errno.ENOSPC:
+            raise OSError(error.errno, error.strerror, str(path)) from None
         raise
 
 
@@ -91,16 +94,26 @@ def write_json(path: Path, tree: Any) -> None:
     write_atomic(path, (json.dumps(tree, indent=2) + "\n").encode())
 
 
-def read_text(path: Path) -> str:
-    """Text in UTF-8. Raises ValueError that names a file which is missing or no text."""
-    with reading(path):
-        return path.read_text("utf-8")
-
-
 def read_json(path: Path) -> Any:
     """What a JSON file holds. Raises ValueError that names a file which is missing or not JSON."""
     with reading(path, "{path} is damaged: {error}"):
-        return json.loads(path.read_bytes())
+        return json.loads(path.read_text(encoding="utf-8-sig"))
+
+
+def read_lines(path: Path, what: str) -> list[str]:
+    """The lines of a user's text file in UTF-8, with or without a byte order mark, that are not empty, without spaces
+    around them. Raises ValueError that names it and `what`, the setting.
+    """
+    check_file(path)
+    try:
+        lines = [line.strip() for line in path.read_text(encoding="utf-8-sig").splitlines()]
+    except UnicodeDecodeError as error:
+        raise ValueError(f"{what}: {path} is no UTF-8 text (byte {error.start}); save it as UTF-8") from None
+    except OSError as error:
+        raise ValueError(f"{what}: {path} cannot be read: {error.strerror}") from None
+    if not any(lines):
+        raise ValueError(f"{what}: {path} is empty")
+    return [line for line in lines if line]
 
 
 def write_tensors(path: Path, tensors: Mapping[str, Tensor], metadata: Mapping[str, str]) -> None:

@@ -6,6 +6,7 @@ import argparse
 import dataclasses
 import difflib
 import json
+import re
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Annotated, Any, TypeVar
@@ -48,6 +49,14 @@ class Options:
     settings: Annotated[Recipe, tyro.conf.arg(name="")] = dataclasses.field(default_factory=Recipe)
 
 
+@dataclass(frozen=True)
+class PlanOptions(Options):
+    """What is planned, and for whom: the options of a stage, most of all the recipe's fields, and these."""
+
+    seconds: float = 60.0
+    """About so long is measured; steps that are larger than that allows are extrapolated, and it says so."""
+
+
 def parse_stage(command: str, description: str, arguments: list[str]) -> Options:
     """Options of a stage: `[RUN] [--recipe NAME] [--FIELD VALUE ...]`, as `parse_kind` reads them."""
     return parse_kind(Options, command, description, arguments)
@@ -70,7 +79,9 @@ def parse_kind(kind: type[StageKind], command: str, description: str, arguments:
     run, arguments = _take_run(_sizes(arguments))
     first = argparse.ArgumentParser(add_help=False, allow_abbrev=False)
     first.add_argument("--recipe")
-    name = first.parse_known_args(arguments)[0].recipe
+    first.add_argument("--train.student", dest="student")
+    named = first.parse_known_args(arguments)[0]
+    name = named.recipe
     if run is not None and name is not None:
         raise ValueError(f"{run} has its own recipe; leave out --recipe {name}")
     is_help = "-h" in arguments or "--help" in arguments
@@ -80,11 +91,27 @@ def parse_kind(kind: type[StageKind], command: str, description: str, arguments:
         default = kind(**vars(_of_run(run)))
     else:
         default = kind(name or "", settings=recipe.load(name) if name else Recipe())
+    if named.student:
+        default = dataclasses.replace(default, settings=_for_student(default.settings, named.student))
     options = _parse(kind, f"fastcondense {command}", description, arguments, default, _flags(kind))
     settings = options.settings
     if options.store:
         settings = dataclasses.replace(settings, labels=dataclasses.replace(settings.labels, source="stored"))
     return dataclasses.replace(options, settings=settings, out=options.out or Path("runs") / settings.name)
+
+
+def _for_student(settings: Recipe, student: str) -> Recipe:
+    """The settings with another student, and with what the shipped recipe of its name says of that student.
+
+    Settings of train that are not the shipped recipe's own stay.
+    """
+    changes: dict[str, Any] = {"student": student}
+    if re.sub(r"-ipc\d+$", "", settings.name) in recipe.names():
+        before, after = (recipe.load(settings.name, who).train for who in (settings.train.student, student))
+        for name in (field.name for field in dataclasses.fields(settings.train)):
+            mine, old, new = (getattr(train, name) for train in (settings.train, before, after))
+            changes |= {name: new} if mine == old != new else {}
+    return dataclasses.replace(settings, train=dataclasses.replace(settings.train, **changes))
 
 
 def parse_tool(command: str, description: str, kind: type[Kind], arguments: list[str]) -> Kind:

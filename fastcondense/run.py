@@ -21,17 +21,17 @@ from .data.datasets import RealData, Split
 from .data.jobs import kept_batch_size, with_batch_size
 from .data.real import EvaluationImages, Normalization, squares
 from .data.sources import choose, skipped
-from .files import write_atomic, write_json
+from .files import first_difference, read_json, write_atomic, write_json
 from .log import Log
 from .recipe.recipe import SQUEEZE_PARTS, Recipe
 from .rng import Stream
-from .sets.imported import import_images
-from .sets.published_sets import PublishedSet, read_published
-from .teachers.teacher import Teacher
 from .tracking import open_trackers
 from .user_functions import source_sha256
 from .workers.distributed import rank, world_size
 from .workers.work import Draw, Fleet, Item, Items
+
+_DATA = "data.json"
+"""What tells a run's real images from others."""
 
 
 def cost_unit(device: str) -> str:
@@ -55,35 +55,48 @@ class Run:
     data: Path | None = None
     device: torch.device = field(default_factory=lambda: torch.device("cpu"))
     log: Log = field(default_factory=Log)
-    images: Path | None = None
-    """Published images that `open` imports as the condensed set."""
     track: Sequence[str] = ()
     """Trackers that `open` opens: tensorboard, wandb (tracking.py)."""
     fleet: Fleet = field(default_factory=Fleet)
     """The workers that share the run."""
-    teachers: list[Teacher] = field(default_factory=list)
-    """Those that `squeeze` has made or read in this process."""
-    _published: PublishedSet | None = None
+    kept: dict[str, Any] = field(default_factory=dict)
+    """What stages have read in this process and will ask for again, by name."""
     _skipped: set[str] = field(default_factory=set)
     _inner: list[float] = field(default_factory=list)
     """Seconds of the stages inside each stage that runs."""
 
     def check(self) -> None:
-        """Raises ValueError for a recipe, data or `images` that cannot be used, before anything is written."""
+        """Raises ValueError for a recipe or data that cannot be used, before anything is written."""
         self.recipe.check()
         if self.recipe.recover.batch_size == 0:
             self.recipe = with_batch_size(self.recipe, kept_batch_size(self.out, self.recipe))
+        self._check_data()
         needed = [name for name in self.recipe.evaluate.baselines if name.startswith(("random", "herding"))]
         if needed:
             self.real.check_counts(self.recipe.ipc, f"baseline {needed[0]} at ipc {self.recipe.ipc}")
         self.real.check_counts(max(1, self.recipe.squeeze.gate_images), "the teacher gate (squeeze.gate_images)")
-        if self.images is not None:
-            self._published = read_published(self.images, self.real.classes, self.recipe.ipc, self.recipe.dataset)
+
+    def _check_data(self) -> None:
+        """Raises ValueError if the run was begun with other real images."""
+        path = self.out / _DATA
+        if path.exists():
+            kept, now = read_json(path), self.real.about()
+            if difference := first_difference(kept["images"], now):
+                part = difference.split(".")[0]
+                if kept["images"][part]["images"] == now[part]["images"]:
+                    difference = f"as many images of {part}, but other files or labels"
+                raise ValueError(
+                    f"{self.out} was made from {kept['path'] or kept['name']}, and {self.data or self.real.name} is "
+                    f"other data ({difference}); choose another --out, or the first --data"
+                )
 
     def open(self) -> None:
-        """Makes the run's folder with its recipe, environment and log, and imports `images`."""
+        """Makes the run's folder with its recipe, environment and log."""
         loader, reason = choose(self.real.train, self.recipe.dataset, self.device)
         self.out.mkdir(parents=True, exist_ok=True)
+        if rank() == 0 and not (self.out / _DATA).exists():
+            where = str(self.data.resolve()) if self.data else None
+            write_json(self.out / _DATA, {"name": self.real.name, "path": where, "images": self.real.about()})
         if rank() == 0:
             settings = self.recipe.parts()
             self.log.trackers = open_trackers(self.track, self.out, self.recipe.name, settings)
@@ -93,9 +106,9 @@ class Run:
             self._record_environment()
         self.log.write_to(self.out / (f"log-{rank()}.jsonl" if rank() else "log.jsonl"))
         self.log.say(f"loader: {loader}; {reason}")
+        for text in self.real.said:
+            self.log.say(f"data: {text}")
         self.log.event("start", recipe=self.recipe.name, sha256=self.recipe.sha256(), versions=self.versions())
-        if self._published is not None:
-            import_images(self._published, self.out / "condensed", self.recipe, self.log)
 
     def record(self) -> None:
         """Writes environment.json and recipe.toml; a recipe that a stage refuses must not replace what is there."""

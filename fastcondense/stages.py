@@ -5,9 +5,17 @@ from __future__ import annotations
 from collections.abc import Callable
 
 from .data.jobs import jobs
+from .devices import choose_device
 from .labels import relabel as labels
 from .labels.relabel import check_teachers
-from .recover.stage import condensed_set, made_jobs, recover
+from .log import Log
+from .options import PlanOptions
+from .plan import table
+from .plan.extent import extent
+from .plan.job_size import settle
+from .plan.plan import Planner
+from .recover.stage import condensed_set, made_jobs
+from .recover.stage import recover as recover_images
 from .report import report
 from .run import Run
 from .sets.condensed import shard_path
@@ -15,18 +23,39 @@ from .sets.loss_bands import read_loss_band
 from .squeeze.stage import squeeze
 from .students.curve import evaluate_sizes
 from .students.evaluate import evaluate as evaluate_set
-from .students.ranking import rank
+from .students.ranking import rank as rank_students
 from .students.students import arms, train_arm
-from .teachers.kept import chosen
+from .teachers.kept import labelling_teachers
 from .workers import distributed
 from .workers.distributed import first_alone, once
 
-__all__ = ["evaluate", "everything", "inspect", "rank", "recover", "relabel", "squeeze", "train"]
+
+def plan(options: PlanOptions, log: Log) -> None:
+    """Measures a few steps, then prints jobs, memory, disk and time of the recipe's run. Nothing is written.
+
+    Raises ValueError for numbers that make no sense, and for a data set of unknown size.
+    """
+    launch = options.launch
+    if (launch.gpus or 0) < 0 or options.seconds <= 0:
+        raise ValueError(f"plan needs --gpus of 0 or more and --seconds above 0, got {launch.gpus}, {options.seconds}")
+    recipe = options.settings.check()
+    device = choose_device("cpu" if launch.gpus == 0 else options.device)
+    size = extent(recipe, options.data)
+    log.say(f"plan: measuring on {device.type} for about {options.seconds:.0f} s, with untrained networks")
+    made = Planner(recipe, size, 1 if launch.gpus is None else launch.num_local, device, options.seconds).plan()
+    log.console.print(table.tables(made))
+
+
+def recover(run: Run) -> None:
+    """Makes the condensed images, and the teachers that they need; jobs that do not fit in memory are refused first."""
+    settle(run)
+    recover_images(run, squeeze(run))
 
 
 def train(run: Run) -> None:
     """Trains all students: on the condensed set and on each baseline; several ranks share each batch."""
-    teachers = chosen(squeeze(run), run.recipe.labels.teachers)
+    squeeze(run)
+    teachers = labelling_teachers(run)
     with first_alone():
         condensed = condensed_set(run)
     check_teachers(run.out / "condensed", teachers)
@@ -53,23 +82,35 @@ def inspect(run: Run) -> None:
 
 def picture(run: Run) -> None:
     """Writes grid.png (images) and losses.png (curves) beside the condensed images."""
+    from .report import images, plots  # matplotlib takes a second to import
+
     condensed, folder = condensed_set(run), run.out / "condensed"
-    report.image_grid(condensed, folder / "grid.png")
+    images.write_grid(condensed, folder / "grid.png")
     paths = (shard_path(folder, job.index) for job in jobs(run.recipe, len(condensed.classes)))
     pictures = ["grid.png"]
     if (band := read_loss_band(path for path in paths if path.exists())) is not None:
-        report.loss_curves(band, folder / "losses.png")
+        plots.save_losses(band, folder / "losses.png")
         pictures.append("losses.png")
     for name in pictures:
         run.log.picture(folder / name)
 
 
 def evaluate(run: Run) -> None:
-    """Scores the students, or students of every size that `--ipc 1,2,5` names."""
-    if run.recipe.evaluate.sizes:
-        evaluate_sizes(run)
-    else:
-        evaluate_set(run)
+    """Scores the students, or students of every size that `--ipc 1,2,5` names, and prints the table."""
+    if not run.recipe.evaluate.sizes:
+        run.log.console.print(report.honest_table(evaluate_set(run)))
+        return
+    from .report import plots
+
+    result = evaluate_sizes(run)
+    once(lambda: plots.save_sizes(report.size_curves(result), run.out / "curve.png"))
+    run.log.console.print(report.size_table(result))
+
+
+def rank(run: Run) -> None:
+    """Computes DD-Ranking's scores, training the students that they need, and prints them."""
+    squeeze(run)
+    run.log.console.print(report.ranking_table(rank_students(run)))
 
 
 def everything(run: Run) -> None:

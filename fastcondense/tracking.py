@@ -1,4 +1,4 @@
-"""Optional trackers: what a run tells goes to TensorBoard or Weights & Biases too. No part of a recipe.
+"""Optional trackers: what a run tells goes to TensorBoard, and from there to Weights & Biases. No part of a recipe.
 
 Numbers of an event are scalars named KIND/WHAT/FIELD over its epoch or job; pictures come when they are made.
 """
@@ -9,10 +9,9 @@ import importlib
 import os
 from collections.abc import Mapping, Sequence
 from pathlib import Path
-from typing import Any, Literal, Protocol, get_args
+from typing import Any, Literal
 
 import numpy as np
-import torch
 from PIL import Image
 
 from .files import slug
@@ -22,31 +21,18 @@ _STEPS = ("epoch", "index")
 """Fields that are where an event stands, the first that it has."""
 
 
-class Tracker(Protocol):
-    """Takes what a run tells."""
-
-    def scalars(self, group: str, values: Mapping[str, float], step: int) -> None: ...
-    def picture(self, name: str, path: Path) -> None: ...
-    def close(self) -> None: ...
-
-
 def need(name: str, library: str) -> Any:
     """The library behind a tracker. Raises ValueError that says how to install it."""
     try:
         return importlib.import_module(library)
     except ImportError:
-        raise ValueError(f"--track {name} needs the library {name}: pip install 'fastcondense[logging]'") from None
+        missing = "tensorboard" if library == "torch.utils.tensorboard" else library
+        raise ValueError(f"--track {name} needs the library {missing}: pip install 'fastcondense[logging]'") from None
 
 
 def open_trackers(names: Sequence[str], out: Path, title: str, settings: Mapping[str, Any]) -> list[Tracker]:
-    """The trackers of a run in `out`. Raises ValueError for a library that is missing, before any is opened."""
-    kinds: dict[str, tuple[str, type]] = {
-        "tensorboard": ("torch.utils.tensorboard", TensorBoard),
-        "wandb": ("wandb", WeightsAndBiases),
-    }
-    assert kinds.keys() == set(get_args(TrackerName))
-    found = [(kinds[name][1], need(name, kinds[name][0])) for name in dict.fromkeys(names)]
-    return [kind(library, out, title, settings) for kind, library in found]
+    """The tracker of a run in `out`, if any is asked for. Raises ValueError for a library that is missing."""
+    return [Tracker(names, out, title, settings)] if names else []
 
 
 def scalars_of(kind: str, fields: Mapping[str, Any]) -> tuple[str, dict[str, float], int]:
@@ -61,10 +47,18 @@ def scalars_of(kind: str, fields: Mapping[str, Any]) -> tuple[str, dict[str, flo
     return f"{kind}/{slug(str(what))}" if what else kind, numbers, step
 
 
-class TensorBoard:
-    """Event files in tensorboard/ of the run; `tensorboard --logdir RUN` shows them."""
+class Tracker:
+    """Event files in tensorboard/ of the run, which `tensorboard --logdir RUN` shows; wandb also sends them on.
 
-    def __init__(self, library: Any, out: Path, title: str, settings: Mapping[str, Any]):
+    wandb's run is of the project fastcondense, in wandb/ of the run's folder; WANDB_MODE and WANDB_PROJECT count.
+    """
+
+    def __init__(self, names: Sequence[str], out: Path, title: str, settings: Mapping[str, Any]):
+        library, self.synced = need(names[0], "torch.utils.tensorboard"), None
+        if "wandb" in names:  # before the writer is made, which it listens to
+            project = os.environ.get("WANDB_PROJECT", "fastcondense")
+            about = {"project": project, "name": title, "dir": str(out), "config": dict(settings)}
+            self.synced = need("wandb", "wandb").init(sync_tensorboard=True, **about)
         self.writer = library.SummaryWriter(str(out / "tensorboard"))
         self.writer.add_text("recipe", f"    {title}\n    {dict(settings)}")
 
@@ -74,31 +68,9 @@ class TensorBoard:
 
     def picture(self, name: str, path: Path) -> None:
         with Image.open(path) as image:
-            pixels = torch.from_numpy(np.array(image.convert("RGB")))
-        self.writer.add_image(name, pixels, dataformats="HWC")
+            self.writer.add_image(name, np.array(image.convert("RGB")), dataformats="HWC")
 
     def close(self) -> None:
         self.writer.close()
-
-
-class WeightsAndBiases:
-    """A run of the project fastcondense, in wandb/ of the run's folder; WANDB_MODE and WANDB_PROJECT are respected."""
-
-    def __init__(self, library: Any, out: Path, title: str, settings: Mapping[str, Any]):
-        self.library = library
-        self.run = library.init(
-            project=os.environ.get("WANDB_PROJECT", "fastcondense"), name=title, dir=str(out), config=dict(settings)
-        )
-        self.groups: set[str] = set()
-
-    def scalars(self, group: str, values: Mapping[str, float], step: int) -> None:
-        if group not in self.groups:  # stages count their own steps
-            self.groups.add(group)
-            self.run.define_metric(f"{group}/*", step_metric=f"{group}/step")
-        self.run.log({f"{group}/step": step} | {f"{group}/{name}": value for name, value in values.items()})
-
-    def picture(self, name: str, path: Path) -> None:
-        self.run.log({name: self.library.Image(str(path))})
-
-    def close(self) -> None:
-        self.run.finish()
+        if self.synced is not None:
+            self.synced.finish()

@@ -19,30 +19,8 @@ from .reading import naming, reading
 from .source import Centered, Cut, Faults
 
 Item = TypeVar("Item")
-EXTENSIONS = frozenset((".jpg", ".jpeg", ".png", ".bmp", ".webp", ".ppm", ".tif", ".tiff", ".gif"))
 _MOST_PIXELS = 60_000_000  # beyond one a byte of the file
 AHEAD = 2  # batches that are read, and as many that are decoded, before they are asked for
-
-
-def index_folder(root: Path) -> tuple[list[Path], np.ndarray, tuple[str, ...]]:
-    """Files (sorted within their class), labels int64 [N] and class names (sorted) of root/<class>/**/<image>.
-
-    Raises ValueError if root is missing, holds no class folder, or a class holds no image.
-    """
-    if not root.is_dir():
-        raise ValueError(f"there is no folder {root}")
-    folders = sorted((path for path in root.iterdir() if path.is_dir()), key=lambda path: path.name)
-    if not folders:
-        raise ValueError(f"{root} holds no class folders; expected {root}/<class>/<image>")
-    files: list[Path] = []
-    labels: list[int] = []
-    for label, folder in enumerate(folders):
-        found = sorted(path for path in folder.rglob("*") if path.suffix.lower() in EXTENSIONS)
-        if not found:
-            raise ValueError(f"class folder {folder} holds no image")
-        files += found
-        labels += [label] * len(found)
-    return files, np.array(labels, dtype=np.int64), tuple(folder.name for folder in folders)
 
 
 # --- one file --------------------------------------------------------------------------------------------------------
@@ -73,13 +51,32 @@ class ImageFile:
                 raise ValueError(f"{path} is not an image") from None
 
     def decode(self) -> Image.Image:
-        """The image in RGB, as it is stored: not turned by its EXIF orientation. Raises ValueError that names it."""
+        """The image in RGB, as it is stored: not turned by its EXIF orientation. Raises ValueError that names it.
+
+        16 bits a channel are scaled to 8, and what is transparent stands before white.
+        """
         with naming(self.path):
             width, height = self.header.size
             if width * height > _MOST_PIXELS + len(self.data):
                 raise ValueError(f"it claims {width} x {height} pixels, in {len(self.data):,} bytes")
             self.header.load()
-            return self.header if self.header.mode == "RGB" else self.header.convert("RGB")
+            return _rgb(self.header)
+
+
+def _rgb(image: Image.Image) -> Image.Image:
+    if (image.mode == "I" and image.format in ("PNG", "PPM")) or image.mode.startswith("I;16"):
+        values = np.asarray(image).astype(np.uint32)
+        if values.size and 0 < values.max() <= 255:
+            raise OSError("it has 16 bits, but no value above 255: is it an image of 8 bits?")
+        image = Image.fromarray(((values * 255 + 32767) // 65535).astype(np.uint8))
+    elif image.mode in ("I", "F"):
+        raise OSError(
+            f"its pixels are {'integers of 32 bits' if image.mode == 'I' else 'floats'}: save it with 8 or 16"
+        )
+    if image.has_transparency_data:
+        layer = image.convert("RGBA")
+        return Image.alpha_composite(Image.new("RGBA", layer.size, "white"), layer).convert("RGB")
+    return image if image.mode == "RGB" else image.convert("RGB")
 
 
 def decode(path: Path) -> Image.Image:

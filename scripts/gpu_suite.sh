@@ -69,7 +69,6 @@ to=(--out "$results" --tested "$scratch/tested.json") # tests that one benchmark
 uncompiled=(plain plain-channels_last plain-bf16 published published-bf16)
 uncompiled+=(ours-unmatched ours-fp32 ours-tf32 ours-bf16 ours-bf16-eager)
 
-part copy 30 "${bench[@]}" copy "${to[@]}"
 part kernel-tests 120 "$python" -m pytest "${kernel_tests[@]}"
 part kernels 200 "${bench[@]}" kernels "${kernels[@]}" "${to[@]}"
 for statistics in sre2l edc; do

@@ -20,16 +20,15 @@ import triton
 from triton.backends.compiler import GPUTarget
 from triton.compiler import ASTSource
 
-from fastcondense.kernels import channel_moments_triton as moments
-from fastcondense.kernels import crop_triton as windowed
-from fastcondense.kernels import feature_maps_triton as maps
-from fastcondense.kernels import frozen_batch_norm_pool_triton as stem
-from fastcondense.kernels import frozen_batch_norm_triton as frozen
-from fastcondense.kernels import image_prior_triton as prior
-from fastcondense.kernels import pixel_adam_triton as adam
-from fastcondense.kernels import replay_crop_triton as replay
-from fastcondense.kernels import soft_label_triton as soft
-from fastcondense.kernels.launch import OPTIONS, pixel_tiles, power_of_two, row_tiles
+from fastcondense.kernels.common import channel_moments_gpu as moments
+from fastcondense.kernels.common.launch import OPTIONS, pixel_tiles, power_of_two, row_tiles
+from fastcondense.kernels.crop import gpu as windowed
+from fastcondense.kernels.feature_maps import gpu as maps
+from fastcondense.kernels.frozen_batch_norm import gpu as frozen
+from fastcondense.kernels.frozen_batch_norm_pool import gpu as stem
+from fastcondense.kernels.pixel_adam import gpu as adam
+from fastcondense.kernels.replay_crop import gpu as replay
+from fastcondense.kernels.soft_label import gpu as soft
 
 CUOBJDUMP = Path(triton.__file__).parent / "backends" / "nvidia" / "bin" / "cuobjdump"
 
@@ -291,24 +290,6 @@ def feature_maps_cases() -> Iterator[Case]:
         yield Case(f"maps-combine-{num_partials}", maps.combine_maps_kernel, types, constants, 4)
 
 
-def image_prior_cases() -> Iterator[Case]:
-    scalars = ("partial", "share", "variation", "norm", "dvariation", "dnorm")
-    for dtype, length, shift in (("fp32", 672, 3), ("bf16", 672, 3), ("fp16", 64, 1)):
-        types = {
-            **{f"{name}_ptr": f"*{dtype}" for name in ("x", "dx")},
-            **{f"{name}_ptr": "*fp32" for name in scalars},
-            **dict.fromkeys(("size", "chunk", "num_chunks", "num_blocks", "num_images"), "i32"),
-        }
-        image = {"H": 224 if shift == 3 else 64, "L": length, "SHIFT": shift, "BLOCK": prior.BLOCK}
-        backward = image | {"HAS_VARIATION": True, "HAS_NORM": True}
-        divisible = frozenset({"size", "chunk"})
-        name = f"{dtype}-{length}"
-        yield Case(f"prior-forward-{name}", prior.forward_kernel, types, image, prior.WARPS, divisible)
-        yield Case(f"prior-backward-{name}", prior.backward_kernel, types, backward, prior.WARPS, divisible)
-    blocks = {"BLOCK_N": prior.COMBINE_N, "BLOCK_P": prior.COMBINE_P}
-    yield Case("prior-combine", prior.combine_kernel, types, blocks, prior.COMBINE_WARPS)
-
-
 def build(case: Case, arch: int) -> dict[str, Any]:
     """Resources of the compiled kernel and its global accesses in bits, each with its count."""
     names = [parameter.name for parameter in case.kernel.params]
@@ -361,7 +342,6 @@ def main() -> None:
             *frozen_batch_norm_pool_cases(),
             *feature_maps_cases(),
             *crop_cases(),
-            *image_prior_cases(),
             *replay_crop_cases(),
             *soft_label_cases(),
             *pixel_adam_cases(),

@@ -1,11 +1,13 @@
-"""The published-against-ours table: what is copied from a run, what counts as reduced, and what is written where."""
+"""Tables of runs and of curves: what is copied from a run, what counts as reduced, and what is shown where."""
 
 import dataclasses
 import json
 
-import accuracy
+import add_run
+import curves
 import pytest
-from accuracy import add, differences, is_reduced, line_of, main, part, read_lines, table
+from accuracy import differences, is_reduced, page, part, table
+from add_run import add, line_of, main, read_lines
 
 from fastcondense.recipe.recipe import load
 
@@ -65,7 +67,7 @@ def test_a_line_holds_the_figures_and_the_settings(tmp_path):
     assert line["top1_last"] == {"mean": 50.04, "std": 0.26} and line["top1_best"]["mean"] == 51.04
     assert line["baselines"]["random_hard"]["top1_last"]["mean"] == 50.04
     assert (line["date"], line["device"], line["seconds"]["squeeze"]) == ("2026-11-18", "cpu", 1.2)
-    assert line["settings"]["recover.iterations"] == 75 and "recover.first_layer_weight" not in line["settings"]
+    assert line["settings"]["recover.iterations"] == 75 and "recover.match_weight" not in line["settings"]
     assert line["settings"]["squeeze.weights"] == ["net.pth"] and "/home" not in json.dumps(line)
     assert differences(line) == {"squeeze.weights": (["net.pth"], ["train"])}
 
@@ -103,11 +105,11 @@ def test_the_ipc_of_the_command_line_decides_the_cell(tmp_path):
 def test_results_of_other_recipes_are_refused(tmp_path, capsys):
     result = finished(tmp_path / "a", "rded/cifar10-ipc10")
     (tmp_path / "a" / "recipe.toml").write_text(load("rded/cifar10-ipc50").to_toml())
-    assert main(["add", str(result)]) == 1
+    assert main([str(result)]) == 1
     assert "not a result of the recipe.toml beside it" in capsys.readouterr().err
-    assert main(["add", str(finished(tmp_path / "b", "rded/cifar10-ipc10", name="mine-ipc10"))]) == 1
+    assert main([str(finished(tmp_path / "b", "rded/cifar10-ipc10", name="mine-ipc10"))]) == 1
     assert "there is no recipe 'mine-ipc10'" in capsys.readouterr().err
-    assert main(["add", str(tmp_path / "absent" / "result.json")]) == 1
+    assert main([str(tmp_path / "absent" / "result.json")]) == 1
 
 
 def test_a_run_replaces_its_own_line_alone(tmp_path):
@@ -172,22 +174,11 @@ def test_a_recipe_that_changes_makes_its_runs_reduced(tmp_path):
     assert differences(line) == {"train.schedule_stretch": (1.0, 2.0)}
 
 
-def test_check_and_write(tmp_path, monkeypatch, capsys):
-    readme, lines = tmp_path / "README.md", tmp_path / "accuracy.jsonl"
-    readme.write_text("# x\n<!-- accuracy: begin -->\n<!-- accuracy: end -->\n")
-    monkeypatch.setattr(accuracy, "ROOT", tmp_path)
-    monkeypatch.setattr(accuracy, "LINES", lines)
-    monkeypatch.setattr(accuracy, "PAGE", tmp_path / "accuracy.md")
-    assert main(["table", "--check"]) == 1 and "not up to date" in capsys.readouterr().err
-    assert main(["table"]) == 0 and main(["table", "--check"]) == 0
+def test_a_result_of_a_recipe_that_is_gone_is_an_error(tmp_path):
     line = line_of(finished(tmp_path / "run", "rded/cifar10-ipc10"))
-    lines.write_text(json.dumps(line | {"recipe": "rded/cifar99"}) + "\n")
-    assert main(["table", "--check"]) == 1 and "no recipe 'rded/cifar99" in capsys.readouterr().err
-    lines.write_text(json.dumps(line) + "\n")
-    assert main(["table", "--check"]) == 1 and main(["table"]) == 0 and main(["table", "--check"]) == 0
-    assert "**50.0** (10)" in readme.read_text() and "**50.0** (10)" in (tmp_path / "accuracy.md").read_text()
-    (tmp_path / "accuracy.md").write_text("old")
-    assert main(["table", "--check"]) == 1 and "accuracy.md is not up to date" in capsys.readouterr().err
+    assert "**50.0** (10)" in page([line])
+    with pytest.raises(ValueError, match="no recipe 'rded/cifar99"):
+        page([line | {"recipe": "rded/cifar99"}])
 
 
 def test_reduced_runs_stand_by_themselves(tmp_path):
@@ -213,5 +204,38 @@ def test_reduced_runs_stand_by_themselves(tmp_path):
     assert rded == "| `rded` | resnet18 50.0 (12.3), resnet20 7.0 (12.3) | not run |"
 
 
-def test_the_page_is_up_to_date():
-    assert main(["table", "--check"]) == 0
+def curve_of(folder, lr=0.5, mean=90.04):
+    """The folder of a run whose set was scored at two sizes."""
+    made = load("sre2l/digits-ipc5")
+    made = dataclasses.replace(made, recover=dataclasses.replace(made.recover, lr=lr))
+    of = {size: {"mean": mean + k, "std": 0.26} for k, size in enumerate(("1", "5"))}
+    curve = {"recipe_sha256": made.sha256(), "student": "zoo/convnet1", "epochs": 4, "seed": 0, "seeds": 2}
+    curve |= {"sizes": [1, 5], "top1_last": {"nested": of, "stacked": of, "herding_soft": of}, "versions": {}}
+    folder.mkdir()
+    (folder / "recipe.toml").write_text(made.to_toml())
+    (folder / "curve.json").write_text(json.dumps(curve))
+    (folder / "environment.json").write_text(json.dumps({"device": "cpu"}))
+    (folder / "log.jsonl").write_text(json.dumps({"time": DAY, "event": "result"}) + "\n")
+    return folder / "curve.json"
+
+
+def test_a_curve_is_copied_and_shown(tmp_path, monkeypatch):
+    monkeypatch.setattr(add_run, "RESULTS", tmp_path)
+    for folder, mean in (("a", 80.0), ("b", 90.04)):  # the second is of the same recipe and replaces the first
+        assert main([str(curve_of(tmp_path / folder, mean=mean))]) == 0
+    lines = read_lines(tmp_path / "curves.jsonl")
+    text = curves.page(lines)
+    assert text.count("| images a class") == 1 and "![Top-1 by size](curves-digits.svg)" in text
+    assert "`sre2l/digits-ipc5`" in text and "2026-11-18, cpu; changed: recover.lr 0.5." in text
+    assert "| this set | 90.0 ± 0.3 | 91.0 ± 0.3 |" in text
+    assert "| one-image sets (B) |" in text and "| real by herding, soft labels |" in text
+    assert curves.figures(lines)["curves-digits.svg"] == {
+        f"sre2l/digits-ipc5, {name}": {"1": {"mean": 90.04, "std": 0.26}, "5": {"mean": 91.04, "std": 0.26}}
+        for name in ("this set", "one-image sets (B)", "real by herding, soft labels")
+    }
+    assert main([str(curve_of(tmp_path / "c", lr=0.125)), "--reduced", "10 images a class"]) == 0
+    text = curves.page(read_lines(tmp_path / "curves.jsonl"))
+    assert text.count("| images a class") == 2 and "; of the data: 10 images a class." in text
+    (tmp_path / "c" / "recipe.toml").write_text(load("sre2l/digits-ipc10").to_toml())
+    with pytest.raises(ValueError, match=r"is not a result of the recipe\.toml beside it"):
+        line_of(tmp_path / "c" / "curve.json")

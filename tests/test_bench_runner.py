@@ -9,6 +9,7 @@ from types import SimpleNamespace
 import pytest
 import runner
 import session as sessions
+import torch
 from gate import Gate
 from measure import Timing, environment
 from runner import BENCHMARKS, gate_tests, main, parser_of
@@ -69,8 +70,24 @@ def test_what_was_skipped_is_said_at_the_end_and_written_down(tmp_path, capsys):
         ("DALI", "not installed"),
         ("FFCV", "not installed"),
     ]
-    assert Session("copy").finish() == 0
-    assert capsys.readouterr().out == "copy skipped nothing\n"
+    assert Session("kernels").finish() == 0
+    assert capsys.readouterr().out == "kernels skipped nothing\n"
+
+
+def test_a_variant_that_cannot_run_is_skipped_with_its_reason(tmp_path):
+    def raising(error):
+        def step():
+            raise error
+
+        return lambda: step
+
+    session, done = Session("recover", tmp_path / "x.jsonl"), []
+    assert session.attempt("plain", lambda: lambda: done.append(1)) is not None and done == [1]
+    assert session.attempt("large", raising(torch.cuda.OutOfMemoryError("no"))) is None
+    assert session.attempt("compiled", raising(TypeError("bad\nmore")), is_optional=True) is None
+    assert session.skipped == [("large", "out of memory"), ("compiled", "TypeError: bad")]
+    with pytest.raises(TypeError):
+        session.attempt("ours", raising(TypeError("bad")))
 
 
 def test_the_gate_names_the_file_that_fails_and_runs_each_once(tests_folder, monkeypatch):
@@ -128,28 +145,22 @@ def test_quick_options_are_defaults_that_flags_override(monkeypatch):
     assert whole.out == runner.RESULTS / runner.folder_name() / f"{date}-{commit}.jsonl" and not whole.is_quick
 
 
-def test_copy_is_measured_through_the_runner(tmp_path):
-    assert main(["copy", "--out", str(tmp_path / "x.jsonl")]) == 0
-    (line,) = lines_of(tmp_path / "x.jsonl")
-    assert line["benchmark"] == "copy" and line["copy_GB/s"] > 0.1
-
-
 def test_all_stops_at_its_limit_and_says_what_did_not_run(monkeypatch, capsys):
     clock = [0.0]
     monkeypatch.setattr(runner.time, "monotonic", lambda: clock[0])
 
     def run_limited(command, seconds):
-        needed = {"copy": 30.0, "kernels": 100.0, "train": 13.0}.get(command[2], 0.0)
+        needed = {"traffic": 30.0, "kernels": 100.0, "train": 13.0}.get(command[2], 0.0)
         clock[0] += min(needed, seconds)
         return None if needed > seconds or seconds <= 0.1 else 0
 
     monkeypatch.setattr(runner, "run_limited", run_limited)
-    assert main(["all", "--minutes", "1", "--only", "copy", "kernels", "train"]) == 1
+    assert main(["all", "--minutes", "1", "--only", "traffic", "kernels", "train"]) == 1
     report = capsys.readouterr().out.split("== all\n")[1].splitlines()
     assert [line.split(maxsplit=1)[1] for line in report] == ["30 s", "CUT OFF after 18 s", "CUT OFF after 12 s"]
-    assert main(["all", "--minutes", "0", "--only", "copy"]) == 1
-    assert "copy         skipped: no time left" in capsys.readouterr().out
-    assert main(["all", "--minutes", "9", "--only", "copy"]) == 0
+    assert main(["all", "--minutes", "0", "--only", "traffic"]) == 1
+    assert "traffic      skipped: no time left" in capsys.readouterr().out
+    assert main(["all", "--minutes", "9", "--only", "traffic"]) == 0
 
 
 def test_what_takes_too_long_is_ended_with_what_it_has_started(tmp_path):

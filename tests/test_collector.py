@@ -9,7 +9,7 @@ import workers
 from small import frozen_network
 from torch import nn
 
-from fastcondense.kernels.patch_moments import patch_moments_reference
+from fastcondense.kernels.patch_moments.definition import patch_moments_reference
 from fastcondense.log import Log
 from fastcondense.recipe.recipe import Recipe, load
 from fastcondense.recipe.recover import Recover

@@ -8,8 +8,9 @@ import torch
 from kernel_checks import poisoned, relative_rms
 
 from fastcondense.kernels.crop import crop
+from fastcondense.recipe.shared import Views
 from fastcondense.rng import Stream
-from fastcondense.views.windows import Views, windows
+from fastcondense.views.windows import windows
 from fastcondense.vision import torchvision  # noqa: F401  (makes the next import work beside a CPU torch)
 
 resized_crop = importlib.import_module("torchvision.transforms.v2.functional").resized_crop

@@ -16,8 +16,9 @@ from fastcondense.loaders import dali
 from fastcondense.loaders.dali import DALILoader
 from fastcondense.loaders.folder import FolderLoader, ImageFile
 from fastcondense.loaders.source import Centered, Faults, Windowed
+from fastcondense.recipe.shared import Views
 from fastcondense.rng import Stream
-from fastcondense.views.windows import Views, windows
+from fastcondense.views.windows import windows
 
 CPU = torch.device("cpu")
 

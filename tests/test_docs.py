@@ -21,7 +21,7 @@ def test_it_builds_strictly_with_every_link(tmp_path):
     assert {page.relative_to(ROOT / "docs") for page in PAGES} <= made
     shown = {
         "settings": ("weight_decay: float = 0.01", "folder: <split>/<class>/<image>, as ImageNet."),
-        "kernels": ("frozen_batch_norm_triton", "Differentiable in the images."),
+        "kernels": ("frozen_batch_norm_pool", "Differentiable in the images."),
     }
     for name, words in shown.items():
         text = (tmp_path / "site" / "reference" / f"{name}.html").read_text()

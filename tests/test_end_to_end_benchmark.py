@@ -2,15 +2,15 @@
 
 import argparse
 import json
-from dataclasses import replace
+from types import SimpleNamespace
 
 import end_to_end
 import pytest
 from end_to_end import STAGES, Cost, measure_run, run_stage
-from extrapolation import Steps, extrapolate, hours, why_not
 from session import Session
 
 from fastcondense.files import write_json
+from fastcondense.plan.plan import StageTime
 from fastcondense.recipe import recipe as recipes
 
 SMALL = "--squeeze.epochs 1 --squeeze.gate-images 0 --squeeze.teachers zoo/convnet1 --dataset.classes 0 1".split()
@@ -65,50 +65,29 @@ def test_a_run_that_fails_is_skipped_with_its_reason(tmp_path, monkeypatch, caps
     monkeypatch.setattr(end_to_end, "run_stage", fail)
     session = Session("end-to-end", tmp_path / "x.jsonl")
     options = argparse.Namespace(
-        data=None, change=["train.seeds=1"], extrapolate=False, recipes=["a/b"], runs=None, of=[]
+        data=None, change=["train.seeds=1"], extrapolate=False, recipes=["a/b"], runs=None, of=[], ipc=[]
     )
     end_to_end.run(session, options)
     assert session.finish() == 0 and "a/b: recover failed: no room" in capsys.readouterr().out
 
 
-def test_hours_are_steps_times_their_number():
-    recipe = recipes.load("sre2l/imagenet1k-ipc10")
-    assert (recipe.recover.iterations, recipe.train.epochs, recipe.recover.batch_size) == (4000, 300, 100)
-    found = hours(recipe, Steps(50.0, 100, 200.0, 64, 224))
-    assert found["recover"] == pytest.approx(100 * 4000 * 0.05 / 3600)  # 10000 images are 100 jobs of 100
-    assert found["train"] == pytest.approx(300 * 10_000 / 64 * 0.2 / 3600)
-    quarter = hours(recipe, Steps(50.0, 100, 200.0, 64, 112))
-    assert quarter["recover"] == pytest.approx(4 * found["recover"])
-    fifty = hours(recipes.load("sre2l/imagenet1k-ipc50"), Steps(50.0, 100, 200.0, 64, 224))
-    assert fifty["recover"] == pytest.approx(5 * found["recover"])
+def test_an_extrapolation_is_marked_and_is_the_plans_of_one_student(tmp_path, monkeypatch, capsys):
+    asked = []
 
+    class Planned:
+        def __init__(self, recipe, size, num_workers, *_):
+            asked.append((recipe.train.seeds, recipe.evaluate.baselines, size.num_classes, num_workers))
 
-@pytest.mark.parametrize(
-    ("name", "reason"),
-    [
-        ("sre2l/imagenet1k", None),
-        ("cda/imagenet1k", None),
-        ("rded/imagenet1k", "no optimisation"),
-        ("edc/imagenet1k", "a pass over real images"),
-        ("lpld/imagenet1k", "a pass over real images"),
-    ],
-)
-def test_what_is_not_in_the_steps_is_not_extrapolated(name, reason):
-    found = why_not(recipes.load(f"{name}-ipc10"))
-    assert (found is None) if reason is None else (reason in found), found
-    other = replace(recipes.load("sre2l/imagenet1k-ipc10"), squeeze=recipes.load("sre2l/cifar10-ipc10").squeeze)
-    assert "not the student's network alone" in why_not(other)
+        def plan(self):
+            times = [
+                StageTime(name, seconds, seconds, "steps") for name, seconds in (("recover", 7200), ("train", 900))
+            ]
+            return SimpleNamespace(times=times, disk={"images": 30})
 
-
-def test_an_extrapolation_is_marked_and_has_its_inputs(tmp_path, monkeypatch, capsys):
-    monkeypatch.setattr("extrapolation.measured", lambda *_: Steps(50.0, 100, 200.0, 64, 224))
+    monkeypatch.setattr(end_to_end, "Planner", Planned)
     session = Session("end-to-end", tmp_path / "x.jsonl")
-    options = argparse.Namespace(ipc=[10, 200], precision=None)
-    extrapolate(session, "sre2l/imagenet1k", options)
-    ten, many = lines_of(session)
-    assert ten["extrapolated"] and ten["inputs"]["recover_step_ms"] == 50 and ten["inputs"]["jobs"] == 100
-    assert many["device_hours"]["recover"] == pytest.approx(20 * ten["device_hours"]["recover"], rel=1e-3)
-    assert ten["bytes"] == 1000 * 10 * 3 * 224 * 224
+    end_to_end.extrapolate(session, "sre2l/imagenet1k", 10, 1.0)
+    (line,) = lines_of(session)
+    assert asked == [(1, (), 1000, 1)] and line["extrapolated"] and line["bytes"] == 30
+    assert line["device_hours"] == {"recover": 2.0, "train": 0.25} and line["known_from"]["train"] == "steps"
     assert "EXTRAPOLATED, not run" in capsys.readouterr().out
-    extrapolate(session, "rded/imagenet1k", options)
-    assert "no optimisation" in session.skipped[0][1]

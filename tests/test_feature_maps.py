@@ -7,7 +7,8 @@ import torch
 from kernel_checks import TOLERANCE, poisoned, relative_rms
 from torch import Tensor
 
-from fastcondense.kernels.feature_maps import feature_maps, feature_maps_reference
+from fastcondense.kernels.feature_maps import feature_maps
+from fastcondense.kernels.feature_maps.definition import feature_maps_reference
 
 SHAPES = [(3, 64, 9, 13), (1, 3, 7, 7), (40, 3, 33, 16), (2, 24, 1, 1), (1, 116, 5, 3), (3, 512, 2, 7), (1, 1, 1, 1)]
 

@@ -16,13 +16,15 @@ from image_files import good_files, jpeg, scene, write_folder
 from memory import growth_over_20_epochs
 
 from fastcondense.loaders.beton import Sidecar, read_beton
+from fastcondense.loaders.class_folders import index_folder
 from fastcondense.loaders.decode_numba import NUM_COLUMNS, cut_square
 from fastcondense.loaders.ffcv import AHEAD, FFCVLoader, table_of_cuts
-from fastcondense.loaders.folder import cut_center, cut_window, decode, index_folder
+from fastcondense.loaders.folder import cut_center, cut_window, decode
 from fastcondense.loaders.pack import Packing, pack
 from fastcondense.loaders.source import Centered, Faults, Windowed
+from fastcondense.recipe.shared import Views
 from fastcondense.rng import Stream
-from fastcondense.views.windows import Views, windows
+from fastcondense.views.windows import windows
 
 S = 32
 RAISE = Faults()

@@ -9,6 +9,7 @@ from torch.nn import functional as F
 
 from fastcondense.networks import fit as fit_module
 from fastcondense.networks.fit import fit, learning_rate_factor, make_optimizer
+from fastcondense.networks.zoo import build
 from fastcondense.recipe.settings import Optimization
 from fastcondense.rng import Stream
 
@@ -116,6 +117,33 @@ def test_weight_decay_is_for_matrices_unless_decay_all(optimizer, decay_all):
     assert {group["lr"] for group in made.param_groups} == {0.3}
     wanted = {"momentum": 0.8} if optimizer == "sgd" else {"betas": (0.9, 0.999)}
     assert all(group[key] == value for group in made.param_groups for key, value in wanted.items())
+
+
+@pytest.mark.parametrize(
+    ("name", "kept"),
+    [
+        ("timm/deit_tiny_patch16_224", {"cls_token", "pos_embed"}),
+        ("torchvision/vit_b_16", {"class_token", "pos_embedding"}),
+        ("torchvision/swin_t", {"relative_position_bias_table"}),
+        ("torchvision/swin_v2_t", {"logit_scale"}),
+        ("torchvision/convnext_tiny", {"layer_scale"}),
+        ("timm/convnext_tiny", set()),
+    ],
+)
+def test_weight_decay_is_not_for_what_is_no_weight(name, kept):
+    """The parameters of more than one dimension that published codes do not decay, by the last part of their names."""
+    with torch.device("meta"):
+        net = build(name, 10)
+    made = make_optimizer(net, Optimization(weight_decay=0.07))
+    names = {id(parameter): name for name, parameter in net.named_parameters()}
+    decayed, spared = (
+        {names[id(p)] for group in made.param_groups if group["weight_decay"] == decay for p in group["params"]}
+        for decay in (0.07, 0.0)
+    )
+    matrices = {name for name, parameter in net.named_parameters() if parameter.dim() > 1}
+    assert decayed and decayed <= matrices and all(name.endswith("weight") for name in decayed)
+    assert {name.rpartition(".")[2] for name in spared & matrices} == kept
+    assert decayed | spared == set(names.values())
 
 
 # --- the loop --------------------------------------------------------------------------------------------------------

@@ -11,11 +11,13 @@ from PIL import Image
 
 from fastcondense.data.datasets import Split
 from fastcondense.data.real import Normalization, split_batches, squares, training_batches
-from fastcondense.loaders.folder import FolderLoader, cut_center, cut_window, decode, index_folder
+from fastcondense.loaders.class_folders import index_folder
+from fastcondense.loaders.folder import FolderLoader, cut_center, cut_window, decode
 from fastcondense.loaders.source import Centered, Faults, Windowed
 from fastcondense.recipe.settings import Dataset
+from fastcondense.recipe.shared import Views
 from fastcondense.rng import Stream
-from fastcondense.views.windows import Views, windows
+from fastcondense.views.windows import windows
 from fastcondense.vision import torchvision
 
 transforms = torchvision.transforms
@@ -84,6 +86,7 @@ def test_every_mode_becomes_rgb(tmp_path):
     rgb = np.asarray(noise(9, 7))
     grey = rgb[..., 0]
     alpha = np.dstack([rgb, grey])
+    white = rgb * (grey[..., None] / 255) + 255 * (1 - grey[..., None] / 255)
     indices = grey % 4
     colours = np.array([[255, 0, 0], [0, 255, 0], [0, 0, 255], [9, 8, 7]], np.uint8)
     palette = Image.fromarray(indices)
@@ -91,7 +94,8 @@ def test_every_mode_becomes_rgb(tmp_path):
     one_bit = Image.fromarray(grey > 127)
     written = {
         "grey.png": (Image.fromarray(grey), np.repeat(grey[..., None], 3, axis=2)),
-        "rgba.png": (Image.fromarray(alpha), rgb),
+        "rgba.png": (Image.fromarray(alpha), np.rint(white).astype(np.uint8)),
+        "opaque.png": (Image.fromarray(np.dstack([rgb, np.full_like(grey, 255)])), rgb),
         "palette.png": (palette, colours[indices]),
         "one_bit.png": (one_bit, np.repeat(np.where(grey > 127, 255, 0)[..., None], 3, axis=2)),
     }

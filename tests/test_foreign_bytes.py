@@ -122,6 +122,10 @@ def read_weights(path):
     return state_dict(read_checkpoint(path), path)
 
 
+def read_digits(path):
+    return datasets._mat(path, tuple("0123456789"))
+
+
 def read_log(path):
     return list(read_events(path, ("say",)))
 
@@ -130,8 +134,8 @@ PAIR = (torch.from_numpy(IMAGES).permute(0, 3, 1, 2).contiguous(), torch.from_nu
 READERS = {
     "npz": (lambda: npz(False), datasets._npz, "x.npz"),
     "npz, compressed": (lambda: npz(True), datasets._npz, "x.npz"),
-    "mat": (lambda: mat(False), datasets._mat, "x.mat"),
-    "mat, compressed": (lambda: mat(True), datasets._mat, "x.mat"),
+    "mat": (lambda: mat(False), read_digits, "x.mat"),
+    "mat, compressed": (lambda: mat(True), read_digits, "x.mat"),
     "CIFAR": (lambda: pickle.dumps({"data": IMAGES, "labels": [1, 2]}, 2), datasets._unpickle, "data_batch_1"),
     "pt": (
         lambda: saved({"conv.weight": torch.ones(3, 2)}),

@@ -9,6 +9,7 @@ import torch
 from torch import nn
 from torch.nn import functional as F
 
+from fastcondense.networks.zoo import channels_last
 from fastcondense.teachers.fuse import fuse
 from fastcondense.teachers.moments import FrozenBatchNorm
 from fastcondense.vision import timm, torchvision
@@ -353,3 +354,47 @@ def test_timms_networks_are_traced_and_their_activations_absorbed():
     assert reason is None
     assert Counter(norm.activation for norm in norms(layers)) == {"silu": 33, "none": 16}
     assert residual_calls(fused) == 9
+
+
+class Viewed(nn.Module):
+    """A network that flattens a map of 4 x 4 by x.view, as those of many repositories do; channel order matters."""
+
+    def __init__(self, is_traceable):
+        super().__init__()
+        self.conv, self.norm, self.head = nn.Conv2d(3, 6, 3, padding=1), nn.BatchNorm2d(6), nn.Linear(6 * 16, 5)
+        self.is_traceable = is_traceable
+
+    def forward(self, x):
+        x = F.avg_pool2d(F.relu(self.norm(self.conv(x))), 2)
+        if not self.is_traceable and x.sum() > 1e9:
+            raise ValueError
+        x = x + 0 * x.detach().view(torch.int32).view(torch.float32)  # another type, not another shape
+        return self.head(x.view(x.size(0), -1))
+
+
+@pytest.mark.parametrize("is_traceable", [True, False])
+def test_a_view_of_a_map_that_is_larger_than_a_pixel_flattens_it_as_planes(is_traceable):
+    net = randomize(Viewed(is_traceable))
+    x = torch.randn(4, 3, 8, 8, generator=torch.Generator().manual_seed(1))
+    with torch.no_grad():
+        wanted = net(x)
+        fused, layers, reason = fuse(net)
+        assert (reason is None) == is_traceable and len(layers) == 1
+        torch.testing.assert_close(fused(x.contiguous(memory_format=torch.channels_last)), wanted)
+
+
+def test_such_a_network_is_trained_in_channels_last_too():
+    net, x = Viewed(True), torch.randn(4, 3, 8, 8, generator=torch.Generator().manual_seed(1))
+    labels = torch.tensor([0, 1, 2, 3])
+    F.cross_entropy(net(x), labels).backward()
+    wanted = [parameter.grad.clone() for parameter in net.parameters()]
+    net.zero_grad()
+    ours = channels_last(copy.deepcopy(net))
+    F.cross_entropy(channels_last(ours)(x.contiguous(memory_format=torch.channels_last)), labels).backward()
+    for parameter, gradient in zip(ours.parameters(), wanted, strict=True):
+        torch.testing.assert_close(parameter.grad, gradient, rtol=1e-4, atol=1e-6)
+    assert len(ours._forward_hooks) == 1 and not channels_last(nn.Conv2d(3, 4, 1))._forward_hooks
+    with pytest.raises(RuntimeError):  # a bad shape is still an error, and leaves nothing behind
+        ours(torch.zeros(1, 3, 6, 6))
+    with pytest.raises(RuntimeError, match="view size is not compatible"):
+        torch.zeros(2, 3, 4, 4).contiguous(memory_format=torch.channels_last).view(2, -1)

@@ -55,9 +55,6 @@ def test_every_kernel_compiles_for_every_architecture(reports: list[dict[str, An
         "maps-forward",
         "maps-backward",
         "maps-combine",
-        "prior-forward",
-        "prior-backward",
-        "prior-combine",
         "replay-crop",
         "soft-divergence",
         "soft-hard",
@@ -88,16 +85,10 @@ def test_big_tensors_move_128_bits_at_a_time(reports: list[dict[str, Any]]) -> N
         assert report["ld"] <= expected["narrow_loads"] and report["st"] <= expected["narrow_stores"], report
 
 
-def test_rows_of_a_stencil_move_128_bits_at_a_time(reports: list[dict[str, Any]]) -> None:
-    for report in reports:
-        if report["name"].startswith(("prior-forward", "prior-backward")):  # the row and those above and below it
-            assert report["ld128"] >= 2 and (report["st128"] >= 1 or "forward" in report["name"]), report
-
-
 def test_importing_the_package_does_not_import_triton() -> None:
-    stems = [path.stem for path in sorted((ROOT / "kernels").glob("*.py"))]
-    modules = [f"fastcondense.kernels.{stem}" for stem in stems if not stem.endswith("_triton")]
-    assert len(modules) > 8
+    files = [path.relative_to(ROOT).with_suffix("") for path in sorted((ROOT / "kernels").rglob("*.py"))]
+    modules = [f"fastcondense.{'.'.join(path.parts)}" for path in files if not path.stem.endswith("gpu")]
+    assert len(modules) > 30
     # torch itself may look for triton; an empty entry makes any import of it fail
     code = "import sys; sys.modules['triton'] = None; import fastcondense, importlib; "
     code += f"[importlib.import_module(name) for name in {modules}]"

@@ -8,8 +8,9 @@ from kernel_checks import DEVICE, TOLERANCE, poisoned, relative_rms
 from torch import Tensor
 from torch.nn import functional as F
 
-from fastcondense.kernels.crop import axis_weights, crop
-from fastcondense.kernels.crop_triton import Crop
+from fastcondense.kernels.crop import crop
+from fastcondense.kernels.crop.definition import axis_weights
+from fastcondense.kernels.crop.gpu import Crop
 
 # (height, width) of the source, size of the crop, windows: top, left, height, width, flip, roll_y, roll_x
 CASES = {

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import importlib
 from unittest import mock
 
 import pytest
@@ -9,22 +10,10 @@ import torch
 from kernel_checks import DEVICE, relative_rms
 from torch import Tensor
 
-from fastcondense.kernels import (
-    crop_triton,
-    feature_maps_triton,
-    frozen_batch_norm_numba,
-    frozen_batch_norm_pool_triton,
-    frozen_batch_norm_triton,
-    image_prior_triton,
-    pixel_adam_triton,
-    replay_crop_triton,
-    soft_label_triton,
-)
 from fastcondense.kernels.crop import crop
 from fastcondense.kernels.feature_maps import feature_maps
-from fastcondense.kernels.frozen_batch_norm import frozen_batch_norm
+from fastcondense.kernels.frozen_batch_norm import cpu, frozen_batch_norm
 from fastcondense.kernels.frozen_batch_norm_pool import frozen_batch_norm_pool
-from fastcondense.kernels.image_prior import image_prior
 from fastcondense.kernels.pixel_adam import pixel_adam
 from fastcondense.kernels.replay_crop import replay_crop
 from fastcondense.kernels.soft_label import soft_label_loss
@@ -67,10 +56,6 @@ def mapped(x: Tensor) -> list[Tensor]:
     return [t for t in feature_maps(x, center, has_neighbours=True) if t is not None]
 
 
-def priors(x: Tensor) -> list[Tensor]:
-    return list(image_prior(x.contiguous(memory_format=torch.channels_last)))
-
-
 def replayed(x: Tensor) -> list[Tensor]:
     images = (x.abs() * 100).byte()
     ids, table = torch.tensor([1, 0]), torch.tensor([(1, 0, 4, 5, 1, 2, 3)] * 2)  # on the host: they are moved
@@ -92,20 +77,22 @@ def compared(x: Tensor) -> list[Tensor]:
 
 
 CASES = {
-    "frozen_batch_norm": (normalized, frozen_batch_norm_triton.FrozenBatchNorm, "apply"),
-    "frozen_batch_norm_pool": (pooled, frozen_batch_norm_pool_triton.FrozenBatchNormPool, "apply"),
-    "crop": (cropped, crop_triton.Crop, "apply"),
-    "feature_maps": (mapped, feature_maps_triton.FeatureMaps, "apply"),
-    "image_prior": (priors, image_prior_triton.ImagePrior, "apply"),
-    "replay_crop": (replayed, replay_crop_triton, "replay_crop_triton"),
-    "soft_label": (compared, soft_label_triton.SoftLabelLoss, "apply"),
-    "pixel_adam": (stepped, pixel_adam_triton, "pixel_adam_triton"),
+    "frozen_batch_norm": (normalized, "FrozenBatchNorm"),
+    "frozen_batch_norm_pool": (pooled, "FrozenBatchNormPool"),
+    "crop": (cropped, "Crop"),
+    "feature_maps": (mapped, "FeatureMaps"),
+    "replay_crop": (replayed, "replay_crop"),
+    "soft_label": (compared, "SoftLabelLoss"),
+    "pixel_adam": (stepped, "pixel_adam"),
 }
 
 
 @pytest.mark.parametrize("name", CASES)
 def test_device_decides(name: str, monkeypatch: pytest.MonkeyPatch) -> None:
-    function, owner, attribute = CASES[name]
+    function, attribute = CASES[name]
+    owner: object = importlib.import_module(f"fastcondense.kernels.{name}.gpu")
+    if attribute[0].isupper():
+        owner, attribute = getattr(owner, attribute), "apply"
     x = torch.randn(2, 3, 5, 7, generator=torch.Generator().manual_seed(0))
     with mock.patch.object(owner, attribute, wraps=getattr(owner, attribute)) as kernel:
         closed = function(x)
@@ -123,7 +110,7 @@ def test_device_decides(name: str, monkeypatch: pytest.MonkeyPatch) -> None:
 def test_numba_takes_the_cpus_float32(dtype: torch.dtype, is_numba: bool) -> None:
     x = torch.ones(2, 3, 5, 7, dtype=dtype).contiguous(memory_format=torch.channels_last)
     vector = torch.ones(3, dtype=torch.promote_types(dtype, torch.float32))
-    kernel = frozen_batch_norm_numba.FrozenBatchNorm
+    kernel = cpu.FrozenBatchNorm
     with mock.patch.object(kernel, "apply", wraps=kernel.apply) as apply:
         frozen_batch_norm(x, vector, vector, vector)
     assert apply.called == is_numba

@@ -7,11 +7,13 @@ import torch
 from kernel_checks import DEVICE, TOLERANCE, poisoned, relative_rms
 from torch import Tensor
 
-from fastcondense.kernels import feature_maps_triton, launch
-from fastcondense.kernels.feature_maps import feature_maps, feature_maps_reference
-from fastcondense.kernels.feature_maps_triton import FeatureMaps
-from fastcondense.kernels.launch import pixel_tiles
-from fastcondense.kernels.patch_moments import needs_neighbours, patch_moments, patch_moments_reference
+from fastcondense.kernels.common import launch
+from fastcondense.kernels.common.launch import pixel_tiles
+from fastcondense.kernels.feature_maps import feature_maps, gpu
+from fastcondense.kernels.feature_maps.definition import feature_maps_reference
+from fastcondense.kernels.feature_maps.gpu import FeatureMaps
+from fastcondense.kernels.patch_moments import needs_neighbours, patch_moments
+from fastcondense.kernels.patch_moments.definition import patch_moments_reference
 
 SHAPES = [(3, 64, 9, 13), (1, 3, 7, 7), (2, 24, 1, 1), (1, 116, 5, 3), (2, 512, 4, 3), (5, 8, 1, 7), (1, 1, 1, 1)]
 FLOAT32, BFLOAT16, FLOAT16 = torch.float32, torch.bfloat16, torch.float16
@@ -73,7 +75,7 @@ def test_chunks_of_several_images_and_tiles(monkeypatch: pytest.MonkeyPatch) -> 
     """Big tensors make programs loop; few programs a tensor make small ones do, with a last chunk that is cut short."""
     x, center, map_center = make((7, 72, 5, 9), FLOAT32)
     monkeypatch.setattr(launch, "_PROGRAMS", 16)
-    monkeypatch.setattr(feature_maps_triton, "COMBINE_P", 2)
+    monkeypatch.setattr(gpu, "COMBINE_P", 2)
     tiles = pixel_tiles(7, 72, 45)
     assert tiles.num_tiles > 1 and tiles.num_columns > 1 and 1 < tiles.chunk < 7 and 7 % tiles.chunk
     assert tiles.num_chunks * tiles.num_columns > 4

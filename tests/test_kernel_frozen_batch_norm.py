@@ -8,15 +8,11 @@ from kernel_checks import DEVICE, TOLERANCE, poisoned, relative_rms
 from torch import Tensor
 from torch.nn import functional as F
 
-from fastcondense.kernels import channel_moments_triton, launch
-from fastcondense.kernels.frozen_batch_norm import (
-    ACTIVATIONS,
-    Activation,
-    frozen_batch_norm,
-    frozen_batch_norm_reference,
-)
-from fastcondense.kernels.frozen_batch_norm_triton import FrozenBatchNorm
-from fastcondense.kernels.launch import row_tiles
+from fastcondense.kernels.common import channel_moments_gpu, launch
+from fastcondense.kernels.common.launch import row_tiles
+from fastcondense.kernels.frozen_batch_norm import ACTIVATIONS, Activation, frozen_batch_norm
+from fastcondense.kernels.frozen_batch_norm.definition import frozen_batch_norm_reference
+from fastcondense.kernels.frozen_batch_norm.gpu import FrozenBatchNorm
 
 SHAPES = [(3, 64, 9, 13), (1, 3, 7, 7), (2, 24, 1, 1), (1, 116, 5, 3), (5, 8, 7, 7), (1, 1, 1, 1)]
 BIG_SHAPES = [(4, 64, 56, 56), (2, 512, 14, 14), (3, 24, 112, 112), (2, 3, 224, 224), (2, 116, 28, 28)]
@@ -136,7 +132,7 @@ def test_chunks_of_several_tiles(monkeypatch: pytest.MonkeyPatch) -> None:
     """Big tensors make programs loop; two programs a tensor make small ones do, with a last chunk that is cut short."""
     x, other, scale, shift, center = inputs((5, 116, 9, 13), FLOAT32, True)
     monkeypatch.setattr(launch, "_PROGRAMS", 8)
-    monkeypatch.setattr(channel_moments_triton, "BLOCK_P", 2)
+    monkeypatch.setattr(channel_moments_gpu, "BLOCK_P", 2)
     tiles = row_tiles(5 * 9 * 13, 116)
     assert tiles.num_chunks > 2 and tiles.chunk > 2 * tiles.block_r and 5 * 9 * 13 % tiles.chunk
     got = run(x, other, scale, shift, center, "relu")

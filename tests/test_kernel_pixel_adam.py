@@ -7,8 +7,7 @@ import torch
 from kernel_checks import DEVICE, poisoned, relative_rms
 from torch import Tensor
 
-from fastcondense.kernels.pixel_adam import pixel_adam
-from fastcondense.kernels.pixel_adam_triton import pixel_adam_triton
+from fastcondense.kernels.pixel_adam import gpu, pixel_adam
 
 LOW, HIGH = torch.tensor([-2.0, -1.5, -1.0]), torch.tensor([2.0, 1.0, 1.5])
 LAYOUTS = {"planar": torch.contiguous_format, "channels_last": torch.channels_last}
@@ -30,7 +29,7 @@ def steps(
     for i, gradient in enumerate(given):
         rate, step = (torch.tensor(value, device=DEVICE) for value in (0.1 / (i + 1), float(start + i)))
         with poisoned():
-            pixel_adam_triton(
+            gpu.pixel_adam(
                 images,
                 gradient.to(DEVICE),
                 first,

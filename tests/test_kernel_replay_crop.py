@@ -10,9 +10,9 @@ from kernel_checks import DEVICE, TOLERANCE, poisoned, relative_rms
 from test_replay_crop import SHAPES, problem
 from torch import Tensor
 
-from fastcondense.kernels.replay_crop import replay_crop, replay_crop_reference
-from fastcondense.kernels.replay_crop_triton import replay_crop_triton
-from fastcondense.views.windows import Views
+from fastcondense.kernels.replay_crop import gpu, replay_crop
+from fastcondense.kernels.replay_crop.definition import replay_crop_reference
+from fastcondense.recipe.shared import Views
 
 
 def replayed(arguments: dict[str, Any], dtype: torch.dtype = torch.float32) -> Tensor:
@@ -21,7 +21,7 @@ def replayed(arguments: dict[str, Any], dtype: torch.dtype = torch.float32) -> T
         name: value.to(DEVICE) if isinstance(value, Tensor) else value for name, value in arguments.items()
     }
     with poisoned():
-        return replay_crop_triton(**moved, dtype=dtype)
+        return gpu.replay_crop(**moved, dtype=dtype)
 
 
 @pytest.mark.parametrize("mix", ["none", "box", "share"])

@@ -10,7 +10,7 @@ from kernel_checks import DEVICE, TOLERANCE, poisoned, relative_rms
 from test_soft_label import KINDS, expected, gradient_floor, problem
 from torch import Tensor
 
-from fastcondense.kernels.soft_label_triton import SoftLabelLoss
+from fastcondense.kernels.soft_label.gpu import SoftLabelLoss
 
 
 def loss_and_gradient(tensors: dict[str, Any], settings: dict[str, Any]) -> tuple[Tensor, Tensor]:

@@ -79,7 +79,7 @@ def test_priors_weight_the_mean():
     total = sum(np.exp(p / 10) for p in priors)
     expected = sum(np.exp(p / 10) / total * z[t].double() for t, p in enumerate(priors))
     torch.testing.assert_close(ensemble(z, priors=priors).double(), expected, rtol=1e-6, atol=1e-6)
-    sharp = ensemble(z, priors=(3.0, 9.0, 1.0), prior_temperature=0.05)
+    sharp = ensemble(z, priors=(600.0, 1800.0, 200.0))
     torch.testing.assert_close(sharp, z[1], rtol=1e-6, atol=1e-6)
 
 
@@ -104,7 +104,7 @@ def test_equalized_logits_can_be_weighted():
     z, weights = logits_of_three_teachers(), torch.softmax(torch.tensor([1.0, 2.0, 5.0]), 0)
     norms = z.flatten(1).norm(dim=1)
     expected = sum(weights[t] * z[t] / norms[t] * norms.mean() for t in range(3))
-    made = ensemble(z, ensemble="norm-equalized", priors=(1.0, 2.0, 5.0), prior_temperature=1.0)
+    made = ensemble(z, ensemble="norm-equalized", priors=(10.0, 20.0, 50.0))
     torch.testing.assert_close(made, expected, rtol=1e-5, atol=1e-6)
 
 

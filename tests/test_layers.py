@@ -1,6 +1,7 @@
-"""Imports point downwards only, and importing the package is light."""
+"""Rooms stand in one order, every import points to an earlier room, and no files import each other in a circle."""
 
 import ast
+import graphlib
 import subprocess
 import sys
 from pathlib import Path
@@ -8,53 +9,129 @@ from pathlib import Path
 import pytest
 
 ROOT = Path(__file__).parents[1]
-LINKED = ("kernels", "loaders")
-PACKAGES = [path.parent for path in (ROOT / "fastcondense").rglob("__init__.py") if path.parent.name not in LINKED]
+PACKAGE = ROOT / "fastcondense"
+GROUND = (
+    "__init__",
+    "words",
+    "files",
+    "restricted_pickle",
+    "rng",
+    "devices",
+    "vision",
+    "user_functions",
+    "tracking",
+    "log",
+)
+ROOMS = (
+    "kernels",
+    "loaders",
+    "ground",
+    "recipe",
+    "workers",
+    "views",
+    "data",
+    "run",
+    "networks",
+    "teachers",
+    "squeeze",
+    "statistics",
+    "sets",
+    "recover",
+    "labels",
+    "students",
+    "report",
+    "exchange",
+    "plan",
+    "options",
+    "stages",
+    "cli",
+)
+"""Low to high. `recipe` is the first package: it imports nothing of ours, so that anything may read settings."""
 
 
-def imported(path: Path) -> set[str]:
-    """Dotted names that a file imports, relative ones resolved as if its folder were in fastcondense."""
-    package = ["fastcondense"] if path.parent.name == "fastcondense" else ["fastcondense", path.parent.name]
-    names = set()
+def modules() -> dict[str, Path]:
+    """Files by their dotted name below fastcondense, a package by its own; kernels and loaders through their links."""
+    found = {}
+    for folder in (PACKAGE, PACKAGE / "kernels", PACKAGE / "loaders"):
+        for path in folder.rglob("*.py"):
+            found[".".join(path.relative_to(PACKAGE).with_suffix("").parts).removesuffix(".__init__")] = path
+    return found
+
+
+MODULES = modules()
+
+
+def room(module: str) -> str:
+    """Where a module stands."""
+    top = module.partition(".")[0]
+    return "ground" if top in GROUND else top
+
+
+def imported(module: str) -> set[str]:
+    """Modules of fastcondense that a file imports, wherever in it; and names of other tops, as they are."""
+    path, found = MODULES[module], set()
+    package = module.split(".") if path.name == "__init__.py" and module != "__init__" else module.split(".")[:-1]
     for node in ast.walk(ast.parse(path.read_text())):
         if isinstance(node, ast.Import):
-            names |= {alias.name for alias in node.names}
+            found |= {alias.name.removeprefix("fastcondense.") for alias in node.names}
         elif isinstance(node, ast.ImportFrom):
             base = package[: len(package) - node.level + 1] if node.level else []
-            stem = ".".join(base + (node.module.split(".") if node.module else []))
-            names |= {stem} | {f"{stem}.{alias.name}" for alias in node.names}
-    return names
+            stem = ".".join(base + (node.module.split(".") if node.module else [])).removeprefix("fastcondense.")
+            names = {f"{stem}.{alias.name}".removeprefix(".") for alias in node.names}
+            found |= {name if name in MODULES else stem for name in names}
+    return found - {module, ""}
 
 
-@pytest.mark.parametrize("layer", LINKED)
-def test_mechanism_imports_nothing_from_above(layer):
-    files = sorted((ROOT / layer).rglob("*.py"))
-    assert files
-    for path in files:
-        for name in imported(path):
-            inside = name == f"fastcondense.{layer}" or name.startswith(f"fastcondense.{layer}.")
-            assert not name.startswith("fastcondense") or inside, f"{path} imports {name}"
+def test_every_module_stands_in_a_room():
+    assert len(MODULES) > 150
+    assert {room(module) for module in MODULES} == set(ROOMS)
+
+
+def test_imports_point_to_earlier_rooms():
+    upward = [
+        f"{module} imports {name}"
+        for module in MODULES
+        for name in imported(module)
+        if name in MODULES and ROOMS.index(room(name)) > ROOMS.index(room(module))
+    ]
+    assert not sorted(upward)
+
+
+@pytest.mark.parametrize("mechanism", ["kernels", "loaders"])
+def test_mechanism_imports_nothing_of_the_method(mechanism):
+    for module in MODULES:
+        if room(module) == mechanism:
+            assert {room(name) for name in imported(module) if name in MODULES} <= {mechanism}, module
+
+
+def test_no_files_import_each_other_in_a_circle():
+    arrows = {module: [name for name in imported(module) if name in MODULES] for module in MODULES}
+    list(graphlib.TopologicalSorter(arrows).static_order())  # raises CycleError, which names the circle
 
 
 def test_the_library_imports_no_tests_or_scripts():
-    files = sorted(path for package in PACKAGES for path in package.glob("*.py"))
-    assert len(files) > 100
-    for path in files:
-        for name in imported(path):
-            assert name.split(".")[0] not in ("tests", "scripts", "benchmarks", "kernels", "loaders"), path
+    for module in MODULES:
+        assert not {name.partition(".")[0] for name in imported(module)} & {"tests", "scripts", "benchmarks"}, module
 
 
-def test_importing_the_package_imports_no_heavy_library():
-    code = "import sys, fastcondense; print(sorted({m.split('.')[0] for m in sys.modules}))"
+def heavy_modules_after(code: str) -> set[str]:
+    """Top-level names of the modules that are loaded after `code`."""
+    code += "\nimport sys; print(*{name.split('.')[0] for name in sys.modules}, 'nvidia.dali' in sys.modules)"
     found = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True, cwd=ROOT).stdout
-    for name in ("triton", "ffcv", "nvidia", "torch"):
-        assert repr(name) not in found
+    return set(found.split())
 
 
-def test_the_command_line_imports_no_optional_library():
-    code = (
-        "import sys\nimport fastcondense.cli, fastcondense.kernels.frozen_batch_norm, fastcondense.kernels.crop\n"
-        "print('ffcv' in sys.modules, 'nvidia.dali' in sys.modules)"
-    )
-    found = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True, cwd=ROOT).stdout
-    assert found.split() == ["False", "False"]
+@pytest.mark.parametrize(
+    ("code", "heavy"),
+    [
+        ("import fastcondense", {"torch", "triton", "ffcv", "nvidia", "numpy"}),
+        (
+            "from fastcondense.recipe import recipe; recipe.load('sre2l/digits-ipc1')",
+            {"torch", "triton", "ffcv", "nvidia", "numpy", "scipy"},
+        ),
+        ("import fastcondense.cli, fastcondense.kernels.frozen_batch_norm", {"ffcv", "True"}),
+    ],
+    ids=["package", "recipes", "command line"],
+)
+def test_what_importing_does_not_load(code, heavy):
+    assert not heavy_modules_after(code) & heavy

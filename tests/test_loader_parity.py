@@ -15,8 +15,9 @@ from fastcondense.data.sources import choose, open_source, skipped
 from fastcondense.loaders.folder import FolderLoader
 from fastcondense.loaders.source import Centered, Faults, Windowed
 from fastcondense.recipe.settings import Dataset
+from fastcondense.recipe.shared import Views
 from fastcondense.rng import Stream
-from fastcondense.views.windows import Views, windows
+from fastcondense.views.windows import windows
 
 CPU = torch.device("cpu")
 COUNT = 22

@@ -164,7 +164,7 @@ def test_zero_distance_has_zero_gradient_beside_others():
 
 
 def test_without_layers_the_loss_is_a_constant_zero():
-    matching = Matching([(0.5, []), (0.5, [])], layer_weights(0, 10.0), ema=0.8)
+    matching = Matching([(0.5, []), (0.5, [])], layer_weights(0), ema=0.8)
     for live in (None, torch.zeros(0, dtype=torch.bool)):
         loss = matching([], live)
         assert loss.item() == 0 and loss.shape == () and not loss.requires_grad
@@ -203,7 +203,7 @@ def test_weights_that_do_not_fit_the_layers_are_refused():
 
 
 def test_only_the_first_layer_is_weighted():
-    assert layer_weights(4, 10.0).tolist() == [10, 1, 1, 1]
+    assert layer_weights(4).tolist() == [10, 1, 1, 1]
 
 
 @pytest.mark.parametrize("average", AVERAGES, ids=str)

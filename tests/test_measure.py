@@ -16,7 +16,8 @@ from steps import our_step
 from torch import Tensor, nn
 
 import kernels
-from fastcondense.networks.precision import Precision, network_dtype
+from fastcondense.networks.precision import network_dtype
+from fastcondense.recipe.shared import Precision
 
 CPU = torch.device("cpu")
 

@@ -67,7 +67,7 @@ def photographs(tmp_path_factory):
 def packed(photographs, tmp_path_factory):
     """The same as .beton files, pixels as decoded."""
     pytest.importorskip("ffcv", reason="the extra ffcv is not installed: bash scripts/setup.sh dev ffcv")
-    from fastcondense.loaders.folder import index_folder
+    from fastcondense.loaders.class_folders import index_folder
     from fastcondense.loaders.pack import Packing, pack
 
     root = tmp_path_factory.mktemp("packed")

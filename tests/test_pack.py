@@ -18,7 +18,8 @@ from fastcondense.cli import main
 from fastcondense.data import datasets
 from fastcondense.loaders import pack as packing_module
 from fastcondense.loaders.beton import FIELD, HEADER, JPEG, RAW, SAMPLE, Sidecar, read_beton
-from fastcondense.loaders.folder import decode, index_folder
+from fastcondense.loaders.class_folders import index_folder
+from fastcondense.loaders.folder import decode
 from fastcondense.loaders.pack import Packing, pack
 from fastcondense.recipe.settings import Dataset
 
@@ -132,7 +133,7 @@ KILLED = """
 import sys, time
 from pathlib import Path
 from fastcondense.loaders import pack as module
-from fastcondense.loaders.folder import index_folder
+from fastcondense.loaders.class_folders import index_folder
 module.CHUNK = 2
 slow = module.encode
 def encode(path, packing):

@@ -60,7 +60,7 @@ def expected() -> set[str]:
 
 def test_both_hold_every_file_of_the_package(built):
     files = expected()
-    for name in ("py.typed", "report/report.css", "kernels/crop_triton.py", "loaders/ffcv.py", "squeeze/moco.py"):
+    for name in ("py.typed", "report/report.css", "kernels/crop/gpu.py", "loaders/ffcv.py", "squeeze/moco.py"):
         assert f"fastcondense/{name}" in files
     recipes = {name for name in files if name.endswith(".toml")}
     assert {f"fastcondense/recipes/{name.removesuffix('-corrected')}.toml" for name in recipe.names()} <= recipes

@@ -9,12 +9,9 @@ from torch import Tensor
 from torch.nn import functional as F
 
 from fastcondense.kernels.feature_maps import feature_maps
-from fastcondense.kernels.patch_moments import (
-    interpolation_matrix,
-    needs_neighbours,
-    patch_moments,
-    patch_moments_reference,
-)
+from fastcondense.kernels.patch_moments import needs_neighbours, patch_moments
+from fastcondense.kernels.patch_moments.definition import patch_moments_reference
+from fastcondense.kernels.patch_moments.operator import interpolation_matrix
 
 SIDES = [1, 2, 7, 8, 13, 14, 17, 27, 28, 32, 56, 112, 224]
 SIZES = [*((side, side) for side in SIDES), (7, 28), (9, 13), (1, 5), (48, 20)]

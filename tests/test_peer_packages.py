@@ -6,10 +6,10 @@ import json
 import sys
 from pathlib import Path
 
-import peer_epochs
 import pytest
 import runner
 import torch
+import train
 from published.packages import DDRanking, Epoch, RethinkDC, prepared, version
 from published.peer import Step, Unavailable
 from torch import nn
@@ -188,10 +188,11 @@ def test_a_benchmark_has_a_line_for_each(tmp_path, monkeypatch) -> None:
     install(tmp_path / "site", "ddranking", DDRANKING, monkeypatch)
     absent = RethinkDC()
     absent.name = "no_such_package"
-    monkeypatch.setitem(peer_epochs.PACKAGES, "rethinkdc", absent)
+    monkeypatch.setitem(train.PACKAGES, "rethinkdc", absent)
     out = tmp_path / "lines.jsonl"
     arguments = ["--network", "zoo/convnet1", "--images", "8", "--size", "16", "--classes", "4", "--batch-size", "4"]
-    assert runner.main(["peer-epochs", "--quick", "--no-gate", *arguments, "--out", str(out)]) == 0
+    variants = ["--variants", "ours", "rethinkdc", "ddranking"]
+    assert runner.main(["train", "--quick", "--no-gate", *arguments, *variants, "--out", str(out)]) == 0
     rethinkdc, ours, ddranking = map(json.loads, out.read_text().splitlines())
     assert (rethinkdc["what"], rethinkdc["skipped"]) == (
         "rethinkdc",

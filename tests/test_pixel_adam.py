@@ -8,6 +8,7 @@ from kernel_checks import poisoned, relative_rms
 from torch import Tensor
 
 from fastcondense.kernels.pixel_adam import pixel_adam
+from fastcondense.kernels.pixel_adam.definition import pixel_adam_reference
 
 LOW, HIGH = torch.tensor([-1.0, -0.8, -1.2]), torch.tensor([1.0, 0.9, 1.1])
 LAYOUTS = {"planar": torch.contiguous_format, "channels_last": torch.channels_last}
@@ -35,6 +36,8 @@ def test_equals_adam_and_clip(shape: tuple[int, ...], layout: str, betas: tuple[
     leaf = images.double().requires_grad_()
     adam = torch.optim.Adam([leaf], betas=betas, eps=1e-8)
     low, high = (bound[: shape[1], None, None].double() for bound in (LOW, HIGH))
+    defined = [tensor.double() for tensor in (images, first, second)]
+    bounds = {"low": LOW[: shape[1]].double(), "high": HIGH[: shape[1]].double()}
     generator = torch.Generator().manual_seed(1)
     for step in range(1, 60):
         gradient = torch.randn(shape, generator=generator)
@@ -45,6 +48,13 @@ def test_equals_adam_and_clip(shape: tuple[int, ...], layout: str, betas: tuple[
         with torch.no_grad():
             leaf.copy_(leaf.clamp(low, high))
         advance(images, first, second, gradient, step, betas=betas)
+        rate, number = torch.tensor([0.25 / step, step], dtype=torch.float64)
+        defined = list(
+            pixel_adam_reference(
+                defined[0], gradient.double(), *defined[1:], rate, number, betas=betas, **bounds, eps=1e-8
+            )
+        )
+    torch.testing.assert_close(defined[0], leaf.detach(), rtol=1e-12, atol=1e-12)
     for got, wanted in zip(
         (images, first, second), (leaf, adam.state[leaf]["exp_avg"], adam.state[leaf]["exp_avg_sq"]), strict=True
     ):

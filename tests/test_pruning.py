@@ -11,7 +11,7 @@ import torch
 from small import frozen_network
 
 from fastcondense.data.jobs import jobs
-from fastcondense.kernels.patch_moments import patch_moments_reference
+from fastcondense.kernels.patch_moments.definition import patch_moments_reference
 from fastcondense.log import Log
 from fastcondense.recipe.recipe import load
 from fastcondense.recipe.settings import Dataset
@@ -57,7 +57,7 @@ def test_gradient_norms_are_those_of_each_layers_distance_alone():
     teacher, net = make(name, size, p), network(name).double()
     images = torch.randn(3, 3, size, size, generator=torch.Generator().manual_seed(1))
     wanted = random_targets(teacher, size)
-    found = pruning.gradient_norms(teacher, Matching([(1.0, wanted)], layer_weights(len(wanted), 10.0)), images.clone())
+    found = pruning.gradient_norms(teacher, Matching([(1.0, wanted)], layer_weights(len(wanted))), images.clone())
     assert teacher.layers[14].name == "blocks.2.shortcut" and teacher.layers[14].parts == teacher.layers[11].parts
     for k, (layer, vectors) in enumerate(zip(teacher.layers, wanted, strict=True)):
         leaf = images.double().requires_grad_()
@@ -145,7 +145,7 @@ def test_everything_is_matched_by_default(tmp_path):
     assert not list((tmp_path / "run").rglob("pruning-*"))
 
 
-TARGETS = {"targets": ("global", "category", "local"), "target_weights": (0.5, 0.25, 0.25), "local_repeats": 2}
+TARGETS = {"targets": ("global", "category"), "target_weights": (0.5, 0.25)}
 
 
 @pytest.mark.parametrize("settings", [{}, TARGETS], ids=["global", "all"])

@@ -13,10 +13,9 @@ from torch import nn
 from torch.nn import functional as F
 
 from fastcondense.kernels.crop import crop
-from fastcondense.kernels.image_prior import image_prior
 from fastcondense.networks import zoo
 from fastcondense.recipe.settings import Dataset
-from fastcondense.recover.regularizers import densification, flatness
+from fastcondense.recover.regularizers import densification, flatness, image_priors
 from fastcondense.statistics.matching import Matching, layer_weights
 from fastcondense.teachers.teacher import Teacher
 
@@ -144,7 +143,7 @@ def in_order(teacher, targets):
 
 def matching_of(teacher, *target_sets, **settings):
     sets = [(share, in_order(teacher, targets)) for share, targets in target_sets]
-    return Matching(sets, layer_weights(len(teacher.layers), 10.0), **settings)
+    return Matching(sets, layer_weights(len(teacher.layers)), **settings)
 
 
 def assert_same(loss, images, expected, truth):
@@ -182,8 +181,8 @@ def test_sre2l(architecture, window):
 
     views = view(images, window)
     logits, moments = teacher(views)
-    matching = Matching([(1.0, teacher.matched_targets())], layer_weights(len(teacher.layers), 10.0))
-    variation, norm = image_prior(views)
+    matching = Matching([(1.0, teacher.matched_targets())], layer_weights(len(teacher.layers)))
+    variation, norm = image_priors(views)
     loss = F.cross_entropy(logits, teacher.outputs[labels]) + weight * matching(moments)
     loss = loss + tv_weight * variation + l2_weight * norm
     assert_same(loss, images, expected, truth)
@@ -310,6 +309,6 @@ def test_fadrm_with_a_teacher_without_batch_norm():
     labels = torch.arange(6)
     expected = F.cross_entropy(net.double()(published_view(truth, WINDOWS[1])), torch.tensor(OUTPUTS)[labels])
     logits, moments = teacher(view(images, WINDOWS[1]))
-    matching = Matching([(1.0, teacher.matched_targets())], layer_weights(len(teacher.layers), 10.0))
+    matching = Matching([(1.0, teacher.matched_targets())], layer_weights(len(teacher.layers)))
     loss = F.cross_entropy(logits, teacher.outputs[labels]) + 0.01 * matching(moments)
     assert_same(loss, images, expected, truth)

@@ -33,12 +33,12 @@ def make_run(tmp_path, outputs=range(10), **recover):
     torch.manual_seed(0)
     net = zoo.build(NAME, max(outputs) + 1).eval()
     statistics = settings.statistics, settings.patch_size
-    run.teachers = [Teacher.of(net, NAME, run.real.classes, list(outputs), base.dataset, *statistics)]
+    run.kept["teachers"] = [Teacher.of(net, NAME, run.real.classes, list(outputs), base.dataset, *statistics)]
     return run, said
 
 
 def lengths_of(run):
-    teacher = run.teachers[0]
+    teacher = run.kept["teachers"][0]
     return {
         layer.name: [len(vector) for vector in vectors]
         for layer, vectors in zip(teacher.layers, teacher.batch_targets(torch.zeros(1, 3, SIZE, SIZE)), strict=True)
@@ -60,7 +60,7 @@ def publish(run, root, network, classes=range(NUM_CLASSES), is_swapped=False):
         vectors[1::2] = [np.abs(vector) for vector in vectors[1::2]]
         return vectors
 
-    for layer in run.teachers[0].layers:
+    for layer in run.kept["teachers"][0].layers:
         lengths = lengths_of(run)[layer.name]
         kind = "BN" if layer.is_batch_norm else "Conv"
         folder, name = root / f"{kind}FeatureHook", f"{network}={layer.name}"
@@ -76,7 +76,7 @@ def publish(run, root, network, classes=range(NUM_CLASSES), is_swapped=False):
 
 
 def assert_read(run, everything, by_class, outputs=range(NUM_CLASSES)):
-    teacher = run.teachers[0]
+    teacher = run.kept["teachers"][0]
     for name, vectors in everything.items():
         assert all(np.array_equal(a, b) for a, b in zip(teacher.targets[name], vectors, strict=True)), name
     for name, rows in by_class.items() if teacher.class_targets else ():
@@ -89,18 +89,18 @@ def assert_read(run, everything, by_class, outputs=range(NUM_CLASSES)):
 def test_every_layout_is_read_once_and_kept(tmp_path, network, aims):
     run, said = make_run(tmp_path, **aims)
     everything, by_class = publish(run, tmp_path / "statistic", network)
-    before = {name: run.teachers[0].targets[name] for name in by_class if name not in everything}
-    targets.complete(run, run.teachers)
+    before = {name: run.kept["teachers"][0].targets[name] for name in by_class if name not in everything}
+    targets.complete(run, run.kept["teachers"])
     assert_read(run, everything, by_class)
-    assert bool(run.teachers[0].class_targets) == ("category" in run.recipe.recover.targets)
-    assert all(run.teachers[0].targets[name] is vectors for name, vectors in before.items())
+    assert bool(run.kept["teachers"][0].class_targets) == ("category" in run.recipe.recover.targets)
+    assert all(run.kept["teachers"][0].targets[name] is vectors for name, vectors in before.items())
     assert "swapped" not in said.getvalue()
     (path,) = (tmp_path / "run" / "teachers").rglob("targets-*.safetensors")
     kept, again = path.stat().st_mtime_ns, make_run(tmp_path, **aims)[0]
     targets.complete(again, again.teachers)
     assert path.stat().st_mtime_ns == kept
     assert_read(again, everything, by_class)
-    assert read_tensors(path)[1]["teacher"] == run.teachers[0].sha256
+    assert read_tensors(path)[1]["teacher"] == run.kept["teachers"][0].sha256
 
 
 def test_statistics_of_channels_or_of_patches_alone_are_taken_from_the_same_files(tmp_path):
@@ -116,7 +116,7 @@ def test_classes_are_found_by_the_networks_outputs(tmp_path):
     outputs = [12, 3, 7, 0, 1, 2, 4, 5, 6, 11]
     run, _ = make_run(tmp_path, outputs, **BOTH)
     everything, by_class = publish(run, tmp_path / "statistic", "ConvNet", sorted(outputs))
-    targets.complete(run, run.teachers)
+    targets.complete(run, run.kept["teachers"])
     assert_read(run, everything, by_class, outputs)
 
 
@@ -124,12 +124,12 @@ def test_classes_are_found_by_the_networks_outputs(tmp_path):
 def test_swapped_class_patches_are_found_and_put_right(tmp_path, as_published):
     run, said = make_run(tmp_path, swapped_patches=as_published, **BOTH)
     everything, by_class = publish(run, tmp_path / "statistic", "ConvNet", is_swapped=True)
-    targets.complete(run, run.teachers)
+    targets.complete(run, run.kept["teachers"])
     assert said.getvalue().count("patch means and variances swapped") == 1
     assert_read(run, everything, by_class)
-    first = next(k for k, layer in enumerate(run.teachers[0].layers) if not layer.is_batch_norm)
-    found = run.teachers[0].category_targets(torch.tensor([3]))[first]
-    wanted = by_class[run.teachers[0].layers[first].name][3]
+    first = next(k for k, layer in enumerate(run.kept["teachers"][0].layers) if not layer.is_batch_norm)
+    found = run.kept["teachers"][0].category_targets(torch.tensor([3]))[first]
+    wanted = by_class[run.kept["teachers"][0].layers[first].name][3]
     order = (0, 1, 3, 2) if as_published else (0, 1, 2, 3)
     assert all(np.array_equal(vector, wanted[k]) for vector, k in zip(found, order, strict=True))
 
@@ -137,7 +137,7 @@ def test_swapped_class_patches_are_found_and_put_right(tmp_path, as_published):
 def test_changed_files_are_read_again(tmp_path):
     run, _ = make_run(tmp_path)
     everything, _ = publish(run, tmp_path / "statistic", "ConvNet", [])
-    targets.complete(run, run.teachers)
+    targets.complete(run, run.kept["teachers"])
     everything["convs.0"] = [vector + 1 for vector in everything["convs.0"]]
     write(tmp_path / "statistic" / "ConvFeatureHook" / "ConvNet=convs.0" / "running.npz", everything["convs.0"])
     again, _ = make_run(tmp_path)
@@ -193,22 +193,22 @@ def test_a_file_that_does_not_fit_is_named(tmp_path, file, how, message):
     publish(run, tmp_path / "statistic", "ConvNet")
     damage(tmp_path / "statistic" / file, how)
     with pytest.raises(ValueError, match=f"recover.statistics_files: .*{message.format(file)}") as caught:
-        targets.complete(run, run.teachers)
+        targets.complete(run, run.kept["teachers"])
     assert "\n" not in str(caught.value) and not list((tmp_path / "run").rglob("*.safetensors"))
 
 
 def test_statistics_of_other_networks_are_refused_by_name(tmp_path):
     run, _ = make_run(tmp_path)
     with pytest.raises(ValueError, match=r"there is no folder .*ConvFeatureHook"):
-        targets.complete(run, run.teachers)
+        targets.complete(run, run.kept["teachers"])
     publish(run, tmp_path / "statistic", "ResNet", [])
     publish(run, tmp_path / "statistic", "WideResNet_wrn16_2", [])
     with pytest.raises(ValueError, match=r"of ConvNet_convnet3_w32 or ConvNet, but of ResNet, WideResNet_wrn16_2$"):
-        targets.complete(run, run.teachers)
+        targets.complete(run, run.kept["teachers"])
 
 
 def test_full_variances_cannot_come_from_published_files(tmp_path):
     run, _ = make_run(tmp_path, class_variance="full", **BOTH)
     publish(run, tmp_path / "statistic", "ConvNet")
     with pytest.raises(ValueError, match=r"hold within-image variances; recover\.class_variance cannot be full"):
-        targets.complete(run, run.teachers)
+        targets.complete(run, run.kept["teachers"])

@@ -4,6 +4,7 @@ import dataclasses
 
 import pytest
 
+from fastcondense.options import parse_stage
 from fastcondense.recipe import recipe
 from fastcondense.recipe.recipe import Recipe, from_toml, load
 
@@ -13,7 +14,6 @@ def test_what_all_recipes_share(name):
     found = load(name)
     is_features = found.recover.objective == "features"
     assert found.recover.betas == ((0.9, 0.999) if is_features else (0.5, 0.9))
-    assert found.recover.first_layer_weight == 10
     assert found.recover.tv_weight == found.recover.l2_weight == 0
     assert found.method == name.split("/")[0]
     assert found.recover.curriculum == ("cosine" if "cda" in name else "none")
@@ -31,6 +31,43 @@ def test_pixel_statistics():
         assert load(name).dataset.mean == (0.5071, 0.4867, 0.4408) and load(name).dataset.std[0] == 0.2675
     assert load("cvdd/cifar10").dataset.std == (0.2470, 0.2435, 0.2616)
     assert load("edc/tiny-imagenet").dataset.mean == (0.485, 0.456, 0.406)
+
+
+def test_a_student_has_its_own_table(tmp_path):
+    file = tmp_path / "mine.toml"
+    file.write_text(
+        "ipc = 10\n[train]\nstudent = 'zoo/resnet18'\nlr = 0.1\nepochs = 7\n[by_ipc.10.train]\nepochs = 8\n"
+        "[by_student.'zoo/resnet50'.train]\nlr = 0.2\n[by_student.'zoo/resnet50'.by_ipc.10.train]\nepochs = 9\n"
+        "[by_student.'zoo/resnet50'.by_ipc.50.train]\nepochs = 10\n"
+    )
+    train = load(str(file)).train
+    assert (train.student, train.lr, train.epochs) == ("zoo/resnet18", 0.1, 8)
+    train = load(str(file), "zoo/resnet50").train
+    assert (train.student, train.lr, train.epochs) == ("zoo/resnet50", 0.2, 9)
+    assert load(str(file), "zoo/resnet20").train == dataclasses.replace(load(str(file)).train, student="zoo/resnet20")
+    file.write_text(file.read_text().replace("student = 'zoo/resnet18'", "student = 'zoo/resnet50'"))
+    assert load(str(file)).train.lr == 0.2
+
+
+def test_another_student_on_the_command_line_has_its_own_rates(tmp_path):
+    """In a recipe, and in the folder of a run of one; what the user has set stays."""
+
+    def parsed(*arguments):
+        return parse_stage("run", "", list(arguments)).settings.train
+
+    by_name = "--recipe fadrm/cifar100-ipc1 --train.student zoo/resnet50".split()
+    assert (parsed(*by_name).lr, parsed(*by_name).schedule_stretch) == (1e-3, 1.0)
+    assert parsed(*by_name, "--train.lr", "0.5").lr == 0.5 and parsed(*by_name[:2]).lr == 5e-4
+    run = tmp_path / "run"
+    run.mkdir()
+    kept = load("fadrm/cifar100-ipc1")
+    (run / "recipe.toml").write_text(kept.to_toml())
+    found = parsed(str(run), "--train.student", "zoo/resnet101")
+    assert (found.student, found.lr, found.schedule_stretch, found.epochs) == ("zoo/resnet101", 5e-4, 1.0, 1000)
+    mine = dataclasses.replace(kept, train=dataclasses.replace(kept.train, lr=0.3))
+    (run / "recipe.toml").write_text(mine.to_toml())
+    found = parsed(str(run), "--train.student", "zoo/resnet101")
+    assert (found.lr, found.schedule_stretch) == (0.3, 1.0)
 
 
 def test_ipc_suffix_and_per_ipc_table(tmp_path):
@@ -67,7 +104,7 @@ def test_hash_names_what_matters():
         ("[recover]\ntargets = ['global', 'category']", "recover.target_weights needs one weight for each"),
         ("[recover]\nresidual = 0.0", "recover.residual must lie in (0, 1]"),
         ("[recover]\ndrop_rate = 1.0", "recover.drop_rate must lie in [0, 1)"),
-        ("[recover]\nstages = [0]", "recover.stages are sides in pixels"),
+        ("[recover]\nstages = [0]", "recover.stages must be at least 1, got (0,)"),
         ("[recover]\nstages = [200, 224]\nstatistics = ['conv', 'patch']", "patch needs images of one size"),
         ("[recover]\nobjective = 'features'", "recover.objective features needs recover.features.layer"),
         ("[recover]\nteachers = ['zoo/absent']", "recover.teachers names 'zoo/absent', which is not among"),

@@ -188,6 +188,8 @@ SINGLE = [  # a number that belongs to one method, or to one recipe
     ("sre2l/cifar100", "labels.mix_alpha", 0.8),
     ("sre2l/cifar100", "labels.batch_norm", "train"),
     ("sre2l/cifar100-corrected", "labels.batch_norm", "eval"),
+    *((name, "train.decay_all", True) for name in ("sre2l/cifar100", "scdd/cifar100", "cda/cifar10")),
+    *((name, "train.decay_all", False) for name in ("sre2l/imagenet1k", "scdd/imagenet1k", "edc/cifar100")),
     ("sre2l/tiny-imagenet", "squeeze.warmup_epochs", 5),
     ("scdd/cifar100", "train.temperature", 30.0),
     ("scdd/cifar100", "squeeze.self_supervision.lr", 0.06),
@@ -202,9 +204,14 @@ SINGLE = [  # a number that belongs to one method, or to one recipe
     ("gvbsm/cifar10", "train.ce_weight", 0.15),
     ("gvbsm/tiny-imagenet", "train.ce_weight", 0.1),
     ("gvbsm/tiny-imagenet", "train.accumulate", 2),
+    *((name, "train.accumulate", 2) for name in ("sre2l/imagenet1k", "gvbsm/imagenet1k")),
+    *((name, "train.accumulate", 1) for name in ("cda/imagenet1k", "scdd/imagenet1k", "lpld/imagenet1k")),
+    ("fadrm/tiny-imagenet-ipc1", "train.epochs", 1000),
     ("gvbsm/tiny-imagenet-ipc50", "recover.slots_per_job", 5),
     ("gvbsm/tiny-imagenet-ipc100", "recover.slots_per_job", 10),
     ("gvbsm/imagenet1k", "recover.slots_per_job", 0),
+    *((name, "recover.split_classes", True) for name in ("gvbsm/imagenet1k", "edc/imagenet1k", "edc/cifar10")),
+    *((name, "recover.split_classes", False) for name in ("gvbsm/tiny-imagenet", "lpld/imagenet1k", "edc/digits")),
     ("edc/cifar10", "train.milestones", (0.8, 0.9, 0.95)),
     ("edc/cifar10", "train.gamma", 0.5),
     ("edc/cifar10", "labels.rand_augment", (2, 9)),
@@ -224,19 +231,15 @@ SINGLE = [  # a number that belongs to one method, or to one recipe
     ("fadrm-plus/tiny-imagenet", "labels.batch_norm", "train"),
     ("cvdd/cifar10-ipc50", "recover.committee.choice", "random"),
     ("cvdd/cifar10-ipc10", "recover.committee.choice", "pairs"),
-    ("cvdd/cifar10-ipc1", "recover.teachers", ("zoo/mobilenet_v2", "zoo/densenet121")),
+    ("cvdd/cifar10-ipc1", "recover.teachers", ("zoo/mobilenet_v2_x1_0", "zoo/densenet121")),
     ("cvdd/cifar10-ipc1", "recover.committee.priors", (67.6, 67.4)),
     ("cvdd/cifar100-ipc1", "recover.committee.priors", (51.6, 59.4)),
     ("cvdd/tiny-imagenet-ipc1", "recover.committee.priors", (46.5, 44.8)),
     ("cvdd/imagenet1k-ipc1", "recover.committee.priors", (56.4, 52.5)),
     ("cvdd/imagenet1k", "recover.committee.priors", (56.4, 42.3, 52.5, 44.2, 40.6)),
     ("cvdd/imagenette", "labels.priors", (62.4, 52.0, 57.2, 54.0, 60.8)),
-    ("cvdd/cifar10", "labels.prior_temperature", 10.0),
-    ("cvdd/cifar10", "recover.committee.temperature", 5.0),
     ("cim/imagenet1k", "recover.lr", 0.01),
     ("cim/imagenet1k", "recover.features.layer", "layer3"),
-    ("cim/imagenet1k", "recover.features.weight_decay", 0.01),
-    ("cim/imagenet1k", "recover.features.augment", ("flip", "crop", "cutout")),
     ("cim/cifar10", "recover.features.layer", "fc"),
     ("cim/cifar10", "train.ce_weight", 0.0),
     ("cim/cifar10", "train.gamma", 0.2),
@@ -257,20 +260,62 @@ def test_recipes_hold_the_published_numbers(name, settings):
     assert {key: reduce(getattr, key.split("."), found) for key in settings} == settings
 
 
+RATES = {  # learning rate and stretch at 1, 10 and 50 images a class (spec fadrm 2.5 and 3.4, sre2l 4.2)
+    ("cvdd/cifar10", "zoo/resnet101"): [(5e-4, 1)] * 3,
+    ("cvdd/cifar100", "zoo/resnet50"): [(1e-3, 1), (1e-3, 2), (1e-3, 1)],
+    ("sre2l-plus-plus/cifar100", "zoo/resnet101"): [(5e-4, 1)] * 3,
+    ("cvdd/tiny-imagenet", "zoo/resnet50"): [(1e-3, 1)] * 3,
+    ("cvdd/tiny-imagenet", "zoo/resnet101"): [(5e-4, 2)] * 3,
+    ("cvdd/imagenette", "torchvision/resnet50"): [(5e-4, 2), (1e-3, 1), (5e-4, 1)],
+    ("sre2l-plus-plus/imagenette", "torchvision/resnet101"): [(5e-4, 2), (5e-4, 2), (1e-3, 2)],
+    ("cvdd/imagenet1k", "torchvision/resnet50"): [(1e-3, 2), (1e-3, 2), (1e-3, 1)],
+    ("cvdd/imagenet1k", "torchvision/resnet101"): [(1e-3, 2), (1e-3, 2), (5e-4, 2)],
+    ("fadrm/cifar100", "zoo/resnet18"): [(5e-4, 2), (1e-3, 2), (1e-3, 1)],
+    ("fadrm/cifar100", "zoo/resnet50"): [(1e-3, 1), (1e-3, 2), (1e-3, 1)],
+    ("fadrm-plus/cifar100", "zoo/resnet101"): [(5e-4, 1)] * 3,
+    ("fadrm/tiny-imagenet", "zoo/resnet50"): [(5e-4, 2), (5e-4, 2), (5e-4, 1)],
+    ("fadrm-plus/tiny-imagenet", "zoo/resnet101"): [(5e-4, 2), (5e-4, 2), (5e-4, 1)],
+    ("fadrm/imagenette", "torchvision/resnet50"): [(5e-4, 2), (5e-4, 1), (5e-4, 1)],
+    ("fadrm-plus/imagenette", "torchvision/resnet101"): [(5e-4, 2), (5e-4, 2), (1e-3, 2)],
+    ("fadrm/imagenet1k", "torchvision/resnet50"): [(5e-4, 2), (1e-3, 2), (1e-3, 1)],
+    ("fadrm-plus/imagenet1k", "torchvision/resnet101"): [(3.5e-3, 2), (1e-3, 2), (5e-4, 1)],
+    ("rded/imagenet1k", "torchvision/resnet101"): [(1e-3, 2)] * 3,
+    ("rded/imagenet1k", "torchvision/efficientnet_b0"): [(2e-3, 2)] * 3,
+    ("rded/imagenette", "torchvision/mobilenet_v2"): [(2.5e-3, 2)] * 3,
+    ("rded/imagenet1k", "torchvision/swin_v2_t"): [(1e-4, 2)] * 3,
+    ("rded/imagenet10", "torchvision/vgg11"): [(5e-4, 2)] * 3,
+}
+
+
+@pytest.mark.parametrize(("name", "student"), RATES)
+def test_students_have_the_published_learning_rates(name, student):
+    found = [load(f"{name}-ipc{ipc}", student).train for ipc in (1, 10, 50)]
+    assert [(train.lr, train.schedule_stretch) for train in found] == RATES[name, student]
+    assert {train.student for train in found} == {student}
+
+
+@pytest.mark.parametrize("name", [name for name in recipe.names() if name.split("/")[0] in ("cvdd", "fadrm", "rded")])
+def test_rates_of_students_are_of_networks_that_exist(name):
+    tree = recipe._tree((RECIPES / f"{name.removesuffix('-corrected')}.toml").read_text(), name)
+    for student, table in tree.get("by_student", {}).items():
+        assert set(table) <= {"train", "by_ipc"} and student != load(name).train.student
+        zoo.build(student, 2) if student.startswith("zoo") else torchvision.models.get_model_builder(student[12:])
+
+
 TEACHERS = {
     "gvbsm/imagenet1k": "resnet18 mobilenet_v2 efficientnet_b0 shufflenet_v2_x0_5",
-    "gvbsm/cifar10": "resnet18 convnet3_in mobilenet_v2 wrn16_2 shufflenet_v2_x0_5",
+    "gvbsm/cifar10": "resnet18 convnet3_in mobilenet_v2_x0_5 wrn16_2 shufflenet_v2_x0_5_1x1",
     "edc/imagenet1k": "resnet18 mobilenet_v2 efficientnet_b0 shufflenet_v2_x0_5 alexnet",
     "edc/imagenet10": "resnet18 mobilenet_v2 shufflenet_v2_x0_5",
-    "edc/tiny-imagenet": "resnet18 convnet3_in mobilenet_v2 wrn16_2 shufflenet_v2_x0_5",
-    "edc/cifar10": "resnet18 convnet3_in mobilenet_v2 wrn16_2 shufflenet_v2_x0_5 convnet1_in convnet2_in "
+    "edc/tiny-imagenet": "resnet18 convnet3_in mobilenet_v2_x0_5 wrn16_2 shufflenet_v2_x0_5_1x1",
+    "edc/cifar10": "resnet18 convnet3_in mobilenet_v2_x0_5 wrn16_2 shufflenet_v2_x0_5_1x1 convnet1_in convnet2_in "
     "convnet3_w32_in",
     "fadrm-plus/imagenet1k": "resnet18 densenet121 shufflenet_v2_x1_0 mobilenet_v2",
     "fadrm-plus/imagenet1k-ipc1": "resnet18 mobilenet_v2 shufflenet_v2_x1_0 alexnet",
-    "fadrm-plus/tiny-imagenet": "resnet18 shufflenet_v2_x0_5 densenet121 mobilenet_v2",
-    "fadrm-plus/tiny-imagenet-ipc1": "resnet18 shufflenet_v2_x0_5 mobilenet_v2",
+    "fadrm-plus/tiny-imagenet": "resnet18 shufflenet_v2_x0_5 densenet121 mobilenet_v2_x1_0",
+    "fadrm-plus/tiny-imagenet-ipc1": "resnet18 shufflenet_v2_x0_5 mobilenet_v2_x1_0",
     "cvdd/imagenet1k": "resnet18 resnet50 shufflenet_v2_x1_0 mobilenet_v2 densenet121",
-    "cvdd/cifar10": "resnet18 resnet50 shufflenet_v2_x0_5 mobilenet_v2 densenet121",
+    "cvdd/cifar10": "resnet18 resnet50 shufflenet_v2_x0_5 mobilenet_v2_x1_0 densenet121",
     "scdd/imagenet1k": "resnet50",
 }
 
@@ -325,6 +370,22 @@ def header(name: str) -> str:
     lines = (RECIPES / f"{name}.toml").read_text().split("\n")
     last = next(k for k, line in enumerate(lines) if not line.startswith("#"))
     return " ".join(line[1:].strip() for line in lines[:last])
+
+
+JPEG = {  # whose code writes .jpg; the others' writes .png, or tensors
+    **dict.fromkeys(("sre2l", "cda", "scdd", "rded", "cvdd", "sre2l-plus-plus", "lpld"), "every data set"),
+    "edc": "cifar10 imagenet10 imagenette imagenet1k",
+    "gvbsm": "imagenet10 imagenette imagenet1k",
+}
+
+
+@pytest.mark.parametrize("name", recipe.names())
+def test_images_are_stored_as_published_and_lossless_where_corrected(name):
+    method, data = name.removesuffix("-corrected").split("/")
+    is_jpeg = data != "digits" and (data in JPEG.get(method, "") or JPEG.get(method) == "every data set")
+    assert load(name).recover.storage == ("jpeg" if is_jpeg and not name.endswith("-corrected") else "png")
+    assert not is_jpeg or f"{method}/{data}-corrected" in recipe.names()
+    assert is_jpeg == ("stored as JPEG, as published; corrected: lossless." in header(f"{method}/{data}"))
 
 
 def published_files() -> list[str]:
@@ -409,8 +470,9 @@ def test_what_is_not_set_is_off():
         "gradients": {"idc", "mdc"},
         "betas": {"cim"},
         **dict.fromkeys(("tv_weight", "l2_weight", "flatness_weight", "gradient_share"), ()),
-        **dict.fromkeys(("local_repeats", "statistics_files"), ()),
-        "first_layer_weight": set(),
+        **dict.fromkeys(("statistics_files", "loss"), ()),
+        "storage": {*JPEG},
+        "split_classes": {"edc", "gvbsm"},
     }
     for name in recipe.names():
         found = load(name)

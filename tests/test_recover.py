@@ -6,12 +6,13 @@ import math
 import numpy as np
 import pytest
 import torch
+from PIL import Image
 from small import frozen_network
 from torch import nn
 from torch.nn import functional as F
 
 from fastcondense.data.jobs import jobs
-from fastcondense.data.real import Normalization
+from fastcondense.data.real import Normalization, stored
 from fastcondense.recipe.recipe import Recipe
 from fastcondense.recipe.recover import Recover
 from fastcondense.recipe.settings import Dataset
@@ -171,6 +172,37 @@ def test_pixels_round_and_stay_in_range():
     low, high = normalize.range()
     torch.testing.assert_close(low, -torch.tensor(DATASET.mean) / torch.tensor(DATASET.std))
     torch.testing.assert_close(high, (1 - torch.tensor(DATASET.mean)) / torch.tensor(DATASET.std))
+
+
+@pytest.mark.parametrize("size", [32, 33, 64])
+def test_jpeg_storage_is_what_pillow_writes_and_reads(size, tmp_path):
+    """As the published codes do: levels truncated to bytes, image.save of a .jpg, and the file read again."""
+    levels = 255 * torch.rand(3, 3, size, size, generator=torch.Generator().manual_seed(size))
+    found = stored(levels, "jpeg")
+    assert found.dtype == torch.uint8 and torch.equal(found, stored(levels, "jpeg"))
+    for image, kept in zip(levels, found, strict=True):
+        Image.fromarray(image.permute(1, 2, 0).numpy().astype(np.uint8)).save(tmp_path / "image.jpg")
+        with Image.open(tmp_path / "image.jpg") as written:
+            assert written.layer[0][1:3] == (2, 2) and written.layer[1][1:3] == (1, 1)  # half the chroma, each way
+            assert np.array_equal(np.asarray(written.convert("RGB")), kept.permute(1, 2, 0).numpy())
+    assert torch.equal(stored(levels, "png"), levels.round().to(torch.uint8))
+
+
+def test_jpeg_storage_truncates_and_png_rounds():
+    """A grey image is its own JPEG: what remains is how levels become bytes."""
+    levels = torch.full((1, 3, 16, 16), 99.75)
+    assert stored(levels, "jpeg").unique().tolist() == [99] and stored(levels, "png").unique().tolist() == [100]
+
+
+def test_a_job_keeps_the_jpegs_of_its_images():
+    job = jobs(recipe(), 6)[0]
+    step = RecoverStep(recipe(), job, [teacher()], CPU)
+    for _ in range(6):
+        step(ALONE)
+    wanted = stored(Normalization.of(DATASET, CPU).levels(step.images), "jpeg")
+    assert torch.equal(Recoverer(recipe(storage="jpeg"), [teacher()], CPU)(job).images, wanted)
+    unchanged = Recoverer(recipe(), [teacher()], CPU)(job).images
+    assert torch.equal(unchanged, Normalization.of(DATASET, CPU).pixels(step.images))
 
 
 def test_divergence_is_reported():

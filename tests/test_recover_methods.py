@@ -15,7 +15,9 @@ from fastcondense.data.jobs import Job, jobs
 from fastcondense.recipe.recipe import Recipe
 from fastcondense.recipe.recover import Committee, Recover
 from fastcondense.recipe.settings import Dataset
-from fastcondense.recover.recover import Recoverer, RecoverStep, Sources
+from fastcondense.recover import recover as recover_module
+from fastcondense.recover.recording import SnapshotRecorder
+from fastcondense.recover.recover import Recoverer, RecoverStep
 from fastcondense.recover.schedule import live_layers, stages, turns, window_table
 from fastcondense.teachers.teacher import Teacher
 
@@ -107,13 +109,13 @@ def transcribed(settings, job, nets, layers, order, initial, averages=None, live
                 if recover.flatness_weight:
                     with torch.no_grad():
                         old = nets[which](view(average, table[t, 0], side))
-                    p, q = (z / recover.flatness_temperature for z in (old, logits))
+                    p, q = (z / 4 for z in (old, logits))
                     divergence = (p.softmax(1) * (p.log_softmax(1) - q.log_softmax(1))).mean()
                     total = total + weight * recover.flatness_weight * divergence
             total = total + entropy + matching
             optimizer.zero_grad()
             total.backward()
-            average = recover.flatness_decay * average + (1 - recover.flatness_decay) * images.detach()
+            average = 0.99 * average + 0.01 * images.detach()
             optimizer.step()
             with torch.no_grad():
                 images.copy_(torch.maximum(torch.minimum(images, (1 - MEAN) / STD), -MEAN / STD))
@@ -124,8 +126,7 @@ def transcribed(settings, job, nets, layers, order, initial, averages=None, live
 
 
 def same(settings, job, made, order, images, losses, initial=None):
-    sources = None if initial is None else Sources(lambda _: initial)
-    recoverer = Recoverer(settings, made, CPU, sources)
+    recoverer = Recoverer(settings, made, CPU, None if initial is None else lambda _: initial)
     found = recoverer(job)
     np.testing.assert_allclose(found.losses.numpy(), losses, rtol=5e-5)
     close = recoverer.steps[job.shape].images.double()
@@ -141,7 +142,7 @@ def start(settings, job, made):
 
 def test_a_committee_looks_together_with_weights_of_its_priors():
     priors = (63.0, 65.3, 68.5)
-    settings = recipe(committee=Committee(size=2, priors=priors, temperature=5.0))
+    settings = recipe(committee=Committee(size=2, priors=priors))
     made = [teacher(seed) for seed in range(3)]
     for job in jobs(dataclasses.replace(settings, ipc=4), 6):
         pair = list(itertools.combinations(range(3), 2))[job.first_slot % 3]
@@ -176,7 +177,7 @@ def test_stages_change_the_size_and_inject_the_initial_images(sides):
 
 
 def test_flatness_compares_with_the_running_mean_of_the_images():
-    settings = recipe(iterations=8, flatness_weight=3.0, flatness_decay=0.6, flatness_temperature=2.0)
+    settings = recipe(iterations=8, flatness_weight=300.0)
     made, job, order = [teacher(0)], jobs(settings, 6)[1], [((0, 1.0),)]
     nets, layers = [network(0).double()], [layers_of(made[0])]
     images, losses = transcribed(settings, job, nets, layers, order, start(settings, job, made))
@@ -185,9 +186,7 @@ def test_flatness_compares_with_the_running_mean_of_the_images():
 
 
 def test_dropped_convolutions_are_not_matched_and_keep_their_running_means():
-    settings = recipe(
-        iterations=9, statistics=("bn", "conv"), statistics_ema=0.7, drop_rate=0.5, first_layer_weight=10.0
-    )
+    settings = recipe(iterations=9, statistics=("bn", "conv"), statistics_ema=0.7, drop_rate=0.5)
     made, job, order = [teacher(0, ("bn", "conv"))], jobs(settings, 6)[0], [((0, 1.0),)]
     live = live_layers(settings, job, "net-0", [not layer.is_batch_norm for layer in made[0].layers])
     is_conv = ["convs" in layer.name for layer in made[0].layers]
@@ -197,8 +196,9 @@ def test_dropped_convolutions_are_not_matched_and_keep_their_running_means():
     same(settings, job, made, order, images, losses)
 
 
-def test_densification_is_added_class_by_class():
-    settings = recipe(ipc=3, slots_per_job=0, batch_size=9, densification_weight=2.0, densification_temperature=0.5)
+def test_densification_is_added_class_by_class(monkeypatch):
+    monkeypatch.setattr(recover_module, "_TEMPERATURE", 0.5)
+    settings = recipe(ipc=3, slots_per_job=0, batch_size=9, densification_weight=2.0)
     plain = recipe(ipc=3, slots_per_job=0, batch_size=9)
     job = jobs(settings, 6)[1]
     assert job == Job(1, 0, 3, 3, 3) and job.classes().tolist() == [3, 3, 3, 4, 4, 4, 5, 5, 5]
@@ -229,7 +229,7 @@ def test_without_iterations_the_initial_images_are_kept():
     settings = recipe(iterations=0)
     job = jobs(settings, 6)[0]
     initial = (torch.rand(6, 3, 12, 12, dtype=torch.float64) - MEAN) / STD
-    found = Recoverer(settings, [teacher(0)], CPU, Sources(lambda _: initial.float()))(job)
+    found = Recoverer(settings, [teacher(0)], CPU, lambda _: initial.float())(job)
     assert torch.equal(found.images, ((initial * STD + MEAN) * 255).round().to(torch.uint8))
     assert found.losses.shape == (0, 3)
 
@@ -247,3 +247,59 @@ def test_jobs_hold_all_slots_of_some_classes():
     cells = [pair for job in groups for pair in zip(job.classes().tolist(), job.slots().tolist(), strict=True)]
     assert sorted(cells) == [(c, k) for c in range(3) for k in range(5)]
     assert [job.shape for job in groups] == [(2, 2), (1, 2), (2, 2), (1, 2), (2, 1), (1, 1)]
+
+
+@pytest.mark.parametrize(
+    ("ipc", "size", "num_classes"), [(50, 80, 1000), (100, 80, 1000), (3, 4, 5), (10, 80, 1000), (1, 7, 5)]
+)
+def test_jobs_that_split_classes_are_consecutive_images(ipc, size, num_classes):
+    """EDC's and G-VBSM's batches: image k of class c is number c ipc + k, and every batch takes the next ones."""
+    found = jobs(recipe(ipc=ipc, slots_per_job=0, batch_size=size, split_classes=True), num_classes)
+    numbers = [(job.classes() * ipc + job.slots()).tolist() for job in found]
+    assert numbers == [
+        list(range(first, min(first + size, ipc * num_classes))) for first in range(0, ipc * num_classes, size)
+    ]
+    for job in found:
+        assert job.num_images == len(job.classes()) == sum(job.counts)
+        assert job.classes().bincount()[job.first_class :].tolist() == list(job.counts)
+    whole = jobs(recipe(ipc=ipc, slots_per_job=0, batch_size=size), num_classes)
+    assert (found == whole) == (size % ipc == 0)
+
+
+@pytest.mark.parametrize("densification_weight", [0.0, 2.0])
+def test_jobs_that_split_classes_depend_on_themselves_alone(densification_weight):
+    """Buffers are shared by jobs of one size; a class's part is no other for it."""
+    settings = recipe(
+        **{"ipc": 3, "slots_per_job": 0, "batch_size": 4, "split_classes": True, "iterations": 2},
+        densification_weight=densification_weight,
+    )
+    found, made = jobs(settings, 4), [teacher(0)]
+    assert [job.counts for job in found] == [(3, 1), (2, 2), (1, 3)]
+    together = Recoverer(settings, made, CPU)
+    images = [together(job).images for job in found]
+    assert len(together.steps) == (3 if densification_weight else 1)
+    assert torch.equal(Recoverer(settings, made, CPU)(found[2]).images, images[2])
+    shown = [SnapshotRecorder(settings, job, CPU).classes.tolist() for job in found]
+    assert shown == [[0, 1], [2], [3]]  # the classes whose first image is in the job
+
+
+def test_densification_of_split_classes_is_of_the_images_that_are_there():
+    settings = recipe(ipc=3, slots_per_job=0, batch_size=4, split_classes=True, densification_weight=2.0)
+    job, made = jobs(settings, 4)[0], [teacher(0)]
+    plain = dataclasses.replace(settings, recover=dataclasses.replace(settings.recover, densification_weight=0.0))
+    with_it, without = (RecoverStep(one, job, made, CPU) for one in (settings, plain))
+    images = (0.05 * with_it.images).requires_grad_()
+    total, rest = (
+        float(step.loss(step.canvas, images, ((0, 1.0),), with_it.windows[0])[0].detach())
+        for step in (with_it, without)
+    )
+    mine = view(images.detach().double(), with_it.windows[0, 0], 12).flatten(1)[:3]  # the fourth is alone in its class
+    values = torch.linalg.eigvals(mine @ mine.T).real
+    expected = F.kl_div(values.log_softmax(0), (values / 4).softmax(0), reduction="sum")
+    assert total - rest == pytest.approx(2.0 * float(expected), rel=1e-3) and float(expected) > 1e-4
+
+
+def test_split_classes_needs_whole_classes_to_split():
+    for wrong in ({"slots_per_job": 1}, {"slots_per_job": 0, "classes_per_job": 2}):
+        with pytest.raises(ValueError, match="split_classes needs slots_per_job 0, classes_per_job 0 and"):
+            recipe(split_classes=True, **wrong).check()

@@ -1,11 +1,12 @@
 """Densification and flatness against float64 transcriptions of the specification, and where eigenvalues coincide."""
 
+import numpy as np
 import pytest
 import torch
 from kernel_checks import NoHostReads, relative_rms
 from torch.nn import functional as F
 
-from fastcondense.recover.regularizers import densification, flatness
+from fastcondense.recover.regularizers import densification, flatness, image_priors
 
 
 def noise(count, size, scale=1.0, seed=0):
@@ -17,7 +18,7 @@ def published_densification(views, num_classes, temperature):
     size = views.shape[2]
     rows = (F.adaptive_avg_pool2d(views, 32) if size > 32 else views).flatten(1)
     total = 0.0
-    for mine in rows.chunk(num_classes):
+    for mine in rows.split(num_classes) if isinstance(num_classes, list) else rows.chunk(num_classes):
         eigenvalues = torch.linalg.eigvals(mine @ mine.T).real
         target = torch.softmax(eigenvalues / temperature, 0).detach()
         total = total + (target * (target.log() - torch.log_softmax(eigenvalues, 0))).sum()
@@ -34,13 +35,19 @@ CASES = [  # classes, views of each, side, scale of the pixels: eigenvalues of 0
     (4, 3, 17, 0.1),
     (5, 2, 7, 0.3),
     (1, 3, 1, 0.3),
+    ([3, 5, 1], None, 32, 0.1),
+    ([2, 2], None, 17, 0.1),
 ]
 
 
 @pytest.mark.parametrize("temperature", [4.0, 1.5])
 @pytest.mark.parametrize(("num_classes", "m", "size", "scale"), CASES)
 def test_densification_equals_the_published_formula(num_classes, m, size, scale, temperature):
-    views = noise(num_classes * m, size, scale).contiguous(memory_format=torch.channels_last).requires_grad_()
+    views = (
+        noise(num_classes * m if m else sum(num_classes), size, scale)
+        .contiguous(memory_format=torch.channels_last)
+        .requires_grad_()
+    )
     truth = views.detach().double().requires_grad_()
     loss = densification(views, num_classes, temperature)
     expected = published_densification(truth, num_classes, temperature)
@@ -128,6 +135,8 @@ def test_densification_of_low_precision_views_is_float32():
 def test_densification_needs_complete_classes():
     with pytest.raises(ValueError, match="as many views in each of 3 classes, got 7"):
         densification(noise(7, 8), 3)
+    with pytest.raises(ValueError, match="needs 8 views, those of 2 classes, got 7"):
+        densification(noise(7, 8), [3, 5])
 
 
 @pytest.mark.parametrize("temperature", [4.0, 1.5])
@@ -154,3 +163,31 @@ def test_nothing_is_read_by_the_host():
     views, logits = noise(6, 40, 0.2).requires_grad_(), torch.randn(6, 5, requires_grad=True)
     with NoHostReads():
         torch.autograd.grad(densification(views, 2) + flatness(logits, logits + 1), (views, logits))
+
+
+@pytest.mark.parametrize("dtype", [torch.float64, torch.float32, torch.bfloat16], ids=str)
+@pytest.mark.parametrize("shape", [(2, 3, 9, 13), (5, 1, 7, 8), (2, 4, 1, 6), (1, 1, 1, 1)], ids=str)
+def test_image_priors_are_norms_written_out(shape, dtype):
+    views = torch.randn(shape, generator=torch.Generator().manual_seed(0), dtype=torch.float64).to(dtype)
+    exact = views.double().numpy()
+    squares = [0.0] * 4
+    for n, c, h, w in np.ndindex(*shape):
+        for k, (down, right) in enumerate(((0, 1), (1, 0), (1, 1), (1, -1))):
+            if h + down < shape[2] and 0 <= w + right < shape[3]:
+                squares[k] += (exact[n, c, h, w] - exact[n, c, h + down, w + right]) ** 2
+    variation, norm = image_priors(views)
+    limit = 1e-12 if dtype == torch.float64 else 1e-6
+    assert float(variation) == pytest.approx(sum(square**0.5 for square in squares), rel=limit)
+    assert float(norm) == pytest.approx(np.sqrt((exact**2).sum((1, 2, 3))).mean(), rel=limit)
+    if dtype == torch.float64:
+        assert torch.autograd.gradcheck(image_priors, views.requires_grad_())
+
+
+def test_where_a_norm_is_zero_so_is_the_gradient_of_image_priors():
+    flat = torch.full((2, 3, 6, 5), 0.5).requires_grad_()
+    variation, norm = image_priors(flat)
+    assert variation == 0 and not torch.autograd.grad(variation, flat, retain_graph=True)[0].any()
+    assert torch.autograd.grad(norm, flat)[0].all()
+    black = torch.randn(2, 3, 6, 5).mul_(torch.tensor([1.0, 0.0])[:, None, None, None]).requires_grad_()
+    (gradient,) = torch.autograd.grad(image_priors(black)[1], black)
+    assert gradient[0].any() and not gradient[1].any()

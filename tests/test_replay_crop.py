@@ -11,9 +11,11 @@ import torch
 from kernel_checks import TOLERANCE, poisoned, relative_rms
 from torch import Tensor
 
-from fastcondense.kernels.replay_crop import replay_crop, replay_crop_reference
+from fastcondense.kernels.replay_crop import replay_crop
+from fastcondense.kernels.replay_crop.definition import replay_crop_reference
+from fastcondense.recipe.shared import Views
 from fastcondense.rng import Stream
-from fastcondense.views.windows import Views, windows
+from fastcondense.views.windows import windows
 from fastcondense.vision import torchvision  # noqa: F401  (makes the next import work beside a CPU torch)
 
 resized_crop = importlib.import_module("torchvision.transforms.v2.functional").resized_crop

@@ -6,7 +6,8 @@ import pytest
 from rich.console import Console
 
 from fastcondense import log
-from fastcondense.report import report
+from fastcondense.report import plots, report
+from fastcondense.words import bytes_in_words
 
 
 @pytest.mark.parametrize(
@@ -21,7 +22,7 @@ from fastcondense.report import report
     ],
 )
 def test_sizes_are_decimal(count, text):
-    assert report.bytes_in_words(count) == text
+    assert bytes_in_words(count) == text
 
 
 def test_plain_lines_without_a_terminal(monkeypatch):
@@ -30,3 +31,10 @@ def test_plain_lines_without_a_terminal(monkeypatch):
     assert list(log.Log(Console(file=written)).track([5, 6, 7], "job")) == [5, 6, 7]
     lines = written.getvalue().splitlines()
     assert [line.split(",")[0] for line in lines] == ["job: 1 of 3", "job: 2 of 3"]
+
+
+def test_names_are_no_markup_of_tables_or_plots():
+    written, name = io.StringIO(), "[red]$\\frac{$ [/nope]"
+    Console(file=written, width=200).print(report.plain_table(name, ("a", name), [(name, "1")], caption=name))
+    assert written.getvalue().count(name) == 4
+    assert "$\\frac{$" in plots.dots([name], [([0.5], 0)], "share")

@@ -240,7 +240,7 @@ def test_layers_of_jobs_are_averaged_a_teacher():
 def test_names_are_for_people_and_cannot_be_markup():
     assert class_titles(["n01440764", "n00000000"]) == ("tench", "n00000000")
     assert class_titles(["n01440764", "cat"]) == ("n01440764", "cat")
-    assert tag("p", "<b>&", title='"x"') == '<p title="&quot;x&quot;">&lt;b&gt;&amp;</p>'
+    assert tag("p", "<b>&", title='"x"') == '<p title="&#34;x&#34;">&lt;b&gt;&amp;</p>'
 
 
 def test_photographs_are_reduced_and_small():

@@ -113,7 +113,7 @@ def digits_run(tmp_path, name="run", **recover):
     net = zoo.build("zoo/convnet3_w32", 10).eval().requires_grad_(False)
     torch.nn.init.normal_(net.norms[0].running_mean, generator=torch.Generator().manual_seed(0))
     args = run.real.classes, range(10), recipe.dataset, settings.statistics, settings.patch_size
-    run.teachers = [Teacher.of(net, "zoo/convnet3_w32", *args)]
+    run.kept["teachers"] = [Teacher.of(net, "zoo/convnet3_w32", *args)]
     return run
 
 
@@ -123,9 +123,9 @@ BOTH = {"targets": ("global", "category"), "target_weights": (0.5, 0.5)}
 def test_a_run_keeps_global_and_class_targets_in_one_file(tmp_path):
     torch.manual_seed(0)
     run = digits_run(tmp_path, **BOTH)
-    targets.complete(run, run.teachers)
+    targets.complete(run, run.kept["teachers"])
     (path,) = (tmp_path / "run").rglob("targets-*.safetensors")
-    (teacher,) = run.teachers
+    (teacher,) = run.kept["teachers"]
     assert list(teacher.class_targets) == [layer.name for layer in teacher.layers]
     for layer in teacher.layers:
         shapes = [vector.shape for vector in teacher.targets[layer.name]]
@@ -134,7 +134,7 @@ def test_a_run_keeps_global_and_class_targets_in_one_file(tmp_path):
     torch.testing.assert_close(mean, teacher.targets["convs.0"][0], rtol=1e-4, atol=1e-5)
     before, made_at = teacher.class_targets, path.stat().st_mtime_ns
     teacher.class_targets, teacher.targets = {}, {n: v for n, v in teacher.targets.items() if "norm" in n}
-    targets.complete(run, run.teachers)
+    targets.complete(run, run.kept["teachers"])
     assert path.stat().st_mtime_ns == made_at
     assert all(torch.equal(a, b) for n in before for a, b in zip(before[n], teacher.class_targets[n], strict=True))
 
@@ -144,24 +144,18 @@ def test_files_are_named_after_what_decides_them(tmp_path):
     for settings in runs:
         torch.manual_seed(0)
         run = digits_run(tmp_path, **settings)
-        targets.complete(run, run.teachers)
+        targets.complete(run, run.kept["teachers"])
     assert len(list((tmp_path / "run").rglob("targets-*.safetensors"))) == 3  # swapped is the same, read otherwise
-    assert run.teachers[0].swapped_patches
+    assert run.kept["teachers"][0].swapped_patches
 
 
-def test_local_targets_alone_need_no_pass_over_the_data(tmp_path):
-    run = digits_run(tmp_path, targets=("local",))
-    targets.complete(run, run.teachers)
-    assert not list((tmp_path / "run").rglob("targets-*"))
+# --- random real images of classes ------------------------------------------------------------------------------------
 
 
-# --- images behind local targets -------------------------------------------------------------------------------------
-
-
-def test_local_images_are_real_ones_of_their_classes_and_mirrored_by_half(tmp_path):
-    run = digits_run(tmp_path, local_repeats=3)
+def test_class_images_are_real_ones_of_their_classes_and_mirrored_by_half(tmp_path):
+    run = digits_run(tmp_path)
     job = Job(0, first_slot=2, num_slots=4, first_class=3, num_classes=5)
-    found = targets.local_images(run)(job)
+    found = targets.class_images(run, "some", 3)(job)
     assert found.shape == (60, 3, 8, 8) and found.is_contiguous(memory_format=torch.channels_last)
     pixels, labels = squares(run.real.train, run.recipe.dataset, run.device)[0], run.real.train.labels
     real = run.normalize(pixels)
@@ -175,9 +169,9 @@ def test_local_images_are_real_ones_of_their_classes_and_mirrored_by_half(tmp_pa
     assert len(set(ids)) > 55 and 15 < sum(mirrored) < 45
 
 
-def test_local_images_depend_on_class_and_slot_alone(tmp_path):
-    run = digits_run(tmp_path, local_repeats=2)
-    images = targets.local_images(run)
+def test_class_images_depend_on_class_and_slot_alone(tmp_path):
+    run = digits_run(tmp_path)
+    images = targets.class_images(run, "some", 2)
     large = images(Job(3, first_slot=0, num_slots=3, first_class=2, num_classes=4)).unflatten(0, (4, 3, 2))
     small = images(Job(9, first_slot=1, num_slots=2, first_class=4, num_classes=1)).unflatten(0, (1, 2, 2))
     assert torch.equal(large[2:3, 1:], small)
@@ -185,19 +179,19 @@ def test_local_images_depend_on_class_and_slot_alone(tmp_path):
     assert not torch.equal(large.flatten(0, 2), other(Job(3, 0, 3, 2, 4)))
 
 
-def test_more_local_images_than_there_are_and_files_that_cannot_be_read(tmp_path):
+def test_more_class_images_than_there_are_and_files_that_cannot_be_read(tmp_path):
     root = image_folder(tmp_path / "data", classes=2, train=3)
     dataset = Dataset(name="folder", image_size=16, resize=18, on_error="skip", workers=0)
-    run = Run(Recipe(dataset=dataset, recover=Recover(local_repeats=4)), tmp_path / "run", root)
+    run = Run(Recipe(dataset=dataset), tmp_path / "run", root)
     job = Job(0, first_slot=0, num_slots=3, first_class=0, num_classes=2)
-    whole = targets.local_images(run)(job)
+    whole = targets.class_images(run, "some", 4)(job)
     assert whole.shape == (24, 3, 16, 16) and len(whole.flatten(1).unique(dim=0)) <= 12
     (root / "train" / "class0" / "1.png").write_bytes(b"no image")
-    less = targets.local_images(Run(run.recipe, tmp_path / "again", root))(job)
+    less = targets.class_images(Run(run.recipe, tmp_path / "again", root), "some", 4)(job)
     assert less.shape[0] == 20  # each of three images is seen four times
     rows = {row.numpy().tobytes() for row in whole}
     assert all(row.numpy().tobytes() in rows for row in less)
     for path in (root / "train").rglob("*.png"):
         path.write_bytes(b"no image")
-    with pytest.raises(ValueError, match="none of the 6 training images that recover/local needs can be read"):
-        targets.local_images(Run(run.recipe, tmp_path / "none", root))(job)
+    with pytest.raises(ValueError, match="none of the 6 training images that some needs can be read"):
+        targets.class_images(Run(run.recipe, tmp_path / "none", root), "some", 4)(job)

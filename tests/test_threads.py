@@ -8,7 +8,7 @@ import numba
 import pytest
 import torch
 
-from fastcondense.kernels.threads import NUM_CHUNKS, chunk_length, kernel, launch, planes
+from fastcondense.kernels.common.threads import NUM_CHUNKS, chunk_length, kernel, launch, planes
 
 ROOT = Path(__file__).parents[1]
 SOURCE = "def add(x, y):\n    for i in numba.prange(x.size):\n        x[i] += y\n"
@@ -25,8 +25,8 @@ def test_a_function_without_a_place_for_its_cache_is_compiled_all_the_same():
 def test_the_first_launch_leaves_torchs_thread_count_alone():
     code = (
         "import torch; torch.set_num_threads(1)\n"
-        "from fastcondense.kernels.image_prior import image_prior\n"
-        "image_prior(torch.zeros(2, 3, 4, 4)); print(torch.get_num_threads())"
+        "from fastcondense.kernels.crop import crop\n"
+        "crop(torch.zeros(2, 3, 4, 4), torch.tensor([(0, 0, 4, 4, 0, 0, 0)]), 4); print(torch.get_num_threads())"
     )
     done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True, cwd=ROOT)
     assert done.stdout.split() == ["1"]

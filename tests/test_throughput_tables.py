@@ -6,20 +6,24 @@ from pathlib import Path
 
 import pytest
 import tables
-import throughput
-from described_svg import drawn_from
-from page_parts import replaced
-from profile_page import profile
-from result_files import Result, index, newest, read, together
-from step_plot import draw, figures
+from pages import drawn_from, replaced
+from results import frame, index, newest, read
 from tables import main
+from throughput import MISSING, NOT_MEASURED, TABLES, bars, draw, profile, table
 
 DAY = "2026-11-28"
 
 
 def result(benchmark, line, file="gpu/a.jsonl", date=DAY, place=0):
-    environment = {"device": "GPU X", "commit": "abc", "date": date}
-    return Result(benchmark, line | {"environment": environment}, file.split("/")[0], file, place)
+    return (
+        file,
+        place,
+        line | {"benchmark": benchmark, "environment": {"device": "GPU X", "commit": "abc", "date": date}},
+    )
+
+
+def rows_of(name, lines):
+    return cells(table(name, frame(lines)))
 
 
 def step(variant, median, **more):
@@ -44,29 +48,29 @@ def test_only_whole_gated_measurements_are_read(tmp_path):
     ]
     (tmp_path / "cpu-x" / "b.jsonl").write_text("".join(json.dumps(line) + "\n" for line in lines))
     found = read(tmp_path)
-    assert [(r.benchmark, r["a"], r.device, r.file, r.place) for r in found] == [
-        ("recover", 1, "cpu-x", "cpu-x/b.jsonl", 0),
-        ("train", 2, "cpu-x", "cpu-x/b.jsonl", 4),
+    assert found[["benchmark", "a", "device", "file", "place"]].values.tolist() == [
+        ["recover", 1, "cpu-x", "cpu-x/b.jsonl", 0],
+        ["train", 2, "cpu-x", "cpu-x/b.jsonl", 4],
     ]
 
 
 def test_the_newest_line_of_a_key_is_kept():
     old, new = result("x", {"k": 1, "v": 1}, date="2026-11-01"), result("x", {"k": 1, "v": 2}, file="gpu/0.jsonl")
     other, later = result("x", {"k": 2, "v": 3}), result("x", {"k": 2, "v": 4}, place=1)
-    kept = newest([new, later, old, other], lambda r: r["k"])
-    assert sorted((r["k"], r["v"]) for r in kept) == [(1, 2), (2, 4)]
+    kept = newest(frame([new, later, old, other]), ["k"], [])
+    assert sorted(kept[["k", "v"]].values.tolist()) == [[1, 2], [2, 4]]
 
 
 def test_variants_of_different_files_are_not_compared():
     old = [result("x", {"k": 1, "variant": v}, date="2026-11-01") for v in ("ours", "eager")]
-    new = [result("x", {"k": 1, "variant": "ours"}, file="gpu/b.jsonl")]
-    assert together([*new, *old], lambda r: r["k"]) == new
+    new = result("x", {"k": 1, "variant": "ours"}, file="gpu/b.jsonl")
+    assert newest(frame([new, *old]), ["k"])["file"].tolist() == ["gpu/b.jsonl"]
 
 
 def test_the_recover_table():
     lines = [step("plain", 10.0), step("published", 40.0), step("compiled", 20.0), step("ours-fp32", 12.0)]
     lines += [step("ours-bf16", 5.0), step("ours-unmatched", 1.0)]
-    text = throughput.recover([result("recover", line) for line in lines])
+    text = table("recover step", frame(result("recover", line) for line in lines))
     assert cells(text) == [
         [
             "gpu",
@@ -91,11 +95,10 @@ def test_the_page_of_the_profile():
         result("recover", about | {"variant": "host", "median_ms": 15.0, "share_of_step": 0.75}, place=1),
         result("recover", step("ours-fp32", 12.0)),
     ]
-    page = profile(made)
-    none = throughput.MISSING
+    page, none = profile(frame(made)), MISSING
     assert cells(page) == [["host", "15", "75.0", none, none, none], ["crop, forward", "5", "25.0", "1", "200", "50"]]
     assert "## edc, resnet18, (4, 3, 64, 64), float32, gpu" in page and "20.5 ms a step" in page
-    assert throughput.NOT_MEASURED in profile([])
+    assert NOT_MEASURED in profile(frame([]))
 
 
 def test_the_kernels_table_takes_medians_over_cases():
@@ -105,14 +108,14 @@ def test_the_kernels_table_takes_medians_over_cases():
 
     made = [line(str(k), "ours", 1.0, share) for k, share in enumerate((0.5, 0.7, 0.9))]
     made += [line(str(k), "eager", times, 0.1) for k, times in enumerate((2.0, 6.0, 4.0))]
-    (row,) = cells(throughput.kernels(made))
-    assert row == ["gpu", "`crop` forward", "float32", "3", "70", "4.0", throughput.MISSING]
+    (row,) = rows_of("kernels", made)
+    assert row == ["gpu", "`crop` forward", "float32", "3", "70", "4.0", MISSING]
 
 
 def test_the_loaders_labels_and_train_tables():
     loader = {"data": "x", "variant": "dali", "crops": "train", "images_per_s": 1234.4, "ratio_to_own": 0.874}
-    (row,) = cells(throughput.loaders([result("loaders", loader)]))
-    assert row == ["gpu", "x", "`dali`", "1234 (0.87)", throughput.MISSING]
+    (row,) = rows_of("loaders", [result("loaders", loader)])
+    assert row == ["gpu", "x", "`dali`", "1234 (0.87)", MISSING]
 
     about = {"network": "torchvision/resnet18", "size": 64, "batch_size": 16, "precision": "fp32", "images": 250}
     times = {"step on-the-fly": 12.0, "step in-memory": 10.0, "epoch ours": 50.0, "epoch views": 1.0}
@@ -120,14 +123,14 @@ def test_the_loaders_labels_and_train_tables():
     for name, median in times.items():
         part, variant = name.split()
         made.append(result("labels", about | {"part": part, "variant": variant, "median_ms": median}))
-    (row,) = cells(throughput.labels(made))
-    assert row[1:] == ["resnet18, 64 pixels, batches of 16, fp32", "1.20", "2.0", throughput.MISSING]
-    assert throughput.label_sources(made) == throughput.NOT_MEASURED  # an epoch of ours alone compares nothing
+    (row,) = rows_of("labels", made)
+    assert row[1:] == ["resnet18, 64 pixels, batches of 16, fp32", "1.20", "2.0", MISSING]
+    assert table("label sources", frame(made)) == NOT_MEASURED  # an epoch of ours alone compares nothing
 
     about |= {"part": "epoch"}
     epochs = {"ours": 500.0, "stored": 400.0, "stored-top-5": 450.0, "fkd": 600.0, "hard": 375.0, "published": 1000.0}
     made = [result("labels", about | {"variant": name, "median_ms": median}) for name, median in epochs.items()]
-    rows = cells(throughput.label_sources(made))
+    rows = rows_of("label sources", made)
     shown = ["2.00 s (1.00)", "1.60 s (0.80)", "1.80 s (0.90)", "2.40 s (1.20)", "1.50 s (0.75)", "4.00 s (2.00)"]
     assert [row[3] for row in rows] == shown and rows[0][2] == "0 B"
 
@@ -136,7 +139,7 @@ def test_the_loaders_labels_and_train_tables():
         result("train", about | {"variant": name, "median_ms": median, "views_per_s": 1e3 * 64 / median})
         for name, median in (("ours", 100.0), ("published", 350.0))
     ]
-    rows = cells(throughput.train(made))
+    rows = rows_of("train step", made)
     assert [row[2:] for row in rows] == [["ours", "float32", "640", "1.00"], ["published", "float32", "183", "3.50"]]
 
 
@@ -149,8 +152,8 @@ def test_the_traffic_table():
     passes = {"plain": 9.6, "edc published": 25.6, "edc ours": 5.7}
     made += [result("traffic", about | {"of": "BatchNorm", "layer": "all", "passes": passes})]
     made += [result("passes", about | {"of": "BatchNorm", "layer": "bn1", "passes": {}})]
-    none = throughput.MISSING
-    assert cells(throughput.traffic(made)) == [
+    none = MISSING
+    assert rows_of("traffic", made) == [
         ["network alone", "17.9", none, "7", none, "9.6", none],
         ["EDC's statistics", "71.8", "14.4", "7", "7", "25.6", "5.7"],
     ]
@@ -169,14 +172,42 @@ def test_costs_and_extrapolations():
     inputs |= {"iterations": 4000, "jobs": 100, "epochs": 300}
     guess = {"recipe": "sre2l/imagenet1k-ipc10", "extrapolated": True, "inputs": inputs, "dtype": "bf16"}
     made += [result("end-to-end", guess | {"device_hours": {"recover": 1055.6, "train": 0.5208}})]
-    (row,) = cells(throughput.costs(made))
+    (row,) = rows_of("costs", made)
     assert row == ["gpu", "`sre2l/digits-ipc10` (01234567)", "10 + 20 + 30 + 40", "0.65 GPU-hours", "19 + 0 + 312"]
-    (row,) = cells(throughput.extrapolated(made))
+    (row,) = rows_of("extrapolated", made)
     assert row[1:4] == ["`sre2l/imagenet1k-ipc10`", "1,056", "0.521"] and "100 jobs x 4000 iterations" in row[4]
 
 
+def test_published_code_over_our_best_of_the_same_run():
+    code = {"peer": "a/EDC@1234567", "runs": "a loop"}
+
+    def line(benchmark, what, variant, median, file="gpu/a.jsonl", **more):
+        about = {"network": "torchvision/resnet18", "shapes": [[20, 3, 64, 64]], "what": what, "variant": variant}
+        return result(benchmark, about | {"median_ms": median} | more, file)
+
+    found = [
+        line("peers", "edc", "published-code", 30.0, **code),
+        line("peers", "edc", "published-style", 29.0),
+        line("peers", "edc", "ours-fp32", 15.0),
+        line("peers", "edc", "ours-bf16", 5.0),
+        line("peers", "edc", "published-code", 99.0, file="cpu/a.jsonl", **code),
+        line("peer-epochs", "epoch", "ours", 8.0),
+        line("peer-epochs", "epoch", "rethinkdc", 20.0, peer="rethinkdc 1", runs="main"),
+        line("recover", "edc", "ours-bf16", 1.0),
+    ]
+    rows = rows_of("peers", found)
+    assert [(row[0], row[1], *row[4:]) for row in rows] == [
+        ("cpu", "EDC", "99.0 ms", MISSING, MISSING),
+        ("gpu", "rethinkdc", "20.0 ms", "8.0 ms, ours", "2.50"),
+        ("gpu", "EDC", "30.0 ms", "5.0 ms, ours-bf16", "6.00"),
+    ]
+    assert rows[2][2:4] == ["`a/EDC@1234567`: a loop", "resnet18, 20 x 3 x 64 x 64"]
+    sources = table("peers", frame(found)).splitlines()[-1]
+    assert "cpu/a.jsonl" in sources and "gpu/a.jsonl" in sources
+
+
 def test_a_table_without_results_says_so():
-    assert {table([]) for table in throughput.TABLES.values()} == {throughput.NOT_MEASURED}
+    assert {table(name, frame([])) for name in TABLES} == {NOT_MEASURED}
 
 
 def test_the_part_between_markers_is_replaced():
@@ -191,7 +222,7 @@ def test_the_part_between_markers_is_replaced():
 
 
 def test_the_plot_remembers_its_figures(tmp_path):
-    made = figures([result("recover", step("published", 40.0)), result("recover", step("ours-fp32", 12.0))])
+    made = bars(frame([result("recover", step("published", 40.0)), result("recover", step("ours-fp32", 12.0))]))
     assert made == {"sre2l, 20 x 64 px\ngpu": {"ours-fp32": 1.2, "published": 4.0}}
     draw(made, tmp_path / "x.svg")
     assert drawn_from(tmp_path / "x.svg") == made and drawn_from(tmp_path / "absent.svg") is None
@@ -217,13 +248,14 @@ def test_the_pages_are_up_to_date():
 
 def test_removing_any_result_file_fails_the_check(copied, capsys):
     files = sorted((copied / "results").glob("*/*.jsonl"))
-    assert files
+    listed = (copied / "results" / "index.md").read_text()
+    assert len(files) > 5 and index(copied / "results") == listed
     for file in files:
-        kept = file.read_bytes()
-        file.unlink()
-        assert main(["--check"]) == 1 and "not up to date" in capsys.readouterr().err, file.name
-        file.write_bytes(kept)
-    assert main(["--check"]) == 0
+        file.rename(file.with_suffix(".gone"))
+        assert index(copied / "results") != listed, file.name
+        file.with_suffix(".gone").rename(file)
+    files[0].unlink()
+    assert main(["--check"]) == 1 and "index.md" in capsys.readouterr().err
 
 
 def test_a_changed_figure_fails_the_check_until_the_tables_are_written(copied, capsys):
@@ -231,11 +263,11 @@ def test_a_changed_figure_fails_the_check_until_the_tables_are_written(copied, c
     text = file.read_text()
     assert '"images_per_s": 689.2' in text
     file.write_text(text.replace('"images_per_s": 689.2', '"images_per_s": 4321.0'))
-    assert main(["--check"]) == 1 and "speed.md is not up to date" in capsys.readouterr().err
+    assert main(["--check"]) == 1 and "speed.md, index.md: not up to date" in capsys.readouterr().err
     assert main([]) == 0 and main(["--check"]) == 0
     assert "| `torchvision` | 4321 | 566 |" in (copied / "docs" / "speed.md").read_text()
     (copied / "results" / "steps.svg").unlink()
-    assert main(["--check"]) == 1 and "steps.svg is not up to date" in capsys.readouterr().err
+    assert main(["--check"]) == 1 and "steps.svg: not up to date" in capsys.readouterr().err
 
 
 def test_the_index_holds_a_hash_of_every_file(tmp_path):

@@ -12,7 +12,7 @@ from small import fastcondense, shards
 from fastcondense.log import Log
 from fastcondense.report.findings import hours_of
 from fastcondense.run import Run
-from fastcondense.tracking import WeightsAndBiases, open_trackers, scalars_of
+from fastcondense.tracking import open_trackers, scalars_of
 
 KEPT = ("--labels.source", "hard", "--evaluate.baselines", "random_hard", "--train.seeds", "1")
 
@@ -50,47 +50,31 @@ def test_tensorboard_reads_back_what_the_log_holds(tmp_path):
     assert (plain / "recipe.toml").read_text() == (tmp_path / "recipe.toml").read_text()
 
 
-def test_weights_and_biases_offline(tmp_path, monkeypatch):
-    wandb = pytest.importorskip("wandb")
-    monkeypatch.setenv("WANDB_MODE", "disabled")
-    tracker = WeightsAndBiases(wandb, tmp_path, "mine", {"ipc": 3})
-    tracker.scalars("job", {"loss": 1.5}, 4)
-    tracker.close()
+def test_weights_and_biases_listens_to_tensorboard(tmp_path, monkeypatch):
+    """wandb is told to sync before the writer is made, and is ended after the writer has written all."""
+    accumulator = pytest.importorskip("tensorboard.backend.event_processing.event_accumulator")
+    seen = []
 
+    class Run:
+        def finish(self):
+            (file,) = (tmp_path / "tensorboard").iterdir()
+            seen.append(file.stat().st_size)
 
-class FakeWandb:
-    """What wandb's run has and this uses."""
+    def init(**options):
+        seen.append(options)
+        assert not (tmp_path / "tensorboard").exists()
+        return Run()
 
-    def __init__(self):
-        self.logged, self.metrics, self.options, self.is_finished = [], {}, {}, False
-
-    def init(self, **options):
-        self.options = options
-        return self
-
-    def define_metric(self, name, step_metric):
-        self.metrics[name] = step_metric
-
-    def log(self, values):
-        self.logged.append(values)
-
-    def finish(self):
-        self.is_finished = True
-
-    def Image(self, path):
-        return Path(path).name
-
-
-def test_weights_and_biases_gets_steps_of_each_stage(tmp_path, monkeypatch):
-    fake = FakeWandb()
-    monkeypatch.setitem(sys.modules, "wandb", fake)
+    monkeypatch.setitem(sys.modules, "wandb", SimpleNamespace(init=init))
     assert fastcondense("recover", tmp_path, *KEPT, "--track", "wandb") == 0
-    assert fastcondense("inspect", tmp_path, *KEPT, "--track", "wandb") == 0
-    assert fake.options["project"] == "fastcondense" and fake.options["dir"] == str(tmp_path) and fake.is_finished
-    assert fake.options["config"]["ipc"] == 2 and fake.metrics["job/*"] == "job/step"
-    found = [(entry["job/step"], entry["job/loss"]) for entry in fake.logged if "job/loss" in entry]
-    assert found == [(entry["index"], entry["loss"]) for entry in events(tmp_path, "job")]
-    assert {"grid": "grid.png"} in fake.logged
+    options, size = seen
+    assert options["sync_tensorboard"] and options["project"] == "fastcondense" and options["dir"] == str(tmp_path)
+    assert options["config"]["ipc"] == 2 and options["name"] == "sre2l/digits-ipc2"
+    (file,) = (tmp_path / "tensorboard").iterdir()
+    assert file.stat().st_size == size > 1000
+    read = accumulator.EventAccumulator(str(tmp_path / "tensorboard"))
+    read.Reload()
+    assert sorted(event.step for event in read.Scalars("job/loss")) == [0, 1, 2, 3]
 
 
 @pytest.mark.parametrize(("name", "library"), [("tensorboard", "torch.utils.tensorboard"), ("wandb", "wandb")])

@@ -21,7 +21,6 @@ from fastcondense.kernels.crop import crop
 from fastcondense.kernels.feature_maps import feature_maps
 from fastcondense.kernels.frozen_batch_norm import Activation, frozen_batch_norm
 from fastcondense.kernels.frozen_batch_norm_pool import frozen_batch_norm_pool
-from fastcondense.kernels.image_prior import image_prior
 from fastcondense.kernels.pixel_adam import pixel_adam
 from fastcondense.kernels.replay_crop import replay_crop
 from fastcondense.kernels.soft_label import Kind, soft_label_loss
@@ -67,12 +66,6 @@ def step_pixels() -> None:
     pixel_adam(images, gradient, first, second, one, one, betas=(0.5, 0.9), low=-bound, high=bound)
 
 
-def vary(has_variation: bool, has_norm: bool) -> None:
-    images = torch.randn(2, 3, 12, 12).requires_grad_()
-    variation, norm = image_prior(images)
-    torch.stack([variation] * has_variation + [norm] * has_norm).sum().backward()
-
-
 def replay(mix: str) -> None:
     """Two images, all of whose pixels are seen: with CutMix the right half in their own view, the left in the other."""
     images = torch.randint(256, (2, 3, 12, 12), dtype=torch.uint8)
@@ -112,9 +105,6 @@ CASES: dict[str, Callable[[], None]] = {
     "maps-neighbours-channels": lambda: measure_maps(True, True, True),
     "crop-shared": lambda: cut(True, False),
     "crop-gain": lambda: cut(False, True),
-    "prior": lambda: vary(True, True),
-    "prior-variation": lambda: vary(True, False),
-    "prior-norm": lambda: vary(False, True),
     "adam": step_pixels,
     "replay": lambda: replay("none"),
     "replay-cutmix": lambda: replay("cutmix"),

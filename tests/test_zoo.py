@@ -25,6 +25,10 @@ def count(net):
         ("resnet56", 853_018),
         ("wrn16_2", 691_674),
         ("densenet121", 6_956_298),
+        ("mobilenet_v2_x0_5", 697_546),
+        ("mobilenet_v2_x1_0", 2_296_922),
+        ("shufflenet_v2_x0_5", 352_042),
+        ("shufflenet_v2_x0_5_1x1", 352_042 - 24 * 3 * 8),
     ],
 )
 def test_parameter_counts_are_the_published_ones(name, parameters):
@@ -33,10 +37,81 @@ def test_parameter_counts_are_the_published_ones(name, parameters):
 
 @pytest.mark.parametrize(
     ("name", "millions"),
-    [("mobilenet_v2", 0.70), ("shufflenet_v2_x0_5", 0.35), ("resnet20", 0.27), ("convnet3_in", 0.32)],
+    [("shufflenet_v2_x0_5", 0.35), ("resnet20", 0.27), ("convnet3_in", 0.32)],
 )
 def test_parameter_counts_in_millions(name, millions):
     assert round(count(build(f"zoo/{name}", 10)) / 1e6, 2) == millions
+
+
+def inputs_of(net, size, *kinds):
+    """What enters each module of these kinds, in the order of net.modules(): channels and side; and what leaves it."""
+    seen = {}
+    modules = [module for module in net.modules() if isinstance(module, kinds)]
+    for module in modules:
+        module.register_forward_hook(lambda this, x, y: seen.update({this: (*x[0].shape[1:3], y.shape[2])}))
+    with torch.no_grad():
+        net.eval()(torch.zeros(1, 3, size, size))
+    return [(module, *seen[module]) for module in modules]
+
+
+@pytest.mark.parametrize(
+    ("name", "millions", "hooks", "last"),
+    [
+        ("mobilenet_v2_x0_5", 6.41, 106, (160, 2)),
+        ("mobilenet_v2_x1_0", 91.15, 114, (320, 4)),
+        ("shufflenet_v2_x0_5", 10.90, 112, (192, 4)),
+        ("shufflenet_v2_x0_5_1x1", 10.31, 112, (192, 4)),
+    ],
+)
+def test_mobile_networks_cost_what_the_published_ones_do_at_32_pixels(name, millions, hooks, last):
+    net = build(f"zoo/{name}", 10)
+    seen = inputs_of(net, 32, nn.Conv2d, nn.BatchNorm2d)
+    convs = [(module, side) for module, _, _, side in seen if isinstance(module, nn.Conv2d)]
+    macs = sum(conv.weight.numel() * side**2 for conv, side in convs) + 1024 * 10
+    macs += 256 * 10 if "mobilenet" in name else 0  # 1280 features
+    assert (round(macs / 1e6, 2), len(seen)) == (millions, hooks)
+    assert seen[-2][1:3] == last and isinstance(seen[-2][0], nn.Conv2d)
+
+
+@pytest.mark.parametrize(
+    ("name", "stem", "width", "is_projected"), [("mobilenet_v2_x0_5", 2, 0.5, False), ("mobilenet_v2_x1_0", 1, 1, True)]
+)
+def test_mobilenets_hooks_come_in_the_published_order_with_the_published_shapes(name, stem, width, is_projected):
+    wanted, inputs, side = (
+        [("Conv2d", 3, 32), ("BatchNorm2d", int(32 * width), 32 // stem)],
+        int(32 * width),
+        32 // stem,
+    )
+    for expansion, channels, count, stride in (
+        *((1, 16, 1, 1), (6, 24, 2, 1), (6, 32, 3, 2), (6, 64, 4, 2)),
+        *((6, 96, 3, 1), (6, 160, 3, 2), (6, 320, 1, 1)),
+    ):
+        for step in [stride] + [1] * (count - 1):
+            outputs, middle = int(channels * width), inputs * expansion
+            wanted += [("Conv2d", inputs, side), ("BatchNorm2d", middle, side), ("Conv2d", middle, side)]
+            begun, side = side, side // step
+            wanted += [("BatchNorm2d", middle, side), ("Conv2d", middle, side), ("BatchNorm2d", outputs, side)]
+            if is_projected and step == 1 and inputs != outputs:
+                wanted += [("Conv2d", inputs, begun), ("BatchNorm2d", outputs, side)]
+            inputs = outputs
+    wanted += [("Conv2d", inputs, side), ("BatchNorm2d", 1280, side)]
+    seen = inputs_of(build(f"zoo/{name}", 10), 32, nn.Conv2d, nn.BatchNorm2d)
+    assert [(type(module).__name__, channels, side) for module, channels, side, _ in seen] == wanted
+
+
+def test_mobilenet_of_half_width_has_the_names_of_the_published_statistics():
+    names = [
+        name for name, module in build("zoo/mobilenet_v2_x0_5", 10).named_modules() if isinstance(module, nn.Conv2d)
+    ]
+    assert names[:5] == ["conv1.0", "blocks.0.0.conv.0", "blocks.0.0.conv.3", "blocks.0.0.conv.6", "blocks.1.0.conv.0"]
+    assert names[-2:] == ["blocks.6.0.conv.6", "conv2.0"]
+
+
+@pytest.mark.parametrize(("name", "kernel"), [("shufflenet_v2_x0_5", 3), ("shufflenet_v2_x0_5_1x1", 1)])
+def test_the_small_shufflenet_has_the_stem_of_its_name_and_no_pool(name, kernel):
+    (stem, *_), (_, *second) = inputs_of(build(f"zoo/{name}", 10), 32, nn.Conv2d)[:2]
+    assert (stem.kernel_size, stem.stride, stem.bias) == ((kernel, kernel), (1, 1), None)
+    assert second == [24, 32, 16]
 
 
 @pytest.mark.parametrize(("depth", "width"), [(1, 128), (3, 128), (6, 128), ("3_w32", 32), ("3_w64", 64)])

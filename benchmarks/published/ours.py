@@ -12,12 +12,12 @@ import torch
 from steps import OurStep, random_targets
 
 from fastcondense.data.jobs import jobs
-from fastcondense.networks.precision import Precision, network_dtype
+from fastcondense.networks.precision import network_dtype
 from fastcondense.recipe import recipe
 from fastcondense.recipe.recipe import Recipe
+from fastcondense.recipe.shared import Precision
 from fastcondense.recover.gradients import Condensing, read_real
 from fastcondense.recover.mosaic import _rank, read_crops, stitch, tile_ranks
-from fastcondense.recover.recover import Sources
 from fastcondense.run import Run
 from fastcondense.statistics.matching import Matching, layer_weights
 from fastcondense.teachers.moments import Moments
@@ -65,9 +65,9 @@ def recover_step(method: str, setting: Setting, precision: Precision = "fp32", *
     named = {layer.name: vectors for layer, vectors in zip(teacher.layers, constants, strict=True)}
     teacher.targets = named | teacher.targets
     given = setting.images.to(device)
-    step = OurStep(changed, job, [teacher], device, Sources(lambda _: given))
+    step = OurStep(changed, job, [teacher], device, lambda _: given)
     if "category" in found.recover.targets:  # a class's targets: in the step, the mean of the batch's
-        weights = layer_weights(len(teacher.layers), recover.first_layer_weight, device)
+        weights = layer_weights(len(teacher.layers), device)
         sets = list(zip(found.recover.target_weights, (teacher.matched_targets(), constants), strict=True))
         step.matching = [Matching(sets, weights, ema=recover.statistics_ema, ema_start=recover.ema_start)]
     return step
@@ -107,6 +107,7 @@ def gradient_step(setting: Setting) -> Callable[[], Any]:
     data = write_arrays(setting, NUM_CLASSES)
     run = Run(changed, setting.scratch / "gradients", data, setting.device)
     mine = Condensing(run, read_real(run), jobs(changed, NUM_CLASSES)[0])
-    mine.subsets[0].size = 1
+    assert mine.subset is not None
+    mine.subset.size = 1
     turns = iter(np.resize(np.arange(NUM_CLASSES), 10**6).tolist())
     return lambda: mine._step(next(turns), 0, False)

@@ -11,7 +11,7 @@ from PIL import Image
 from torch import Tensor
 from torch.nn import functional as F
 
-from fastcondense.loaders.folder import index_folder
+from fastcondense.loaders.class_folders import index_folder
 
 from .peer import Setting
 

@@ -1,9 +1,16 @@
-"""Repositories of published code: where they are, at which commit they are measured, and whether a folder has them."""
+"""Repositories of published code: where they are, at which commit they are measured, and whether a folder has them.
+
+    python benchmarks/published/repository.py FOLDER
+
+clones them from github.com, with git. They are their authors' work, under their licences; nothing of them is part of
+fastcondense.
+"""
 
 from __future__ import annotations
 
 import importlib.util
 import subprocess
+import sys
 from collections.abc import Iterable
 from dataclasses import dataclass
 from pathlib import Path
@@ -45,7 +52,9 @@ class Repository:
             raise Absent("no folder of peers was named: --peers FOLDER or FASTCONDENSE_PEERS")
         folder = peers / self.name
         if not folder.is_dir():
-            raise Absent(f"the folder of peers has no {self.name}: benchmarks/fetch_peers.py clones {self.url}")
+            raise Absent(
+                f"the folder of peers has no {self.name}: benchmarks/published/repository.py clones {self.url}"
+            )
         found = _git(folder, "rev-parse", "HEAD")
         if Path(_git(folder, "rev-parse", "--show-toplevel")).resolve() != folder.resolve():
             raise Absent(f"{self.name} is not a git checkout, so its commit is not known")
@@ -124,3 +133,12 @@ def _git(folder: Path, *arguments: str) -> str:
     if done.returncode:
         raise Absent((done.stderr or done.stdout).strip().splitlines()[-1])
     return done.stdout.strip()
+
+
+if __name__ == "__main__":
+    if len(sys.argv) != 2:
+        sys.exit(__doc__)
+    states = fetch_all(Path(sys.argv[1]))
+    for repository in REPOSITORIES:
+        print(f"{repository}, licence {repository.licence}: {states[str(repository)]}")
+    sys.exit(int(any(state != "ready" for state in states.values())))

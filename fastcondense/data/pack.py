@@ -8,9 +8,11 @@ from typing import Annotated, Literal
 
 import tyro
 
-from ..loaders.folder import index_folder
+from ..loaders.class_folders import index_classes
+from ..loaders.complete import check_files
 from ..loaders.pack import Packing, pack
 from ..log import Log
+from .image_folders import index_splits
 
 SPLITS = ("train", "val")
 
@@ -20,7 +22,7 @@ class PackOptions:
     """What is packed where, and how."""
 
     data: Path | None = None
-    """Folder <class>/<image>, or one that holds such folders train/ and val/."""
+    """Folder <class>/<image>, or one that holds such folders train/ and val/ (or test/, validation/, in any case)."""
     out: Path | None = None
     """FILE.beton for one split; otherwise a folder, which gets train.beton and val.beton."""
     split: Literal["train", "val"] | None = None
@@ -33,19 +35,34 @@ class PackOptions:
 
 
 def pack_folders(options: PackOptions, log: Log) -> None:
-    """Packs what the options say; goes on where it was stopped. Raises ValueError that names what is wrong."""
+    """Packs what the options say; goes on where it was stopped. Raises ValueError that names what is wrong, before a
+    byte is written: splits of other classes, and files that are cut off or no images, too."""
     data, out = options.data, options.out
     if data is None or out is None:
         raise ValueError("pack needs --data DIR and --out FILE.beton or DIR")
-    has_splits = any((data / split).is_dir() for split in SPLITS)
-    if out.suffix != ".beton":
-        jobs = [(data / split, out / f"{split}.beton") for split in SPLITS]
-    elif has_splits and options.split is None:
+    if options.split is not None and out.suffix != ".beton":
+        raise ValueError("pack takes --split with --out FILE.beton; a folder as --out gets both")
+    if not data.is_dir():
+        raise ValueError(f"there is no folder {data}")
+    options.packing.check()
+    splits = index_splits(data)
+    if splits is None and out.suffix != ".beton":
+        raise ValueError(f"{data} has no train/ and val/: a folder of classes is packed into --out FILE.beton")
+    if splits is not None and out.suffix == ".beton" and options.split is None:
         raise ValueError(f"{data} has train/ and val/: name one by --split, or give a folder as --out for both")
+    if splits is None:
+        parts = {out: index_classes(data)}
     else:
-        jobs = [(data / options.split if has_splits and options.split else data, out)]
-    for source, beton in jobs:
-        files, labels, classes = index_folder(source)
+        by_name = dict(zip(SPLITS, splits, strict=True))
+        parts = {out: by_name[options.split]} if options.split else {out / f"{k}.beton": v for k, v in by_name.items()}
+    for found in parts.values():
+        for text in found.said:
+            log.say(text)
+    if options.on_error == "raise":
+        todo = [path for beton, found in parts.items() if not beton.exists() for path in found.files]
+        check_files(todo, options.workers, log.track)
+    for beton, found in parts.items():
+        source, files, labels, classes = found.root, found.files, found.labels, found.classes
         sidecar = pack(
             files,
             labels,

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import io
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 
@@ -14,9 +15,11 @@ from ..kernels.crop import crop
 from ..loaders.folder import cut_center
 from ..loaders.prefetch import on_device
 from ..loaders.source import Centered, Windowed
+from ..recipe.recover import Storage
 from ..recipe.settings import Dataset
+from ..recipe.shared import Views
 from ..rng import Stream
-from ..views.windows import Views, windows
+from ..views.windows import windows
 from .datasets import Split
 from .sources import open_source
 
@@ -40,14 +43,34 @@ class Normalization:
         x = pixels.float() * self.gain[:, None, None] + self.offset[:, None, None]
         return x.contiguous(memory_format=torch.channels_last)
 
+    def levels(self, normalized: Tensor) -> Tensor:
+        """The inverse: float32 from 0 to 255, clamped."""
+        return ((normalized - self.offset[:, None, None]) / self.gain[:, None, None]).clamp(0, 255)
+
     def pixels(self, normalized: Tensor) -> Tensor:
         """The inverse, clamped and rounded to uint8 (not truncated)."""
-        x = (normalized - self.offset[:, None, None]) / self.gain[:, None, None]
-        return x.clamp(0, 255).round().to(torch.uint8)
+        return self.levels(normalized).round().to(torch.uint8)
 
     def range(self) -> tuple[Tensor, Tensor]:
         """Normalised values of black and of white, float32 [3] each."""
         return self.offset, 255 * self.gain + self.offset
+
+
+def stored(levels: Tensor, storage: Storage) -> Tensor:
+    """What is kept of images with levels from 0 to 255, [N, 3, S, S]: uint8 on the host.
+
+    png: rounded. jpeg: truncated, written by Pillow as a JPEG of quality 75 and 4:2:0, its own settings and so those of
+    published codes, and read again. The same bits from the same libjpeg.
+    """
+    if storage == "png":
+        return levels.round().to(torch.uint8).cpu()
+    truncated = levels.to(torch.uint8).cpu().permute(0, 2, 3, 1).numpy()
+    result = np.empty_like(truncated)
+    for row, image in enumerate(truncated):
+        with io.BytesIO() as file:
+            Image.fromarray(image).save(file, "JPEG", quality=75, subsampling="4:2:0")
+            result[row] = np.asarray(Image.open(file))
+    return torch.from_numpy(result).permute(0, 3, 1, 2).contiguous()
 
 
 def split_batches(order: np.ndarray, batch_size: int) -> list[np.ndarray]:

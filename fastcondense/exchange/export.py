@@ -22,9 +22,8 @@ from ..sets.condensed import CondensedSet
 from ..sets.encoded import encode
 from ..sets.parquet_sets import write_rows
 from ..sets.published_sets import CLASSES_FILE
-from ..sets.tensor_sets import write_image_tensors
-from ..squeeze.stage import squeeze
-from ..teachers.kept import chosen, teacher_path
+from ..sets.tensor_sets import ABOUT, write_image_tensors
+from ..teachers.kept import labelling_teachers, teacher_path
 from ..words import bytes_in_words
 from .hub_card import dataset_card
 
@@ -132,7 +131,7 @@ def _write_ddranking(run: Run, condensed: CondensedSet, folder: Path) -> None:
             raise ValueError(f"teacher {name} of {run.out} is not finished, but soft labels need it; run squeeze first")
     if run.real.classes != condensed.classes:
         raise ValueError(f"the classes of {run.data} are not those of {run.out}, or in another order")
-    source = TeacherLabels(chosen(squeeze(run), settings.labels.teachers), settings.labels, settings.seed)
+    source = TeacherLabels(labelling_teachers(run), settings.labels, settings.seed)
     pixels, labels = condensed.flat()
     images, logits = run.normalize(pixels.to(run.device)), []
     for begin in range(0, len(labels), _LABELLED_TOGETHER):
@@ -143,7 +142,7 @@ def _write_ddranking(run: Run, condensed: CondensedSet, folder: Path) -> None:
     torch.save(torch.cat(logits), folder / "soft_labels.pt")
     about: dict[str, Any] = {"classes": condensed.classes, "ipc": condensed.ipc}
     about |= {"mean": settings.dataset.mean, "std": settings.dataset.std, "soft_labels": "logits"}
-    write_json(folder / "ddranking.json", about)
+    write_json(folder / ABOUT, about)
     if list(condensed.classes) != sorted(condensed.classes):
         run.log.say(
             "export: the classes are not in sorted order; see that DD-Ranking's are in this one (ddranking.json)"

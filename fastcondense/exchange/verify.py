@@ -20,7 +20,7 @@ from ..labels.relabel import TRANSFORM, num_bytes, specification, take_probe
 from ..log import Log
 from ..networks import zoo
 from ..sets.bundle import Contents, Weights, first_wrong_class, is_bundle, read_bundle, read_run, write_bundle
-from ..teachers.kept import rebuild, teacher_path
+from ..teachers.kept import read_statistics, rebuild, teacher_path
 from ..teachers.teacher import Teacher
 from ..words import bytes_in_words
 
@@ -90,7 +90,8 @@ def check(contents: Contents, folder: Path | None, device: torch.device) -> Verd
             return Verdict("mismatch", f"teacher {name} has other weights than when the set was labelled")
         net = rebuild(name, state, metadata, Path(name))
         outputs, is_unfused = json.loads(metadata["outputs"]), recipe.labels.is_in_training
-        made = Teacher.of(net, name, condensed.classes, outputs, recipe.dataset, has_unfused=is_unfused)
+        what = net, name, condensed.classes, outputs, recipe.dataset
+        made = Teacher.of(*what, has_unfused=is_unfused, statistics_of_pixels=read_statistics(metadata))
         teachers.append(made.to(device))
     if difference := first_difference(replay, specification(recipe, condensed, teachers)):
         return Verdict("mismatch", f"the recipe is not the one that the set was labelled with: {difference}")

@@ -20,8 +20,7 @@ from ..files import check_room, write_atomic
 from ..recipe.settings import Optimization
 from ..recover.stage import condensed_set
 from ..run import Run
-from ..squeeze.stage import squeeze
-from ..teachers.kept import chosen
+from ..teachers.kept import labelling_teachers
 from ..views.boxes import cutmix_boxes
 from .fkd_files import FKDBatch, Mix, SamplerOrder, check_settings, epoch_numbers, num_bytes, numbers_in, read_batch
 from .labels import TeacherLabels, Wanted
@@ -211,7 +210,7 @@ def write_fkd(run: Run, folder: Path, epochs: int) -> int:
     check_settings(labels)
     if folder.exists() and any(folder.iterdir()):
         raise ValueError(f"{folder} is not empty; FKD files need a folder of their own")
-    teachers, condensed = chosen(squeeze(run), labels.teachers), condensed_set(run)
+    teachers, condensed = labelling_teachers(run), condensed_set(run)
     pixels, classes = condensed.flat()
     views = BatchMixedViews(place(pixels, run.device), classes.to(run.device), labels, run.normalize, recipe.seed)
     source, size = TeacherLabels(teachers, labels, recipe.seed), recipe.train.batch_size

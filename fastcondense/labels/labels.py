@@ -26,6 +26,8 @@ from ..teachers.teacher import Teacher
 from ..workers.distributed import all_sum
 from .views import Span, ViewBatch
 
+_PRIOR_TEMPERATURE = 10.0  # of CV-DD's weights
+
 
 @dataclass(frozen=True)
 class Wanted:
@@ -93,7 +95,7 @@ class TeacherLabels:
             stream = self.dropout_streams[number]
             drawn = stream.torch_generator(span.epoch, span.begin + first)
             with drawn if settings.dropout else contextlib.nullcontext(), mixed(settings.precision, images.device):
-                parts.append(teacher.unfused(images[first : last + 1]).float())
+                parts.append(teacher.unfused(teacher.adapted(images[first : last + 1])).float())
         return torch.cat(parts)[:, teacher.outputs]
 
 
@@ -115,14 +117,14 @@ def ensemble_scales(logits: Tensor, settings: Labels, norms: Tensor | None = Non
 
     logits: [E, B, classes]. norm-equalized: z_t / ||z_t|| * mean_s ||z_s||, norms over the training batch and the
     classes (G-VBSM, spec gvbsm_edc 1.6), those of `logits` if none are given; priors: the mean is weighted by
-    softmax(prior / prior_temperature) (CV-DD, spec fadrm_cvdd_cim_lpld 2.4).
+    softmax(prior / 10) (CV-DD, spec fadrm_cvdd_cim_lpld 2.4).
     """
     scales = None
     if settings.ensemble == "norm-equalized":
         norms = _norms(_squares(logits)) if norms is None else norms
         scales = (norms.mean() / norms).float()[:, None, None]
     if settings.priors:
-        weights = _weights(settings.priors, settings.prior_temperature, logits.device)
+        weights = _weights(settings.priors, logits.device)
         scales = weights if scales is None else scales * weights
     return scales
 
@@ -151,9 +153,9 @@ def _norms(squares: Tensor) -> Tensor:
 
 
 @functools.cache
-def _weights(priors: tuple[float, ...], temperature: float, device: torch.device) -> Tensor:
+def _weights(priors: tuple[float, ...], device: torch.device) -> Tensor:
     """On the device, once: nothing is copied there in a step."""
-    weights = torch.softmax(torch.tensor(priors, dtype=torch.float64) / temperature, 0)
+    weights = torch.softmax(torch.tensor(priors, dtype=torch.float64) / _PRIOR_TEMPERATURE, 0)
     return (len(weights) * weights).float().to(device)[:, None, None]
 
 

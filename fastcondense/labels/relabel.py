@@ -15,8 +15,7 @@ from ..recover.formation import shown
 from ..recover.stage import condensed_set
 from ..run import Run
 from ..sets.condensed import CondensedSet, digests
-from ..squeeze.stage import squeeze
-from ..teachers.kept import chosen
+from ..teachers.kept import labelling_teachers
 from ..teachers.teacher import Teacher
 from .fingerprint import Probe, fingerprint, probe
 from .labels import TeacherLabels
@@ -32,7 +31,7 @@ def relabel(run: Run) -> dict[str, Any]:
 
     With labels.source stored, the labels are written too. Returns the replay specification.
     """
-    teachers, condensed = chosen(squeeze(run), run.recipe.labels.teachers), condensed_set(run)
+    teachers, condensed = labelling_teachers(run), condensed_set(run)
     replay = specification(run.recipe, condensed, teachers)
     if run.recipe.needs_no_teacher:
         path = run.out / "condensed" / "manifest.json"

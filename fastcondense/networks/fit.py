@@ -57,23 +57,31 @@ def learning_rate_factor(optimization: Optimization, epoch: int) -> float:
             return 1.0
 
 
+def is_decayed(name: str, parameter: Tensor) -> bool:
+    """Whether a parameter is a weight of more than one dimension, by its name in the network.
+
+    Biases, norms, position embeddings, class tokens, bias tables and layer scales are none.
+    """
+    return "weight" in name and parameter.dim() > 1
+
+
 def make_optimizer(net: nn.Module, optimization: Optimization, is_captured: bool = False) -> torch.optim.Optimizer:
-    """AdamW, Adam or SGD; weight decay on tensors of more than one dimension only, unless decay_all.
+    """AdamW, Adam or SGD; weight decay on what the published codes decay (`is_decayed`), on all if decay_all.
 
     is_captured: on a GPU its steps can be captured, with a learning rate that is on the device.
     """
-    parameters = [p for p in net.parameters() if p.requires_grad]
-    decayed = [p for p in parameters if p.dim() > 1 or optimization.decay_all]
-    kept = [p for p in parameters if p.dim() <= 1 and not optimization.decay_all]
+    named = [(name, p) for name, p in net.named_parameters() if p.requires_grad]
+    decayed = [p for name, p in named if optimization.decay_all or is_decayed(name, p)]
+    kept = [p for name, p in named if not (optimization.decay_all or is_decayed(name, p))]
     groups = [{"params": decayed, "weight_decay": optimization.weight_decay}, {"params": kept, "weight_decay": 0.0}]
     options: dict[str, Any] = {"lr": optimization.lr}
-    if is_captured and parameters[0].is_cuda:
-        options = {"lr": torch.tensor(optimization.lr, device=parameters[0].device), "fused": True}
+    if is_captured and named[0][1].is_cuda:
+        options = {"lr": torch.tensor(optimization.lr, device=named[0][1].device), "fused": True}
         options |= {} if optimization.optimizer == "sgd" else {"capturable": True}
     if optimization.optimizer == "sgd":
         return torch.optim.SGD(groups, momentum=optimization.momentum, **options)
     kind = torch.optim.AdamW if optimization.optimizer == "adamw" else torch.optim.Adam
-    return kind(groups, betas=optimization.betas, **options)
+    return kind(groups, **options)
 
 
 def set_learning_rate(optimizer: torch.optim.Optimizer, rate: float) -> None:

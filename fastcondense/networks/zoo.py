@@ -11,9 +11,14 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
+from torch.overrides import TorchFunctionMode
 
 from .. import vision
+from ..recipe.settings import PixelStatistics
 from ..user_functions import load_function
+from .mobilenet import MobileNetV2
+
+_STATISTICS = "pixel_statistics"  # an attribute of pretrained networks
 
 
 def build(architecture: str, num_classes: int, weights: str | None = None) -> nn.Module:
@@ -38,15 +43,27 @@ def build(architecture: str, num_classes: int, weights: str | None = None) -> nn
             return models.get_model(make, weights=None, num_classes=num_classes)
         known = [entry.name for entry in models.get_model_weights(make)]
         entry = "DEFAULT" if weights == "default" else _known(weights, {key: key for key in known}, make)
-        return models.get_model(make, weights=entry)
+        net = models.get_model(make, weights=entry)
+        transform = models.get_model_weights(make)[entry].transforms()
+        setattr(net, _STATISTICS, (tuple(transform.mean), tuple(transform.std)))
+        return net
     if source == "timm":
         if not vision.timm.is_model(name):
             near = difflib.get_close_matches(name, vision.timm.list_models(), 1, 0.0)[0]
             raise ValueError(f"timm has no model {name!r}; the nearest is {near!r}")
         if weights is None:
             return vision.timm.create_model(name, num_classes=num_classes)
-        return vision.timm.create_model(name if weights == "default" else f"{name}.{weights}", pretrained=True)
+        net = vision.timm.create_model(name if weights == "default" else f"{name}.{weights}", pretrained=True)
+        setattr(net, _STATISTICS, (tuple(net.pretrained_cfg["mean"]), tuple(net.pretrained_cfg["std"])))
+        return net
     raise ValueError(f"architecture {architecture!r} must be zoo/NAME, torchvision/NAME, timm/NAME or module:function")
+
+
+def pixel_statistics(net: nn.Module) -> PixelStatistics | None:
+    """Mean and deviation of the pixels that a pretrained network of torchvision or timm was trained on, as its weights'
+    configuration says; None if nothing says it, or if the weights are others.
+    """
+    return getattr(net, _STATISTICS, None)
 
 
 def _known(name: str, table: dict, source: str):
@@ -240,12 +257,12 @@ class CifarResNet(nn.Module):
         return self.linear(self.layer3(self.layer2(self.layer1(x))).mean((2, 3)))
 
 
-def _small_shufflenet(name: str) -> Callable[[int], nn.Module]:
-    """torchvision's ShuffleNetV2 with a stem of stride 1 and no max-pool."""
+def _small_shufflenet(name: str, kernel: int = 3) -> Callable[[int], nn.Module]:
+    """torchvision's ShuffleNetV2 without max-pool, with a stem of stride 1: 3x3 (CV-DD, FADRM) or 1x1 (G-VBSM, EDC)."""
 
     def make(num_classes: int) -> nn.Module:
         net = vision.torchvision.models.get_model(name, weights=None, num_classes=num_classes)
-        net.conv1[0].stride = (1, 1)
+        net.conv1[0] = nn.Conv2d(3, net.conv1[0].out_channels, kernel, padding=kernel // 2, bias=False)
         net.maxpool = nn.Identity()
         return net
 
@@ -278,13 +295,41 @@ ZOO: dict[str, Callable[[int], nn.Module]] = {
     "resnet56": lambda n: CifarResNet(n, 56),
     "wrn16_2": lambda n: WideResNet(n, 16, 2),
     "densenet121": _small_densenet,
-    "mobilenet_v2": lambda n: vision.torchvision.models.mobilenet_v2(num_classes=n, width_mult=0.5),
+    "mobilenet_v2_x0_5": lambda n: MobileNetV2(n, 0.5, is_projected=False),
+    "mobilenet_v2_x1_0": lambda n: MobileNetV2(n),
     "shufflenet_v2_x0_5": _small_shufflenet("shufflenet_v2_x0_5"),
+    "shufflenet_v2_x0_5_1x1": _small_shufflenet("shufflenet_v2_x0_5", kernel=1),
     "shufflenet_v2_x1_0": _small_shufflenet("shufflenet_v2_x1_0"),
 }
 
 
+_PACKAGES = {"torch", "torchvision", "timm", "fastcondense"}
+
+
+class _ReshapingViews(TorchFunctionMode):
+    """Tensor.reshape in place of Tensor.view, while a network runs."""
+
+    def __torch_function__(self, function, types, args=(), kwargs=None):
+        is_shape = function is Tensor.view and not kwargs and not isinstance(args[-1], torch.dtype)
+        return (Tensor.reshape if is_shape else function)(*args, **(kwargs or {}))
+
+    @staticmethod
+    def enter(_net: nn.Module, _args: Any) -> None:
+        _ReshapingViews().__enter__()
+
+    @staticmethod
+    def leave(_net: nn.Module, _args: Any, _result: Any) -> None:
+        _ReshapingViews().__exit__(None, None, None)  # the innermost one
+
+
 def channels_last(net: nn.Module, device: torch.device | None = None) -> nn.Module:
-    """`net` with its weights in the channels_last layout, on `device` if one is given; in place."""
+    """`net` with its weights in the channels_last layout, on `device` if one is given; in place.
+
+    Modules of the user's own may call x.view(N, -1) on its maps, as if they were planes: it copies where it has to.
+    """
     anything: Any = net  # torch's annotations of Module.to lack memory_format
+    packages = {type(module).__module__.partition(".")[0] for module in net.modules()}
+    if not packages <= _PACKAGES and _ReshapingViews.enter not in net._forward_pre_hooks.values():
+        net.register_forward_pre_hook(_ReshapingViews.enter)
+        net.register_forward_hook(_ReshapingViews.leave, always_call=True)
     return anything.to(device=device, memory_format=torch.channels_last)

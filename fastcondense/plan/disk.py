@@ -12,7 +12,7 @@ from ..data.real import split_batches
 from ..labels.stored_labels import array_shapes
 from ..networks import zoo
 from ..recipe.recipe import Recipe
-from ..recover.recording import LAYER_ROWS, SNAPSHOT_CLASSES, SNAPSHOT_SIDE
+from ..recover.recording import LAYER_ROWS, SNAPSHOT_SIDE, shown_rows
 from ..recover.schedule import turns
 from ..teachers.teacher import Teacher
 from .extent import Extent
@@ -55,9 +55,9 @@ def _record_bytes(recipe: Recipe, job: Job, matched: Mapping[str, Teacher]) -> i
     """What a job's shard holds beside its images."""
     recover, iterations = recipe.recover, recipe.recover.iterations
     bytes_ = _HEADER + 16 * job.num_images + 12 * iterations
-    if job.first_slot == 0 and recover.objective != "gradients":
-        classes = max(0, min(job.num_classes, SNAPSHOT_CLASSES - job.first_class))
-        bytes_ += classes * min(recover.snapshots, iterations) * 3 * min(SNAPSHOT_SIDE, recipe.dataset.image_size) ** 2
+    if recover.objective != "gradients":
+        side = min(SNAPSHOT_SIDE, recipe.dataset.image_size)
+        bytes_ += len(shown_rows(job)) * min(recover.snapshots, iterations) * 3 * side**2
     if recover.objective != "statistics" or not iterations:
         return bytes_
     order = turns(recipe, len(matched), job)
@@ -72,7 +72,7 @@ def _record_bytes(recipe: Recipe, job: Job, matched: Mapping[str, Teacher]) -> i
 def _target_bytes(recipe: Recipe, num_classes: int, matched: Mapping[str, Teacher]) -> int:
     """Statistics of the data set that BatchNorms do not hold, and those of each class."""
     recover = recipe.recover
-    if recover.objective != "statistics" or set(recover.targets) == {"local"}:
+    if recover.objective != "statistics":
         return 0
     total = 0
     for teacher in matched.values():

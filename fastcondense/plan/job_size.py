@@ -51,12 +51,14 @@ def largest_batch(recipe: Recipe, num_classes: int, footprint: Footprint, free: 
 
     Raises ValueError if not even a job of one class does.
     """
-    slots = min(recipe.recover.slots_per_job or recipe.ipc, recipe.ipc)
+    slots, units = min(recipe.recover.slots_per_job or recipe.ipc, recipe.ipc), num_classes
+    if recipe.recover.split_classes:
+        slots, units = 1, num_classes * recipe.ipc
     most = footprint.largest(free) // slots
     if most < 1:
         raise ValueError(_refusal(recipe, slots, footprint, free))
-    num_groups = -(-num_classes // min(most, num_classes))
-    return slots * -(-num_classes // num_groups)
+    num_groups = -(-units // min(most, units))
+    return slots * -(-units // num_groups)
 
 
 def check_fits(recipe: Recipe, num_classes: int, footprint: Footprint, free: int) -> None:

@@ -160,7 +160,7 @@ class Planner:
             shared += self._forward(observers)(crops_a_class(recipe, size)[0] * size.num_classes)
             source += "; scores of crops from a forward pass"
         needs_targets = set(recover.statistics) != {"bn"} or "category" in recover.targets
-        if has_step(recipe) and needs_targets and set(recover.targets) != {"local"}:
+        if has_step(recipe) and needs_targets:
             shared += self._forward(self._matched())(size.num_train)
             source += "; target statistics from a forward pass"
         return StageTime("recover", one + shared, wall + shared / self.num_workers, source)

@@ -8,11 +8,10 @@ import torch
 from torch import Tensor
 
 from ..data.jobs import Job
-from ..data.noise import noise
 from ..networks import zoo
 from ..networks.precision import network_dtype
 from ..recipe.recipe import Recipe
-from ..recover.recover import RecoverStep, Sources, check_layers
+from ..recover.recover import RecoverStep, check_layers
 from ..rng import Stream
 from ..teachers.teacher import Teacher
 
@@ -59,11 +58,6 @@ def smaller(job: Job, num_images: int, num_classes: int) -> Job:
 
 def recover_step(recipe: Recipe, job: Job, teachers: Sequence[Teacher], device: torch.device) -> RecoverStep:
     """A job's step of recover.objective statistics with the teachers that recover asks, on noise."""
-    recover = recipe.recover
-    teachers = [one.cast(network_dtype(recover.precision)) for one in teachers]
+    teachers = [one.cast(network_dtype(recipe.recover.precision)) for one in teachers]
     check_layers(recipe, teachers)
-    sources = Sources(
-        noise(recipe, device),
-        lambda job: images(recipe, job.num_images * recover.local_repeats, device),
-    )
-    return RecoverStep(recipe, job, teachers, device, sources)
+    return RecoverStep(recipe, job, teachers, device)

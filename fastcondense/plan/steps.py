@@ -83,7 +83,7 @@ def _plain(recipe: Recipe, count: int, device: torch.device) -> Tensor:
 def sweep_step(recipe: Recipe, job: Job, num_classes: int, device: torch.device) -> Step:
     """A sweep of gradient matching over the job's classes, its network's training on real images included."""
     settings = recipe.recover.gradients
-    brief = dataclasses.replace(settings, inner=1, pretrain_epochs=0, pool=0, compiled=False)
+    brief = dataclasses.replace(settings, inner=1, pretrain_epochs=0)
     small = dataclasses.replace(recipe, recover=dataclasses.replace(recipe.recover, gradients=brief))
     per_class = max(settings.real_batch, -(-settings.net_images // num_classes))
     labels = np.arange(num_classes).repeat(per_class)

@@ -1,8 +1,9 @@
 """A recipe is one run: frozen dataclasses, TOML in and out. Papers are recipes (data), never branches of code.
 
-``load("edc/cifar10-corrected-ipc50")`` reads ``recipes/edc/cifar10.toml``, merges its ``[corrected]`` table and then
-its ``[by_ipc.50]`` table if it has one, and sets ipc to 50. A file may begin with ``extends = ["data/cifar10"]``, the
-shared files (``recipes/shared/data/cifar10.toml``) that it adds to. A path to a TOML file works the same way.
+``load("edc/cifar10-corrected-ipc50")`` reads ``recipes/edc/cifar10.toml``, merges its ``[corrected]`` table, then its
+``[by_ipc.50]`` table if it has one, and sets ipc to 50; last comes the ``[by_student."zoo/resnet18"]`` table of the
+student, which may have by_ipc tables of its own. A file may begin with ``extends = ["data/cifar10"]``, the shared files
+(``recipes/shared/data/cifar10.toml``) that it adds to. A path to a TOML file works the same way.
 """
 
 from __future__ import annotations
@@ -17,10 +18,12 @@ import tomllib
 import typing
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any, Literal
+from typing import Annotated, Any, Literal
 
 import tomli_w
 
+from ..recipe.shared import Views
+from .bounds import Count, Within, check_bounds
 from .recover import Recover
 from .settings import Dataset, Evaluate, Labels, Ranking, Squeeze, Train
 
@@ -34,8 +37,8 @@ class Recipe:
 
     name: str = "custom"
     method: str = "custom"
-    seed: int = 0
-    ipc: int = 10
+    seed: Annotated[int, Within(0, 2**64, "[)")] = 0
+    ipc: Count = 10
     """Images per class."""
     dataset: Dataset = field(default_factory=Dataset)
     squeeze: Squeeze = field(default_factory=Squeeze)
@@ -47,10 +50,16 @@ class Recipe:
 
     def check(self) -> Recipe:
         """Returns self; raises ValueError for values that no run could mean."""
-        for views in (self.squeeze, self.squeeze.self_supervision, self.recover, self.recover.initial, self.labels):
-            views.check()
-        self.ranking.check()
-        self._check_counts()
+        check_bounds(self)
+        parts: dict[str, Views] = {
+            "squeeze": self.squeeze,
+            "squeeze.self_supervision": self.squeeze.self_supervision,
+            "recover": self.recover,
+            "recover.initial": self.recover.initial,
+            "labels": self.labels,
+        }
+        for where, part in parts.items():
+            part.check(where)
         self._check_teachers()
         self._check_recover()
         trained: dict[str, Squeeze | Train] = {"squeeze": self.squeeze, "train": self.train}
@@ -66,14 +75,8 @@ class Recipe:
             self.squeeze.self_supervision.method != "none" or "train" in self.squeeze.probe_weights
         ):
             raise ValueError("squeeze.shared is for teachers trained on labels; leave it out for others")
-        if not 0 < self.labels.pool <= 1:
-            raise ValueError(f"labels.pool must lie in (0, 1], got {self.labels.pool}")
         if (self.labels.stored or self.labels.top_k) and self.labels.source != "stored":
             raise ValueError(f"labels.stored and labels.top_k need labels.source stored, got {self.labels.source}")
-        if not 0 <= self.seed < 2**64:
-            raise ValueError(f"seed must lie in [0, 2^64), got {self.seed}")
-        if not 0 < self.train.temperature:
-            raise ValueError(f"train.temperature must be positive, got {self.train.temperature}")
         return self
 
     def _check_recover(self) -> None:
@@ -83,14 +86,7 @@ class Recipe:
                 f"recover.target_weights needs one weight for each of the targets {', '.join(recover.targets)}, "
                 f"got {recover.target_weights}"
             )
-        for name in ("gradient_share", "residual"):
-            if not 0 < getattr(recover, name) <= 1:
-                raise ValueError(f"recover.{name} must lie in (0, 1], got {getattr(recover, name)}")
-        if not 0 <= recover.drop_rate < 1:
-            raise ValueError(f"recover.drop_rate must lie in [0, 1), got {recover.drop_rate}")
         recover.gradients.check(recover.slots_per_job or self.ipc)
-        if min(recover.stages, default=1) < 1:
-            raise ValueError(f"recover.stages are sides in pixels, got {recover.stages}")
         if "patch" in recover.statistics and any(side != size for side in recover.stages):
             raise ValueError("recover.statistics patch needs images of one size: the number of patches depends on it")
         if initial.factor > size:
@@ -107,52 +103,18 @@ class Recipe:
                 "(recover.initial.kind mosaic with crops 0 or crop_size image)"
             )
 
-    def _check_counts(self) -> None:
-        at_least_one = {
-            "ipc": self.ipc,
-            "dataset.image_size": self.dataset.image_size,
-            "recover.initial.factor": self.recover.initial.factor,
-            "recover.committee.size": self.recover.committee.size,
-            "recover.features.batch_size": self.recover.features.batch_size,
-            "squeeze.epochs": self.squeeze.epochs,
-            "squeeze.batch_size": self.squeeze.batch_size,
-            "squeeze.probe.epochs": self.squeeze.probe.epochs,
-            "squeeze.probe.batch_size": self.squeeze.probe.batch_size,
-            "train.epochs": self.train.epochs,
-            "train.batch_size": self.train.batch_size,
-            "train.accumulate": self.train.accumulate,
-            "train.seeds": self.train.seeds,
-            "labels.tile_shuffle": self.labels.tile_shuffle,
-            "labels.tile_pick": self.labels.tile_pick,
-            "labels.batch_norm_size": self.labels.batch_norm_size,
-            "number of squeeze.teachers": len(self.squeeze.teachers) + self.needs_no_teacher,
-        }
-        if min(self.evaluate.sizes, default=1) < 1:
-            raise ValueError(f"evaluate.sizes are images per class, got {self.evaluate.sizes}")
-        at_least_zero = {
-            "recover.batch_size": self.recover.batch_size,
-            "dataset.counts": min(self.dataset.counts),
-            "recover.iterations": self.recover.iterations,
-            "recover.slots_per_job": self.recover.slots_per_job,
-            "recover.classes_per_job": self.recover.classes_per_job,
-            "recover.initial.candidates": self.recover.initial.candidates,
-            "recover.initial.preselected": self.recover.initial.preselected,
-            "recover.initial.crops": self.recover.initial.crops,
-            "recover.snapshots": self.recover.snapshots,
-            "labels.top_k": self.labels.top_k,
-            "train.prefix": self.train.prefix,
-        }
-        for least, counts in ((1, at_least_one), (0, at_least_zero)):
-            for name, value in counts.items():
-                if value < least:
-                    raise ValueError(f"{name} must be at least {least}, got {value}")
-
     def _check_teachers(self) -> None:
         teachers = self.squeeze.teachers
+        if not teachers and not self.needs_no_teacher:
+            raise ValueError("squeeze.teachers needs at least one, got none")
         if len(self.squeeze.weights) not in (1, len(teachers)):
             raise ValueError(
                 f"squeeze.weights needs one entry, or one a teacher ({len(teachers)}), got {len(self.squeeze.weights)}"
             )
+        for number in range(len(teachers)):
+            source = self.squeeze.weights[number % len(self.squeeze.weights)]
+            if self.squeeze.pixel_statistics(number, None) is not None and source == "train":
+                raise ValueError(f"squeeze.normalization is of given weights, but {teachers[number]} is trained here")
         if len(probes := self.squeeze.probe_weights) not in (0, 1, len(teachers)):
             raise ValueError(
                 f"squeeze.probe_weights needs none, one, or one a teacher ({len(teachers)}), got {len(probes)}"
@@ -226,16 +188,22 @@ class Recipe:
 SQUEEZE_PARTS = ("seed", "dataset", "squeeze")
 
 
-def from_toml(text: str, source: str, ipc: int | None = None, *, corrected: bool = False) -> Recipe:
-    """TOML -> Recipe. Raises ValueError for unknown keys (with the nearest valid one) and wrong types."""
+def from_toml(text: str, source: str, ipc: int | None = None, *, corrected: bool = False, student: str = "") -> Recipe:
+    """TOML -> Recipe, of `student` if given. Raises ValueError for unknown keys (with the nearest) and wrong types."""
     tree = _tree(text, source)
-    by_ipc, variant = tree.pop("by_ipc", {}), tree.pop(CORRECTED, {})
+    by_ipc, by_student, variant = (tree.pop(key, {}) for key in ("by_ipc", "by_student", CORRECTED))
     tree.pop("published", None)
     ipc = ipc if ipc is not None else tree.get("ipc", Recipe.ipc)
     tree["ipc"] = ipc
     if corrected:
         _merge(tree, variant)
     _merge(tree, by_ipc.get(str(ipc), {}))
+    if student:
+        _merge(tree, {"train": {"student": student}})
+    own = by_student.get(tree.get("train", {}).get("student", Train.student), {})
+    own_by_ipc = own.pop("by_ipc", {})
+    _merge(tree, own)
+    _merge(tree, own_by_ipc.get(str(ipc), {}))
     try:
         recipe: Recipe = _build(Recipe, tree, "")
         return recipe.check()
@@ -243,13 +211,14 @@ def from_toml(text: str, source: str, ipc: int | None = None, *, corrected: bool
         raise ValueError(f"{source}: {error}") from None
 
 
-def load(name_or_file: str) -> Recipe:
-    """A recipe by name ("sre2l/digits-ipc10") or from a TOML file. Raises ValueError with the nearest known name."""
+def load(name_or_file: str, student: str = "") -> Recipe:
+    """A recipe by name ("sre2l/digits-ipc10") or from a TOML file, of `student` if given. Raises ValueError with the
+    nearest known name."""
     path = Path(name_or_file)
     if path.suffix == ".toml":
         if not path.is_file():
             raise ValueError(f"there is no recipe file {path}")
-        recipe = from_toml(path.read_text(), str(path))
+        recipe = from_toml(path.read_text(), str(path), student=student)
         return recipe if recipe.name != Recipe.name else dataclasses.replace(recipe, name=path.stem)
     stem, ipc = name_or_file, None
     if match := re.fullmatch(r"(.+)-ipc(\d+)", name_or_file):
@@ -260,7 +229,8 @@ def load(name_or_file: str) -> Recipe:
             f"there is no recipe {name_or_file!r}; the nearest is {near[0]!r} (known: {', '.join(names())})"
         )
     file = RECIPES / f"{stem.removesuffix(f'-{CORRECTED}')}.toml"
-    recipe = from_toml(file.read_text(), f"recipe {stem}", ipc, corrected=stem.endswith(f"-{CORRECTED}"))
+    is_corrected = stem.endswith(f"-{CORRECTED}")
+    recipe = from_toml(file.read_text(), f"recipe {stem}", ipc, corrected=is_corrected, student=student)
     return dataclasses.replace(recipe, name=f"{stem}-ipc{recipe.ipc}")
 
 

@@ -5,10 +5,11 @@ from __future__ import annotations
 from dataclasses import dataclass, field
 from typing import Literal
 
-from ..networks.precision import Precision
-from ..views.augment import Operation
-from ..views.windows import Views
+from .bounds import Count, CountOrZero, Decay, ShareAboveZero
 from .gradients import Gradients
+from .shared import Precision, Views
+
+Storage = Literal["png", "jpeg"]
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -24,11 +25,11 @@ class Initial(Views):
     teachers: tuple[str, ...] = ()
     """Those that score crops, by the mean of their logits, or the first of which gives features; empty: all of
     squeeze.teachers."""
-    candidates: int = 300
+    candidates: CountOrZero = 300
     """Random training images a class that crops are cut from (RDED's mipc); 0: all of them."""
-    preselected: int = 0
+    preselected: CountOrZero = 0
     """Only so many of the candidates, those whose evaluation squares score best, are cropped (EDC: 300); 0: all."""
-    crops: int = 5
+    crops: CountOrZero = 5
     """Random crops of each; 0: its evaluation square instead (CIM)."""
     one_per_image: bool = True
     """Whether the best crop of an image alone is ranked, or all of its crops are (EDC)."""
@@ -37,7 +38,7 @@ class Initial(Views):
     image: image_size, and a mosaic shows them smaller (CIM, EDC). Evaluation squares are always of image_size."""
     resize: Literal["nearest", "antialias"] = "nearest"
     """How a crop is resized to its tile where their sizes differ: nearest pixels as published, or bilinear."""
-    factor: int = 2
+    factor: Count = 2
     """Crops a side of a mosaic: factor^2 crops an image."""
     layout: Literal["rank-major", "contiguous"] = "rank-major"
     """Which ranks tile an image. rank-major: tile q of image j of n has rank q n + j, as published; contiguous: image j
@@ -50,14 +51,12 @@ class Initial(Views):
 class Committee:
     """Several teachers an iteration, each weighted by what it is known to be worth (CV-DD, spec 2.3)."""
 
-    size: int = 1
+    size: Count = 1
     """Teachers that look at an image together; 1: the teachers take turns."""
     choice: Literal["pairs", "random"] = "pairs"
     """pairs: slot k gets the k-th of all committees of that size, in the teachers' order; random: a drawn one."""
     priors: tuple[float, ...] = ()
-    """Worth of each of recover.teachers, in per cent; empty: the same."""
-    temperature: float = 5.0
-    """Weights are softmax(prior / temperature) over the committee."""
+    """Worth of each of recover.teachers, in per cent: weights are softmax(prior / 5); empty: the same."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -66,12 +65,6 @@ class Features:
 
     layer: str = ""
     """Module of the first teacher whose input is matched, by its name in the network, e.g. "layer3" or "fc"."""
-    weight_decay: float = 0.01
-    """AdamW's, of the additive change of the images."""
-    augment: tuple[Operation, ...] = ("flip", "crop", "cutout")
-    """Differentiable augmentations, drawn in each iteration for all tiles and anchors alike."""
-    batch_size: int = 64
-    """Pairs of a tile and its anchor that go through the network together; results differ by rounding alone."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -83,75 +76,82 @@ class Recover(Views):
     gradients: see recover.gradients (IDC, MDC)."""
     teachers: tuple[str, ...] = ()
     """Those of squeeze.teachers that are matched; they take turns. Empty: all of them."""
-    iterations: int = 4000
+    iterations: CountOrZero = 4000
     """0 keeps the initial images (RDED)."""
-    snapshots: int = 8
+    snapshots: CountOrZero = 8
     """Moments, evenly spread over the iterations, at which small copies of some images are kept for the report: the
     first slot's, of up to 20 classes."""
     lr: float = 0.25
     betas: tuple[float, float] = (0.5, 0.9)
-    batch_size: int = 100
+    batch_size: CountOrZero = 100
     """Images optimised together, at most; 0: as many as fit in memory. What a job makes depends on the number, so it is
     chosen once, when recover begins a set, and stands in recipe.toml and in the manifest from then on."""
-    slots_per_job: int = 1
+    slots_per_job: CountOrZero = 1
     """Images of a class that are optimised together; 0: all of them."""
-    classes_per_job: int = 0
+    classes_per_job: CountOrZero = 0
     """Classes that are optimised together; 0: as many as batch_size holds."""
+    split_classes: bool = False
+    """Jobs are batch_size consecutive images, class by class, and end where a class does not (EDC, G-VBSM). Otherwise
+    jobs of the same slots end together."""
     initial: Initial = field(default_factory=Initial)
     committee: Committee = field(default_factory=Committee)
     features: Features = field(default_factory=Features)
     gradients: Gradients = field(default_factory=Gradients)
     match_weight: float = 0.01
-    """Weight of the matching loss (r_bn)."""
-    first_layer_weight: float = 10.0
-    """Weight of the first layer among those that are matched."""
+    """Weight of the matching loss (r_bn), in which the first layer counts ten times."""
     statistics: tuple[Literal["bn", "conv", "patch"], ...] = ("bn",)
     """What is matched: mean and variance of the inputs of BatchNorms (with the running ones), of convolutions (with the
     data set's), and with patch the mean and variance of every patch of the convolutions' inputs too (G-VBSM)."""
-    patch_size: int = 16
+    patch_size: Count = 16
     """Side of a patch: 16 for 224-pixel images, 4 for 32 and 64."""
-    targets: tuple[Literal["global", "category", "local"], ...] = ("global",)
+    targets: tuple[Literal["global", "category"], ...] = ("global",)
     """What they are matched with. global: the whole data set's; category: those of the batch's classes, averaged over
-    its images (EDC, LPLD); local: those of a batch of real images of the same classes."""
+    its images (EDC, LPLD)."""
     target_weights: tuple[float, ...] = (1.0,)
     """Of each of the targets: 0.5 0.5 for EDC's half global, half category."""
     class_variance: Literal["within-image", "full"] = "within-image"
     """A class's variance: the mean of its images' own variances, as published, or that of all its pixels."""
     swapped_patches: bool = False
     """Take a class's patch means for variances and the reverse, as EDC's published code does."""
-    local_repeats: int = 1
-    """Real images behind local targets, for each image of a job."""
     statistics_files: str = ""
     """Folder of the published layout (ConvFeatureHook, BNFeatureHook) whose statistics are taken, not collected."""
-    gradient_share: float = 1.0
+    gradient_share: ShareAboveZero = 1.0
     """Match only the layers that together give this share of the matching loss's image gradient for the least cost."""
-    statistics_ema: float = 0.0
+    statistics_ema: Decay = 0.0
     """Decay an iteration of the running mean that is compared instead of the batch's statistics (G-VBSM's alpha)."""
     ema_start: Literal["first", "zero"] = "first"
     """The running mean's first value: the first batch's, or 0 as in the published code."""
-    drop_rate: float = 0.0
+    drop_rate: Decay = 0.0
     """Probability that a convolution is not matched in an iteration (G-VBSM's beta)."""
     precision: Precision = "fp32"
     """Arithmetic of the teachers; images and statistics are float32 in any case."""
     reproducible: bool = True
     """The same images from any number of workers and threads, to the bit: one thread a worker on a CPU, deterministic
     algorithms of cuDNN on a GPU. Otherwise all threads, and whatever cuDNN finds to be fastest."""
+    storage: Storage = "png"
+    """What is kept of the finished images. png: all, rounded to bytes; jpeg: what is left of them, truncated to bytes,
+    after a JPEG of quality 75 and 4:2:0, as several methods were published. In the set they are lossless either way."""
     tv_weight: float = 0.0
     l2_weight: float = 0.0
     densification_weight: float = 0.0
     """Of G-VBSM's data densification: KL between a class's Gram eigenvalues as they are and flattened."""
-    densification_temperature: float = 4.0
     flatness_weight: float = 0.0
     """Of EDC's flatness: KL between the answers to the images and to their running mean."""
-    flatness_decay: float = 0.99
-    flatness_temperature: float = 4.0
     loss: str = ""
     """Your own term beside the others, file.py:function or module:function: it is called with what a teacher sees,
     normalised [N, 3, S, S], its logits [N, K] and the classes among them, int64 [N], and gives one number. On a GPU a
     CUDA graph captures it: nothing in it may be read by the host."""
-    stages: tuple[int, ...] = ()
+    stages: tuple[Count, ...] = ()
     """Sides of the images in equal parts of the iterations (FADRM); empty: image_size throughout."""
-    residual: float = 1.0
+    residual: ShareAboveZero = 1.0
     """Share of the optimised images that is kept between stages; the rest is the initial images' (FADRM's alpha)."""
     curriculum: Literal["none", "cosine"] = "none"
     """cosine: the crop's smallest area share falls from 1 to crop_scale's lower end over the iterations (CDA)."""
+
+    def check(self, where: str) -> None:
+        """Raises ValueError for views that make no sense, and for classes that are split where they must be whole."""
+        super().check(where)
+        found = self.slots_per_job, self.classes_per_job, self.objective
+        if self.split_classes and found != (0, 0, "statistics"):
+            wanted = "slots_per_job 0, classes_per_job 0 and objective statistics"
+            raise ValueError(f"recover.split_classes needs {wanted}, got {', '.join(map(str, found))}")

@@ -1,4 +1,4 @@
-"""The settings of a run, part by part (recover: recover_settings.py); their docstrings are the command line's help.
+"""The settings of a run, part by part (recover: recover.py); their docstrings are the command line's help.
 
 Whatever a paper or its published code fixes is a field here, so that a method is data and never a branch of code.
 """
@@ -6,11 +6,13 @@ Whatever a paper or its published code fixes is a field here, so that a method i
 from __future__ import annotations
 
 from dataclasses import dataclass, field
-from typing import Literal
+from typing import Annotated, Literal
 
-from ..networks.precision import Precision
-from ..views.augment import Operation
-from ..views.windows import Views
+from .bounds import AtLeast, Count, CountOrZero, Decay, PositiveFloat, Share, ShareAboveZero, Within
+from .shared import Operation, Precision, Views
+
+PixelStatistics = tuple[tuple[float, float, float], tuple[float, float, float]]
+"""Mean and deviation of red, green and blue, in [0, 1]."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -19,18 +21,18 @@ class Dataset:
 
     name: Literal["digits", "cifar10", "cifar100", "svhn", "tiny-imagenet", "folder"] = "folder"
     """digits ships with scikit-learn; the others come from --data. folder: <split>/<class>/<image>, as ImageNet."""
-    image_size: int = 224
+    image_size: Count = 224
     """Side of the square that networks see and that is recovered, in pixels."""
-    resize: int = 256
+    resize: Count = 256
     """At evaluation the short side is resized to this before the central image_size square is cut."""
     mean: tuple[float, float, float] = (0.485, 0.456, 0.406)
-    std: tuple[float, float, float] = (0.229, 0.224, 0.225)
+    std: tuple[PositiveFloat, PositiveFloat, PositiveFloat] = (0.229, 0.224, 0.225)
     classes: tuple[str, ...] = ()
     """Only these classes, in this order; empty takes all, in the data set's own order."""
-    counts: tuple[int, int, int] = (0, 0, 0)
+    counts: tuple[CountOrZero, CountOrZero, CountOrZero] = (0, 0, 0)
     """Classes, training and test images, for `fastcondense plan` where the data are not at hand; 0 0 0: not known. Runs
     count what is there."""
-    workers: int = 2
+    workers: CountOrZero = 2
     """Threads that decode images."""
     loader: Literal["auto", "ffcv", "dali", "folder"] = "auto"
     """What reads the images: ffcv needs packed ones, dali and folder (Pillow) read files. They differ by rounding."""
@@ -42,33 +44,32 @@ class Dataset:
 class Optimization:
     """How a network is trained."""
 
-    epochs: int = 300
-    batch_size: int = 128
+    epochs: Count = 300
+    batch_size: Count = 128
     optimizer: Literal["adamw", "adam", "sgd"] = "adamw"
     lr: float = 1e-3
     weight_decay: float = 0.01
-    """Applied to weights of more than one dimension only, unless decay_all."""
+    """Applied to parameters of more than one dimension that are named weights, unless decay_all: not to biases, norms,
+    position embeddings, class tokens, bias tables or layer scales."""
     decay_all: bool = False
-    momentum: float = 0.9
+    momentum: Decay = 0.9
     """SGD's."""
-    betas: tuple[float, float] = (0.9, 0.999)
-    """Adam's and AdamW's."""
     schedule: Literal["cosine", "linear", "constant", "cosine_drop", "multistep"] = "cosine"
     """cosine: (1 + cos(pi e / (stretch E))) / 2 for epoch e of E after the warm-up; linear: 1 - e / (stretch E);
     cosine_drop: cosine up to 5 E / 6, then its value there times 1 - e / E (EDC's equation 33); multistep: gamma to the
     number of milestones that have passed."""
-    schedule_stretch: float = 1.0
+    schedule_stretch: PositiveFloat = 1.0
     """zeta; 2 is the smoothed schedule of RDED and EDC, which ends at half the learning rate."""
     milestones: tuple[float, ...] = ()
     """Shares of all epochs after which a multistep schedule multiplies the learning rate by gamma."""
     gamma: float = 0.1
-    warmup_epochs: int = 0
+    warmup_epochs: CountOrZero = 0
     """Linear from a hundredth of the learning rate."""
-    ema: float = 0.0
+    ema: Decay = 0.0
     """Decay a step of the exponential moving average of the weights that is evaluated; 0 evaluates the weights."""
-    accumulate: int = 1
+    accumulate: Count = 1
     """Parts that a batch is split into for the network's forward: BatchNorm sees a part, the optimiser the batch."""
-    evaluate_every: int = 10
+    evaluate_every: Count = 10
     """Epochs between evaluations; the last is always evaluated."""
     precision: Precision = "fp32"
     """Arithmetic of the network; bf16 is autocast, with float32 weights."""
@@ -83,10 +84,10 @@ class Optimization:
 class MoCo:
     """Momentum contrast: an image's two views agree, and differ from those of a queue of other images (MoCo v2)."""
 
-    temperature: float = 0.2
-    queue: int = 65536
+    temperature: PositiveFloat = 0.2
+    queue: Count = 65536
     """Views of earlier batches that a view is told from; few images want fewer than there are of them."""
-    decay: float = 0.999
+    decay: Share = 0.999
     """Of the key encoder, a step: the running mean of the query encoder's weights."""
 
 
@@ -99,38 +100,28 @@ class SelfSupervision(Optimization, Views):
 
     method: Literal["none", "moco"] = "none"
     """none: teachers are trained with labels. moco: MoCo v2."""
-    epochs: int = 200
-    batch_size: int = 256
+    epochs: Count = 200
+    batch_size: Annotated[int, AtLeast(2)] = 256
     optimizer: Literal["adamw", "adam", "sgd"] = "sgd"
     lr: float = 0.03
     weight_decay: float = 1e-4
     decay_all: bool = True
-    accumulate: int = 1
+    accumulate: Count = 1
     """Parts of a batch whose BatchNorms are apart; MoCo's keys are shuffled among them (published: 8, one a GPU)."""
     crop_scale: tuple[float, float] = (0.2, 1.0)
     jitter: tuple[float, float, float, float] = (0.4, 0.4, 0.4, 0.1)
     """Largest relative change of brightness, contrast and saturation, and largest turn of the hue."""
-    grey: float = 0.2
+    grey: Share = 0.2
     """Probability that a view loses its colours."""
-    blur: float = 0.5
+    blur: Share = 0.5
     """Probability of a Gaussian blur."""
     moco: MoCo = field(default_factory=MoCo)
 
-    def check(self) -> None:
-        """Raises ValueError for views and counts that make no sense."""
-        super().check()
-        if not 0 <= self.blur <= 1:
-            raise ValueError(f"self_supervision.blur must lie in [0, 1], got {self.blur}")
-        counts = {
-            "epochs": (self.epochs, 1),
-            "batch_size": (self.batch_size, 2),
-            "accumulate": (self.accumulate, 1),
-        }
-        for name, (value, least) in counts.items():
-            if value < least:
-                raise ValueError(f"self_supervision.{name} must be at least {least}, got {value}")
+    def check(self, where: str) -> None:
+        """Raises ValueError for settings that make no sense together."""
+        super().check(where)
         if self.method == "moco" and self.moco.queue < self.batch_size:
-            raise ValueError(f"moco.queue must hold a batch of {self.batch_size} views, got {self.moco.queue}")
+            raise ValueError(f"{where}.moco.queue must hold a batch of {self.batch_size} views, got {self.moco.queue}")
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -141,8 +132,8 @@ class Probe(Optimization):
     30, multistep 0.6 0.8; MoCo v3 90 epochs, lr 0.1 for 256 images; SwAV lr 0.3, decay 1e-6; DINO lr 1e-3 for 256.
     """
 
-    epochs: int = 100
-    batch_size: int = 256
+    epochs: Count = 100
+    batch_size: Count = 256
     optimizer: Literal["adamw", "adam", "sgd"] = "sgd"
     lr: float = 0.1
     weight_decay: float = 0.0
@@ -155,14 +146,17 @@ class Squeeze(Optimization, Views):
     teachers: tuple[str, ...] = ("torchvision/resnet18",)
     """zoo/NAME (small images), torchvision/NAME, timm/NAME, or your own module:function(num_classes=...)."""
     weights: tuple[str, ...] = ("train",)
-    """One a teacher or one for all: train, torchvision's weights name or timm's tag (or "default"), or a checkpoint;
-    those of MoCo, SwAV and DINO (its teacher) are recognised."""
+    """One a teacher or one for all: train, torchvision's weights name or timm's tag (or "default"), or a checkpoint,
+    FILE, or FILE:KEY where it holds several (FILE:ema); those of MoCo, SwAV and DINO (its teacher) are recognised."""
+    normalization: tuple[str, ...] = ("own",)
+    """What a teacher's inputs are normalised by, one a teacher or one for all: own, as its pretrained weights say, or
+    else dataset.mean and dataset.std; dataset, these; or R,G,B/R,G,B, mean and deviation of pixels in [0, 1]."""
     probe_weights: tuple[str, ...] = ()
     """A linear layer in place of the weights' own, one a teacher or one for all: a file of its weights, "train" to fit
     it on the frozen network, or "" for none. Self-supervised checkpoints need one."""
     classes_file: str = ""
     """Text file with the class name of each output of the checkpoints, one a line, if it differs from the data set."""
-    gate_images: int = 10
+    gate_images: CountOrZero = 10
     """Real training images a class on which every teacher must beat chance before anything is recovered; 0: no gate."""
     shared: bool = False
     """Several workers train a teacher together, each on its part of every batch: faster, but the weights depend on the
@@ -171,6 +165,28 @@ class Squeeze(Optimization, Views):
     """As train.sync_batch_norm, for teachers that are trained with `shared`."""
     self_supervision: SelfSupervision = field(default_factory=SelfSupervision)
     probe: Probe = field(default_factory=Probe)
+
+    def pixel_statistics(self, teacher: int, own: PixelStatistics | None) -> PixelStatistics | None:
+        """Mean and deviation for a teacher whose weights say `own`; None: the data set's. Raises ValueError for others
+        than `normalization` may be.
+        """
+        if len(self.normalization) not in (1, len(self.teachers)):
+            raise ValueError(
+                f"squeeze.normalization needs one entry, or one a teacher ({len(self.teachers)}), got "
+                f"{len(self.normalization)}"
+            )
+        text = self.normalization[teacher % len(self.normalization)]
+        if text in ("own", "dataset"):
+            return own if text == "own" else None
+        try:
+            (r, g, b), (dr, dg, db) = (tuple(float(value) for value in part.split(",")) for part in text.split("/"))
+        except ValueError:
+            raise ValueError(
+                f"squeeze.normalization needs own, dataset or R,G,B/R,G,B, mean and deviation, got {text!r}"
+            ) from None
+        if not min(dr, dg, db) > 0:
+            raise ValueError(f"squeeze.normalization needs deviations above 0, got {text!r}")
+        return (r, g, b), (dr, dg, db)
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -181,7 +197,7 @@ class Labels(Views):
     """teachers: a label is computed when its view is seen; stored: read from files; hard: the classes themselves."""
     stored: str = ""
     """Folder of stored labels: ours (`relabel --store`), or FKD files of published code; empty: labels/ of the run."""
-    top_k: int = 0
+    top_k: CountOrZero = 0
     """Logits that a stored label keeps, the largest ones; 0: all of them."""
     precision: Precision = "fp32"
     """Arithmetic of the teachers when they label; bf16: their weights and maps too."""
@@ -190,28 +206,27 @@ class Labels(Views):
     ensemble: Literal["mean", "norm-equalized"] = "mean"
     """Mean of logits; norm-equalized: of logits scaled to the teachers' mean norm in the training batch (G-VBSM)."""
     priors: tuple[float, ...] = ()
-    """Worth of each of labels.teachers, in per cent: the mean is weighted by softmax(prior / prior_temperature)."""
-    prior_temperature: float = 10.0
+    """Worth of each of labels.teachers, in per cent: the mean is weighted by softmax(prior / 10)."""
     batch_norm: Literal["eval", "train"] = "eval"
     """train: the teachers' BatchNorms take the statistics of batch_norm_size views that are seen together (CV-DD)."""
-    batch_norm_size: int = 8
+    batch_norm_size: Count = 8
     """As many as the student's BatchNorms see, train.batch_size / train.accumulate, so that both see the same views."""
     dropout: bool = False
     """Whether the teachers' dropout layers are active, as in code that leaves teachers in training mode."""
-    pool: float = 1.0
+    pool: ShareAboveZero = 1.0
     """Share of all batches of views that exist; below 1, epochs draw theirs from the first of them (LPLD's pruning)."""
     mix: Literal["none", "cutmix", "mixup"] = "cutmix"
-    mix_alpha: float = 1.0
+    mix_alpha: PositiveFloat = 1.0
     """lambda ~ Beta(alpha, alpha)."""
-    mix_probability: float = 1.0
-    tile_shuffle: int = 1
+    mix_probability: Share = 1.0
+    tile_shuffle: Count = 1
     """Columns, and rows, of tiles an image that are permuted before the crop (RDED)."""
-    tile_pick: int = 1
+    tile_pick: Count = 1
     """Tiles a side: a view shows one tile, enlarged, or with probability 1 / tile_pick^2 the whole image (CIM)."""
     augment: tuple[Operation, ...] = ()
     """Differentiable siamese augmentations of the normalised view (Zhao and Bilen, ICML'21), one draw an image; where
     images are mixed, before that."""
-    rand_augment: tuple[int, int] = (0, 0)
+    rand_augment: tuple[CountOrZero, Annotated[int, Within(0, 30)]] = (0, 0)
     """RandAugment's number of operations and magnitude, before the crop (Cubuk et al., 2020); 0 0: none."""
 
     @property
@@ -219,9 +234,9 @@ class Labels(Views):
         """Whether some layers of the teachers are in training mode."""
         return self.batch_norm == "train" or self.dropout
 
-    def check(self) -> None:
-        """Raises ValueError if the settings make no sense, alone or together."""
-        super().check()
+    def check(self, where: str) -> None:
+        """Raises ValueError for settings that make no sense together."""
+        super().check(where)
         if self.augment and self.mix == "mixup":
             raise ValueError("labels.augment needs labels.mix none or cutmix, got mixup")
         if self.tile_pick > 1 and self.padding:
@@ -229,13 +244,6 @@ class Labels(Views):
         if self.batch_norm == "train" and self.batch_norm_size < 2:
             raise ValueError(
                 f"labels.batch_norm train needs a batch_norm_size of 2 or more, got {self.batch_norm_size}"
-            )
-        if self.prior_temperature <= 0:
-            raise ValueError(f"labels.prior_temperature must be positive, got {self.prior_temperature}")
-        operations, magnitude = self.rand_augment
-        if operations < 0 or not 0 <= magnitude <= 30:
-            raise ValueError(
-                f"labels.rand_augment needs operations >= 0 and a magnitude up to 30, got {self.rand_augment}"
             )
 
 
@@ -246,15 +254,15 @@ class Train(Optimization):
     student: str = "torchvision/resnet18"
     loss: Literal["kl", "kl_t2", "mse_ce"] = "kl"
     """kl: KL(teacher || student) at `temperature`; kl_t2: times its square; mse_ce: MSE of logits + ce_weight * CE."""
-    temperature: float = 20.0
+    temperature: PositiveFloat = 20.0
     ce_weight: float = 0.1
     ce_labels: Literal["mixed", "own"] = "mixed"
     """mse_ce's classes of a mixed view: both by their shares, or the base image's alone as published."""
-    seeds: int = 1
+    seeds: Count = 1
     """Students, each from another seed."""
     sync_batch_norm: bool = False
     """With several ranks, on GPUs: BatchNorms see a batch of all ranks, as one rank's do, instead of each its share."""
-    prefix: int = 0
+    prefix: CountOrZero = 0
     """Images of a class that are trained on, the first by rank, and as many random real ones; 0: all."""
 
 
@@ -269,11 +277,11 @@ class Evaluate:
     """random_soft, random_hard: random real images of the same IPC with soft or hard labels; herding_soft,
     herding_hard: those that herding chooses in the features of the first labelling teacher, or in pixels if there is
     no teacher; full: all real images."""
-    sizes: tuple[int, ...] = ()
+    sizes: tuple[Count, ...] = ()
     """Images per class at which the set is scored, each time the first of every class: `evaluate --ipc 1,2,5`."""
     compare: tuple[Literal["independent", "stacked"], ...] = ()
     """Beside them: sets made for each size (A), and sets of one image a class from other seeds put together (B)."""
-    full_epochs: int = 0
+    full_epochs: CountOrZero = 0
     """Epochs on the full data; 0 takes squeeze.epochs."""
 
 
@@ -283,27 +291,9 @@ class Ranking:
 
     labels: Literal["soft", "hard"] = "soft"
     """Of both sides of the improvement over random images, with the recipe's views and without."""
-    hard_views: Literal["plain", "recipe"] = "plain"
-    """Of the condensed images with hard labels: whole images, neither changed nor mixed, or the recipe's views."""
-    real_views: Literal["plain", "recipe"] = "plain"
-    """Of all real images; recipe: squeeze's views, as for evaluate's full."""
-    real_accuracy: float = 0.0
+    real_accuracy: Annotated[float, Within(0, 100)] = 0.0
     """Top-1 in % of students on all real images with hard labels, where it is known; 0: they are trained, as many
     epochs as evaluate.full_epochs says."""
-    learning_rates: tuple[float, ...] = ()
+    learning_rates: tuple[PositiveFloat, ...] = ()
     """Every student on condensed and on random images is trained with each of these, and the most accurate on the test
     images counts; empty: train.lr alone. DD-Ranking's are 0.001 0.005 0.01 0.05 0.1."""
-    label_weight: float = 0.5
-    """w, of the improvement over random images in the label-robust score; 1 - w is hard label recovery's."""
-    augmentation_weight: float = 0.5
-    """gamma, of the improvement with the recipe's views in the augmentation-robust score; 1 - gamma: without."""
-
-    def check(self) -> None:
-        """Raises ValueError for values outside their ranges."""
-        for name in ("label_weight", "augmentation_weight"):
-            if not 0 <= getattr(self, name) <= 1:
-                raise ValueError(f"ranking.{name} must lie in [0, 1], got {getattr(self, name)}")
-        if not 0 <= self.real_accuracy <= 100:
-            raise ValueError(f"ranking.real_accuracy is a percentage, got {self.real_accuracy}")
-        if not all(lr > 0 for lr in self.learning_rates):
-            raise ValueError(f"ranking.learning_rates must be positive, got {self.learning_rates}")

@@ -14,12 +14,13 @@ from torch import Tensor
 
 from ..data.jobs import Job
 from ..data.noise import InitialImages
-from ..data.real import Normalization
+from ..data.real import Normalization, stored
 from ..kernels.crop import crop
 from ..kernels.pixel_adam import pixel_adam
 from ..networks.graph import Graphs
 from ..networks.precision import arithmetic, network_dtype
 from ..recipe.recipe import Recipe
+from ..recipe.shared import Operation
 from ..rng import Stream
 from ..sets.record import Record
 from ..teachers.cut import Cut
@@ -31,6 +32,9 @@ from .recording import SnapshotRecorder
 from .recover import Recovered
 from .unfinished import State, Unfinished, remaining
 
+_WEIGHT_DECAY = 0.01  # AdamW's, of the additive change of the images
+_AUGMENT: tuple[Operation, ...] = ("flip", "crop", "cutout")  # CIM's, in each iteration for all tiles and anchors alike
+_PAIRS = 64  # of a tile and its anchor that go through the network together: bounds the memory
 Anchors = Callable[[Job], Tensor]
 """Normalised real images of a job, float32 [factor^2 num_images, 3, S, S], on the device of the run: number
 k num_images + i is the anchor of tile k, row by row, of image i."""
@@ -50,8 +54,8 @@ def tile_windows(size: int, factor: int) -> Tensor:
 def augmentation_table(recipe: Recipe, job: Job) -> Tensor:
     """What is done to all tiles and anchors in each iteration, float32 [T, 1, columns]."""
     stream, iterations = Stream(recipe.seed, "recover/augment"), np.arange(recipe.recover.iterations)
-    operations, size = recipe.recover.features.augment, recipe.dataset.image_size
-    return augmentations(stream, operations, np.array([job.index]), iterations[:, None], size)
+    size = recipe.dataset.image_size
+    return augmentations(stream, _AUGMENT, np.array([job.index]), iterations[:, None], size)
 
 
 class FeatureStep:
@@ -62,7 +66,7 @@ class FeatureStep:
 
     def __init__(self, recipe: Recipe, job: Job, observer: Cut, device: torch.device):
         recover, size = recipe.recover, recipe.dataset.image_size
-        self.recipe, self.settings, self.size, self.observer = recipe, recover.features, size, observer
+        self.recipe, self.size, self.observer = recipe, size, observer
         self.initial = torch.zeros(job.num_images, 3, size, size, device=device)
         self.delta, self.first, self.second = (torch.zeros_like(self.initial) for _ in range(3))
         windows = tile_windows(size, recover.initial.factor)
@@ -109,12 +113,12 @@ class FeatureStep:
         return (wanted - self._features(tiles, row)).abs().flatten(1).mean(1).sum()
 
     def loss_and_gradient(self) -> tuple[Tensor, Tensor]:
-        """The loss of all pairs and its gradient in delta, part by part: settings.batch_size bounds the memory."""
+        """The loss of all pairs and its gradient in delta, part by part."""
         row = self.table.index_select(0, self.step)[0]
         total, gradient = torch.zeros_like(self.rate), torch.zeros_like(self.delta)
-        for begin in range(0, len(self.anchors), self.settings.batch_size):
+        for begin in range(0, len(self.anchors), _PAIRS):
             delta = self.delta.detach().requires_grad_()
-            loss = self.loss(delta, slice(begin, begin + self.settings.batch_size), row)
+            loss = self.loss(delta, slice(begin, begin + _PAIRS), row)
             gradient += torch.autograd.grad(loss, delta)[0]
             total = total + loss.detach()
         return total, gradient
@@ -122,7 +126,7 @@ class FeatureStep:
     def __call__(self) -> None:
         """Advances delta by one step of AdamW (Loshchilov and Hutter, ICLR'19), and the loss log and step counter."""
         loss, gradient = self.loss_and_gradient()
-        self.delta.mul_(1 - self.rate * self.settings.weight_decay)
+        self.delta.mul_(1 - self.rate * _WEIGHT_DECAY)
         pixel_adam(
             self.delta,
             gradient,
@@ -138,7 +142,7 @@ class FeatureStep:
         self.step += 1
 
     def _features(self, images: Tensor, row: Tensor) -> Tensor:
-        views = augment(images, row, self.settings.augment)
+        views = augment(images, row, _AUGMENT)
         return self.observer(views.to(self.observer.dtype or views.dtype))
 
 
@@ -161,7 +165,7 @@ class FeatureRecoverer:
         observer = teachers[0].cast(network_dtype(recipe.recover.precision))
         self.observer = Cut(observer, recipe.recover.features.layer)
         self.graphs = Graphs(device)
-        self.steps: dict[tuple[int, int], tuple[FeatureStep, Callable[[], None]]] = {}
+        self.steps: dict[tuple[int, ...], tuple[FeatureStep, Callable[[], None]]] = {}
 
     def __call__(self, job: Job, unfinished: Unfinished | None = None, ahead: Job | None = None) -> Recovered:
         """Recovers a job; losses are total, 0, total. There are no running means. Others: as for `Recoverer`.
@@ -192,8 +196,8 @@ class FeatureRecoverer:
         images, losses = step.images(step.delta), step.losses.to("cpu", copy=True)
         if not bool(torch.isfinite(images).all() & torch.isfinite(step.losses).all()):
             raise ValueError(f"recover diverged in job {job.index}: not all is finite; try a smaller recover.lr")
-        pixels = Normalization.of(self.recipe.dataset, self.device).pixels(images).cpu()
-        return Recovered(pixels, losses, Record(snapshots.snapshots()))
+        levels = Normalization.of(self.recipe.dataset, self.device).levels(images)
+        return Recovered(stored(levels, self.recipe.recover.storage), losses, Record(snapshots.snapshots()))
 
     def _prepare(self, job: Job) -> tuple[FeatureStep, Callable[[], None]]:
         step = FeatureStep(self.recipe, job, self.observer, self.device)

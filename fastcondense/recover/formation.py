@@ -9,7 +9,7 @@ import torch
 from torch import Tensor
 from torch.nn import functional as F
 
-from ..recipe.gradients import Gradients
+from ..recipe.gradients import MOST_TILES, Gradients
 from ..recipe.recipe import Recipe
 from ..sets.condensed import CondensedSet
 from ..views.tiles import strip_bounds
@@ -82,8 +82,6 @@ class Formation:
         """Joins tiles [g^2, k, ...] of parts in the layout's order."""
         if self.is_tile_major:
             return torch.cat([part.flatten(0, 1) for part in parts])
-        if self.settings.formation == "multi":
-            return torch.cat(parts).transpose(0, 1).flatten(0, 1)
         return torch.cat([part.transpose(0, 1).flatten(0, 1) for part in parts])
 
 
@@ -114,9 +112,7 @@ def _parts(settings: Gradients, num_images: int) -> list[tuple[int, int, int]]:
     factor = settings.factor
     if settings.formation == "single":
         return [(factor, 0, num_images)]
-    if settings.formation == "multi":
-        return [(g, 0, num_images) for g in range(1, factor + 1)]
-    parts, first, room = list[tuple[int, int, int]](), 0, settings.syn_batch - num_images
+    parts, first, room = list[tuple[int, int, int]](), 0, MOST_TILES - num_images
     for g in range(factor, 0, -1):
         left = num_images - first
         count = left if g == 1 else min(room // g**2, left)
@@ -124,5 +120,5 @@ def _parts(settings: Gradients, num_images: int) -> list[tuple[int, int, int]]:
             parts.append((g, first, first + count))
         first += count
         tiles = sum(side**2 * (end - begin) for side, begin, end in parts)
-        room = settings.syn_batch - tiles - (num_images - first)
+        room = MOST_TILES - tiles - (num_images - first)
     return parts

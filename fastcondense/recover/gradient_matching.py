@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from typing import Literal
 
 import torch
@@ -15,13 +15,12 @@ class GradientMatching:
 
     Images must not see each other: the gradients of the groups of a batch, taken apart, make up those of any union,
     and so a subset costs nothing beside its set. Raises ValueError for a network with BatchNorm.
-    forward: the network, or what stands for it where nothing is differentiated twice (a compiled one).
     """
 
-    def __init__(self, net: nn.Module, metric: Literal["mse", "l1"], forward: Callable[[Tensor], Tensor] | None = None):
+    def __init__(self, net: nn.Module, metric: Literal["mse", "l1"]):
         if any(isinstance(module, nn.modules.batchnorm._BatchNorm) for module in net.modules()):
             raise ValueError("gradient matching needs a network without BatchNorm, e.g. zoo/convnet3_in")
-        self.net, self.metric, self.forward = net, metric, net if forward is None else forward
+        self.net, self.metric = net, metric
 
     def __call__(self, real: Tensor, groups: Sequence[Tensor], label: Tensor, terms: Sequence[Sequence[int]]) -> Tensor:
         """sum_t dist(mean gradient of the real images, mean gradient of the condensed images of term t), a scalar.
@@ -42,10 +41,8 @@ class GradientMatching:
     def _gradients(self, images: Tensor, label: Tensor) -> Sequence[Tensor]:
         """Of the summed cross-entropy, in each weight."""
         weights = [weight for weight in self.net.parameters() if weight.dim() > 2]
-        is_differentiated = images.requires_grad
-        logits = (self.net if is_differentiated else self.forward)(images)
-        entropy = F.cross_entropy(logits, label.expand(len(images)), reduction="sum")
-        return torch.autograd.grad(entropy, weights, create_graph=is_differentiated)
+        entropy = F.cross_entropy(self.net(images), label.expand(len(images)), reduction="sum")
+        return torch.autograd.grad(entropy, weights, create_graph=images.requires_grad)
 
 
 class FeatureDistances:

@@ -1,7 +1,7 @@
 """Recover by gradients: condensed images give networks in training the gradients that real images do (IDC, MDC).
 
-A job's images depend on the recipe, the seed, the job and the real images. Classes meet in the networks and, with
-shared subsets, in the choice of the subset alone; so jobs of some classes give what one job of all of them does.
+A job's images depend on the recipe, the seed, the job and the real images. Classes meet in the networks and in the
+choice of the subset alone; so without subsets jobs of some classes give what one job of all of them does.
 """
 
 from __future__ import annotations
@@ -14,8 +14,9 @@ import torch
 from torch import Tensor
 
 from ..data.jobs import Job
-from ..data.real import squares
+from ..data.real import squares, stored
 from ..networks.precision import arithmetic
+from ..recipe.gradients import MOST_TILES
 from ..rng import Stream
 from ..run import Run
 from ..sets.record import Record
@@ -41,7 +42,7 @@ def read_real(run: Run) -> RealImages:
 class GradientRecoverer:
     """Recovers jobs one after another.
 
-    Raises ValueError if subsets are shared by classes and a job has not all of them.
+    Raises ValueError if there are subsets and a job has not all classes.
     """
 
     def __init__(self, run: Run):
@@ -52,13 +53,13 @@ class GradientRecoverer:
     def __call__(self, job: Job, unfinished: Unfinished | None = None, _ahead: Job | None = None) -> Recovered:
         """Recovers a job; losses are those of an iteration, averaged over classes and sweeps: total, 0, total.
 
-        With `unfinished` the state is saved there now and then, where another network begins, and gone on from, to the
-        same bits.
+        With `unfinished` the state is saved there now and then, between two networks, and gone on from, to the same
+        bits.
         """
         num_classes = len(self.run.real.classes)
-        if self.settings.subsets == "shared" and job.num_classes < num_classes:
+        if self.settings.subsets and job.num_classes < num_classes:
             raise ValueError(
-                f"recover.gradients.subsets shared needs all {num_classes} classes in a job, which has "
+                f"recover.gradients.subsets needs all {num_classes} classes in a job, which has "
                 f"{job.num_classes}: recover.classes_per_job 0, and a recover.batch_size of all images"
             )
         with arithmetic(self.recipe.recover.precision, self.recipe.recover.reproducible):
@@ -68,13 +69,13 @@ class GradientRecoverer:
             with held() if unfinished is not None else contextlib.nullcontext():
                 while condensing.iteration < self.recipe.recover.iterations:
                     condensing.iterate()
-                    if unfinished is not None and unfinished.is_due() and condensing.has_boundary():
+                    if unfinished is not None and unfinished.is_due():
                         condensing.write(unfinished)
                         check()
         images = 255 * condensing.images.flatten(0, 1)
         if not bool(torch.isfinite(images).all()):
             raise ValueError(f"recover diverged in job {job.index}: images are not finite; try a smaller recover.lr")
-        return Recovered(images.clamp(0, 255).round().to(torch.uint8).cpu(), condensing.losses, Record())
+        return Recovered(stored(images.clamp(0, 255), self.recipe.recover.storage), condensing.losses, Record())
 
 
 class Condensing:
@@ -92,13 +93,10 @@ class Condensing:
             Stream(recipe.seed, f"{purpose}/{name}") for name in ("real", "augment", "tiles")
         )
         self.orders: dict[int, tuple[int, np.ndarray]] = {}
-        self.networks = MatchedNetworks(
-            settings, real, run.normalize, recipe.seed, f"{purpose}/networks", run.out / "condensed"
-        )
-        self.matching = GradientMatching(self.networks.net, settings.metric, self.networks.forward)
-        self.distances = FeatureDistances(self.networks.net, settings.layer) if settings.subsets != "none" else None
-        num_states = {"none": 0, "shared": 1, "class-wise": job.num_classes}[settings.subsets]
-        self.subsets = [LearnableSubset(settings.period) for _ in range(num_states)]
+        self.networks = MatchedNetworks(settings, real, run.normalize, recipe.seed, f"{purpose}/networks")
+        self.matching = GradientMatching(self.networks.net, settings.metric)
+        self.distances = FeatureDistances(self.networks.net, settings.layer) if settings.subsets else None
+        self.subset = LearnableSubset(settings.period) if settings.subsets else None
         self.images = self._initial()
         self.velocity = torch.zeros_like(self.images)
         self.losses = torch.zeros(recipe.recover.iterations, 3)
@@ -108,11 +106,10 @@ class Condensing:
         """An outer iteration: a network, and `inner` sweeps over the classes (spec 5.1 and 5.2)."""
         settings, iteration = self.settings, self.iteration
         self.images.clamp_(0, 1)
-        if iteration % settings.kept_iterations == 0:
-            self.networks.begin(iteration)
-        for subset in self.subsets:
-            subset.begin(iteration)
-        is_measured = bool(self.subsets) and self.subsets[0].is_measured(iteration)
+        self.networks.begin(iteration)
+        if self.subset is not None:
+            self.subset.begin(iteration)
+        is_measured = self.subset is not None and self.subset.is_measured(iteration)
         num_classes, total = self.job.num_classes, torch.zeros((), device=self.device)
         measured = torch.zeros(num_classes, self.job.num_slots - 1, device=self.device)
         for sweep in range(settings.inner):
@@ -121,25 +118,19 @@ class Condensing:
                 total += loss
                 measured[row] += distances
             self.networks.train(iteration, sweep)
-        if is_measured:
-            means = measured.double() / settings.inner
-            means = means if settings.subsets == "class-wise" else means.mean(0, keepdim=True)
+        if self.subset is not None and is_measured:
+            means = (measured.double() / settings.inner).mean(0)
             means = means.float().round(decimals=2) if settings.is_rounded else means
-            for subset, row_of_means in zip(self.subsets, means.tolist(), strict=True):
-                subset.choose(row_of_means, iteration)
+            self.subset.choose(means.tolist(), iteration)
         mean_loss = float(total) / (settings.inner * num_classes)
         self.losses[iteration] = torch.tensor([mean_loss, 0.0, mean_loss])
         self.iteration += 1
 
-    def has_boundary(self) -> bool:
-        """Whether the next iteration begins with another network, so that this one need not be kept."""
-        return self.iteration % self.settings.kept_iterations == 0
-
     def write(self, unfinished: Unfinished) -> None:
         """Saves the state for `restore`."""
         tensors = {"images": self.images, "velocity": self.velocity, "losses": self.losses}
-        states = json.dumps([subset.state() for subset in self.subsets])
-        unfinished.write(self.iteration, tensors, {"subsets": states})
+        state = json.dumps(self.subset and self.subset.state())
+        unfinished.write(self.iteration, tensors, {"subset": state})
         self.run.log.say(f"recover: iteration {self.iteration}, loss {float(self.losses[self.iteration - 1, 0]):.4g}")
 
     def restore(self, unfinished: Unfinished) -> None:
@@ -147,16 +138,17 @@ class Condensing:
         if (saved := unfinished.read()) is None:
             return
         self.iteration, tensors, kept = saved
-        for mine, stored in ((self.images, "images"), (self.velocity, "velocity"), (self.losses, "losses")):
-            mine.copy_(tensors[stored])
-        self.subsets = [LearnableSubset.restored(self.settings.period, state) for state in json.loads(kept["subsets"])]
+        for mine, name in ((self.images, "images"), (self.velocity, "velocity"), (self.losses, "losses")):
+            mine.copy_(tensors[name])
+        if self.subset is not None:
+            self.subset = LearnableSubset.restored(self.settings.period, json.loads(kept["subset"]))
         self.run.log.say(f"recover: job {self.job.index} goes on from iteration {self.iteration}")
 
     def _step(self, row: int, sweep: int, is_measured: bool) -> tuple[Tensor, Tensor]:
         """A class's step; returns its loss, and the feature distances of its subsets, 0 if they are not measured."""
         settings, label = self.settings, self.job.first_class + row
         number = self.iteration * settings.inner + sweep
-        subset = (self.subsets[row if settings.subsets == "class-wise" else 0]) if self.subsets else None
+        subset = self.subset
         size, frozen = (subset.size, subset.frozen) if subset else (0, 0)
         if settings.momentum_shared:
             self._coast(row, label)
@@ -183,9 +175,9 @@ class Condensing:
     ) -> tuple[list[Tensor], list[list[int]], list[int]]:
         """Tiles that are taken together, [b_g] each; the groups of each term, the set and the subset; those not frozen.
 
-        Of more than syn_batch tiles, the set's and the subset's are drawn, by one order of all.
+        Of more than MOST_TILES, the set's and the subset's are drawn, by one order of all.
         """
-        levels, most = self.formation.levels.numpy(), self.settings.syn_batch
+        levels, most = self.formation.levels.numpy(), MOST_TILES
         order = np.arange(len(levels))
         if len(levels) > most:
             order = self.picks.permutation(len(levels), number * len(self.real.members) + label)
@@ -233,16 +225,10 @@ class Condensing:
         return self.orders[label][1]
 
     def _initial(self) -> Tensor:
-        """Mosaics of each class's first or random images, or noise: [classes, slots, 3, S, S]."""
+        """Mosaics of each class's first or random images, [classes, slots, 3, S, S]."""
         recipe, job, settings = self.run.recipe, self.job, self.settings
-        size, count = recipe.dataset.image_size, job.num_slots * settings.factor**2
+        count = job.num_slots * settings.factor**2
         stream, classes = Stream(recipe.seed, "gradients/initial"), self.labels.tolist()
-        if settings.initial == "noise":
-            rows = [
-                (label, slot) for label in classes for slot in range(job.first_slot, job.first_slot + job.num_slots)
-            ]
-            noise = stream.normal(rows, 3 * size**2, self.device)
-            return (noise / 4 + 0.5).clamp(0, 1).view(len(classes), job.num_slots, 3, size, size)
         made = []
         for label in classes:
             members = self.real.members[label]

@@ -9,7 +9,7 @@ from typing import Any
 
 @dataclass
 class LearnableSubset:
-    """The subset of one class, or of all: a state that a run goes on from.
+    """The subset of all classes: a state that a run goes on from.
 
     Sizes are 1 ... K - 1, as many as there are distances. Iterations are counted from 0.
     """

@@ -1,8 +1,7 @@
-"""The networks whose gradients are matched: new ones, pretrained ones of a pool, and their training on real images."""
+"""The networks whose gradients are matched: a new one an iteration, and its training on real images."""
 
 from __future__ import annotations
 
-from pathlib import Path
 from typing import NamedTuple
 
 import numpy as np
@@ -11,12 +10,13 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 from ..data.real import Normalization, split_batches
-from ..files import read_tensors, write_tensors
 from ..networks import zoo
 from ..recipe.gradients import Gradients
 from ..rng import Stream
 from ..views.augment import augment, augmentations
 from ..views.boxes import cutmix_boxes
+
+_BATCH = 64  # real images that a network is trained on together, IDC's
 
 
 class RealImages(NamedTuple):
@@ -45,39 +45,26 @@ class MatchedNetworks:
     Their maps are planes, not channels_last: instance norms of pixels that lie together are much faster.
     """
 
-    def __init__(
-        self,
-        settings: Gradients,
-        real: RealImages,
-        normalize: Normalization,
-        seed: int,
-        purpose: str,
-        folder: Path,
-    ):
-        self.settings, self.real, self.normalize, self.folder = settings, real, normalize, folder
-        self.init, self.drawn = Stream(seed, f"{purpose}/init"), Stream(seed, f"{purpose}/pool")
+    def __init__(self, settings: Gradients, real: RealImages, normalize: Normalization, seed: int, purpose: str):
+        self.settings, self.real, self.normalize = settings, real, normalize
+        self.init = Stream(seed, f"{purpose}/init")
         self.training, self.pretraining = (_Streams.of(seed, f"{purpose}/{name}") for name in ("train", "pretrain"))
         self.device = real.pixels.device
         self.net = self._fresh(0)
-        self.forward = torch.compile(self.net, dynamic=True) if settings.compiled else self.net
         self.optimizer = self._optimizer()
         self.last_pass: tuple[tuple[_Streams, int] | None, list[np.ndarray]] = (None, [])
 
     def begin(self, iteration: int) -> None:
         """Puts the network of an iteration in place, pretrained if the settings say so."""
-        iteration -= iteration % self.settings.kept_iterations
-        if self.settings.pool:
-            number = int(self.drawn.words(iteration)[0][0]) % self.settings.pool
-            self._set(self._pooled(number))
-        else:
-            self._set(self._fresh(iteration).state_dict())
-            self._pretrain(iteration)
+        self.net.load_state_dict(self._fresh(iteration).state_dict())
+        self.optimizer = self._optimizer()
+        self._pretrain(iteration)
 
     def train(self, iteration: int, sweep: int) -> None:
         """Trains on the `net_images` real images that come after a sweep."""
-        num_batches = -(-self.settings.net_images // self.settings.net_batch)
+        num_batches = -(-self.settings.net_images // _BATCH)
         first, num_all = sweep * num_batches, self.settings.inner * num_batches
-        per_pass = len(split_batches(np.arange(len(self.real.labels)), self.settings.net_batch))
+        per_pass = len(split_batches(np.arange(len(self.real.labels)), _BATCH))
         passes = -(-num_all // per_pass)
         batches: list[np.ndarray] = []
         while len(batches) < num_batches:
@@ -91,32 +78,18 @@ class MatchedNetworks:
             batches = self._pass(self.pretraining, which)
             self._train(self.pretraining, batches, which * len(batches))
 
-    def _pooled(self, number: int) -> dict[str, Tensor]:
-        path = self.folder / f"network-{number:03d}.safetensors"
-        if not path.exists():
-            self._set(self._fresh(number).state_dict())
-            self._pretrain(number)
-            write_tensors(path, self.net.state_dict(), {})
-        return read_tensors(path)[0]
-
     def _fresh(self, iteration: int) -> nn.Module:
         with self.init.torch_generator(iteration):
             return zoo.build(self.settings.network, len(self.real.members)).to(self.device)
 
-    def _set(self, state: dict[str, Tensor]) -> None:
-        self.net.load_state_dict(state)
-        self.optimizer = self._optimizer()
-
     def _optimizer(self) -> torch.optim.Optimizer:
-        settings = self.settings
-        decay = settings.net_weight_decay
-        return torch.optim.SGD(self.net.parameters(), settings.net_lr, settings.net_momentum, weight_decay=decay)
+        return torch.optim.SGD(self.net.parameters(), lr=0.01, momentum=0.9, weight_decay=5e-4)  # IDC's
 
     def _pass(self, streams: _Streams, number: int) -> list[np.ndarray]:
         """The batches of one pass over all real images; the last is kept."""
         if self.last_pass[0] != (streams, number):
             order = streams.order.permutation(len(self.real.labels), number)
-            self.last_pass = (streams, number), split_batches(order, self.settings.net_batch)
+            self.last_pass = (streams, number), split_batches(order, _BATCH)
         return self.last_pass[1]
 
     def _train(self, streams: _Streams, batches: list[np.ndarray], first: int) -> None:
@@ -138,7 +111,7 @@ class MatchedNetworks:
                 mixed = views.clone()
                 mixed[:, :, top:bottom, left:right] = views[others, :, top:bottom, left:right]
                 views = mixed
-            logits = self.forward(views)
+            logits = self.net(views)
             loss = share * F.cross_entropy(logits, labels) + (1 - share) * F.cross_entropy(logits, labels[others])
             self.optimizer.zero_grad()
             loss.backward()

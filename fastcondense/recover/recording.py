@@ -26,13 +26,17 @@ LAYER_ROWS = 64
 """Iterations of a teacher whose losses a layer are kept, at most."""
 
 
+def shown_rows(job: Job) -> Tensor:
+    """Which of the job's images have snapshots: the first of each class, int64."""
+    return torch.nonzero((job.slots() == 0) & (job.classes() < SNAPSHOT_CLASSES))[:, 0]
+
+
 class SnapshotRecorder:
     """Takes the snapshots of a job: before recover.snapshots evenly spread iterations, the first among them."""
 
     def __init__(self, recipe: Recipe, job: Job, device: torch.device):
         iterations, count = recipe.recover.iterations, recipe.recover.snapshots
-        num_classes = min(job.num_classes, SNAPSHOT_CLASSES - job.first_class) if job.first_slot == 0 else 0
-        self.rows = slice(0, max(0, num_classes) * job.num_slots, job.num_slots)
+        self.rows = shown_rows(job)
         self.classes = job.classes()[self.rows]
         self.moments = sorted({k * iterations // count for k in range(count)}) if len(self.classes) else []
         self.side = min(SNAPSHOT_SIDE, recipe.dataset.image_size)
@@ -44,7 +48,7 @@ class SnapshotRecorder:
 
     def take(self, images: Tensor) -> None:
         """images: all of the job's, normalised [N, 3, S, S]."""
-        self.taken.append(self.normalize.pixels(shrunk(images.detach()[self.rows], self.side)))
+        self.taken.append(self.normalize.pixels(shrunk(images.detach()[self.rows.to(images.device)], self.side)))
 
     def snapshots(self) -> Snapshots | None:
         """All of them, on the host."""

@@ -6,7 +6,6 @@ The images of a job depend on the recipe, the seed and the job alone.
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass
 from typing import NamedTuple
 
 import torch
@@ -15,9 +14,8 @@ from torch.nn import functional as F
 
 from ..data.jobs import Job
 from ..data.noise import InitialImages, noise
-from ..data.real import Normalization
+from ..data.real import Normalization, stored
 from ..kernels.crop import crop
-from ..kernels.image_prior import image_prior
 from ..kernels.pixel_adam import pixel_adam
 from ..networks.graph import Graphs
 from ..networks.precision import arithmetic, network_dtype
@@ -29,17 +27,12 @@ from ..teachers.teacher import Teacher
 from ..workers.background import prepare
 from .canvas import Canvas, resized
 from .recording import JobRecorder
-from .regularizers import densification, flatness, own_loss
+from .regularizers import densification, flatness, image_priors, own_loss
 from .schedule import Turn, learning_rates, live_layers, stages, turns, window_table
 from .unfinished import State, Unfinished, remaining
 
-
-@dataclass(frozen=True)
-class Sources:
-    """What a job begins with: its initial images, the real images behind "local" targets, and other images."""
-
-    initial: InitialImages
-    local: Callable[[Job], Tensor] | None = None
+_TEMPERATURE = 4.0  # of G-VBSM's densification and of EDC's flatness
+_FLATNESS_DECAY = 0.99  # an iteration, of the running mean of the images that flatness compares with
 
 
 class Recovered(NamedTuple):
@@ -60,12 +53,12 @@ class RecoverStep:
         job: Job,
         teachers: Sequence[Teacher],
         device: torch.device,
-        sources: Sources | None = None,
+        initial_of: InitialImages | None = None,
     ):
         recover = recipe.recover
-        self.recipe, self.recover, self.teachers, self.num_slots = recipe, recover, teachers, job.num_slots
+        self.recipe, self.recover, self.teachers, self.counts = recipe, recover, teachers, job.counts
         self.device = device
-        self.sources = sources or Sources(noise(recipe, device))
+        self.initial_of = initial_of or noise(recipe, device)
         self.stages = stages(recipe)
         self.canvases = {side: Canvas(job.num_images, side, device) for side, _ in self.stages}
         self.canvas = self.canvases[self.stages[0][0]]
@@ -88,7 +81,7 @@ class RecoverStep:
         recover = self.recover
         return Matching(
             target_sets,
-            layer_weights(len(teacher.layers), recover.first_layer_weight, self.device),
+            layer_weights(len(teacher.layers), self.device),
             ema=recover.statistics_ema,
             ema_start=recover.ema_start,
         )
@@ -101,7 +94,7 @@ class RecoverStep:
     def load(self, job: Job) -> None:
         """Resets all buffers, in place, to the beginning of a job of the same shape."""
         classes = job.classes()
-        self.initial.copy_(self.sources.initial(job))
+        self.initial.copy_(self.initial_of(job))
         self.canvas = self.canvases[self.stages[0][0]]
         self.canvas.fill(self.initial)
         for zeroed in (self.losses, self.step, self.updates):
@@ -160,18 +153,17 @@ class RecoverStep:
         entropy, matching = sum(entropies[1:], entropies[0]), sum(distances[1:], distances[0])
         total = sum(own_terms, entropy + matching)
         if recover.tv_weight or recover.l2_weight:
-            variation, norm = image_prior(views)
+            variation, norm = image_priors(views)
             total = total + recover.tv_weight * variation + recover.l2_weight * norm
         if recover.densification_weight:
-            num_classes = len(images) // self.num_slots
-            dense = densification(views.float(), num_classes, recover.densification_temperature)
+            dense = densification(views.float(), self.counts, _TEMPERATURE)
             total = total + recover.densification_weight * dense
         if recover.flatness_weight:
             with torch.no_grad():
                 mean_views = crop(canvas.average, windows_now, canvas.side, dtype=self.teachers[0].dtype)
                 before = [self.teachers[which](mean_views)[0] for which, _ in turn]
             for (_, weight), logits, old in zip(turn, answers, before, strict=True):
-                flat = flatness(logits, old, recover.flatness_temperature)
+                flat = flatness(logits, old, _TEMPERATURE)
                 total = total + weight * recover.flatness_weight * flat
         return torch.stack((total, entropy, matching))
 
@@ -182,7 +174,7 @@ class RecoverStep:
         losses = self.loss(canvas, images, turn, self.windows.index_select(0, self.step)[0])
         (gradient,) = torch.autograd.grad(losses[0], images)
         if self.recover.flatness_weight:
-            canvas.average.lerp_(canvas.images, 1 - self.recover.flatness_decay)
+            canvas.average.lerp_(canvas.images, 1 - _FLATNESS_DECAY)
         self.updates += 1
         pixel_adam(
             canvas.images,
@@ -200,15 +192,10 @@ class RecoverStep:
 
     def _targets(self, teacher: Teacher, job: Job) -> list[Moments]:
         """What the teacher's moments are compared with, for each of recover.targets."""
-        made: list[Moments] = []
-        for kind in self.recover.targets:
-            if kind == "local":
-                if self.sources.local is None:
-                    raise ValueError("recover.targets local needs real images")
-                made.append(teacher.batch_targets(self.sources.local(job)))
-            else:
-                made.append(teacher.matched_targets() if kind == "global" else teacher.category_targets(job.classes()))
-        return made
+        return [
+            teacher.matched_targets() if kind == "global" else teacher.category_targets(job.classes())
+            for kind in self.recover.targets
+        ]
 
     def _live(self, job: Job) -> list[Tensor]:
         return [
@@ -221,14 +208,18 @@ class Recoverer:
     """Recovers jobs one after another. Buffers and CUDA graphs are made once for each shape of a job."""
 
     def __init__(
-        self, recipe: Recipe, teachers: Sequence[Teacher], device: torch.device, sources: Sources | None = None
+        self,
+        recipe: Recipe,
+        teachers: Sequence[Teacher],
+        device: torch.device,
+        initial_of: InitialImages | None = None,
     ):
-        self.recipe, self.device, self.sources = recipe, device, sources
+        self.recipe, self.device, self.initial_of = recipe, device, initial_of or noise(recipe, device)
         self.teachers = [teacher.cast(network_dtype(recipe.recover.precision)) for teacher in teachers]
         check_layers(recipe, self.teachers)
         self.graphs = Graphs(device)
-        self.steps: dict[tuple[int, int], RecoverStep] = {}
-        self.advances: dict[tuple[tuple[int, int], Turn, int], Callable[[], None]] = {}
+        self.steps: dict[tuple[int, ...], RecoverStep] = {}
+        self.advances: dict[tuple[tuple[int, ...], Turn, int], Callable[[], None]] = {}
 
     def __call__(self, job: Job, unfinished: Unfinished | None = None, ahead: Job | None = None) -> Recovered:
         """Recovers a job.
@@ -239,16 +230,17 @@ class Recoverer:
         """
         recipe = self.recipe
         if recipe.recover.iterations == 0:
-            images = (self.sources or Sources(noise(recipe, self.device))).initial(job)
-            return Recovered(self._pixels(images), torch.zeros(0, 3), Record())
+            return Recovered(self._pixels(self.initial_of(job)), torch.zeros(0, 3), Record())
         with arithmetic(recipe.recover.precision, recipe.recover.reproducible):
-            if job.shape not in self.steps:
-                self.steps[job.shape] = RecoverStep(recipe, job, self.teachers, self.device, self.sources)
-            step, order = self.steps[job.shape], turns(recipe, len(self.teachers), job)
-            advances = [[self._advance(job.shape, turn, side) for turn in order] for side, _ in step.stages]
+            is_alike = recipe.recover.split_classes and not recipe.recover.densification_weight
+            shape = (job.num_images,) if is_alike else job.shape
+            if shape not in self.steps:
+                self.steps[shape] = RecoverStep(recipe, job, self.teachers, self.device, self.initial_of)
+            step, order = self.steps[shape], turns(recipe, len(self.teachers), job)
+            advances = [[self._advance(shape, turn, side) for turn in order] for side, _ in step.stages]
             step.load(job)
-            if ahead is not None and self.sources is not None:
-                prepare(ahead, self.sources.initial, self.sources.local)
+            if ahead is not None:
+                prepare(ahead, self.initial_of)
             recorder = JobRecorder(recipe, job, self.teachers, order, self.device)
             stage_of = [stage for stage, (_, count) in enumerate(step.stages) for _ in range(count)]
 
@@ -269,7 +261,7 @@ class Recoverer:
             raise ValueError(f"recover diverged in job {job.index}: images are not finite; try a smaller recover.lr")
         return Recovered(self._pixels(images), losses, recorder.record())
 
-    def _advance(self, shape: tuple[int, int], turn: Turn, side: int) -> Callable[[], None]:
+    def _advance(self, shape: tuple[int, ...], turn: Turn, side: int) -> Callable[[], None]:
         """One iteration of a turn on the canvas of that size: on a GPU a graph, captured once."""
         key = shape, turn, side
         if key not in self.advances:
@@ -282,7 +274,7 @@ class Recoverer:
         return self.advances[key]
 
     def _pixels(self, images: Tensor) -> Tensor:
-        return Normalization.of(self.recipe.dataset, self.device).pixels(images).cpu()
+        return stored(Normalization.of(self.recipe.dataset, self.device).levels(images), self.recipe.recover.storage)
 
 
 def check_layers(recipe: Recipe, teachers: Sequence[Teacher]) -> None:

@@ -1,8 +1,8 @@
-"""Terms of the recover loss that are neither statistics nor image priors: G-VBSM's, EDC's, and the user's own."""
+"""Terms of the recover loss that are not statistics: image priors, G-VBSM's, EDC's, and the user's own."""
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 
 import torch
 from torch import Tensor
@@ -24,21 +24,46 @@ TRACE_EVERY = 4
 multiple of it."""
 
 
-def densification(views: Tensor, num_classes: int, temperature: float = 4.0) -> Tensor:
+def image_priors(views: Tensor) -> tuple[Tensor, Tensor]:
+    """Total variation of the batch and mean over the batch of the images' Euclidean norms: two scalars.
+
+    Total variation is the sum of four Frobenius norms, each over the whole batch: of the differences between
+    neighbours to the right, below, and along the two diagonals. views: [N, C, H, W]; 16-bit ones are summed in float32.
+    Where a norm is 0, so is its gradient.
+    """
+    if views.dtype in (torch.bfloat16, torch.float16):
+        views = views.float()
+    pairs = (
+        (views[:, :, :, :-1], views[:, :, :, 1:]),
+        (views[:, :, :-1], views[:, :, 1:]),
+        (views[:, :, 1:, :-1], views[:, :, :-1, 1:]),
+        (views[:, :, :-1, :-1], views[:, :, 1:, 1:]),
+    )
+    norms = [torch.linalg.vector_norm(one - other) for one, other in pairs]
+    return torch.stack(norms).sum(), torch.linalg.vector_norm(views.flatten(1), dim=1).mean()
+
+
+def densification(views: Tensor, classes: int | Sequence[int], temperature: float = 4.0) -> Tensor:
     """sum_k KL(softmax(l_k / temperature) || softmax(l_k)), l_k the Gram eigenvalues of class k's views: a scalar.
 
-    views: [num_classes m, 3, S, S], class by class; averaged to 32 x 32 first, or as they are where S < 32. The first
-    softmax is constant (G-VBSM, spec 1.3, step 7). The softmax of eigenvalues in the thousands needs them to absolute
-    precision, so all but the averages is float64. Raises ValueError if the views are not as many in each class.
+    views: [N, 3, S, S], class by class; averaged to 32 x 32 first, or as they are where S < 32. classes: how many there
+    are, with as many views each, or the views of each. The first softmax is constant (G-VBSM, spec 1.3, step 7). The
+    softmax of eigenvalues in the thousands needs them to absolute precision, so all but the averages is float64. Raises
+    ValueError if these are not the numbers of the views.
     """
-    if len(views) % num_classes:
-        raise ValueError(f"densification needs as many views in each of {num_classes} classes, got {len(views)}")
+    if isinstance(classes, int) and len(views) % classes:
+        raise ValueError(f"densification needs as many views in each of {classes} classes, got {len(views)}")
+    counts = [len(views) // classes] * classes if isinstance(classes, int) else list(classes)
+    if sum(counts) != len(views):
+        raise ValueError(f"densification needs {sum(counts)} views, those of {len(counts)} classes, got {len(views)}")
     if views.dtype in (torch.bfloat16, torch.float16):
         views = views.float()
     height, width = (min(side, POOLED) for side in views.shape[2:])
     pooled = F.adaptive_avg_pool2d(views, (height, width))
-    rows = pooled.flatten(1).double().unflatten(0, (num_classes, -1))
-    return _SpectrumDivergence.apply(rows @ rows.mT, temperature).to(views.dtype)
+    rows = pooled.flatten(1).double()
+    groups = [rows.unflatten(0, (len(counts), -1))] if len(set(counts)) == 1 else [x[None] for x in rows.split(counts)]
+    terms = [_SpectrumDivergence.apply(group @ group.mT, temperature) for group in groups]
+    return sum(terms[1:], terms[0]).to(views.dtype)
 
 
 def flatness(logits: Tensor, ema_logits: Tensor, temperature: float = 4.0) -> Tensor:

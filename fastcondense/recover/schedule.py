@@ -15,6 +15,7 @@ from ..recipe.recover import Recover
 from ..rng import Stream
 from ..views.windows import windows
 
+_PRIOR_TEMPERATURE = 5.0  # of a committee, CV-DD's
 Turn = tuple[tuple[int, float], ...]
 """The teachers that look at the images in an iteration, by number, and the weights of their losses."""
 
@@ -73,5 +74,5 @@ def turns(recipe: Recipe, num_teachers: int, job: Job) -> list[Turn]:
         number = int(Stream(recipe.seed, "recover/committee").words(job.first_slot)[0][0])
     members = known[number % len(known)]
     priors = torch.tensor(committee.priors or [0.0] * num_teachers, dtype=torch.float64)[list(members)]
-    weights = torch.softmax(priors / committee.temperature, 0).tolist()
+    weights = torch.softmax(priors / _PRIOR_TEMPERATURE, 0).tolist()
     return [tuple(zip(members, weights, strict=True))]

@@ -11,11 +11,9 @@ from dataclasses import replace
 from ..data.jobs import Job, jobs
 from ..files import read_json, read_metadata, write_json
 from ..networks.precision import one_thread
-from ..plan.job_size import settle
 from ..run import Run
 from ..sets.condensed import CondensedSet, open_folder, read_set, shard_path, write_shard
 from ..sets.imported import check_order, read_imported, read_origin
-from ..squeeze.stage import squeeze
 from ..statistics import pruning, targets
 from ..teachers.kept import chosen
 from ..teachers.teacher import Teacher
@@ -25,17 +23,16 @@ from . import initial
 from .features import FeatureRecoverer
 from .gradients import GradientRecoverer
 from .mosaic import Mosaics
-from .recover import Recovered, Recoverer, Sources
+from .recover import Recovered, Recoverer
 from .unfinished import Unfinished
 
 
-def recover(run: Run) -> None:
+def recover(run: Run, teachers: list[Teacher]) -> None:
     """Makes the condensed images, if none are imported; finished jobs are kept, unreadable ones are made again.
 
     All workers of a launch call this, and each returns when all jobs are finished.
     """
-    settle(run)
-    recipe, identity, teachers = run.recipe, run.identity("recover"), squeeze(run)
+    recipe, identity = run.recipe, run.identity("recover")
     folder = run.out / "condensed"
     if (origin := read_origin(folder)) is not None:
         run.log.say(f"recover: {condensed_set(run).num_images} images are imported from {origin['path']}")
@@ -120,7 +117,8 @@ class Made:
 
 def _cells(job: Job) -> str:
     """Which images a job makes, for a shard's metadata."""
-    return f"slots {job.first_slot} + {job.num_slots}, classes {job.first_class} + {job.num_classes}"
+    of = f"slots {job.first_slot} + {job.num_slots}, classes {job.first_class} + {job.num_classes}"
+    return of if job.num_images == job.num_slots * job.num_classes else f"{of}, {job.num_images} from {job.begin}"
 
 
 def _note_size(run: Run) -> None:
@@ -143,9 +141,7 @@ def _recoverer(run: Run, teachers: list[Teacher]) -> Recoverer | FeatureRecovere
     if recover.iterations:
         targets.complete(run, matched)
         pruning.prune(run, matched)
-    local = targets.local_images(run) if "local" in recover.targets else None
-    first, real = beside(run.device, images, local)
-    return Recoverer(recipe, matched, run.device, Sources(first, real))
+    return Recoverer(recipe, matched, run.device, *beside(run.device, images))
 
 
 def made_jobs(run: Run) -> list[Job]:
@@ -164,5 +160,13 @@ def condensed_set(run: Run) -> CondensedSet:
     folder = run.out / "condensed"
     if read_origin(folder) is not None:
         imported = read_imported(folder, recipe, classes)
-        check_order(folder, imported, run.teachers, recipe.squeeze.gate_images, recipe.dataset, run.device, run.log)
+        check_order(
+            folder,
+            imported,
+            run.kept.get("teachers", []),
+            recipe.squeeze.gate_images,
+            recipe.dataset,
+            run.device,
+            run.log,
+        )
     return read_set(folder, everything, recipe.ipc, classes)

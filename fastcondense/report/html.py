@@ -1,36 +1,34 @@
-"""The report's small parts in HTML: tables, legends, figures, notes. Text is escaped here, HTML is passed as `Html`."""
+"""The report's small parts in HTML: tables, legends, figures, notes. Text is escaped, unless it is `Html` already."""
 
 from __future__ import annotations
 
-import html
 from collections.abc import Iterable, Mapping, Sequence
 
+from markupsafe import Markup as Html
+from markupsafe import escape
 
-class Html(str):
-    """Text that is HTML already."""
-
-
-def escape(text: object) -> Html:
-    """As text of a page, or as it is if it is HTML."""
-    return text if isinstance(text, Html) else Html(html.escape(str(text)))
+__all__ = ["Html", "escape"]
 
 
-def join(parts: Iterable[object], between: str = "") -> Html:
+def join(parts: Iterable[object]) -> Html:
     """One after another."""
-    return Html(between.join(escape(part) for part in parts))
+    return Html("").join(escape(part) for part in parts)
+
+
+def _attributes(values: Mapping[str, object]) -> Html:
+    """`class_` is the class, and an underscore in a name is a hyphen."""
+    names = {key: Html(key.rstrip("_").replace("_", "-")) for key in values}
+    return join(Html(' {}="{}"').format(names[key], value) for key, value in values.items())
 
 
 def tag(name: str, *content: object, **attributes: object) -> Html:
-    """An element: `class_` is its class, and an underscore in a name is a hyphen."""
-    names = {key: key.rstrip("_").replace("_", "-") for key in attributes}
-    written = "".join(f' {names[key]}="{html.escape(str(value))}"' for key, value in attributes.items())
-    return Html(f"<{name}{written}>{join(content)}</{name}>")
+    """An element."""
+    return Html("<{0}{1}>{2}</{0}>").format(Html(name), _attributes(attributes), join(content))
 
 
 def image(source: str, text: str, **attributes: object) -> Html:
     """An image; `text` is for those who do not see it."""
-    inside = "".join(f' {key.rstrip("_")}="{html.escape(str(value))}"' for key, value in attributes.items())
-    return Html(f'<img src="{source}" alt="{html.escape(text)}"{inside}>')
+    return Html("<img{}>").format(_attributes({"src": source, "alt": text} | attributes))
 
 
 def note(*content: object) -> Html:

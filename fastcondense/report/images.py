@@ -5,11 +5,14 @@ from __future__ import annotations
 import base64
 import io
 from collections.abc import Sequence
+from pathlib import Path
 from typing import Any
 
 import numpy as np
 from PIL import Image
 from torch import Tensor
+
+from ..sets.condensed import CondensedSet
 
 THUMBNAIL = 88
 """Side of the largest thumbnails, in pixels."""
@@ -29,6 +32,17 @@ def animation(frames: Sequence[Tensor], columns: int) -> tuple[str, str, tuple[i
     pictures = [Image.fromarray(sheet(frame, columns)) for frame in frames]
     side = frames[0].shape[-1]
     return _uri(pictures, side), _uri(pictures[-1:], side), pictures[0].size
+
+
+def write_grid(condensed: CondensedSet, path: Path, max_classes: int = 20, max_slots: int = 10) -> None:
+    """A PNG with a row a class and a column a slot; small images are enlarged without smoothing."""
+    images = condensed.corner(max_classes, max_slots)
+    zoom = max(1, 64 // images.shape[-1])
+    large = images.flatten(0, 1).repeat_interleave(zoom, 2).repeat_interleave(zoom, 3)
+    tiles = Image.fromarray(sheet(large, images.shape[1]))
+    picture = Image.new("RGB", tiles.size, "white")
+    picture.paste(tiles, mask=tiles)
+    picture.save(path)
 
 
 def sheet(images: Tensor, columns: int) -> np.ndarray:

@@ -6,7 +6,7 @@ from pathlib import Path
 
 from ..files import write_atomic
 from ..run import Run
-from ..squeeze.stage import squeeze
+from ..teachers.kept import read_teachers
 from ..words import bytes_in_words
 from . import looks, scores
 from .embedding import Features, image_features
@@ -38,7 +38,7 @@ def _features(found: Findings) -> Features | None:
     names = found.run.recipe.squeeze.teachers
     if not found.images or not names or len(found.teachers) < len(names):
         return None
-    return image_features(found.run, squeeze(found.run)[0], found.images)
+    return image_features(found.run, read_teachers(found.run)[0], found.images)
 
 
 def page(found: Findings, seen: Features | None) -> str:

@@ -5,6 +5,7 @@ from __future__ import annotations
 import io
 import re
 from collections.abc import Mapping, Sequence
+from pathlib import Path
 from typing import Any
 
 import matplotlib
@@ -41,6 +42,7 @@ _STYLE: dict[Any, Any] = {
     "xtick.labelcolor": _MUTED,
     "ytick.labelcolor": _MUTED,
     "svg.fonttype": "none",
+    "text.parse_math": False,
     "svg.hashsalt": "fastcondense",
 }
 POINTS = 300
@@ -50,16 +52,29 @@ _ROW = 0.19  # inches of a row of a plot by classes or by layers
 
 def curve(band: LossBand, column: int, name: str) -> Html:
     """One of the losses over the iterations: the mean over jobs and the range between them."""
-    low, high = band.low[:, column], band.high[:, column]
     with matplotlib.rc_context(_STYLE):
         figure, axis = _axes(3.4, 2.3)
-        axis.fill_between(band.middle, low, high, color=_SERIES[0], alpha=0.2, linewidth=0)
-        axis.plot(band.middle, band.mean[:, column], color=_SERIES[0], linewidth=1.4)
-        axis.set(title=name, xlabel="iteration")
-        if (low > 0).all():
-            axis.set_yscale("log")
-            _mark(axis.yaxis, high.max() / low.min())
+        _draw_band(axis, band, column, name, _SERIES[0])
         return _svg(figure, f"{name} over the iterations")
+
+
+def save_losses(band: LossBand, path: Path) -> None:
+    """A PNG of cross-entropy and matching loss over iterations: mean over jobs and the range between them."""
+    figure = Figure(figsize=(10, 3.5), layout="constrained")
+    names = {1: f"cross-entropy, {band.num_jobs} jobs", 2: f"weighted matching loss, {band.num_jobs} jobs"}
+    for axis, (column, name) in zip(figure.subplots(1, 2), names.items(), strict=True):
+        _draw_band(axis, band, column, name, "C0")
+    figure.savefig(path, dpi=120)
+
+
+def _draw_band(axis: Any, band: LossBand, column: int, name: str, color: str) -> None:
+    low, high = band.low[:, column], band.high[:, column]
+    axis.fill_between(band.middle, low, high, color=color, alpha=0.2, linewidth=0)
+    axis.plot(band.middle, band.mean[:, column], color=color, linewidth=1.4)
+    axis.set(title=name, xlabel="iteration")
+    if (low > 0).all():  # CIM has no cross-entropy
+        axis.set_yscale("log")
+        _mark(axis.yaxis, high.max() / low.min())
 
 
 def layers(table: LayerLosses) -> Html:
@@ -100,18 +115,35 @@ def epochs(histories: Mapping[str, Sequence[tuple[Sequence[float], Sequence[floa
         return _svg(figure, "top-1 of the students over their epochs")
 
 
-def sizes(curves: Sequence[Sequence[tuple[int, float, float]]]) -> Html:
-    """Scores by images a class: sizes, means and deviations, a line each in colours of their own."""
+Curves = Mapping[str, Mapping[str, Mapping[str, float]]]
+"""By name and images a class, mean and deviation of top-1."""
+
+
+def sizes(curves: Curves) -> Html:
+    """Scores by images a class: a line each in colours of their own."""
     with matplotlib.rc_context(_STYLE):
         figure, axis = _axes(5.2, 3.0)
-        for k, curve in enumerate(curves):
-            color, (x, y, deviations) = _SERIES[k % len(_SERIES)], zip(*curve, strict=True)
-            axis.errorbar(x, y, deviations, color=color, linewidth=1.3, marker="o", markersize=3, capsize=2)
-        ticks = sorted({size for curve in curves for size, *_ in curve})
-        axis.set(xlabel="images a class", ylabel="top-1, %", xscale="log")
-        axis.minorticks_off()
-        axis.set_xticks(ticks, [str(size) for size in ticks])
+        _draw_sizes(axis, curves, _SERIES)
         return _svg(figure, "top-1 by images a class")
+
+
+def save_sizes(curves: Curves, path: Path) -> None:
+    """The same as a PNG with a legend."""
+    figure, axis = _axes(6, 4)
+    _draw_sizes(axis, curves, [f"C{k}" for k in range(10)])
+    axis.legend(fontsize="small")
+    figure.savefig(path, dpi=120)
+
+
+def _draw_sizes(axis: Any, curves: Curves, colors: Sequence[str]) -> None:
+    for k, (name, of) in enumerate(curves.items()):
+        means, deviations = ([score[key] for score in of.values()] for key in ("mean", "std"))
+        style: dict[str, Any] = {"marker": "o", "markersize": 3, "linewidth": 1.3, "capsize": 2, "label": name}
+        axis.errorbar(list(map(int, of)), means, deviations, color=colors[k % len(colors)], **style)
+    ticks = sorted({int(size) for of in curves.values() for size in of})
+    axis.set(xlabel="images a class", ylabel="top-1, %", xscale="log")
+    axis.minorticks_off()
+    axis.set_xticks(ticks, [str(size) for size in ticks])
 
 
 def dots(names: Sequence[str], columns: Sequence[tuple[Sequence[float], int]], label: str) -> Html:

@@ -1,16 +1,13 @@
-"""What a person looks at: the honest table, the image grid and the loss curves."""
+"""What a run says at its end, as tables: scores beside their baselines, at every size, and DD-Ranking's."""
 
 from __future__ import annotations
 
-from pathlib import Path
+from collections.abc import Iterable, Mapping, Sequence
 from typing import Any
 
-import numpy as np
-from PIL import Image
 from rich.table import Table
+from rich.text import Text
 
-from ..sets.condensed import CondensedSet
-from ..sets.loss_bands import LossBand
 from ..words import bytes_in_words
 
 ARMS = {
@@ -34,133 +31,106 @@ RANKING_SCORES = (
     ("label_robust_score", "label-robust score", 3),
     ("augmentation_robust_score", "augmentation-robust score", 3),
 )
+Rows = list[list[str]]
 
 
-def honest_table(result: dict[str, Any]) -> Table:
-    """The condensed set beside its baselines, with the recipe, epochs, seeds, bytes and seconds they belong to."""
-    seeds = f"{result['seeds']} seed{'s' if result['seeds'] > 1 else ''} from {result['seed']}"
-    table = Table(
-        title=f"{result['recipe']}: {result['student']}, ipc {result['ipc']}, {result['epochs']} epochs, {seeds}",
-        caption=_caption(result),
-        title_justify="left",
-        caption_justify="left",
-    )
-    table.add_column("trained on")
-    for name in ("top-1 last", "top-1 best", "top-5 last"):
-        table.add_column(name, justify="right")
-    for row in score_rows(result):
-        table.add_row(*row)
+def plain_table(title: str, head: Sequence[str], *parts: Iterable[Sequence[str]], caption: str = "") -> Table:
+    """A table for the terminal with a line between its parts; no text in it is markup. Columns after the first are
+    numbers, but for "known from".
+    """
+    table = Table(title=Text(title), caption=Text(caption), title_justify="left", caption_justify="left")
+    for number, name in enumerate(head):
+        table.add_column(Text(name), justify="right" if number and name != "known from" else "left")
+    for rows in parts:
+        for row in rows:
+            table.add_row(*map(Text, row))
+        table.add_section()
     return table
 
 
-def score_rows(result: dict[str, Any]) -> list[list[str]]:
+def in_words(score: Mapping[str, float], seeds: int, digits: int = 1) -> str:
+    """A mean, and over several seeds the deviation."""
+    return f"{score['mean']:.{digits}f}" + f" ± {score['std']:.{digits}f}" * (seeds > 1)
+
+
+def seeds_in_words(result: Mapping[str, Any]) -> str:
+    return f"{result['seeds']} seed{'s' if result['seeds'] > 1 else ''} from {result['seed']}"
+
+
+def arm_title(arm: str, labels: str, is_imported: bool = False) -> str:
+    """What an arm's students were trained on, in words."""
+    return ARMS.get(
+        arm, f"{'imported' if is_imported else 'condensed'}, {'hard' if labels == 'hard' else 'soft'} labels"
+    )
+
+
+def score_rows(result: Mapping[str, Any]) -> Rows:
     """What was trained on, and its top-1 of the last and the best epoch and top-5 of the last, in words."""
-    origin, has_spread = "imported" if "origin" in result else "condensed", result["seeds"] > 1
-    labels = "hard" if result["labels"] == "hard" else "soft"
-    rows = {f"{origin}, {labels} labels": result} | {ARMS[arm]: scores for arm, scores in result["baselines"].items()}
-    cells = {name: [scores[key] for key in ("top1_last", "top1_best", "top5_last")] for name, scores in rows.items()}
+    arms = {"condensed": result, **result["baselines"]}
+    keys, seeds = ("top1_last", "top1_best", "top5_last"), result["seeds"]
     return [
-        [name, *(f"{c['mean']:.1f}" + f" ± {c['std']:.1f}" * has_spread for c in scores)]
-        for name, scores in cells.items()
+        [arm_title(arm, result["labels"], "origin" in result), *(in_words(scores[key], seeds) for key in keys)]
+        for arm, scores in arms.items()
     ]
 
 
-def ranking_table(result: dict[str, Any]) -> Table:
+def honest_table(result: Mapping[str, Any]) -> Table:
+    """The condensed set beside its baselines, with the recipe, epochs, seeds, bytes and seconds they belong to."""
+    sizes = ", ".join(f"{name} {bytes_in_words(count)}" for name, count in result["bytes"].items())
+    times = ", ".join(f"{name} {seconds:.1f} s" for name, seconds in result["seconds"].items())
+    origin = result.get("origin")
+    source = f"images: imported from {origin['path']} ({origin['layout']}).\n" if origin else ""
+    return plain_table(
+        f"{result['recipe']}: {result['student']}, ipc {result['ipc']}, {result['epochs']} epochs, "
+        f"{seeds_in_words(result)}",
+        ("trained on", "top-1 last", "top-1 best", "top-5 last"),
+        score_rows(result),
+        caption=f"top-1 and top-5 in % of {result['test_images']} test images; ± is the deviation over seeds; best is "
+        f"chosen on the test images.\n{source}bytes: {sizes}. time: {times}. recipe sha256 "
+        f"{result['recipe_sha256'][:12]}",
+    )
+
+
+def size_curves(result: Mapping[str, Any]) -> dict[str, dict[str, Mapping[str, float]]]:
+    """Scores by size of each way in which sets of these sizes were made, which is named."""
+    return {SIZE_NAMES.get(name, ARMS.get(name, name)): of for name, of in result["top1_last"].items()}
+
+
+def size_table(result: Mapping[str, Any]) -> Table:
+    """Top-1 of the last epoch at every size, a row for each way in which such a set was made."""
+    rows = [
+        [name, *(in_words(score, result["seeds"]) for score in of.values())] for name, of in size_curves(result).items()
+    ]
+    return plain_table(
+        f"{result['recipe']}: top-1 of the last epoch, {result['student']}, {result['epochs']} epochs, "
+        f"{seeds_in_words(result)}",
+        ("images a class", *map(str, result["sizes"])),
+        rows,
+    )
+
+
+def ranking_rows(result: Mapping[str, Any]) -> Rows:
+    """DD-Ranking's scores of the students' last and best epochs."""
+    both = [result["scores"][f"top1_{epoch}"] for epoch in ("last", "best")]
+    seeds = result.get("seeds", 1)
+    return [[name, *(in_words(of[key], seeds, digits) for of in both)] for key, name, digits in RANKING_SCORES]
+
+
+def ranking_table(result: Mapping[str, Any]) -> Table:
     """DD-Ranking's scores below the accuracies that they are made from, for the students' last and best epochs."""
-    settings, seeds = result["ranking"], f"{result['seeds']} seed{'s' if result['seeds'] > 1 else ''}"
-    rates = ", ".join(map(str, settings["learning_rates"]))
-    table = Table(
-        title=f"{result['recipe']}: DD-Ranking, {result['student']}, ipc {result['ipc']}, {result['epochs']} epochs, "
-        f"{seeds} from {result['seed']}",
+    rates, accuracies = ", ".join(map(str, result["ranking"]["learning_rates"])), []
+    for arm in result["arms"].values():
+        more = " (given)" if arm["top1_last"]["lr"] is None else _VIEWS[arm["views"]]
+        scores = (in_words(arm[key], result["seeds"]) for key in ("top1_last", "top1_best"))
+        accuracies.append([f"{_IMAGES[arm['images']]}, {arm['labels']} labels{more}", *scores])
+    return plain_table(
+        f"{result['recipe']}: DD-Ranking, {result['student']}, ipc {result['ipc']}, {result['epochs']} epochs, "
+        f"{seeds_in_words(result)}",
+        ("trained on", "top-1 last", "top-1 best"),
+        accuracies,
+        ranking_rows(result),
         caption=f"top-1 in % of {result['test_images']} test images; ± is the deviation over seeds; best is chosen on "
         f"the test images{f', and so is each learning rate among {rates}' * bool(rates)}.\nscores lie in [0, 1]; 0.269 "
         "says that nothing is lost to all real images with hard labels, and nothing gained over random ones. recipe "
         f"sha256 {result['recipe_sha256'][:12]}",
-        title_justify="left",
-        caption_justify="left",
     )
-    table.add_column("trained on")
-    for name in ("top-1 last", "top-1 best"):
-        table.add_column(name, justify="right")
-
-    def add(name: str, last: dict[str, Any], best: dict[str, Any], digits: int = 1) -> None:
-        cells = (
-            f"{cell['mean']:.{digits}f}" + f" ± {cell['std']:.{digits}f}" * (result["seeds"] > 1)
-            for cell in (last, best)
-        )
-        table.add_row(name, *cells)
-
-    for arm in result["arms"].values():
-        more = " (given)" if arm["top1_last"]["lr"] is None else _VIEWS[arm["views"]]
-        name = f"{_IMAGES[arm['images']]}, {arm['labels']} labels{more}"
-        add(name, arm["top1_last"], arm["top1_best"])
-    table.add_section()
-    last, best = (result["scores"][f"top1_{epoch}"] for epoch in ("last", "best"))
-    for key, name, digits in RANKING_SCORES:
-        add(name, last[key], best[key], digits)
-    return table
-
-
-def _caption(result: dict[str, Any]) -> str:
-    sizes = ", ".join(f"{name} {bytes_in_words(count)}" for name, count in result["bytes"].items())
-    origin = result.get("origin")
-    source = f"images: imported from {origin['path']} ({origin['layout']}).\n" if origin else ""
-    times = ", ".join(f"{name} {seconds:.1f} s" for name, seconds in result["seconds"].items())
-    return (
-        f"top-1 and top-5 in % of {result['test_images']} test images; ± is the deviation over seeds; best is chosen "
-        f"on the test images.\n{source}bytes: {sizes}. time: {times}. recipe sha256 {result['recipe_sha256'][:12]}"
-    )
-
-
-def image_grid(condensed: CondensedSet, path: Path, max_classes: int = 20, max_slots: int = 10) -> None:
-    """A PNG with a row a class and a column a slot; small images are enlarged without smoothing."""
-    images = condensed.corner(max_classes, max_slots).permute(0, 1, 3, 4, 2).numpy()
-    rows, columns, size = images.shape[:3]
-    zoom, gap = max(1, 64 // size), 2
-    tile = size * zoom + gap
-    grid = np.full((rows * tile + gap, columns * tile + gap, 3), 255, dtype=np.uint8)
-    for row in range(rows):
-        for column in range(columns):
-            big = images[row, column].repeat(zoom, 0).repeat(zoom, 1)
-            top, left = gap + row * tile, gap + column * tile
-            grid[top : top + size * zoom, left : left + size * zoom] = big
-    Image.fromarray(grid).save(path)
-
-
-def size_curve(curves: dict[str, dict[str, dict[str, float]]], path: Path) -> None:
-    """A PNG of scores over images a class: by name and size, mean and deviation."""
-    import matplotlib
-
-    matplotlib.use("Agg")
-    from matplotlib import pyplot
-
-    figure, axis = pyplot.subplots(figsize=(6, 4), constrained_layout=True)
-    for name, curve in curves.items():
-        sizes, spread = [int(size) for size in curve], list(curve.values())
-        means, deviations = [s["mean"] for s in spread], [s["std"] for s in spread]
-        axis.errorbar(sizes, means, deviations, marker="o", markersize=3, linewidth=1, capsize=2, label=name)
-    axis.set(xlabel="images per class", ylabel="top-1, %", xscale="log", xticks=sizes, xticklabels=sizes)
-    axis.minorticks_off()
-    axis.grid(alpha=0.3)
-    axis.legend(fontsize="small")
-    figure.savefig(path, dpi=120)
-    pyplot.close(figure)
-
-
-def loss_curves(band: LossBand, path: Path) -> None:
-    """A PNG of cross-entropy and matching loss over iterations: mean over jobs and the range between them."""
-    import matplotlib
-
-    matplotlib.use("Agg")
-    from matplotlib import pyplot
-
-    figure, axes = pyplot.subplots(1, 2, figsize=(10, 3.5), constrained_layout=True)
-    for axis, column, name in ((axes[0], 1, "cross-entropy"), (axes[1], 2, "weighted matching loss")):
-        low, high = band.low[:, column], band.high[:, column]
-        axis.plot(band.middle, band.mean[:, column], linewidth=1)
-        axis.fill_between(band.middle, low, high, alpha=0.25, linewidth=0)
-        scale = "log" if (high > 0).any() else "linear"  # CIM has no cross-entropy
-        axis.set(xlabel="iteration", title=f"{name}, {band.num_jobs} jobs", yscale=scale)
-        axis.grid(alpha=0.3)
-    figure.savefig(path, dpi=120)
-    pyplot.close(figure)

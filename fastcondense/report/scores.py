@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections import Counter
-from collections.abc import Sequence
+from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
 from ..students.students import CONDENSED, Student
@@ -12,7 +12,7 @@ from . import plots
 from .findings import Findings
 from .html import Html, bar, counted, figure, join, legend, not_run, note, section, short, table, tag
 from .plots import COLORS
-from .report import ARMS, RANKING_SCORES, SIZE_NAMES
+from .report import arm_title, ranking_rows, score_rows, seeds_in_words, size_curves
 
 CLASSES = 20
 """Classes that are shown one by one: those that students on condensed images know least."""
@@ -21,15 +21,14 @@ _NUMBERS = {_OWN: 0, "random_soft": 1, "random_hard": 2, "full": 3, "herding_sof
 """Each arm's colour."""
 
 
-def arm_title(found: Findings, arm: str) -> str:
-    """What an arm's students were trained on, in words."""
-    images, labels = "imported" if found.origin else "condensed", found.run.recipe.labels.source
-    return ARMS.get(arm, f"{images}, {'hard' if labels == 'hard' else 'soft'} labels")
+def _titles(found: Findings) -> Callable[[str], str]:
+    """Names an arm."""
+    return lambda arm: arm_title(arm, found.run.recipe.labels.source, bool(found.origin))
 
 
 def accuracy(found: Findings) -> Html:
     """The honest table with bars, and top-1 over epochs."""
-    result, recipe = found.result, found.run.recipe
+    result, recipe, title = found.result, found.run.recipe, _titles(found)
     scores = not_run("The students are not scored yet.", "fastcondense evaluate RUN")
     if result:
         scores = _scores(found, result)
@@ -40,49 +39,37 @@ def accuracy(found: Findings) -> Html:
             for arm, students in trained.items()
         }
         plot = plots.epochs(histories, [_NUMBERS[arm] for arm in trained])
-        keys = {f"{arm_title(found, arm)} ({len(some)})": COLORS[_NUMBERS[arm]] for arm, some in trained.items()}
-        missing = [arm_title(found, arm) for arm, some in found.students.items() if len(some) < recipe.train.seeds]
+        keys = {f"{title(arm)} ({len(some)})": COLORS[_NUMBERS[arm]] for arm, some in trained.items()}
+        missing = [title(arm) for arm, some in found.students.items() if len(some) < recipe.train.seeds]
         caption = "Top-1 on the test images over the epochs; a line is a student, their number is in brackets."
         caption += f" Not all students are trained yet: {', '.join(missing)}." if missing else ""
         curves = figure(join([plot, legend(keys)]), caption)
     else:
         curves = not_run("No student is trained yet.", "fastcondense train RUN")
     parts = [tag("div", scores), curves, *([_sizes(found.sizes)] if found.sizes else [])]
-    parts += [_ranking(found.ranking)] if found.ranking else []
+    if found.ranking:
+        parts.append(tag("div", tag("h3", "DD-Ranking"), table(("score", "last", "best"), ranking_rows(found.ranking))))
     return section("accuracy", "Accuracy", tag("div", *parts, class_="halves"))
 
 
-def _sizes(result: dict[str, Any]) -> Html:
+def _sizes(result: Mapping[str, Any]) -> Html:
     """Top-1 at several numbers of images a class."""
-    curves = {
-        SIZE_NAMES.get(name, name.replace("_", " ")): [
-            (int(size), score["mean"], score["std"]) for size, score in of.items()
-        ]
-        for name, of in result["top1_last"].items()
-    }
-    plot = plots.sizes(list(curves.values()))
+    curves = size_curves(result)
     keys = legend({name: COLORS[k % len(COLORS)] for k, name in enumerate(curves)})
     caption = f"Top-1 of the last epoch by images a class, {short(result['student'])}, {result['epochs']} epochs."
-    return figure(join([tag("h3", "At every size"), plot, keys]), caption)
+    return figure(join([tag("h3", "At every size"), plots.sizes(curves), keys]), caption)
 
 
-def _ranking(result: dict[str, Any]) -> Html:
-    """DD-Ranking's scores, of the last and of the best epoch."""
-    last, best = (result["scores"][f"top1_{epoch}"] for epoch in ("last", "best"))
-    rows = [(name, *(f"{of[key]['mean']:.{digits}f}" for of in (last, best))) for key, name, digits in RANKING_SCORES]
-    return tag("div", tag("h3", "DD-Ranking"), table(("score", "last", "best"), rows))
-
-
-def _scores(found: Findings, result: dict[str, Any]) -> Html:
+def _scores(found: Findings, result: Mapping[str, Any]) -> Html:
+    arms = [(_OWN, result), *result["baselines"].items()]
     rows = []
-    for arm, scores in [(_OWN, result), *result["baselines"].items()]:
-        cells = [_spread(scores[key], result["seeds"]) for key in ("top1_last", "top1_best", "top5_last")]
+    for (arm, scores), (name, *cells) in zip(arms, score_rows(result), strict=True):
         share = bar(scores["top1_last"]["mean"] / 100, COLORS[_NUMBERS[arm]])
-        rows.append((join([arm_title(found, arm), share]), *cells))
-    seeds = f"{result['seeds']} seed{'s' if result['seeds'] > 1 else ''} from {result['seed']}"
+        rows.append((join([name, share]), *cells))
     remarks = (
-        f"Top-1 and top-5 in % of {result['test_images']} test images, {result['epochs']} epochs, {seeds}; "
-        "± is the deviation over seeds. Best is chosen on the test images, as the field does; last is not."
+        f"Top-1 and top-5 in % of {result['test_images']} test images, {result['epochs']} epochs, "
+        f"{seeds_in_words(result)}; ± is the deviation over seeds. Best is chosen on the test images, as the field "
+        "does; last is not."
     )
     if found.has_other_scores:
         remarks += f" These are scores of the run with settings {result['recipe_sha256'][:12]}, not of those above."
@@ -90,34 +77,27 @@ def _scores(found: Findings, result: dict[str, Any]) -> Html:
     return join([table(head, rows), note(remarks)])
 
 
-def _spread(score: dict[str, float], seeds: int) -> Html:
-    text = f"{score['mean']:.1f}"
-    return join([text, tag("small", f" ± {score['std']:.1f}")]) if seeds > 1 else join([text])
-
-
 def by_class(found: Findings) -> Html:
     """Top-1 of each class, and what the images of the worst classes are taken for."""
-    title = "Class by class"
+    head, title = "Class by class", _titles(found)
     counted = {arm: [s for s in some if s.classes is not None] for arm, some in found.students.items()}
     counted = {arm: some for arm, some in counted.items() if some}
     if _OWN not in counted:
         if found.students.get(_OWN):
-            return section("classes", title, note("These students were trained before answers were counted by class."))
-        return section("classes", title, not_run("No student is trained yet.", "fastcondense train RUN"))
+            return section("classes", head, note("These students were trained before answers were counted by class."))
+        return section("classes", head, not_run("No student is trained yet.", "fastcondense train RUN"))
     shown = [arm for arm in (_OWN, "random_soft", "random_hard") if arm in counted][:2]
     scores = {arm: _class_scores(counted[arm]) for arm in shown}
     known = [label for label, score in enumerate(scores[_OWN]) if score == score]
     worst = sorted(known, key=lambda label: scores[_OWN][label])[:CLASSES]
     columns = [([scores[arm][label] for label in worst], _NUMBERS[arm]) for arm in shown]
     plot = plots.dots([found.titles[label] for label in worst], columns, "top-1, %")
-    keys = {arm_title(found, arm): COLORS[_NUMBERS[arm]] for arm in shown}
+    keys = {title(arm): COLORS[_NUMBERS[arm]] for arm in shown}
     left_out = len(known) - len(worst)
     caption = "Top-1 of the last epoch, all seeds together; lowest first."
     caption += f" The {left_out} classes that students know better are left out." if left_out else ""
     confusion = tag("div", tag("h3", "Taken for"), _confusion(found, counted[_OWN], worst[:10]))
-    return section(
-        "classes", title, tag("div", figure(join([plot, legend(keys)]), caption), confusion, class_="halves")
-    )
+    return section("classes", head, tag("div", figure(join([plot, legend(keys)]), caption), confusion, class_="halves"))
 
 
 def _class_scores(students: Sequence[Student]) -> list[float]:

@@ -37,7 +37,12 @@ _DATE = (1980, 1, 1, 0, 0, 0)
 _WORKERS = 4
 _LARGEST_TEXT = 64 << 20
 _ENCRYPTED = 1  # of a member's flags
-_NETWORK = ("sha256", "num_outputs", "outputs")  # what the metadata of a teacher's file say of the network
+_NETWORK = (
+    "sha256",
+    "num_outputs",
+    "outputs",
+    "pixel_statistics",
+)  # what the metadata of a teacher's file say of the network
 
 Weights = tuple[dict[str, Tensor], dict[str, str]]
 """A teacher's state dict, and the metadata of its file."""
@@ -91,7 +96,9 @@ def write_bundle(folder: Path, path: Path, teachers: Literal["embed", "reference
     manifest = contents.manifest | {
         "bundle": {
             "format": FORMAT,
-            "teachers": {name: {key: weights[name][1][key] for key in _NETWORK} for name in needed},
+            "teachers": {
+                name: {key: weights[name][1][key] for key in _NETWORK if key in weights[name][1]} for name in needed
+            },
             "embedded": list(needed) if teachers == "embed" else [],
             "result": read_json(result) if result.exists() else None,
         }

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import statistics
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
@@ -16,12 +15,10 @@ from ..files import first_difference, read_json, read_tensors, write_json
 from ..log import Log
 from ..recipe.recipe import Recipe
 from ..recipe.settings import Dataset
-from ..rng import Stream
-from ..teachers.teacher import Teacher, best_order, is_chance
+from ..squeeze.gate import is_chance, judge
+from ..teachers.teacher import Teacher
 from .condensed import CondensedSet, read_set, shard_path, write_shard
 from .published_sets import PublishedSet
-
-_SHUFFLES = 20
 
 
 def read_origin(folder: Path) -> dict[str, Any] | None:
@@ -130,27 +127,16 @@ def check_order(
 def judge_order(labels: Tensor, predicted: Tensor, classes: Sequence[str]) -> tuple[float, str]:
     """Share of images that a teacher names right, and what else there is to say of the classes' order.
 
-    Raises ValueError if with classes renamed it names most images right, at least twice as many as without, and more
-    than any confusion would give: renaming shuffled labels measures that. One image a class tells nothing.
+    Raises ValueError if another order is clearly better (gate.judge). labels, predicted: int64 [N], of the classes.
     """
-    hits = int((predicted == labels).sum())
-    order, renamed = best_order(labels, predicted, len(classes))
-    stream = Stream(0, "imported/order")
-    shuffled = (labels[torch.from_numpy(stream.permutation(len(labels), turn))] for turn in range(_SHUFFLES))
-    chance = [best_order(other, predicted, len(classes))[1] for other in shuffled]
-    most_by_chance = statistics.fmean(chance) + 5 * statistics.stdev(chance)
-    moved = [k for k in range(len(classes)) if order[k] != k]
-    if renamed > 2 * hits and renamed > max(len(labels) / 2, most_by_chance):
-        pairs = ", ".join(f"{classes[k]!r} shows {classes[order[k]]!r}" for k in moved[:3])
+    count = len(labels)
+    order = judge(labels, predicted, range(len(classes)), len(classes), predicted == labels)
+    if order.moved:
         raise ValueError(
             f"the imported images are in another class order than the data set: a teacher names "
-            f"{100 * hits / len(labels):.0f} % of them right, and {100 * renamed / len(labels):.0f} % with "
-            f"{len(moved)} classes renamed ({pairs}{', ...' * (len(moved) > 3)})"
+            f"{100 * order.hits / count:.0f} % of them right, and {100 * order.best_hits / count:.0f} % with "
+            f"{len(order.moved)} classes renamed ({order.told(classes, classes, 'shows')})"
         )
-    if is_chance(hits, len(labels), len(classes)):
-        is_told = len(labels) > len(classes)
-        return hits / len(labels), ", as chance would" + "; no class order mends it" * is_told
-    mine = [predicted[labels == k] for k in moved]
-    odd = [k for k, named in zip(moved, mine, strict=True) if 2 * int((named == order[k]).sum()) > max(2, len(named))]
-    pairs = ", ".join(f"{classes[k]!r} shows {classes[order[k]]!r}" for k in odd[:3])
-    return hits / len(labels), f"; are some classes exchanged? {pairs}" if odd else ""
+    if is_chance(order.hits, count, len(classes)):
+        return order.hits / count, ", as chance would" + "; no class order mends it" * (count > len(classes))
+    return order.hits / count, ""

@@ -40,13 +40,17 @@ class Listing:
     layout: str
     """In words."""
     names: tuple[str, ...]
-    """Of the set's classes, in its own order; their numbers, "0" "1" ..., if it has no names."""
+    """Of the set's classes, in its own order; their numbers, "0" "1" ..., if `is_numbered`."""
     labels: np.ndarray
     """int64 [N]: the class of each image among `names`. Within a class, the order of images is that of slots."""
     read: Callable[[np.ndarray], Iterator[Picture]]
     """The images of some ids, int64 [n], in any order. Raises ValueError that names one that cannot be read."""
     said: tuple[str, ...] = ()
     """What a reader should know."""
+    is_numbered: bool = False
+    """Whether the set has numbers alone: places in the order of the data set's classes, never their names."""
+    stated: tuple[int | None, ...] = ()
+    """The number of each class that the names of its files state (class00003_id00000), if all do."""
 
 
 def decode(places: Sequence[int], open_file: Callable[[int], ImageFile], pool: ThreadPoolExecutor) -> Iterator[Picture]:

@@ -5,6 +5,7 @@ from __future__ import annotations
 import importlib
 import json
 import math
+import re
 from collections.abc import Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from functools import partial
@@ -18,6 +19,7 @@ from ..loaders.reading import reading
 from .condensed import CondensedSet
 from .encoded import encode
 from .listing import Listing, Picture, decode, numbers_as_names
+from .parts import in_order
 
 _IMAGES = ("image", "img", "images", "jpg", "png", "webp")
 _LABELS = ("label", "labels", "class", "target", "fine_label", "cls")
@@ -37,11 +39,15 @@ def need(module: str) -> Any:
 
 
 def find(path: Path) -> list[Path]:
-    """The parquet files that are `path`, or in it, or in its data/; of several splits those of train."""
+    """The parquet files that are `path`, or in it, or in its data/; of several splits those of train.
+
+    Raises ValueError if several are not numbered as parts of one set.
+    """
     if path.is_file():
         return [path] if path.suffix.lower() == ".parquet" else []
     files = sorted(path.glob("*.parquet")) or sorted((path / "data").glob("*.parquet"))
-    return [file for file in files if file.name.startswith("train")] or files
+    train = [file for file in files if re.match(r"train(ing)?(?![a-z])", file.name, re.IGNORECASE)]
+    return in_order(train or files)
 
 
 def list_rows(files: Sequence[Path], workers: int) -> Listing:
@@ -63,8 +69,10 @@ def list_rows(files: Sequence[Path], workers: int) -> Listing:
             raise ValueError(f"{file} has other columns than {files[0]}")
         with reading(file):
             values += table.read(columns=[label])[label].to_pylist()
+    given = _class_label(schema, label)
     with reading(files[0]):
-        names, labels = _classes(values, _class_label(schema, label), f"column {label!r} of {files[0]}")
+        names, labels = _classes(values, given, f"column {label!r} of {files[0]}")
+    is_numbered = given is None and not isinstance(values[0], str)
 
     def read(ids: np.ndarray) -> Iterator[Picture]:
         begin = 0
@@ -78,7 +86,8 @@ def list_rows(files: Sequence[Path], workers: int) -> Listing:
                             cells = table.read_row_group(group, columns=[image])[image].to_pylist()
                         yield from decode(places, partial(_open, file, ids, first, cells), pool)
 
-    return Listing(f"{len(files)} parquet file" + "s" * (len(files) > 1), names, labels, read)
+    layout = f"{len(files)} parquet file" + "s" * (len(files) > 1)
+    return Listing(layout, names, labels, read, is_numbered=is_numbered)
 
 
 def _open(file: Path, ids: np.ndarray, first: int, cells: Sequence[Any], place: int) -> ImageFile:

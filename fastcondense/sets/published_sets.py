@@ -22,7 +22,8 @@ from torch import Tensor
 
 from .. import vision
 from ..files import read_json
-from ..loaders.folder import ImageFile, index_folder
+from ..loaders.class_folders import index_classes
+from ..loaders.folder import ImageFile
 from ..recipe.settings import Dataset
 from . import parquet_sets, tensor_sets
 from .condensed import CondensedSet
@@ -55,10 +56,13 @@ def read_published(path: Path, classes: Sequence[str], ipc: int, dataset: Datase
     dataset.image_size (nothing is resized), a file that cannot be read.
     """
     listing = list_images(path, len(classes), dataset)
-    rows, said = class_order(listing.names, classes)
+    rows, said = class_order(listing.names, classes, listing.is_numbered, listing.stated)
     members = [np.flatnonzero(listing.labels == row) for row in rows]
     counts = [len(ids) for ids in members]
     poorest, richest = int(np.argmin(counts)), int(np.argmax(counts))
+    if not counts[poorest]:
+        some = sum(count > 0 for count in counts)
+        raise ValueError(f"{path} has no image of class {classes[poorest]!r}; {some} classes have some")
     if counts[poorest] < ipc:
         raise ValueError(
             f"{path} has {counts[poorest]} images of class {classes[poorest]!r} and {counts[richest]} of "
@@ -110,19 +114,16 @@ def list_images(path: Path, num_classes: int, dataset: Dataset) -> Listing:
 def _list_folder(root: Path, workers: int) -> Listing:
     """root/<class>/<image>, or root/train/<class>/<image>. Folders are numbers or names; classes.json renames them."""
     inside = root / "train" if (root / "train").is_dir() else root
-    files, labels, folders = index_folder(inside)
-    for file, folder in zip(files, (folders[label] for label in labels), strict=True):
-        numbers = _NUMBERED.fullmatch(folder), _NUMBERED_FILE.match(file.name)
-        if all(numbers) and len({int(number[1]) for number in numbers if number}) > 1:
-            raise ValueError(f"{file} is of another class than its folder says")
-    names, layout = folders, "folders of class names"
+    found = index_classes(inside)
+    files, labels, folders = found.files, found.labels, found.classes
+    names, layout, stated = folders, "folders of class names", _stated(files, labels, folders)
     given = next((path for path in (inside / CLASSES_FILE, root / CLASSES_FILE) if path.is_file()), None)
     if given is not None:
         tree = read_json(given)
         if not isinstance(tree, dict) or (missing := sorted(set(folders) - tree.keys())):
             what = f", which lacks {missing[0]!r}" if isinstance(tree, dict) else ""
             raise ValueError(f"{given} needs the class of each folder, {{folder: class}}{what}")
-        names, layout = tuple(str(tree[folder]) for folder in folders), f"folders named in {CLASSES_FILE}"
+        names, layout, stated = tuple(str(tree[k]) for k in folders), f"folders named in {CLASSES_FILE}", ()
     elif all(_NUMBERED.fullmatch(name) for name in names):
         layout = f"numbered folders ({names[0]})"
 
@@ -130,7 +131,25 @@ def _list_folder(root: Path, workers: int) -> Listing:
         with ThreadPoolExecutor(max(1, workers)) as pool:
             yield from decode(range(len(ids)), lambda place: ImageFile.read(files[ids[place]]), pool)
 
-    return Listing(layout, names, labels, read)
+    return Listing(layout, names, labels, read, found.said, stated=stated)
+
+
+def _stated(files: Sequence[Path], labels: np.ndarray, folders: Sequence[str]) -> tuple[int | None, ...]:
+    """The number that the files of each class state, if they all state one. Raises ValueError if they differ in one."""
+    matches = [_NUMBERED_FILE.match(file.name) for file in files]
+    numbers = [int(match[1]) for match in matches if match]
+    if len(numbers) < len(files):
+        return ()
+    usual: dict[int, int] = {}
+    for label, folder in enumerate(folders):
+        mine = np.flatnonzero(labels == label).tolist()
+        own, found = _NUMBERED.fullmatch(folder), Counter(numbers[k] for k in mine)
+        usual[label] = found.most_common(1)[0][0]
+        if len(found) > 1:
+            right = int(own[1]) if own else usual[label]
+            odd = next(files[k] for k in mine if numbers[k] != right)
+            raise ValueError(f"{odd} is of another class than its folder says")
+    return tuple(usual.values())
 
 
 def _check_size(picture: Picture, size: int) -> None:
@@ -146,27 +165,31 @@ def _check_size(picture: Picture, size: int) -> None:
 # --- class order -----------------------------------------------------------------------------------------------------
 
 
-def class_order(names: Sequence[str], classes: Sequence[str]) -> tuple[list[int], tuple[str, ...]]:
+def class_order(
+    names: Sequence[str], classes: Sequence[str], is_numbered: bool = False, stated: Sequence[int | None] = ()
+) -> tuple[list[int], tuple[str, ...]]:
     """The place of each of the data set's classes among a published set's, and what should be said of it.
 
-    By name if the names are the data set's; by number if they are numbers ("new003", "00003", "3"), which mean the data
-    set's order, or ImageNet's if there are 1000 of them for a data set of wnids; by ImageNet's words for its wnids.
+    By name if the names are the data set's. By number if they are numbers ("new003", "00003", "3"), which mean places
+    in the data set's order, or in ImageNet's if there are 1000 of them for a data set of wnids. By ImageNet's words for
+    its wnids. Numbers that are names of the data set, too, are names, unless the set has numbers alone (`is_numbered`)
+    or its files state places (`stated`: the number that those of each class state); where both differ, it is said.
+
     Raises ValueError if the classes do not line up.
     """
     numbers = [int(match[1]) for name in names if (match := _NUMBERED.fullmatch(name))]
     wnids, words = _imagenet() if len(names) == 1000 else ([], [])
-    is_imagenet = set(classes) <= set(wnids)
-    if set(classes) <= set(names):
+    is_imagenet, said = set(classes) <= set(wnids), list[str]()
+    are_names = set(classes) <= set(names) and not is_numbered
+    if len(numbers) == len(names):
+        are_names = _are_names(names, numbers, classes, are_names, stated)
+        if all(name.isdecimal() for name in classes) and [int(name) for name in classes] != list(range(len(classes))):
+            how = "names of its classes" if are_names else "places in the order of its classes"
+            said.append(f"the data set's classes are numbers, and those of the set are taken as {how}")
+    if are_names:
         meant = list(names)
     elif len(numbers) == len(names):
-        if len(set(numbers)) < len(numbers):
-            raise ValueError(f"class {Counter(numbers).most_common(1)[0][0]} of the set has two folders")
-        numbered = wnids if is_imagenet else classes
-        if absent := sorted(set(range(len(numbered))) - set(numbers)):
-            raise ValueError(f"the set has no class {absent[0]} ({numbered[absent[0]]!r}), but the data set has")
-        if len(numbers) > len(numbered):
-            raise ValueError(f"the set has {len(numbers)} numbered classes, the data set {len(classes)}; name them")
-        meant = [numbered[number] for number in numbers]
+        meant = _by_number(numbers, wnids if is_imagenet else classes)
     elif is_imagenet and _are_words(names, words):
         meant = wnids
     else:
@@ -177,8 +200,35 @@ def class_order(names: Sequence[str], classes: Sequence[str]) -> tuple[list[int]
         )
     if twice := [name for name, count in Counter(meant).items() if count > 1]:
         raise ValueError(f"the set has class {twice[0]!r} twice")
-    said = f"{len(names) - len(classes)} classes of the set are not in the data set, and left out"
-    return [meant.index(name) for name in classes], (said,) * (len(names) > len(classes))
+    if len(names) > len(classes):
+        said.append(f"{len(names) - len(classes)} classes of the set are not in the data set, and left out")
+    return [meant.index(name) for name in classes], tuple(said)
+
+
+def _are_names(
+    names: Sequence[str], numbers: Sequence[int], classes: Sequence[str], are_names: bool, stated: Sequence[int | None]
+) -> bool:
+    """Whether numbers are names, as they may be, or places. Raises ValueError if the files state neither."""
+    if not stated:
+        return are_names
+    place = {name: k for k, name in enumerate(classes)}
+    if are_names and all(place.get(name, number) == number for name, number in zip(names, stated, strict=True)):
+        return True
+    if odd := [k for k, number in enumerate(stated) if number != numbers[k]]:
+        name, number = names[odd[0]], stated[odd[0]]
+        raise ValueError(f"the files in {name} are of another class than its folder says: they name number {number}")
+    return False
+
+
+def _by_number(numbers: Sequence[int], numbered: Sequence[str]) -> list[str]:
+    """The classes that the numbers are places of. Raises ValueError if some is missing, twice, or beyond them."""
+    if len(set(numbers)) < len(numbers):
+        raise ValueError(f"class {Counter(numbers).most_common(1)[0][0]} of the set has two folders")
+    if absent := sorted(set(range(len(numbered))) - set(numbers)):
+        raise ValueError(f"the set has no class {absent[0]} ({numbered[absent[0]]!r}), but the data set has")
+    if len(numbers) > len(numbered):
+        raise ValueError(f"the set has {len(numbers)} numbered classes, the data set {len(numbered)}; name them")
+    return [numbered[number] for number in numbers]
 
 
 @functools.cache

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import re
 from collections.abc import Iterator, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -12,16 +12,22 @@ import numpy as np
 import torch
 from torch import Tensor
 
+from ..data.arrays import checked_labels
 from ..data.real import Normalization
-from ..files import read_checkpoint, read_tensors, write_tensors
+from ..files import read_checkpoint, read_json, read_tensors, write_tensors
 from ..loaders.reading import reading
 from ..recipe.settings import Dataset
 from .condensed import CondensedSet
 from .listing import Listing, Picture, numbers_as_names
+from .parts import in_order
 
 _SUFFIXES = (".pt", ".pth", ".safetensors")
 _IMAGES = ("images", "image", "image_syn", "data", "x")
 _LABELS = ("labels", "label", "label_syn", "targets", "y")
+_BESIDE = frozenset(("label", "labels", "lr", "lrs", "softlabels"))
+"""Words in the names of files that lie beside images."""
+ABOUT = "ddranking.json"
+"""What our export for DD-Ranking says of its tensors: classes in their order, mean and deviation."""
 _UNIT = (-0.25, 1.25)
 """Images of [0, 1] that were optimised without a bound; normalised ones go far beyond."""
 _MOST_CLAMPED = 0.2
@@ -38,17 +44,37 @@ class _Found:
 
 
 def find(path: Path) -> list[Path]:
-    """The files of image tensors that are `path`, or in it: one, or the numbered parts of one.
+    """The files of image tensors that are `path`, or in it: one, or the numbered parts of one, in order.
 
-    Raises ValueError if a folder has several.
+    Raises ValueError if a folder has several that are not numbered so.
     """
     if path.is_file():
         return [path] if path.suffix.lower() in _SUFFIXES else []
     stems = {file.stem: file for file in sorted(path.iterdir()) if file.suffix.lower() in _SUFFIXES}
-    files = [file for stem, file in stems.items() if not re.search("label|lr", stem)]
-    if len({re.sub(r"_\d+$", "", file.stem) for file in files}) > 1:
-        raise ValueError(f"{path} has several files of tensors, {files[0].name} and {files[1].name}; name one of them")
-    return files
+    files = [file for stem, file in stems.items() if not _BESIDE & set(re.split(r"[^a-z]+", stem.lower()))]
+    return in_order(files)
+
+
+def _check_parts(parts: Sequence[_Found], files: Sequence[Path], num_classes: int) -> None:
+    """Raises ValueError unless files that are numbered as parts of one set have images that can be parts of one."""
+    if len(parts) == 1:
+        return
+    listed = ", ".join(file.name for file in files[:3]) + f" and {len(files) - 3} more" * (len(files) > 3)
+    kinds = {(part.images.shape[1:], part.images.dtype, part.labels is None, part.classes) for part in parts}
+    if len(kinds) > 1:
+        raise ValueError(f"{files[0].parent}: {listed} do not belong together: their shapes, types or classes differ")
+    has_count, given = "-of-" in files[0].stem, [part.labels for part in parts if part.labels is not None]
+    classes = [set(numbers.flatten().tolist()) for numbers in given]
+    could_be_sets = (
+        all(mine == classes[0] for mine in classes)
+        if given
+        else all(len(part.images) % num_classes == 0 for part in parts)
+    )
+    if could_be_sets and not has_count:
+        raise ValueError(
+            f"{files[0].parent}: each of {listed} may be a set by itself, such as one image set at several times: "
+            "name one of them (parts of one set are called <name>-00000-of-00002)"
+        )
 
 
 def list_tensors(files: Sequence[Path], num_classes: int, dataset: Dataset) -> Listing:
@@ -66,8 +92,11 @@ def _listed(files: Sequence[Path], num_classes: int, dataset: Dataset) -> Listin
     for file in files:
         with reading(file):
             parts.append(_read(file))
-    if len({part.images.shape[1:] for part in parts}) > 1 or len({part.labels is None for part in parts}) > 1:
-        raise ValueError(f"{files[0]} and {files[-1]} do not belong together")
+    _check_parts(parts, files, num_classes)
+    about = files[0].with_name(ABOUT)
+    beside = read_json(about) if about.is_file() and len(files) == 1 else {}
+    if "mean" in beside and "std" in beside:
+        dataset = replace(dataset, mean=tuple(beside["mean"]), std=tuple(beside["std"]))
     images, said = to_pixels(torch.cat([part.images for part in parts]), dataset, files[0])
     if parts[0].labels is None:
         if len(images) % num_classes:
@@ -77,24 +106,23 @@ def _listed(files: Sequence[Path], num_classes: int, dataset: Dataset) -> Listin
     else:
         labels = torch.cat([part.labels for part in parts if part.labels is not None])
         if labels.dim() == 2 and labels.is_floating_point():
+            if not bool(labels.isfinite().all()):
+                raise ValueError(f"{files[0]} has soft labels that are not finite")
             said += ("soft labels of the file are not used; an image is of the class with the largest",)
             labels = labels.argmax(1)
-        if labels.is_floating_point() and bool((labels == labels.round()).all()):
-            labels = labels.long()
-    if labels.shape != (len(images),) or labels.is_floating_point() or int(labels.min()) < 0:
+    numbers = checked_labels(labels.numpy(), len(images), str(files[0]))
+    given = parts[0].classes or (tuple(map(str, beside["classes"])) if "classes" in beside else None)
+    names = given or numbers_as_names(max(num_classes, int(numbers.max()) + 1))
+    if numbers.min() < 0 or numbers.max() >= len(names):
         raise ValueError(
-            f"{files[0]} needs a class number for each of its {len(images)} images, "
-            f"got {labels.dtype} {tuple(labels.shape)}"
+            f"{files[0]} needs class numbers from 0 to {len(names) - 1}, got {numbers.min()} to {numbers.max()}"
         )
-    names = parts[0].classes or numbers_as_names(max(num_classes, int(labels.max()) + 1))
-    if int(labels.max()) >= len(names):
-        raise ValueError(f"{files[0]} has class {int(labels.max())}, but names {len(names)} classes")
 
     def read(ids: np.ndarray) -> Iterator[Picture]:
         for place, sample in enumerate(ids.tolist()):
             yield Picture(place, images[sample], f"image {sample} of {files[0]}", str(parts[0].images.dtype)[6:])
 
-    return Listing(f"tensors ({', '.join(file.name for file in files)})", names, labels.long().numpy(), read, said)
+    return Listing(f"tensors ({', '.join(file.name for file in files)})", names, numbers, read, said, given is None)
 
 
 def to_pixels(images: Tensor, dataset: Dataset, path: Path) -> tuple[Tensor, tuple[str, ...]]:

@@ -2,9 +2,8 @@
 
 from __future__ import annotations
 
-import contextlib
 import json
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator
 from pathlib import Path
 
 import numpy as np
@@ -13,7 +12,8 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 from ..data.real import split_batches, training_batches
-from ..files import first_difference, read_checkpoint, read_tensors, write_tensors
+from ..files import read_checkpoint, read_json, read_lines, write_json, write_tensors
+from ..loaders.complete import check_files
 from ..networks import zoo
 from ..networks.encoders import classifier_name, feature_size
 from ..networks.fit import fit
@@ -22,140 +22,163 @@ from ..networks.train_step import Batch, synchronised
 from ..recipe.recipe import SQUEEZE_PARTS
 from ..rng import Stream
 from ..run import Run
-from ..teachers.kept import rebuild, teacher_path
-from ..teachers.teacher import Teacher, check_gate, count_outputs, head_size, load_weights, match_classes, state_dict
+from ..teachers.kept import check_kept, frozen, read_teachers, teacher_identity, teacher_path
+from ..teachers.teacher import Teacher, choose_state, count_outputs, head_size, load_weights, match_classes
 from ..workers.distributed import meet, rank, world_size
 from ..workers.work import Items
+from .gate import check_gate
 from .probe import read_probe, train_probe
 from .self_supervision import pretrain
 from .ssl_checkpoints import import_backbone, is_self_supervised
 
+_CHECKPOINTS = (".pt", ".pth", ".tar", ".th", ".ckpt", ".bin", ".safetensors")
+
 
 def squeeze(run: Run) -> list[Teacher]:
-    """The recipe's teachers on the run's device, each past the gate; finished ones are read from the run's folder.
+    """The recipe's teachers on the run's device, each past the gate; those that are missing are made first.
 
     All workers of a launch call this. Each teacher is made by one of them, or with squeeze.shared by all together.
     """
-    if not run.teachers:
-        is_made = all(teacher_path(run.out, architecture).exists() for architecture in run.recipe.squeeze.teachers)
-        with contextlib.nullcontext() if is_made else run.cost("squeeze"):
-            run.teachers = _squeeze(run)
-    return run.teachers
+    if not run.kept.get("teachers"):
+        names = run.recipe.squeeze.teachers
+        finished = [name for name in names if teacher_path(run.out, name).exists()]
+        for name in finished:
+            check_kept(run, name)
+            run.log.say(f"teacher {name} is finished already")
+        if len(finished) < len(names):
+            with run.cost("squeeze"):
+                _make(run)
+    return read_teachers(run)
 
 
-def _squeeze(run: Run) -> list[Teacher]:
+def _make(run: Run) -> None:
+    """Makes this worker's part of the teachers, and waits for the others'."""
     settings = run.recipe.squeeze
     weights = settings.weights * len(settings.teachers) if len(settings.weights) == 1 else settings.weights
     wanted = list(zip(settings.teachers, weights, strict=True))
     paths = [teacher_path(run.out, architecture) for architecture in settings.teachers]
-    made: dict[int, Teacher] = {}
+    if any(weights == "train" and not path.exists() for (_, weights), path in zip(wanted, paths, strict=True)):
+        _check_files(run)
     if settings.shared:
         for number, (architecture, source) in enumerate(wanted):
-            made[number] = _teacher(run, number, architecture, source)
+            if not paths[number].exists():
+                _teacher(run, number, architecture, source)
             meet()
     else:
         work = Items(f"teachers of {run.out}", range(len(wanted)), lambda number: paths[number].exists())
         for number, _ in run.fleet.draw(work):
-            made[number] = _teacher(run, number, *wanted[number])
-    return [made.get(number) or _teacher(run, number, *wanted[number]) for number in range(len(wanted))]
+            _teacher(run, number, *wanted[number])
 
 
-def _teacher(run: Run, number: int, architecture: str, weights: str) -> Teacher:
+def _check_files(run: Run) -> None:
+    """Rank 0 looks at all image files, once a run, so that a damaged one does not end the training that comes to it."""
+    files, kept = (*run.real.train.files, *run.real.test.files), run.out / "checked.json"
+    if rank() or not files or run.recipe.dataset.on_error == "skip":
+        return
+    about = run.real.about()
+    known = read_json(kept) if kept.exists() else {}
+    first = known["files"] if known.get("images") == about else 0
+    check_files(
+        files[first:],
+        run.recipe.dataset.workers,
+        run.log.track,
+        lambda count: write_json(kept, {"images": about, "files": first + count}),
+    )
+
+
+def _teacher(run: Run, number: int, architecture: str, weights: str) -> None:
+    """Makes a teacher, leads it past the gate, and writes its file."""
     path = teacher_path(run.out, architecture)
-    classes = run.real.classes
-    identity = run.identity("squeeze") | {"architecture": architecture, "classes": list(classes)}
-    if path.exists():
-        state, kept = read_tensors(path)
-        if difference := first_difference(json.loads(kept["identity"]), identity):
-            raise ValueError(
-                f"{path} is a teacher of another recipe ({difference}); choose another --out, or delete that file"
-            )
-        net = rebuild(architecture, state, kept, path)
-        run.log.say(f"teacher {architecture}: finished already, {float(kept['top1']):.1f} % top-1 on the test images")
-        return _frozen(run, net, architecture, json.loads(kept["outputs"]))
-
     # Named after its settings, so that an interrupted training never goes on with others.
     checkpoint = path.parent / f"checkpoint-{run.recipe.sha256(*SQUEEZE_PARTS)[:8]}.pt"
     with run.stopwatch() as watch:
-        net, outputs = _obtain(run, number, architecture, weights, checkpoint)
-        teacher = _frozen(run, net, architecture, outputs)
+        net, outputs, is_trained = _obtain(run, number, architecture, weights, checkpoint)
+        own = zoo.pixel_statistics(net)
+        statistics = None if is_trained else run.recipe.squeeze.pixel_statistics(number, own)
+        teacher = frozen(run, net, architecture, outputs, statistics)
+        if statistics is not None and teacher.normalization is not None:
+            mean, std = statistics
+            run.log.say(f"teacher {architecture} sees pixels normalised by mean {mean} and deviation {std}, as its own")
         if teacher.note is not None:
             run.log.say(
                 f"teacher {architecture} cannot be traced ({teacher.note}): its {len(teacher.layers)} BatchNorms are "
                 "replaced one by one, without fusing the ReLUs after them"
             )
-        gate = _gate(run, teacher)
+        gate = _gate(run, teacher, is_trained)
         top1 = _accuracy(run, teacher)
     metadata = {
         "architecture": architecture,
-        "identity": json.dumps(identity),
-        "classes": json.dumps(classes),
+        "identity": json.dumps(teacher_identity(run, architecture)),
+        "classes": json.dumps(run.real.classes),
         "outputs": json.dumps(outputs),
         "num_outputs": str(teacher.num_outputs),
         "sha256": teacher.sha256,
         "top1": f"{top1:.4f}",
         "seconds": f"{watch.seconds:.3f}",
     }
+    if teacher.normalization is not None:
+        metadata["pixel_statistics"] = json.dumps(statistics)
     if rank() == 0 or not run.recipe.squeeze.shared:
         write_tensors(path, net.state_dict(), metadata)
         for finished in (checkpoint, _probe_path(checkpoint)):
             finished.unlink(missing_ok=True)
     run.log.event("teacher", architecture=architecture, top1=top1, gate=gate, seconds=watch.seconds)
-    return teacher
 
 
-def _frozen(run: Run, net: nn.Module, architecture: str, outputs: Sequence[int]) -> Teacher:
-    """The network as a teacher with the statistics that recover is going to match, on the run's device."""
-    recipe, classes = run.recipe, run.real.classes
-    matched = recipe.recover.statistics, recipe.recover.patch_size
-    has_unfused = recipe.labels.is_in_training and architecture in (recipe.labels.teachers or recipe.squeeze.teachers)
-    return Teacher.of(net, architecture, classes, outputs, recipe.dataset, *matched, has_unfused).to(run.device)
-
-
-def _obtain(run: Run, number: int, architecture: str, weights: str, checkpoint: Path) -> tuple[nn.Module, list[int]]:
-    """A network with its weights, and its output of each class."""
+def _obtain(
+    run: Run, number: int, architecture: str, weights: str, checkpoint: Path
+) -> tuple[nn.Module, list[int], bool]:
+    """A network with its weights, its output of each class, and whether it learned these classes here."""
     settings, classes = run.recipe.squeeze, run.real.classes
-    names = None
-    if settings.classes_file:
-        names = Path(settings.classes_file).read_text().split("\n")
-        names = [name.strip() for name in names if name.strip()]
+    names = read_lines(Path(settings.classes_file), "squeeze.classes_file") if settings.classes_file else None
     method, is_trained = settings.self_supervision.method, weights == "train"
     probe = next(iter(settings.probe_weights[number:] or settings.probe_weights[:1]), "")
     if is_trained:
         with Stream(run.recipe.seed, "squeeze/init").torch_generator(number):
             net = zoo.build(architecture, len(classes))
         if method == "none":
-            return _train(run, net, number, architecture, checkpoint), list(range(len(classes)))
+            return _train(run, net, number, architecture, checkpoint), list(range(len(classes))), True
         net, probe = pretrain(run, net, number, architecture, checkpoint), "train"
-    elif (
-        Path(weights).suffix in (".pt", ".pth", ".tar", ".th", ".ckpt", ".bin", ".safetensors")
-        or Path(weights).exists()
-    ):
-        net = _read(run, architecture, Path(weights), len(names or ()), bool(probe))
+    elif (file := _file_of(weights)) is not None:
+        net = _read(run, architecture, *file, len(names or ()), bool(probe))
     else:
         net = zoo.build(architecture, len(classes), weights)
     if probe == "train":
         net = train_probe(run, net, classifier_name(architecture), number, _probe_path(checkpoint))
-        return net, list(range(len(classes)))
+        return net, list(range(len(classes))), True
     if probe:
         classifier = classifier_name(architecture)
         layer = read_probe(read_checkpoint(Path(probe)), Path(probe), feature_size(net, classifier))
         net.set_submodule(classifier, layer)
     num_outputs = count_outputs(net, run.recipe.dataset.image_size, architecture)
-    return net, match_classes(num_outputs, names, classes, architecture)
+    return net, match_classes(num_outputs, names, classes, architecture), False
+
+
+def _file_of(weights: str) -> tuple[Path, str] | None:
+    """The checkpoint that squeeze.weights names, and the key in it: FILE or FILE:KEY; None if it names none."""
+    path, _, key = weights.rpartition(":")
+    named = [(Path(weights), "")] + ([(Path(path), key)] if path else [])
+    return next((pair for pair in named if pair[0].suffix in _CHECKPOINTS or pair[0].exists()), None)
 
 
 def _probe_path(checkpoint: Path) -> Path:
     return checkpoint.with_name(checkpoint.name.replace("checkpoint", "probe"))
 
 
-def _read(run: Run, architecture: str, path: Path, num_outputs: int, has_probe: bool) -> nn.Module:
-    """The network in a checkpoint file, with so many outputs, or as many as the file says if that is 0.
+def _read(run: Run, architecture: str, path: Path, key: str, num_outputs: int, has_probe: bool) -> nn.Module:
+    """The network in a checkpoint file, under `key` if that is not "", with so many outputs, or as many as the file
+    says if that is 0.
 
     A self-supervised backbone gets an untrained classifier, if there is a probe to replace it; else ValueError.
     """
     loaded, classes = read_checkpoint(path), run.real.classes
-    state = {} if is_self_supervised(loaded, path) else state_dict(loaded, path)
+    if key:
+        loaded, _ = choose_state(loaded, path, key)
+    state: dict[str, Tensor] = {}
+    if not is_self_supervised(loaded, path):
+        state, said = choose_state(loaded, path, "")
+        if said:
+            run.log.say(said)
     small, large = (zoo.build(architecture, count).state_dict() for count in (len(classes), len(classes) + 1))
     size = head_size(state, small, large)
     if size is None:
@@ -219,12 +242,13 @@ def _train(run: Run, net: nn.Module, number: int, architecture: str, checkpoint:
     return net.cpu()
 
 
-def _gate(run: Run, teacher: Teacher) -> float:
+def _gate(run: Run, teacher: Teacher, is_trained: bool) -> float:
     count = run.recipe.squeeze.gate_images
     if count == 0:
         return float("nan")
     pixels, labels = run.real_images(count, "squeeze/gate", run.recipe.seed)
-    return check_gate(teacher, pixels, labels, run.recipe.dataset, run.device)
+    what = teacher, pixels, labels, run.real.classes, run.recipe.dataset, run.device
+    return check_gate(*what, is_trained=is_trained, say=run.log.say)
 
 
 def _accuracy(run: Run, teacher: Teacher) -> float:

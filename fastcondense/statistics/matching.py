@@ -140,8 +140,8 @@ def _layout(moments: Moments) -> list[list[int]]:
     return [[len(vector) for vector in layer] for layer in moments]
 
 
-def layer_weights(num_layers: int, first: float, device: torch.device | str = "cpu") -> Tensor:
-    """Weights of the layers' distances: `first` for the first, 1 for the others, float32 [L]."""
+def layer_weights(num_layers: int, device: torch.device | str = "cpu") -> Tensor:
+    """Weights of the layers' distances as published: 10 for the first, 1 for the others, float32 [L]."""
     weights = torch.ones(num_layers, device=device)
-    weights[:1] = first
+    weights[:1] = 10
     return weights

@@ -30,7 +30,7 @@ from ..teachers.kept import teacher_path
 from ..teachers.moments import ConvolutionTap, FrozenBatchNorm, Keeper, Moments
 from ..teachers.teacher import Teacher
 from .matching import Matching, layer_weights
-from .targets import class_images, local_images
+from .targets import class_images
 
 NOISE_SHARES = (1.0, 0.75, 0.5, 0.25, 0.0)
 """Of the variance of the images of each batch."""
@@ -88,12 +88,9 @@ def gradient_shares(run: Run, teacher: Teacher) -> np.ndarray:
     see the head of this file. The running mean of the moments is left out."""
     recover, everything = run.recipe.recover, jobs(run.recipe, len(run.real.classes))
     real_of, noise_of = class_images(run, "recover/pruning", 1), noise(run.recipe, run.device)
-    local_of = local_images(run)
-    weights = layer_weights(len(teacher.layers), recover.first_layer_weight, run.device)
+    weights = layer_weights(len(teacher.layers), run.device)
 
     def targets(kind: str, job: Job) -> Moments:
-        if kind == "local":
-            return teacher.batch_targets(local_of(job))
         return teacher.matched_targets() if kind == "global" else teacher.category_targets(job.classes())
 
     shares = np.zeros(len(teacher.layers))
@@ -147,7 +144,7 @@ def choose(shares: np.ndarray, maps: np.ndarray, costs: np.ndarray, least: float
     """The cheapest layers whose shares add up to at least `least` of the sum, exactly: bool [layers].
 
     shares: [layers]; maps: bool [layers, maps]; costs: [maps]. The first layer is always among them, because
-    recover.first_layer_weight is meant for it. An integer programme: layers x and maps y in {0, 1},
+    its weight of 10 is meant for it. An integer programme: layers x and maps y in {0, 1},
     minimise costs y with y_m >= x_l where layer l needs map m.
     """
     from scipy.optimize import LinearConstraint, milp  # a part of scipy that few runs need

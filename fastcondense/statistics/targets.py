@@ -31,7 +31,7 @@ def complete(run: Run, teachers: Sequence[Teacher]) -> None:
 
     They are collected on one epoch of the training images, seen as the teachers' own training sees them; the images are
     read once for all teachers. All workers of a launch call this, and share the images; the targets do not depend on
-    how many there are. Where targets are local alone, nothing is needed.
+    how many there are.
     """
     todo = _wanted(run, teachers)
     missing = {path: collector for path, collector in todo.items() if not path.exists()}
@@ -67,7 +67,7 @@ def _wanted(run: Run, teachers: Sequence[Teacher]) -> dict[Path, Collector]:
         teacher.class_variance, teacher.swapped_patches = recover.class_variance, recover.swapped_patches
         names = [layer.name for layer in teacher.layers if layer.name not in teacher.targets]
         lacks_classes = has_classes and any(layer.name not in teacher.class_targets for layer in teacher.layers)
-        if set(recover.targets) != {"local"} and (names or lacks_classes):
+        if names or lacks_classes:
             num_classes = len(run.real.classes) if lacks_classes else 0
             collector = Collector(teacher, names, num_classes, recover.class_variance)
             wanted[_path(run, collector)] = collector
@@ -123,14 +123,6 @@ def _imported(run: Run, missing: Mapping[Path, Collector]) -> dict[Path, tuple[N
 def _of_classes(name: str) -> str:
     """The name in a file of a layer's tables."""
     return f"{name}/class"
-
-
-# --- images behind local targets -------------------------------------------------------------------------------------
-
-
-def local_images(run: Run) -> Callable[[Job], Tensor]:
-    """Real images behind local targets: recover.local_repeats for each image of a job, of its class (EDC, spec 1.2)."""
-    return class_images(run, "recover/local", run.recipe.recover.local_repeats)
 
 
 def class_images(run: Run, purpose: str, repeats: int) -> Callable[[Job], Tensor]:

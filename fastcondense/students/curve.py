@@ -11,12 +11,9 @@ from dataclasses import replace
 from typing import Any
 
 import torch
-from rich.table import Table
 
 from ..files import write_json
-from ..recipe.recipe import Recipe
 from ..recover.stage import condensed_set, made_jobs, recover
-from ..report.report import SIZE_NAMES, size_curve
 from ..run import Run
 from ..sets.condensed import CondensedSet
 from ..squeeze.stage import squeeze
@@ -27,7 +24,7 @@ from .students import CONDENSED, arms, train_arm
 
 
 def evaluate_sizes(run: Run) -> dict[str, Any]:
-    """Trains what is missing, prints the table, writes curve.json and curve.png; returns what is written.
+    """Trains what is missing and writes curve.json; returns what is written.
 
     Scores are top-1 of the last epoch, mean and deviation over seeds, at each size, by what students were trained on.
     """
@@ -54,15 +51,8 @@ def evaluate_sizes(run: Run) -> dict[str, Any]:
         "top1_last": curves,
         "versions": run.versions(),
     }
-    once(lambda: _write(run, result))
-    run.log.console.print(_table(run.recipe, sizes, curves))
+    once(lambda: write_json(run.out / "curve.json", result))
     return result
-
-
-def _write(run: Run, result: dict[str, Any]) -> None:
-    write_json(run.out / "curve.json", result)
-    curves = {SIZE_NAMES.get(name, name): curve for name, curve in result["top1_last"].items()}
-    size_curve(curves, run.out / "curve.png")
 
 
 def _sets(run: Run, size: int) -> Iterator[tuple[str, Run, CondensedSet]]:
@@ -72,12 +62,12 @@ def _sets(run: Run, size: int) -> Iterator[tuple[str, Run, CondensedSet]]:
     for kind in run.recipe.evaluate.compare:
         if kind == "independent":
             alone = _beside(run, f"independent-ipc{size}", ipc=size)
-            recover(alone)
+            recover(alone, squeeze(alone))
             yield kind, alone, condensed_set(alone)
         else:
             single = [_beside(run, f"stacked-{k}", ipc=1, seed=run.recipe.seed + k) for k in range(size)]
             for one in single:
-                recover(one)
+                recover(one, squeeze(one))
             images = torch.cat([condensed_set(one).images for one in single], dim=1)
             yield kind, _beside(run, "stacked", ipc=size), CondensedSet(images, run.real.classes)
 
@@ -88,20 +78,6 @@ def _beside(run: Run, name: str, **changes: Any) -> Run:
     weights = tuple(str(teacher_path(run.out, teacher).resolve()) for teacher in recipe.squeeze.teachers)
     changes["squeeze"] = replace(recipe.squeeze, weights=weights, probe_weights=(), classes_file="")
     settings = replace(recipe, evaluate=replace(recipe.evaluate, baselines=()), **changes).check()
-    other = replace(run, recipe=settings, out=run.out / "compare" / name, teachers=[])
+    other = replace(run, recipe=settings, out=run.out / "compare" / name, kept={})
     other.out.mkdir(parents=True, exist_ok=True)
     return other
-
-
-def _table(recipe: Recipe, sizes: list[int], curves: dict[str, dict[str, Any]]) -> Table:
-    seeds = f"{recipe.train.seeds} seed{'s' if recipe.train.seeds > 1 else ''} from {recipe.seed}"
-    table = Table(
-        title=f"{recipe.name}: top-1 of the last epoch, {recipe.train.student}, {recipe.train.epochs} epochs, {seeds}"
-    )
-    table.add_column("images a class")
-    for size in sizes:
-        table.add_column(str(size), justify="right")
-    for name, curve in curves.items():
-        cells = [f"{c['mean']:.1f}" + f" ± {c['std']:.1f}" * (recipe.train.seeds > 1) for c in curve.values()]
-        table.add_row(SIZE_NAMES.get(name, name.replace("_", " ")), *cells)
-    return table

@@ -9,7 +9,6 @@ from typing import Any
 from ..files import read_metadata, write_json
 from ..labels.stored_labels import stored_bytes
 from ..recover.stage import made_jobs
-from ..report import report
 from ..run import Run
 from ..sets.condensed import shard_path
 from ..sets.imported import read_origin
@@ -19,7 +18,7 @@ from .students import CONDENSED, Arm, arms, last_score, read_student
 
 
 def evaluate(run: Run) -> dict[str, Any]:
-    """Scores all students, prints the table and writes result.json; returns what is written."""
+    """Scores all students, writes result.json; returns what is written."""
     recipe, folder = run.recipe, run.out / "condensed"
     by_arm = {arm.name: scores(run, arm) for arm in arms(run)}
     job_paths = [shard_path(folder, job.index) for job in made_jobs(run) if job.first_slot < recipe.ipc]
@@ -57,7 +56,6 @@ def evaluate(run: Run) -> dict[str, Any]:
     }
     once(lambda: write_json(run.out / "result.json", result))
     run.log.event("result", **{key: result[key] for key in ("top1_last", "top1_best", "baselines")})
-    run.log.console.print(report.honest_table(result))
     return result
 
 

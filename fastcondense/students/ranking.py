@@ -16,11 +16,9 @@ from ..files import write_json
 from ..networks.fit import Divergence
 from ..recipe.settings import Ranking
 from ..recover.stage import condensed_set
-from ..report import report
 from ..run import Run
 from ..sets.condensed import CondensedSet
-from ..squeeze.stage import squeeze
-from ..teachers.kept import chosen
+from ..teachers.kept import labelling_teachers
 from ..teachers.teacher import Teacher
 from ..workers.distributed import once
 from .evaluate import spread
@@ -60,8 +58,8 @@ class Arms:
     def of(settings: Ranking) -> Arms:
         """Those that the settings mean; some of them may be the same."""
         return Arms(
-            Arm("full", "hard", settings.real_views),
-            Arm("condensed", "hard", settings.hard_views),
+            Arm("full", "hard", "plain"),
+            Arm("condensed", "hard", "plain"),
             Arm("condensed", settings.labels),
             Arm("random", settings.labels),
             Arm("condensed", settings.labels, "plain"),
@@ -70,14 +68,14 @@ class Arms:
 
 
 def rank(run: Run) -> dict[str, Any]:
-    """Trains the students that are missing, prints the table and writes ranking.json; returns what is written.
+    """Trains the students that are missing, writes ranking.json; returns what is written.
 
     The scores are taken seed by seed, from the students' last epochs and from their best ones. Raises ValueError if
     no learning rate of an arm trains without divergence.
     """
     recipe, settings = run.recipe, run.recipe.ranking
     run.real.check_counts(recipe.ipc, f"rank at ipc {recipe.ipc}")
-    teachers, condensed = chosen(squeeze(run), recipe.labels.teachers), condensed_set(run)
+    teachers, condensed = labelling_teachers(run), condensed_set(run)
     arms = Arms.of(settings)
     measured: dict[Arm, dict[str, Any]] = {}
     for arm in vars(arms).values():
@@ -101,12 +99,11 @@ def rank(run: Run) -> dict[str, Any]:
             arm.name: {"images": arm.images, "labels": arm.labels, "views": arm.views} | entry
             for arm, entry in measured.items()
         },
-        "scores": {f"top1_{epoch}": _scores(arms, measured, epoch, settings) for epoch in EPOCHS},
+        "scores": {f"top1_{epoch}": _scores(arms, measured, epoch) for epoch in EPOCHS},
         "versions": run.versions(),
     }
     once(lambda: write_json(run.out / "ranking.json", result))
     run.log.event("ranking", scores=result["scores"])
-    run.log.console.print(report.ranking_table(result))
     return result
 
 
@@ -153,7 +150,7 @@ def _top1(student: Student, epoch: Epoch) -> float:
     return student.top1_best if epoch == "best" else student.history[-1]["top1"]
 
 
-def _scores(arms: Arms, measured: dict[Arm, dict[str, Any]], epoch: Epoch, settings: Ranking) -> dict[str, Any]:
+def _scores(arms: Arms, measured: dict[Arm, dict[str, Any]], epoch: Epoch) -> dict[str, Any]:
     """The differences in percentage points, the two scores in [0, 1], each as mean, deviation and seed by seed."""
     accuracies = {
         name: [top1 / 100 for top1 in measured[arm][f"top1_{epoch}"]["seeds"]] for name, arm in vars(arms).items()
@@ -164,10 +161,8 @@ def _scores(arms: Arms, measured: dict[Arm, dict[str, Any]], epoch: Epoch, setti
 
     recovery = difference("real_hard", "condensed_hard")
     augmented, plain = difference("condensed", "random"), difference("condensed_plain", "random_plain")
-    lrs = [label_robust_score(*pair, settings.label_weight) for pair in zip(recovery, augmented, strict=True)]
-    ars = [
-        augmentation_robust_score(*pair, settings.augmentation_weight) for pair in zip(augmented, plain, strict=True)
-    ]
+    lrs = [label_robust_score(*pair) for pair in zip(recovery, augmented, strict=True)]
+    ars = [augmentation_robust_score(*pair) for pair in zip(augmented, plain, strict=True)]
     values = {
         "hard_label_recovery": [100 * x for x in recovery],
         "improvement_over_random": [100 * x for x in augmented],

@@ -25,6 +25,7 @@ from ..networks.score import per_class, score
 from ..networks.train_step import Batch, synchronised
 from ..recipe.recipe import Recipe
 from ..recipe.settings import Labels, Optimization
+from ..recipe.shared import Views
 from ..recover.formation import shown
 from ..recover.representatives import Rule, representative_images
 from ..rng import Stream
@@ -32,7 +33,6 @@ from ..run import Run
 from ..sets.condensed import CondensedSet
 from ..sets.imported import read_origin
 from ..teachers.teacher import Teacher
-from ..views.windows import Views
 from ..workers.distributed import once, rank, world_size
 
 WHOLE = Views(crop_scale=(1.0, 1.0), crop_ratio=(1.0, 1.0), flip=0.0)

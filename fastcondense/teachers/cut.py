@@ -45,11 +45,11 @@ class Cut(nn.Module):
                 graph.erase_node(node)
         graph.lint()
         self.net = fx.GraphModule(teacher.fused, graph)
-        self.dtype = teacher.dtype
+        self.dtype, self.adapted = teacher.dtype, teacher.adapted
         self.keepers = [module for module in self.net.modules() if isinstance(module, Keeper)]
 
     def forward(self, x: Tensor) -> Tensor:
-        features = self.net(x)
+        features = self.net(self.adapted(x))
         for keeper in self.keepers:
             keeper.kept.clear()
         return features.float() if self.dtype is not None else features

@@ -79,6 +79,8 @@ def fuse(
         module = modules[str(node.target)] if node.op == "call_module" else None
         if isinstance(module, FrozenBatchNorm):
             calls.setdefault(module, []).append(node)
+        elif (node.op, node.target) == ("call_method", "view") and not isinstance(node.args[-1], torch.dtype):
+            node.target = "reshape"  # maps are channels_last, which people's x.view(N, -1) does not expect
         elif type(module) in _identities() and len(node.args) == 1 and not node.kwargs:
             node.replace_all_uses_with(node.args[0])
             graph.erase_node(node)

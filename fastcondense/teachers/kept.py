@@ -2,21 +2,85 @@
 
 from __future__ import annotations
 
+import json
 from collections.abc import Mapping, Sequence
 from pathlib import Path
+from typing import Any
 
 from torch import Tensor, nn
 
-from ..files import read_tensors, slug, state_sha256
+from ..files import first_difference, read_metadata, read_tensors, slug, state_sha256
 from ..networks import zoo
+from ..recipe.settings import PixelStatistics
 from ..run import Run
 from .teacher import Teacher
+
+
+def read_teachers(run: Run) -> list[Teacher]:
+    """The recipe's teachers on the run's device, which `squeeze` has made; they are read once.
+
+    Raises ValueError for one that is missing, or was made by another recipe.
+    """
+    if not run.kept.get("teachers"):
+        run.kept["teachers"] = [_read(run, architecture) for architecture in run.recipe.squeeze.teachers]
+    found: list[Teacher] = run.kept["teachers"]
+    return found
+
+
+def _read(run: Run, architecture: str) -> Teacher:
+    check_kept(run, architecture)
+    path = teacher_path(run.out, architecture)
+    state, kept = read_tensors(path)
+    return frozen(
+        run, rebuild(architecture, state, kept, path), architecture, json.loads(kept["outputs"]), read_statistics(kept)
+    )
+
+
+def check_kept(run: Run, architecture: str) -> None:
+    """Raises ValueError for a teacher that is missing, or was made by another recipe."""
+    path = teacher_path(run.out, architecture)
+    if not path.exists():
+        raise ValueError(f"there is no teacher {path}; run squeeze first")
+    if difference := first_difference(json.loads(read_metadata(path)["identity"]), teacher_identity(run, architecture)):
+        raise ValueError(
+            f"{path} is a teacher of another recipe ({difference}); choose another --out, or delete that file"
+        )
+
+
+def teacher_identity(run: Run, architecture: str) -> dict[str, Any]:
+    """What decides a teacher: the settings of squeeze, the data's classes, and which network it is."""
+    return run.identity("squeeze") | {"architecture": architecture, "classes": list(run.real.classes)}
+
+
+def read_statistics(metadata: Mapping[str, str]) -> PixelStatistics | None:
+    """What a finished teacher's inputs are normalised by, where that is not the data set's mean and deviation."""
+    mean, std = json.loads(metadata.get("pixel_statistics", "[null, null]"))
+    return None if mean is None else (tuple(mean), tuple(std))
+
+
+def frozen(
+    run: Run, net: nn.Module, architecture: str, outputs: Sequence[int], statistics: PixelStatistics | None
+) -> Teacher:
+    """The network as a teacher with the statistics that recover is going to match, on the run's device.
+
+    statistics: mean and deviation that its inputs are normalised by, if not the data set's.
+    """
+    recipe, classes = run.recipe, run.real.classes
+    matched = recipe.recover.statistics, recipe.recover.patch_size
+    has_unfused = recipe.labels.is_in_training and architecture in (recipe.labels.teachers or recipe.squeeze.teachers)
+    made = Teacher.of(net, architecture, classes, outputs, recipe.dataset, *matched, has_unfused, statistics)
+    return made.to(run.device)
 
 
 def chosen(teachers: Sequence[Teacher], names: Sequence[str]) -> list[Teacher]:
     """Those of the given names, in the names' order; all of them if none is named."""
     by_name = {teacher.name: teacher for teacher in teachers}
     return [by_name[name] for name in names] if names else list(teachers)
+
+
+def labelling_teachers(run: Run) -> list[Teacher]:
+    """Those whose labels students are trained on (labels.teachers), as `read_teachers` reads them."""
+    return chosen(read_teachers(run), run.recipe.labels.teachers)
 
 
 def teacher_path(out: Path, architecture: str) -> Path:
@@ -27,7 +91,7 @@ def teacher_path(out: Path, architecture: str) -> Path:
 def teacher_seconds(run: Run) -> float:
     """Seconds that the finished teachers took."""
     paths = [teacher_path(run.out, architecture) for architecture in run.recipe.squeeze.teachers]
-    return sum(float(read_tensors(path)[1]["seconds"]) for path in paths)
+    return sum(float(read_metadata(path)["seconds"]) for path in paths)
 
 
 def teacher_bytes(run: Run) -> int:

@@ -10,7 +10,6 @@ from pathlib import Path
 from typing import Any, Literal
 
 import torch
-from scipy.special import bdtrc
 from torch import Tensor, nn
 
 from .. import vision
@@ -19,7 +18,7 @@ from ..files import state_sha256
 from ..loaders.reading import naming
 from ..networks.precision import cast
 from ..networks.zoo import channels_last
-from ..recipe.settings import Dataset
+from ..recipe.settings import Dataset, PixelStatistics
 from .fuse import fuse
 from .moments import FrozenBatchNorm, Keeper, Layer, Moments
 
@@ -54,6 +53,10 @@ class Teacher:
     """Which variances class_targets hold."""
     swapped_patches: bool = False
     """Whether category targets take patch means for variances and the reverse (EDC's published code)."""
+    normalization: Normalization | None = None
+    """What its network sees, where that is not the data set's normalisation."""
+    adaptation: tuple[Tensor, Tensor] | None = None
+    """Then the factor and the summand, [3, 1, 1], that make it of the data set's."""
 
     @staticmethod
     def of(
@@ -65,8 +68,12 @@ class Teacher:
         statistics: Collection[str] = ("bn",),
         patch_size: int = 16,
         has_unfused: bool = False,
+        statistics_of_pixels: PixelStatistics | None = None,
     ) -> Teacher:
-        """Freezes and fuses `net`, and tries it on a black image. Raises ValueError if its output does not fit."""
+        """Freezes and fuses `net`, and tries it on a black image. Raises ValueError if its output does not fit.
+
+        statistics_of_pixels: mean and deviation that the network's inputs are normalised by, if not the data set's.
+        """
         net = net.float()
         sha256 = state_sha256(net.state_dict())
         fused, layers, note = fuse(net, statistics, patch_size)
@@ -83,7 +90,15 @@ class Teacher:
         unfused = channels_last(copy.deepcopy(net).eval().requires_grad_(False)) if has_unfused else None
         output_of_class = torch.tensor(outputs)
         networks = fused, layers, targets, output_of_class, num_outputs, note
-        return Teacher(name, sha256, *networks, unfused=unfused, class_name=type(net).__name__)
+        made = Teacher(name, sha256, *networks, unfused=unfused, class_name=type(net).__name__)
+        if statistics_of_pixels not in (None, (dataset.mean, dataset.std)):
+            mean, std = statistics_of_pixels
+            own = Normalization.of(replace(dataset, mean=mean, std=std), torch.device("cpu"))
+            given = Normalization.of(dataset, torch.device("cpu"))
+            factor = own.gain / given.gain
+            made.normalization = own
+            made.adaptation = factor[:, None, None], (own.offset - given.offset * factor)[:, None, None]
+        return made
 
     @functools.cached_property
     def keepers(self) -> list[Keeper]:
@@ -96,6 +111,9 @@ class Teacher:
         if self.unfused is not None:
             self.unfused.to(device)
         self.outputs = self.outputs.to(device)
+        if self.normalization is not None and self.adaptation is not None:
+            self.normalization = Normalization(self.normalization.gain.to(device), self.normalization.offset.to(device))
+            self.adaptation = self.adaptation[0].to(device), self.adaptation[1].to(device)
         self.targets = {name: tuple(vector.to(device) for vector in kept) for name, kept in self.targets.items()}
         return self
 
@@ -114,11 +132,26 @@ class Teacher:
 
     def __call__(self, x: Tensor) -> tuple[Tensor, Moments]:
         """x: normalised [N, 3, H, W] channels_last -> float32 logits [N, num_outputs], the moments of its layers."""
+        return self._forward(self.adapted(x))
+
+    def _forward(self, x: Tensor) -> tuple[Tensor, Moments]:
         logits = self.fused(x)
         moments = [layer.moments or () for layer in self.layers]
         for keeper in self.keepers:
             keeper.kept.clear()  # the caller alone decides how long the autograd graph lives
         return logits.float() if self.dtype is not None else logits, moments
+
+    def adapted(self, x: Tensor) -> Tensor:
+        """Images in the data set's normalisation as the network wants them."""
+        if self.adaptation is None:
+            return x
+        factor, summand = self.adaptation
+        return (x.float() * factor + summand).to(x.dtype)
+
+    def see(self, x: Tensor) -> Tensor:
+        """Logits [N, num_outputs] of images that are normalised as the network wants them; no gradients."""
+        with torch.no_grad():
+            return self._forward(x)[0]
 
     def logits(self, x: Tensor) -> Tensor:
         """Logits of the data set's classes alone, in its order: [N, classes]; no gradients."""
@@ -235,16 +268,42 @@ def _strip_prefixes(state: Mapping[str, Tensor], wanted: Mapping[str, Tensor]) -
 
 def state_dict(loaded: Any, path: Path) -> dict[str, Tensor]:
     """The state dict in what a checkpoint file holds, bare or in a usual container. Raises ValueError if none is."""
-    for _ in range(3):
-        if not isinstance(loaded, Mapping):
-            break
-        if loaded and all(isinstance(key, str) and isinstance(value, Tensor) for key, value in loaded.items()):
-            return dict(loaded)
-        inner = next((loaded[key] for key in _CONTAINERS if isinstance(loaded.get(key), Mapping)), None)
-        if inner is None:
-            break
-        loaded = inner
-    raise ValueError(f"checkpoint {path} holds no state dict (looked under {', '.join(_CONTAINERS)})")
+    return choose_state(loaded, path, "")[0]
+
+
+def choose_state(loaded: Any, path: Path, key: str) -> tuple[dict[str, Tensor], str]:
+    """The state dict under `key` ("a", or "a.b") of a checkpoint, or without a key the bare or usual one, and what to
+    say where it holds several, such as weights and their moving average.
+
+    Raises ValueError if there is none, or none of a usual name among several.
+    """
+    found = _state_dicts(loaded)
+    if key:
+        if key not in found:
+            known = f"it has {', '.join(found)}" if any(found) else "none of its weights has a name"
+            raise ValueError(f"checkpoint {path} holds no weights under {key!r}; {known}")
+        return found[key], ""
+    usual = [name for container in ("", *_CONTAINERS) for name in found if name.split(".")[0] == container]
+    if not usual and len(found) != 1:
+        several = f"; name one of {', '.join(found)} in squeeze.weights, FILE:KEY" if found else ""
+        raise ValueError(f"checkpoint {path} holds no state dict (looked under {', '.join(_CONTAINERS)}){several}")
+    first = (usual or list(found))[0]
+    others = [name for name in found if name != first]
+    said = f"checkpoint {path} holds several weights: {first} is taken, not {', '.join(others)}"
+    return found[first], f"{said}; squeeze.weights {path}:{others[0]} takes that" if others else ""
+
+
+def _state_dicts(loaded: Any, prefix: str = "", depth: int = 0) -> dict[str, dict[str, Tensor]]:
+    """Every mapping of names to tensors with weights among them, by the keys that lead to it; "" is the file itself."""
+    if not isinstance(loaded, Mapping) or not loaded or depth > 3:
+        return {}
+    if all(isinstance(name, str) and isinstance(value, Tensor) for name, value in loaded.items()):
+        return {prefix: dict(loaded)} if any(value.dim() > 1 for value in loaded.values()) else {}
+    found: dict[str, dict[str, Tensor]] = {}
+    for name, value in loaded.items():
+        if isinstance(name, str):
+            found |= _state_dicts(value, f"{prefix}.{name}" if prefix else name, depth + 1)
+    return found
 
 
 def match_classes(num_outputs: int, output_names: Sequence[str] | None, classes: Sequence[str], name: str) -> list[int]:
@@ -261,6 +320,8 @@ def match_classes(num_outputs: int, output_names: Sequence[str] | None, classes:
         if len(output_names) != num_outputs:
             raise ValueError(f"{len(output_names)} class names were given for the {num_outputs} outputs of {name}")
         index = {output_name: k for k, output_name in enumerate(output_names)}
+        if twice := [c for c in classes if output_names.count(c) > 1]:
+            raise ValueError(f"class {twice[0]!r} is the name of several outputs of {name}; which one is it?")
         missing = [c for c in classes if c not in index]
         if missing:
             raise ValueError(f"class {missing[0]!r} of the data set is not among the outputs of teacher {name}")
@@ -271,74 +332,3 @@ def match_classes(num_outputs: int, output_names: Sequence[str] | None, classes:
             "name the outputs, one a line, in squeeze.classes_file"
         )
     return list(range(num_outputs))
-
-
-# --- the gate --------------------------------------------------------------------------------------------------------
-
-_OTHER_INPUTS = {
-    "pixels in [0, 1] without normalisation": ((0.0, 0.0, 0.0), (1.0, 1.0, 1.0)),
-    "pixels in [0, 255]": ((0.0, 0.0, 0.0), (1 / 255, 1 / 255, 1 / 255)),
-    "pixels in [-1, 1]": ((0.5, 0.5, 0.5), (0.5, 0.5, 0.5)),
-    "ImageNet's mean and deviation": ((0.485, 0.456, 0.406), (0.229, 0.224, 0.225)),
-    "CIFAR's mean and deviation": ((0.4914, 0.4822, 0.4465), (0.2023, 0.1994, 0.2010)),
-}
-
-
-def check_gate(teacher: Teacher, pixels: Tensor, labels: Tensor, dataset: Dataset, device: torch.device) -> float:
-    """Accuracy of the teacher on a few real images; raises ValueError if chance explains it (p > 0.001).
-
-    pixels: uint8 [N, 3, S, S]; labels: int64 [N]. The message names the likeliest cause: with another class order or
-    other pixel statistics than the recipe's the same weights would do better.
-    """
-
-    def predictions(mean: Sequence[float], std: Sequence[float], channels: Sequence[int] = (0, 1, 2)) -> Tensor:
-        gain = 1 / (255 * torch.tensor(std, dtype=torch.float64))
-        offset = -torch.tensor(mean, dtype=torch.float64) / torch.tensor(std, dtype=torch.float64)
-        normalize = Normalization(gain.float().to(device), offset.float().to(device))
-        parts = [
-            teacher.logits(normalize(part[:, list(channels)].to(device))).argmax(1).cpu() for part in pixels.split(64)
-        ]
-        return torch.cat(parts)
-
-    num_classes = len(teacher.outputs)
-    predicted = predictions(dataset.mean, dataset.std)
-    hits = int((predicted == labels).sum())
-    if not is_chance(hits, len(labels), num_classes):
-        return hits / len(labels)
-
-    message = f"teacher {teacher.name} is at chance: {hits} of {len(labels)} real images of {num_classes} classes right"
-    _, relabelled = best_order(labels, predicted, num_classes)
-    # A random confusion can be relabelled to some accuracy too; half is far above that.
-    if relabelled > len(labels) / 2:
-        share = 100 * relabelled / len(labels)
-        raise ValueError(
-            f"{message}. Likeliest cause: class order. With its outputs renamed it has {share:.0f} %; it was trained "
-            "with classes in another order (name its outputs in squeeze.classes_file)"
-        )
-    others = {name: predictions(*statistics) for name, statistics in _OTHER_INPUTS.items()}
-    others["blue, green, red channels"] = predictions(dataset.mean, dataset.std, (2, 1, 0))
-    best, best_hits = max(((name, int((p == labels).sum())) for name, p in others.items()), key=lambda pair: pair[1])
-    if not is_chance(best_hits, len(labels), num_classes):
-        share = 100 * best_hits / len(labels)
-        raise ValueError(
-            f"{message}. Likeliest cause: preprocessing. With {best} it has {share:.0f} % (dataset.mean, dataset.std)"
-        )
-    raise ValueError(f"{message}. No class order and no usual preprocessing mends it: untrained or wrong weights")
-
-
-def is_chance(hits: int, count: int, num_classes: int) -> bool:
-    """Whether guessing explains so many of `count` images right (p > 0.001)."""
-    return bool(bdtrc(hits - 1, count, 1 / num_classes) > 1e-3)
-
-
-def best_order(labels: Tensor, predicted: Tensor, num_classes: int) -> tuple[list[int], int]:
-    """For each class the class that it should be called, so that most predictions are right, and how many are then.
-
-    labels, predicted: int64 [N].
-    """
-    confusion = torch.zeros(num_classes, num_classes, dtype=torch.int64)
-    confusion.index_put_((labels, predicted), torch.ones_like(labels), accumulate=True)
-    from scipy.optimize import linear_sum_assignment  # a part of scipy that few runs need
-
-    rows, columns = linear_sum_assignment(-confusion.numpy())
-    return columns.tolist(), int(confusion.numpy()[rows, columns].sum())

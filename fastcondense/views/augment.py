@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Collection
-from typing import Literal, get_args
+from typing import get_args
 
 import numpy as np
 import torch
@@ -16,13 +16,13 @@ from torch import Tensor
 from torch.nn import functional as F
 
 from ..kernels.crop import crop
+from ..recipe.shared import Operation
 from ..rng import Array, Stream
 
 FLIP, BRIGHTNESS, SATURATION, CONTRAST, SHIFT_Y, SHIFT_X, SCALE_Y, SCALE_X, ANGLE = range(9)
 CUT_TOP, CUT_BOTTOM, CUT_LEFT, CUT_RIGHT = range(9, 13)
 COLUMNS = 13
 
-Operation = Literal["flip", "brightness", "saturation", "contrast", "crop", "scale", "rotate", "cutout"]
 OPERATIONS: tuple[Operation, ...] = get_args(Operation)
 GEOMETRIC: tuple[Operation, ...] = ("crop", "scale", "rotate")
 

@@ -8,42 +8,16 @@ arithmetic uses only +, -, *, /, sqrt and rounding, which IEEE 754 fixes, so num
 from __future__ import annotations
 
 import math
-from dataclasses import dataclass
 from typing import Any
 
 import numpy as np
 import torch
 
+from ..recipe.shared import Views
 from ..rng import Array, Stream
 
 TOP, LEFT, HEIGHT, WIDTH, FLIP, ROLL_Y, ROLL_X = range(7)
 _ATTEMPTS = 10  # torchvision's RandomResizedCrop tries as often before it falls back
-
-
-@dataclass(frozen=True, kw_only=True)
-class Views:
-    """Which random views of an image are taken."""
-
-    crop_scale: tuple[float, float] = (0.08, 1.0)
-    """RandomResizedCrop: range of the window's share of the image's area; (1, 1) takes the whole image."""
-    crop_ratio: tuple[float, float] = (3 / 4, 4 / 3)
-    """RandomResizedCrop: range of width / height."""
-    padding: int = 0
-    """If positive: RandomCrop of the image's own size after black padding of so many pixels, instead of the above."""
-    flip: float = 0.5
-    """Probability of a horizontal mirror."""
-    roll: tuple[int, int] = (0, 0)
-    """Circular shift in rows and in columns, uniform over this range, both ends included."""
-
-    def check(self) -> None:
-        """Raises ValueError if the ranges make no sense."""
-        low, high = self.crop_scale
-        if not 0 < low <= high <= 1:
-            raise ValueError(f"crop_scale needs 0 < low <= high <= 1, got {self.crop_scale}")
-        if not 0 < self.crop_ratio[0] <= self.crop_ratio[1]:
-            raise ValueError(f"crop_ratio needs 0 < low <= high, got {self.crop_ratio}")
-        if self.roll[0] > self.roll[1] or self.padding < 0 or not 0 <= self.flip <= 1:
-            raise ValueError(f"views need roll low <= high, padding >= 0 and flip in [0, 1], got {self}")
 
 
 def _library(x: Array) -> Any:

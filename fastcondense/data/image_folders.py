@@ -1,0 +1,74 @@
+"""Data sets of image files: folders of classes with or without splits, and Tiny ImageNet as published."""
+
+from __future__ import annotations
+
+from dataclasses import replace
+from pathlib import Path
+
+import numpy as np
+
+from ..files import read_lines
+from ..loaders.class_folders import ClassFolders, find_splits, folders_of, has_images, index_classes
+from ..rng import Stream
+from .splits import RealData, Split
+
+
+def read_tiny_imagenet(data: Path, name: str) -> RealData:
+    """train/<wnid>/images/<image>, and val/images/ with a table of its classes."""
+    root = next((folder for folder in (data, data / "tiny-imagenet-200") if (folder / "train").is_dir()), None)
+    if root is None:
+        raise ValueError(f"{data} holds no {name}: looked for train/ and val/ there and in tiny-imagenet-200/")
+    found, table = index_classes(root / "train"), root / "val" / "val_annotations.txt"
+    index = {wnid: k for k, wnid in enumerate(found.classes)}
+    if not table.is_file():
+        raise ValueError(f"{table} is missing")
+    test_files: list[Path] = []
+    test_labels: list[int] = []
+    for line in read_lines(table, "the classes of val/"):
+        file, _, rest = line.partition("\t")
+        wnid = rest.split("\t")[0]
+        if wnid not in index:
+            raise ValueError(f"val_annotations.txt names class {wnid!r}, which train/ does not have")
+        test_files.append(root / "val" / "images" / file)
+        test_labels.append(index[wnid])
+    test = Split(np.array(test_labels, dtype=np.int64), files=tuple(test_files))
+    return RealData(name, found.classes, Split(found.labels, files=tuple(found.files)), test, found.said)
+
+
+def index_splits(data: Path) -> tuple[ClassFolders, ClassFolders] | None:
+    """The training and the test images of a folder that has splits, of the same classes; None if it has none.
+
+    Raises ValueError if their classes differ, or as `find_splits`.
+    """
+    splits = find_splits(data)
+    if splits is None:
+        return None
+    if not folders_of(splits.test) and has_images(splits.test):
+        raise ValueError(f"{splits.test} holds images without class folders; sort them into {splits.test}/<class>/")
+    train, test = index_classes(splits.train), index_classes(splits.test)
+    if train.classes != test.classes:
+        odd = sorted(set(train.classes) ^ set(test.classes))[0]
+        raise ValueError(
+            f"{splits.train.name}/ and {splits.test.name}/ differ in their classes: {odd!r} is in one of them only"
+        )
+    return train, replace(test, said=(*test.said, *splits.said))
+
+
+def read_folders(data: Path, name: str) -> RealData:
+    """<split>/<class>/**/<image>, or <class>/**/<image>, a fixed fifth of each class held out for testing."""
+    if (splits := index_splits(data)) is not None:
+        parts = (Split(found.labels, files=tuple(found.files)) for found in splits)
+        return RealData(name, splits[0].classes, *parts, splits[0].said + splits[1].said)
+    found = index_classes(data)
+    whole = Split(found.labels, files=tuple(found.files))
+    order = Stream(0, "datasets/hold-out").permutation(len(found.files))
+    held: list[int] = []
+    for label, of_class in enumerate(found.classes):
+        mine = order[found.labels[order] == label]
+        if len(mine) < 2:
+            raise ValueError(f"class {of_class!r} has {len(mine)} image; a train and a test image are needed")
+        held += list(mine[: max(1, len(mine) // 5)])
+    is_test = np.zeros(len(found.files), dtype=bool)
+    is_test[held] = True
+    train, test = (whole.take(np.flatnonzero(chosen)) for chosen in (~is_test, is_test))
+    return RealData(name, found.classes, train, test, found.said)

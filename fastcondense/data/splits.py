@@ -1,0 +1,83 @@
+"""What a data set is once it is read: two splits over the same classes, and what tells them from others."""
+
+from __future__ import annotations
+
+import contextlib
+import hashlib
+import os
+from dataclasses import dataclass
+from functools import cached_property
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from ..loaders.beton import Sidecar
+
+_SAMPLED = 32
+"""Images of a split whose bytes are part of its digest."""
+
+
+@dataclass(frozen=True, eq=False)
+class Split:
+    """Labels int64 [N], and images uint8 [N, H, W, 3] in memory, or N files, or N rows of a .beton file."""
+
+    labels: np.ndarray
+    images: np.ndarray | None = None
+    files: tuple[Path, ...] = ()
+    beton: Path | None = None
+    rows: np.ndarray | None = None
+
+    def __len__(self) -> int:
+        return len(self.labels)
+
+    def take(self, ids: np.ndarray) -> Split:
+        """The samples `ids`, in that order."""
+        images, rows = (None if part is None else part[ids] for part in (self.images, self.rows))
+        files = tuple(self.files[i] for i in ids) if self.files else ()
+        return Split(self.labels[ids], images, files, self.beton, rows)
+
+    @cached_property
+    def digest(self) -> str:
+        """A hash of all labels, all files' names, and the bytes of a few images spread over the split."""
+        digest = hashlib.sha256(np.ascontiguousarray(self.labels, dtype="<i8").tobytes())
+        ids = np.unique(np.linspace(0, max(0, len(self) - 1), _SAMPLED).astype(np.int64)) if len(self) else []
+        if self.images is not None:
+            digest.update(str(self.images.shape).encode())
+            for sample in ids:
+                digest.update(np.ascontiguousarray(self.images[sample]).tobytes())
+        elif self.beton is not None and self.rows is not None:
+            digest.update(Sidecar.path(self.beton).read_bytes() + np.ascontiguousarray(self.rows).tobytes())
+        elif self.files:
+            root = len(os.path.commonpath([self.files[0].parent.parent, self.files[-1].parent.parent]))
+            digest.update("\n".join(os.fspath(path)[root:] for path in self.files).encode(errors="surrogateescape"))
+            for sample in ids:
+                with contextlib.suppress(OSError):  # met, and named, when it is read
+                    digest.update(self.files[sample].read_bytes())
+        return digest.hexdigest()
+
+
+@dataclass(frozen=True)
+class RealData:
+    """A training and a test split over the same classes."""
+
+    name: str
+    classes: tuple[str, ...]
+    train: Split
+    test: Split
+    said: tuple[str, ...] = ()
+    """What a reader should know: files and folders that are left out."""
+
+    def about(self) -> dict[str, Any]:
+        """What tells these images from others: how many there are, and a digest of each split."""
+        splits = {"train": self.train, "test": self.test}
+        return {name: {"images": len(split), "sha256": split.digest} for name, split in splits.items()}
+
+    def check_counts(self, needed: int, purpose: str) -> None:
+        """Raises ValueError if a class has fewer training images than `needed`."""
+        counts = np.bincount(self.train.labels, minlength=len(self.classes))
+        poorest = int(counts.argmin())
+        if counts[poorest] < needed:
+            raise ValueError(
+                f"class {self.classes[poorest]!r} has {counts[poorest]} training images, but {purpose} needs {needed}"
+            )

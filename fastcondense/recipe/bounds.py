@@ -1,0 +1,87 @@
+"""Bounds of settings, declared beside their types (``epochs: Annotated[int, AtLeast(1)]``), and a check of them all."""
+
+from __future__ import annotations
+
+import dataclasses
+import typing
+from collections.abc import Iterator
+from dataclasses import dataclass
+from typing import Annotated, Any
+
+
+@dataclass(frozen=True)
+class AtLeast:
+    """A number that is not below `least`."""
+
+    least: float
+
+    def allows(self, value: float) -> bool:
+        """Whether it is; not a number is not."""
+        return value >= self.least
+
+    def __str__(self) -> str:
+        return f"be at least {self.least}"
+
+
+@dataclass(frozen=True)
+class Within:
+    """A number from `low` to `high`; of the `brackets`, round ones leave their end out."""
+
+    low: float
+    high: float
+    brackets: str = "[]"
+
+    def allows(self, value: float) -> bool:
+        """Whether it is; not a number is not."""
+        is_above = value > self.low or (value == self.low and self.brackets[0] == "[")
+        return is_above and (value < self.high or (value == self.high and self.brackets[1] == "]"))
+
+    def __str__(self) -> str:
+        return f"lie in {self.brackets[0]}{self.low}, {self.high}{self.brackets[1]}"
+
+
+@dataclass(frozen=True)
+class Positive:
+    """A number above zero."""
+
+    def allows(self, value: float) -> bool:
+        """Whether it is; not a number is not."""
+        return value > 0
+
+    def __str__(self) -> str:
+        return "be positive"
+
+
+Count = Annotated[int, AtLeast(1)]
+CountOrZero = Annotated[int, AtLeast(0)]
+PositiveFloat = Annotated[float, Positive()]
+Share = Annotated[float, Within(0, 1)]
+ShareAboveZero = Annotated[float, Within(0, 1, "(]")]
+Decay = Annotated[float, Within(0, 1, "[)")]
+
+
+def check_bounds(settings: Any, where: str = "") -> None:
+    """Raises ValueError that names the first setting of a dataclass, and of those in it, that is beyond its bounds.
+
+    where: what names begin with. A bound inside a tuple's type is one of its elements.
+    """
+    hints = typing.get_type_hints(type(settings), include_extras=True)
+    for field in dataclasses.fields(settings):
+        name, value = f"{where}{field.name}", getattr(settings, field.name)
+        if dataclasses.is_dataclass(value):
+            check_bounds(value, f"{name}.")
+        for bound, part in _bounded(hints[field.name], value):
+            if not bound.allows(part):
+                raise ValueError(f"{name} must {bound}, got {value}")
+
+
+def _bounded(hint: Any, value: Any) -> Iterator[tuple[Any, Any]]:
+    """Yields each bound of an annotation with the number that it is meant for."""
+    origin, args = typing.get_origin(hint), typing.get_args(hint)
+    if origin is Annotated:
+        yield from ((bound, value) for bound in args[1:] if hasattr(bound, "allows"))
+        yield from _bounded(args[0], value)
+    elif origin is tuple:
+        kinds = args[:1] * len(value) if args[-1] is Ellipsis else args
+        for kind, part in zip(kinds, value, strict=True):
+            yield from _bounded(kind, part)

@@ -1,0 +1,150 @@
+"""crop on the CPU: an output row mixes source rows, then its pixels mix along it; the adjoint is the same kernel.
+
+Each output position has a short list of source positions and weights. The transposed lists make the adjoint a gather
+too: no scatter, and no thread count moves a bit.
+"""
+
+from typing import NamedTuple
+
+import numba
+import numpy as np
+import torch
+from torch import Tensor
+
+from ..common.threads import kernel, launch, planes
+
+
+class Bands(NamedTuple):
+    """What each of S targets reads along one axis, for K windows; unused taps weigh 0."""
+
+    taps: Tensor
+    """int32 [K]: taps in use."""
+    position: Tensor
+    """int32 [K, T, S]."""
+    weight: Tensor
+    """float32 [K, T, S]."""
+
+
+@kernel
+def bands_kernel(windows, axis, extent, taps, position, weight):
+    # Centres and overlaps are integers, in units of 1 / (2 size) of a source pixel: exact, as in the Triton kernel.
+    size = position.shape[2]
+    for k in numba.prange(len(windows)):
+        start, length, roll = windows[k, axis], windows[k, axis + 2], windows[k, axis + 5]
+        reach = 2 * max(length, size)
+        for target in range(size):
+            o = (target - roll) % size
+            if axis == 1 and windows[k, 4] != 0:
+                o = size - 1 - o
+            center = (2 * o + 1) * length
+            first = max((center - reach - size) // (2 * size) + 1, 0, -start)
+            end = min(-((size - center - reach) // (2 * size)), length, extent - start)
+            total = 0
+            for p in range(first, end):
+                total += reach - abs((2 * p + 1) * size - center)
+            taps[k] = max(taps[k], end - first)
+            if first < end:
+                position[k, :, target] = start + first
+            for p in range(first, end):
+                position[k, p - first, target] = start + p
+                weight[k, p - first, target] = (reach - abs((2 * p + 1) * size - center)) / np.float64(total)
+
+
+@kernel
+def transpose_kernel(taps, position, weight, taps_t, position_t, weight_t):
+    for k in numba.prange(len(taps)):
+        count = np.zeros(position_t.shape[2], np.int32)
+        for target in range(position.shape[2]):
+            for t in range(taps[k]):
+                if weight[k, t, target] > 0:
+                    p = position[k, t, target]
+                    position_t[k, count[p] :, p] = target
+                    weight_t[k, count[p], p] = weight[k, t, target]
+                    count[p] += 1
+        taps_t[k] = count.max()
+
+
+@kernel
+def mix_kernel(source, shift, taps_y, position_y, weight_y, taps_x, position_x, weight_x, gain, offset, out):
+    # source: [planes, H, L], pixels `shift` apart; out: float32 [N, C, rows, columns], any strides
+    num_images, channels, num_rows, num_columns = out.shape
+    num_planes = channels if shift == 1 else 1
+    apart = source.shape[2] if shift == 1 else 1  # of channels
+    for task in numba.prange(num_images * num_rows):
+        n, row = task // num_rows, task % num_rows
+        k = n % len(taps_y)
+        mixed = np.zeros((num_planes, source.shape[2]), np.float32)
+        for t in range(taps_y[k]):
+            share = weight_y[k, t, row]
+            if share > 0:
+                for p in range(num_planes):
+                    line, total = source[n * num_planes + p, position_y[k, t, row]], mixed[p]
+                    for i in range(line.size):
+                        total[i] += share * np.float32(line[i])
+        flat = mixed.ravel()
+        values = np.empty(num_columns, np.float32)
+        for c in range(channels):
+            channel = flat[c * apart :]
+            values[:] = 0
+            for t in range(taps_x[k]):
+                at, share = position_x[k, t], weight_x[k, t]
+                for i in range(num_columns):
+                    values[i] += share[i] * channel[np.uint32(at[i] * shift)]
+            for i in range(num_columns):
+                out[n, c, row, i] = values[i] * gain[c] + offset[c]
+
+
+def empty_bands(num_windows: int, num_taps: int, size: int) -> Bands:
+    """No taps in use."""
+    shape = (num_windows, num_taps, size)
+    return Bands(torch.zeros(num_windows, dtype=torch.int32), torch.zeros(shape, dtype=torch.int32), torch.zeros(shape))
+
+
+def axis_bands(windows: Tensor, axis: int, extent: int, size: int) -> Bands:
+    """What each of `size` outputs reads of `extent` source positions along an axis (0: y, 1: x); windows: int32 [K, 7].
+
+    Output o reads the triangle of half-width max(length / size, 1) around its centre, cut at the window's and the
+    image's ends and normalised.
+    """
+    longest = max([size, *windows[:, 2 + axis].tolist()])
+    bands = empty_bands(len(windows), -(-2 * longest // size), size)
+    launch(bands_kernel, windows, axis, extent, *bands)
+    return bands
+
+
+def transposed(bands: Bands, lengths: Tensor, extent: int) -> Bands:
+    """Which outputs read each of `extent` source positions, in windows of these lengths."""
+    size = bands.position.shape[2]
+    shortest = max(1, min([size, *lengths.tolist()]))
+    result = empty_bands(len(bands.taps), min(size, -(-2 * size // shortest)), extent)
+    launch(transpose_kernel, *bands, *result)
+    return result
+
+
+class Crop(torch.autograd.Function):
+    """`crop` of float32 or uint8 images on the CPU to float32; windows: int32 and contiguous, gain and offset given."""
+
+    @staticmethod
+    def forward(ctx, images, windows, size, gain, offset):
+        num_images, channels, height, width = images.shape
+        output = torch.empty(num_images, channels, size, size, memory_format=torch.channels_last)
+        ctx.save_for_backward(windows, gain)
+        ctx.shape = images.shape
+        ctx.layout = torch.contiguous_format if images.is_contiguous() else torch.channels_last
+        along_y, along_x = axis_bands(windows, 0, height, size), axis_bands(windows, 1, width, size)
+        launch(mix_kernel, *planes(images), *along_y, *along_x, gain, offset, output)
+        return output
+
+    @staticmethod
+    @torch.autograd.function.once_differentiable
+    def backward(ctx, dout):
+        windows, gain = ctx.saved_tensors
+        height, width = ctx.shape[2:]
+        size = dout.shape[2]
+        if not dout.is_contiguous():
+            dout = dout.contiguous(memory_format=torch.channels_last)
+        along_y = transposed(axis_bands(windows, 0, height, size), windows[:, 2], height)
+        along_x = transposed(axis_bands(windows, 1, width, size), windows[:, 3], width)
+        dimages = torch.empty(ctx.shape, memory_format=ctx.layout)
+        launch(mix_kernel, *planes(dout), *along_y, *along_x, gain, torch.zeros_like(gain), dimages)
+        return dimages, None, None, None, None

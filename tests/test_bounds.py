@@ -1,0 +1,94 @@
+"""Declared bounds: what they refuse, in which words, for every setting that has one."""
+
+import math
+import typing
+from dataclasses import dataclass, field, fields, is_dataclass, replace
+from typing import Annotated
+
+import pytest
+
+from fastcondense.options import parse_stage
+from fastcondense.recipe import recipe
+from fastcondense.recipe.bounds import AtLeast, Count, Decay, PositiveFloat, Share, ShareAboveZero, Within, check_bounds
+from fastcondense.recipe.recipe import Recipe
+
+
+@dataclass(frozen=True)
+class Inner:
+    share: Share = 0.5
+    pairs: tuple[Count, Annotated[int, Within(0, 30)]] = (1, 0)
+
+
+@dataclass(frozen=True)
+class Outer:
+    count: Count = 1
+    decay: Decay = 0.0
+    sizes: tuple[Count, ...] = ()
+    free: float = 0.0
+    inner: Inner = field(default_factory=Inner)
+
+
+@pytest.mark.parametrize(
+    ("wrong", "message"),
+    [
+        (Outer(count=0), "count must be at least 1, got 0"),
+        (Outer(decay=1.0), "decay must lie in [0, 1), got 1.0"),
+        (Outer(sizes=(2, 0, 1)), "sizes must be at least 1, got (2, 0, 1)"),
+        (Outer(inner=Inner(share=-0.1)), "inner.share must lie in [0, 1], got -0.1"),
+        (Outer(inner=Inner(share=math.nan)), "inner.share must lie in [0, 1], got nan"),
+        (Outer(inner=Inner(pairs=(0, 30))), "inner.pairs must be at least 1, got (0, 30)"),
+        (Outer(inner=Inner(pairs=(1, 31))), "inner.pairs must lie in [0, 30], got (1, 31)"),
+    ],
+)
+def test_what_is_beyond_a_bound_is_named(wrong, message):
+    with pytest.raises(ValueError) as raised:
+        check_bounds(wrong)
+    assert str(raised.value) == message
+    with pytest.raises(ValueError) as raised:
+        check_bounds(wrong, "here.")
+    assert str(raised.value) == f"here.{message}"
+
+
+def test_ends_are_inside_or_not():
+    check_bounds(Outer(count=1, decay=0.0, sizes=(1, 9), free=-1e9, inner=Inner(1.0, (1, 30))))
+    above, positive = typing.get_args(ShareAboveZero)[1], typing.get_args(PositiveFloat)[1]
+    assert [above.allows(x) for x in (0, 1e-9, 1, 1.1)] == [False, True, True, False]
+    assert [positive.allows(x) for x in (0, 1e-9, math.inf, math.nan)] == [False, True, True, False]
+    assert [AtLeast(2).allows(x) for x in (1, 2, math.nan)] == [False, True, False]
+
+
+def declared(settings, where=""):
+    """Every setting that has a bound on itself: its place, its type and the bound."""
+    hints = typing.get_type_hints(type(settings), include_extras=True)
+    for one in fields(settings):
+        value, hint = getattr(settings, one.name), hints[one.name]
+        if is_dataclass(value):
+            yield from declared(value, f"{where}{one.name}.")
+        elif typing.get_origin(hint) is Annotated:
+            yield f"{where}{one.name}", *typing.get_args(hint)
+
+
+def changed(settings, path, value):
+    head, _, rest = path.partition(".")
+    return replace(settings, **{head: changed(getattr(settings, head), rest, value) if rest else value})
+
+
+def test_every_bound_of_a_recipe_is_checked_and_parsed():
+    """Values beyond each bound are refused by name; tyro reads numbers through the annotations."""
+    bounded = list(declared(Recipe()))
+    assert len(bounded) > 60 and {"ipc", "squeeze.epochs", "labels.pool"} < {path for path, *_ in bounded}
+    for path, kind, bound in bounded:
+        beyond = next(x for x in (kind(-1), kind(0), kind(1), kind(2), kind(101)) if not bound.allows(x))
+        with pytest.raises(ValueError) as raised:
+            changed(Recipe(), path, beyond).check()
+        assert str(raised.value) == f"{path} must {bound}, got {beyond}"
+    flags = "--recipe sre2l/digits-ipc1 --labels.pool 0.5 --labels.rand-augment 2 9 --evaluate.sizes 1 2".split()
+    labels = parse_stage("train", "", flags).settings.labels
+    assert (labels.pool, labels.rand_augment) == (0.5, (2, 9))
+
+
+def test_an_unknown_type_in_toml_is_still_refused():
+    with pytest.raises(ValueError, match=r"ipc must be of type int, got 'x'"):
+        recipe.from_toml("ipc = 3\n[squeeze]\nepochs = 2\n", "mine.toml", ipc="x")
+    with pytest.raises(ValueError, match=r"labels\.pool must be of type float, got 'all'"):
+        recipe.from_toml("[labels]\npool = 'all'\n", "mine.toml")

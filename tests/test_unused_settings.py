@@ -1,0 +1,75 @@
+"""Every setting has a recipe that ships with it, or a reason."""
+
+import dataclasses
+
+import unused_settings
+from unused_settings import choices, settings, unused
+
+from fastcondense.recipe import recipe
+
+HOW = "how a run is done, not what it makes"
+COMMAND = "of one command or of a whole run, not of a method"
+KEPT = {
+    "Recipe.seed": "runs with other seeds",
+    "Dataset.loader": HOW,
+    "Dataset.on_error": HOW,
+    "Optimization.precision": "GPUs are made for bf16 and tf32",
+    "Squeeze.probe_weights": "checkpoints of others",
+    "Squeeze.classes_file": "checkpoints of others",
+    "Squeeze.shared": HOW,
+    "Squeeze.sync_batch_norm": HOW,
+    "Recover.snapshots": HOW,
+    "Gradients.layer": "networks of one's own",
+    "Recover.statistics_files": "statistics of others, which take a day on ImageNet",
+    "Recover.gradient_share": "measured in docs/methods.md",
+    "Recover.precision": "GPUs are made for bf16 and tf32",
+    "Recover.reproducible": HOW,
+    "Recover.tv_weight": "SRe2L's code has it, at 0",
+    "Recover.l2_weight": "SRe2L's code has it, at 0",
+    "Recover.flatness_weight": "EDC's paper has it, its code not: the recipes' headers name the value",
+    "Recover.loss": "a loss of one's own",
+    "Labels.stored": "labels of others, and stored ones",
+    "Labels.top_k": "stored labels, measured in docs/labels.md",
+    "Train.sync_batch_norm": HOW,
+    "Train.prefix": COMMAND,
+    "Evaluate.sizes": COMMAND,
+    "Evaluate.compare": COMMAND,
+    "Evaluate.full_epochs": COMMAND,
+    "Ranking.labels": COMMAND,
+    "Ranking.real_accuracy": COMMAND,
+    "Ranking.learning_rates": COMMAND,
+}
+KEPT_CHOICES = {
+    "Initial.kind herding": "the other rule beside medoids; measured as a baseline in docs/nested.md",
+    "Labels.source stored": "labels of others, and stored ones",
+    "Labels.precision tf32": "GPUs are made for it",
+    "Evaluate.baselines herding_soft": "measured in docs/nested.md",
+    "Evaluate.baselines herding_hard": "measured in docs/nested.md, with soft labels",
+    "Evaluate.baselines full": "what all of the real images give",
+}
+
+
+def test_a_setting_has_a_recipe_or_a_reason():
+    unset, untaken = unused()
+    assert set(unset) == set(KEPT)
+    assert set(untaken) == set(KEPT_CHOICES)
+
+
+def test_what_nobody_sets_is_found(monkeypatch):
+    """Recipes that leave everything as it is use nothing; what one changes is used wherever it is inherited."""
+    plain = recipe.Recipe()
+    monkeypatch.setattr(unused_settings, "shipped", lambda: [plain])
+    names = [name for name, *_ in settings(recipe.Recipe)]
+    assert unused() == (list(dict.fromkeys(names)), []) and names.count("Optimization.momentum") == 4
+    probe = dataclasses.replace(plain.squeeze.probe, momentum=0.5, optimizer="adam")
+    changed = dataclasses.replace(plain, squeeze=dataclasses.replace(plain.squeeze, probe=probe))
+    monkeypatch.setattr(unused_settings, "shipped", lambda: [plain, changed])
+    unset, untaken = unused()
+    assert set(names) - set(unset) == {"Optimization.momentum", "Optimization.optimizer"}
+    assert untaken == []  # adamw is a default, adam is taken here, sgd is the probe's default
+
+
+def test_choices_are_found_in_lists_too():
+    hints = {path: hint for _, path, hint in settings(recipe.Recipe)}
+    assert choices(hints["recover", "statistics"]) == ("bn", "conv", "patch")
+    assert choices(hints["recover", "iterations"]) == ()
