@@ -14,6 +14,7 @@ GROUND = (
     "__init__",
     "words",
     "files",
+    "leftovers",
     "restricted_pickle",
     "rng",
     "devices",
