@@ -20,7 +20,9 @@ _ROOM = 150_000_000  # bytes beyond twice the file
 _MOST_AXES = 32
 
 
-def read_npz(path: Path, names: Collection[str], problem: str = "{path} cannot be read: {error}") -> dict:
+def read_npz(
+    path: Path, names: Collection[str], problem: str = "{path} cannot be read: {error}"
+) -> dict[str, np.ndarray]:
     """Those of the arrays `names` that a file of numpy.savez holds; nothing in it is unpickled.
 
     Raises ValueError that names a file which is missing or damaged; `problem` as in `reading`.
@@ -35,7 +37,9 @@ def read_npz(path: Path, names: Collection[str], problem: str = "{path} cannot b
         return found
 
 
-def read_mat(path: Path, names: Collection[str], problem: str = "{path} cannot be read: {error}") -> dict:
+def read_mat(
+    path: Path, names: Collection[str], problem: str = "{path} cannot be read: {error}"
+) -> dict[str, np.ndarray]:
     """Those of the arrays of numbers `names` that a file of MATLAB's version 5 holds, in its order of axes.
 
     scipy's reader believes what a damaged file says of itself, and ends the process. Raises ValueError as `read_npz`.
@@ -94,7 +98,7 @@ def _elements(data: memoryview, order: str, is_whole: bool = True) -> Iterator[t
         at = after
 
 
-def _inflated(data: memoryview, most: int) -> memoryview:
+def _inflated(data: memoryview | bytes, most: int) -> memoryview:
     """The first `most` bytes of what is compressed, or all of them if there are fewer."""
     unpacker, found, at = zlib.decompressobj(), memoryview(bytearray(most)), 0
     while at < most and (part := unpacker.decompress(data, min(most - at, 1 << 20))):
