@@ -20,6 +20,10 @@ from torch import Tensor
 from . import restricted_pickle
 from .leftovers import hold, sweep, temporary_beside
 from .loaders.reading import check_file, reading
+from .records import checked, parse_json
+
+DIGESTS = "tensors_sha256"
+"""Key of a safetensors file's metadata: sha256 by tensor, as JSON."""
 
 
 @contextlib.contextmanager
@@ -77,8 +81,9 @@ def write_atomic(path: Path, data: bytes) -> None:
 
 
 def slug(name: str) -> str:
-    """The name as part of a path: what is neither a letter, a digit, nor one of -_. becomes a dash."""
-    return "".join(letter if letter.isalnum() or letter in "-_." else "-" for letter in name)
+    """The name as part of a path: what is neither a letter, a digit, nor one of -_. becomes a dash, as do . and .. ."""
+    plain = "".join(letter if letter.isalnum() or letter in "-_." else "-" for letter in name)
+    return plain if plain.strip(".") else "-" * len(plain)
 
 
 def check_room(folder: Path, size: int) -> None:
@@ -97,7 +102,7 @@ def write_json(path: Path, tree: Any) -> None:
 def read_json(path: Path) -> Any:
     """What a JSON file holds. Raises ValueError that names a file which is missing or not JSON."""
     with reading(path, "{path} is damaged: {error}"):
-        return json.loads(path.read_text(encoding="utf-8-sig"))
+        return parse_json(path.read_bytes(), path)
 
 
 def read_lines(path: Path, what: str) -> list[str]:
@@ -117,25 +122,41 @@ def read_lines(path: Path, what: str) -> list[str]:
 
 
 def write_tensors(path: Path, tensors: Mapping[str, Tensor], metadata: Mapping[str, str]) -> None:
-    """A safetensors file, atomically."""
+    """A safetensors file, atomically. Its metadata hold the sha256 of every tensor, which `read_tensors` checks."""
     plain = {name: tensor.detach().cpu().contiguous() for name, tensor in tensors.items()}
-    write_atomic(path, safetensors_bytes(plain, dict(metadata)))
+    digests = json.dumps({name: _sha256(tensor) for name, tensor in sorted(plain.items())})
+    write_atomic(path, safetensors_bytes(plain, {**metadata, DIGESTS: digests}))
 
 
-def read_tensors(path: Path, *prefixes: str) -> tuple[dict[str, Tensor], dict[str, str]]:
+def read_tensors(path: Path, *prefixes: str, is_known: bool = False) -> tuple[dict[str, Tensor], dict[str, str]]:
     """Tensors and metadata of a safetensors file; with prefixes, only the tensors whose names begin with one of them.
 
-    Raises ValueError that names a file which is missing or damaged.
+    Raises ValueError that names a file which is missing or damaged, and a tensor that is not the one that was written;
+    is_known: that is not looked at again. Files of others have no digests.
     """
     with reading(path), safe_open(str(path), "pt") as file:
+        metadata = dict(file.metadata() or {})
+        digests = checked(parse_json(metadata.pop(DIGESTS, "{}"), path), dict[str, str], path)
         names = [name for name in file.keys() if not prefixes or name.startswith(prefixes)]
-        return {name: file.get_tensor(name) for name in names}, dict(file.metadata() or {})
+        tensors = {name: file.get_tensor(name) for name in names}
+        for name in digests.keys() ^ file.keys() if digests else ():
+            raise ValueError(f"{path} is damaged: {name!r} is not among its tensors or digests")
+        for name, tensor in tensors.items() if digests and not is_known else ():
+            if _sha256(tensor) != digests[name]:
+                raise ValueError(f"{path} is damaged: its {name!r} are not those that were written")
+    return tensors, metadata
 
 
 def read_metadata(path: Path) -> dict[str, str]:
     """The metadata alone of a safetensors file. Raises ValueError that names a file which is missing or damaged."""
     with reading(path), safe_open(str(path), "pt") as file:
-        return dict(file.metadata() or {})
+        return {key: value for key, value in (file.metadata() or {}).items() if key != DIGESTS}
+
+
+def _sha256(tensor: Tensor) -> str:
+    digest = hashlib.sha256(f"{tensor.dtype} {tuple(tensor.shape)}\n".encode())
+    digest.update(tensor.reshape(-1).view(torch.uint8).numpy().data)
+    return digest.hexdigest()
 
 
 def read_checkpoint(path: Path) -> Any:

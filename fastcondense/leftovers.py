@@ -62,7 +62,15 @@ def _is_finished(path: Path) -> bool:
     if found := re.fullmatch(r"parts((-[0-9a-f]{8})+)", name):
         numbers = found[1].split("-")[1:]
         return all(any(folder.glob(f"*/targets-{number}.safetensors")) for number in numbers)
-    return name == ".clock"  # of `fastcondense status`
+    if re.fullmatch(r"\..*\.claims", folder.name):
+        return _first_line(path) == socket.gethostname()  # of this machine's processes, which have all ended
+    return False
+
+
+def _first_line(path: Path) -> str:
+    with contextlib.suppress(OSError, ValueError), path.open() as file:
+        return file.readline().rstrip("\n")
+    return ""
 
 
 def _listed(folder: Path) -> Iterator[Path]:

@@ -12,8 +12,10 @@ from typing import Any, TypeVar
 
 from rich.console import Console
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeElapsedColumn, TimeRemainingColumn
+from rich.text import Text
 
 from .tracking import Tracker, scalars_of
+from .words import printable
 
 Item = TypeVar("Item")
 _SECONDS_BETWEEN_LINES = 10.0
@@ -25,11 +27,18 @@ _FIELDS = {  # of events, what readers count with
 }
 
 
+class PlainConsole(Console):
+    """Shows texts and cells of tables as they are: names in them are no markup, no emoji and no terminal's commands."""
+
+    def render_str(self, text: str, **more: Any) -> Text:
+        return super().render_str(printable(text), **{**more, "markup": False, "emoji": False})
+
+
 class Log:
     """Writes to the console, once `path` is set to a file of JSON lines, and to the trackers that there are."""
 
     def __init__(self, console: Console | None = None, is_silent: bool = False):
-        self.console = console or Console(highlight=False, soft_wrap=True, quiet=is_silent)
+        self.console = console or PlainConsole(highlight=False, soft_wrap=True, quiet=is_silent)
         self.path: Path | None = None
         self.trackers: list[Tracker] = []
 
@@ -86,7 +95,8 @@ class Log:
     def progress(self, what: str, total: int, first: int = 0) -> Iterator[Callable[[int], None]]:
         """Takes how many of `total` are done, from `first` on: a bar on a terminal, or a line every ten seconds."""
         if self.console.is_terminal:
-            columns = (TextColumn("{task.description}"), BarColumn(), MofNCompleteColumn(), TimeElapsedColumn())
+            name = TextColumn("{task.description}", markup=False)
+            columns = (name, BarColumn(), MofNCompleteColumn(), TimeElapsedColumn())
             with Progress(*columns, TimeRemainingColumn(), console=self.console, transient=True) as bar:
                 task = bar.add_task(what, total=total, completed=first)
                 yield lambda done: bar.update(task, completed=done)

@@ -30,7 +30,7 @@ def reading(path: Path, problem: str = "{path} cannot be read: {error}") -> Iter
 
 
 @contextlib.contextmanager
-def naming(path: Path, problem: str = "{path} cannot be read: {error}") -> Iterator[None]:
+def naming(path: object, problem: str = "{path} cannot be read: {error}") -> Iterator[None]:
     """A block about what `path` holds: any failure in it is a ValueError of one line, `problem`, that names the file.
 
     A ValueError that names it already passes as it is.

@@ -19,6 +19,7 @@ import signal
 import sys
 import tempfile
 import time
+import traceback
 import zipfile
 from pathlib import Path
 from typing import Any
@@ -96,8 +97,11 @@ def child(arguments: list[str], work: Path, deadly: int = 0) -> tuple[int, int, 
             os.dup2(file.fileno(), 1)
             os.dup2(file.fileno(), 2)
         os.chdir(work)
-        counter = Counted(work, deadly)
-        status = fastcondense(arguments)
+        counter, status = Counted(work, deadly), 70
+        try:
+            status = fastcondense(arguments)
+        except BaseException:  # else it would go on as the process that it was forked from
+            traceback.print_exc()
         sys.stdout.flush()
         counted.write_text(str(counter.count))
         os._exit(status)

@@ -8,8 +8,10 @@ import json
 import os
 import pickle
 import re
+import tempfile
 import zipfile
 import zlib
+from pathlib import Path
 
 import numpy as np
 import pytest
@@ -24,7 +26,7 @@ from safetensors.torch import save
 from fastcondense.data import datasets
 from fastcondense.data.array_files import read_mat
 from fastcondense.data.jobs import Job
-from fastcondense.files import read_checkpoint, read_json
+from fastcondense.files import read_checkpoint, read_json, write_tensors
 from fastcondense.labels.fkd_files import read_batch
 from fastcondense.loaders.beton import Sidecar, read_beton
 from fastcondense.loaders.folder import FolderLoader, decode
@@ -74,8 +76,11 @@ def png():
 
 
 def shard():
-    tensors = {"images": torch.from_numpy(IMAGES).permute(0, 3, 1, 2).contiguous()}
-    return save({**tensors, "classes": torch.arange(3).repeat(2), "slots": torch.arange(2).repeat_interleave(3)})
+    job = Job(0, 0, 2, 0, 3)
+    tensors = {"images": torch.from_numpy(IMAGES).permute(0, 3, 1, 2), "classes": job.classes(), "slots": job.slots()}
+    with tempfile.TemporaryDirectory() as folder:
+        write_tensors(Path(folder) / "x", tensors, {})
+        return (Path(folder) / "x").read_bytes()
 
 
 def parquet():
@@ -86,9 +91,6 @@ def parquet():
 
 
 def beton():
-    import tempfile
-    from pathlib import Path
-
     with tempfile.TemporaryDirectory() as folder:
         files = [Path(folder) / f"{k}.JPEG" for k in range(5)]
         for k, path in enumerate(files):

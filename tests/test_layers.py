@@ -13,6 +13,8 @@ PACKAGE = ROOT / "fastcondense"
 GROUND = (
     "__init__",
     "words",
+    "records",
+    "trust",
     "files",
     "leftovers",
     "restricted_pickle",

@@ -37,7 +37,6 @@ def test_what_work_that_goes_on_needs_stays_and_what_is_finished_goes(tmp_path):
         "teachers/parts-11111111/part-00.safetensors",
         "students/1/checkpoint.pt",
         ".export.host-1-1.tmp/images/0.png",
-        ".clock",
     )
     for name in (*needed, *needless):
         (tmp_path / name).parent.mkdir(parents=True, exist_ok=True)

@@ -10,12 +10,13 @@ import torch
 from tyro.conf import Positional
 
 from ..devices import choose_device
-from ..files import new_folder, read_json, write_json
+from ..files import new_folder, write_json
 from ..labels.fkd import write_fkd
 from ..labels.labels import TeacherLabels
 from ..labels.views import Span
 from ..log import Log
 from ..recipe.recipe import Recipe
+from ..records import Environment, Origin, Result, read_checked
 from ..run import Run
 from ..sets.bundle import is_bundle, read_bundle, read_folder
 from ..sets.condensed import CondensedSet
@@ -50,6 +51,8 @@ class ExportOptions:
     sorted order, which ImageFolder takes for the labels, are not in class order."""
     data: Path | None = None
     """The real images, if they are not where the run found them; ddranking needs their classes for its teachers."""
+    code: tuple[str, ...] = ()
+    """Functions that its recipe names as networks, module:function or file.py:function, and that you trust."""
 
 
 def export(options: ExportOptions, log: Log) -> None:
@@ -67,7 +70,7 @@ def export(options: ExportOptions, log: Log) -> None:
         if options.format == "folder":
             _write_folder(condensed, folder, options.jpeg, options.numbers)
         elif options.format == "parquet":
-            inside = contents.manifest.get("bundle", {}).get("result") if is_file else _result(path)
+            inside = contents.result
             _write_parquet(settings, condensed, folder, options.jpeg, inside, contents.manifest.get("origin"))
         elif options.format == "tensors":
             write_image_tensors(condensed, folder, settings.dataset)
@@ -108,15 +111,15 @@ def _write_parquet(
     condensed: CondensedSet,
     folder: Path,
     jpeg: int,
-    result: dict[str, Any] | None,
-    origin: dict[str, Any] | None,
+    result: Result | None,
+    origin: Origin | None,
 ) -> None:
     paths = write_rows(condensed, folder, jpeg)
     if result is not None and (result["recipe_sha256"], result["ipc"]) != (settings.sha256(), condensed.ipc):
         result = None  # of other images
     encoding = f"JPEG of quality {jpeg}" if jpeg else "lossless PNG"
     card = dataset_card(settings, condensed, sum(path.stat().st_size for path in paths), encoding, result, origin)
-    (folder / "README.md").write_text(card)
+    (folder / "README.md").write_text(card, encoding="utf-8", errors="replace")
 
 
 def _write_ddranking(run: Run, condensed: CondensedSet, folder: Path) -> None:
@@ -149,14 +152,8 @@ def _write_ddranking(run: Run, condensed: CondensedSet, folder: Path) -> None:
         )
 
 
-def _result(run: Path) -> dict[str, Any] | None:
-    """What evaluate wrote, if it did."""
-    path = run / "result.json"
-    return read_json(path) if path.is_file() else None
-
-
 def _data(run: Path) -> Path | None:
     """Where the run found the real images."""
     environment = run / "environment.json"
-    data = read_json(environment).get("data") if environment.is_file() else None
+    data = read_checked(environment, Environment).get("data") if environment.is_file() else None
     return Path(data) if data else None

@@ -219,14 +219,14 @@ class Labels(Views):
     mix_alpha: PositiveFloat = 1.0
     """lambda ~ Beta(alpha, alpha)."""
     mix_probability: Share = 1.0
-    tile_shuffle: Count = 1
+    tile_shuffle: Annotated[int, Within(1, 64)] = 1
     """Columns, and rows, of tiles an image that are permuted before the crop (RDED)."""
-    tile_pick: Count = 1
+    tile_pick: Annotated[int, Within(1, 64)] = 1
     """Tiles a side: a view shows one tile, enlarged, or with probability 1 / tile_pick^2 the whole image (CIM)."""
     augment: tuple[Operation, ...] = ()
     """Differentiable siamese augmentations of the normalised view (Zhao and Bilen, ICML'21), one draw an image; where
     images are mixed, before that."""
-    rand_augment: tuple[CountOrZero, Annotated[int, Within(0, 30)]] = (0, 0)
+    rand_augment: tuple[Annotated[int, Within(0, 30)], Annotated[int, Within(0, 30)]] = (0, 0)
     """RandAugment's number of operations and magnitude, before the crop (Cubuk et al., 2020); 0 0: none."""
 
     @property

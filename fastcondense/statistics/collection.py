@@ -41,7 +41,7 @@ class Collection:
 
     def collect(self) -> None:
         """Collects this worker's parts; returns when all of them are there, or have been joined already."""
-        work = Items(f"parts in {self.folder}", range(len(self.parts)), self._is_collected)
+        work = Items("parts", self.folder, range(len(self.parts)), self._is_collected)
         for number, _ in self.run.share("target statistics", work):
             self._collect(number)
 

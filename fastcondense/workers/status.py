@@ -6,8 +6,8 @@ silent is the age of its log by the clock of the file system, and rates are imag
 
 from __future__ import annotations
 
-import contextlib
-import fcntl
+import os
+import tempfile
 import time
 from dataclasses import dataclass
 from pathlib import Path
@@ -17,6 +17,7 @@ import tyro
 from rich.table import Table
 
 from ..log import Log, read_events
+from .lock import is_held
 
 _SILENT = 120.0  # seconds without a line in its log, after which a worker that ended no job counts for no rate
 _RECENT = 5  # jobs of a worker that its rate is taken from
@@ -105,7 +106,7 @@ def read_status(run: Path) -> Status:
     usual = plan["images"] / plan["jobs"] if plan["jobs"] else 0
     workers = [_worker(path, events, now - path.stat().st_mtime) for path, events in logs.items()]
     images = round(sum(sizes.get(shard, usual) for shard in shards))
-    return Status(workers, plan["jobs"], plan["images"], len(shards), images, _is_held(run))
+    return Status(workers, plan["jobs"], plan["images"], len(shards), images, is_held(run))
 
 
 def _worker(path: Path, events: list[dict[str, Any]], silent: float) -> Worker:
@@ -122,27 +123,11 @@ def _worker(path: Path, events: list[dict[str, Any]], silent: float) -> Worker:
 
 def _clock(run: Path) -> float:
     """The time by the clock that dates the run's files."""
-    probe = run / ".clock"
     try:
-        probe.touch()
-        return probe.stat().st_mtime
+        with tempfile.TemporaryFile(dir=run) as probe:
+            return os.fstat(probe.fileno()).st_mtime
     except OSError:  # it is somebody else's, or full: the newest log has to do
         return 0.0
-    finally:
-        with contextlib.suppress(OSError):
-            probe.unlink()
-
-
-def _is_held(run: Path) -> bool:
-    """Whether a process holds the lock of the folder."""
-    try:
-        with (run / ".lock").open() as file:
-            fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
-    except BlockingIOError:
-        return True
-    except OSError:
-        return False
-    return False
 
 
 def _table(found: Status) -> Table:
