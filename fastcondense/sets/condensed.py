@@ -1,0 +1,158 @@
+"""The condensed set: uint8 images [classes, ipc, 3, S, S] in lossless shards, one a job, and a manifest."""
+
+from __future__ import annotations
+
+import hashlib
+import json
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from ..data.jobs import Job
+from ..files import first_difference, read_tensors, write_json, write_tensors
+from ..loaders.reading import naming
+from ..records import read_manifest
+from .record import Record
+from .stored_images import StoredImages, find_images, read_shard, shard_path
+
+FORMAT = 3
+
+
+class CondensedSet:
+    """Images in class order, and within a class in order of rank: the first n are the IPC-n set.
+
+    They are a tensor, or lie in shards until `images` asks for all of them; what asks for some reads those alone.
+    """
+
+    def __init__(self, images: Tensor | StoredImages, classes: tuple[str, ...]):
+        self._images, self.classes = images, classes
+
+    @property
+    def images(self) -> Tensor:
+        """uint8 [classes, ipc, 3, S, S] on the host."""
+        if isinstance(self._images, StoredImages):
+            self._images = self._images.read()
+        return self._images
+
+    @property
+    def shape(self) -> tuple[int, ...]:
+        """Of `images`."""
+        return tuple(self._images.shape)
+
+    @property
+    def ipc(self) -> int:
+        return self.shape[1]
+
+    @property
+    def num_images(self) -> int:
+        return self.shape[0] * self.shape[1]
+
+    def first(self, ipc: int) -> CondensedSet:
+        """The first images of each class. Raises ValueError if there are fewer."""
+        if ipc > self.ipc:
+            raise ValueError(f"the set has {self.ipc} images of each class, {ipc} are wanted")
+        if isinstance(self._images, Tensor):
+            return CondensedSet(self._images[:, :ipc], self.classes)
+        labels, slots = torch.meshgrid(torch.arange(len(self.classes)), torch.arange(ipc), indexing="ij")
+        return CondensedSet(self._some(labels, slots), self.classes)
+
+    def flat(self) -> tuple[Tensor, Tensor]:
+        """Images uint8 [classes * ipc, 3, S, S] and labels int64, class by class."""
+        return self.images.flatten(0, 1), torch.arange(len(self.classes)).repeat_interleave(self.ipc)
+
+    def rows(self, rows: range) -> Tensor:
+        """Images number `rows` of `flat`, uint8 [n, 3, S, S]; no others are read."""
+        numbers = torch.tensor(rows, dtype=torch.int64)[None]
+        return _read(self._some(numbers // self.ipc, numbers % self.ipc))[0]
+
+    def of_class(self, label: int) -> Tensor:
+        """The images of a class, uint8 [ipc, 3, S, S]; no others are read."""
+        return self.rows(range(label * self.ipc, (label + 1) * self.ipc))
+
+    def corner(self, num_classes: int, num_slots: int) -> Tensor:
+        """The first slots of the first classes, at most so many: uint8 [m, n, 3, S, S]; no others are read."""
+        labels, slots = torch.meshgrid(
+            torch.arange(min(num_classes, len(self.classes))), torch.arange(min(num_slots, self.ipc)), indexing="ij"
+        )
+        return _read(self._some(labels, slots))
+
+    def _some(self, labels: Tensor, slots: Tensor) -> Tensor | StoredImages:
+        images = self._images
+        return images.cells(labels, slots) if isinstance(images, StoredImages) else images[labels, slots]
+
+
+def _read(images: Tensor | StoredImages) -> Tensor:
+    return images.read() if isinstance(images, StoredImages) else images
+
+
+def digests(condensed: CondensedSet) -> list[str]:
+    """SHA-256 of the pixels of each class, in class order."""
+    classes = range(len(condensed.classes))
+    return [hashlib.sha256(condensed.of_class(label).contiguous().numpy().data).hexdigest() for label in classes]
+
+
+def open_folder(folder: Path, manifest: Mapping[str, Any]) -> dict[str, Any]:
+    """Starts or continues a condensed set; one without images yet is started anew. Returns the manifest on disk.
+
+    Raises ValueError if the folder holds images that were made from something else, and names what differs.
+    """
+    path = folder / "manifest.json"
+    if not path.exists() or not any(folder.glob("shard-*.safetensors")):
+        write_json(path, {"format": FORMAT, **manifest})
+        return dict(manifest)
+    stored = read_manifest(path)
+    wanted = json.loads(json.dumps(manifest))
+    if difference := first_difference({key: stored.get(key) for key in wanted}, wanted):
+        raise ValueError(
+            f"{folder} holds images of another recipe ({difference}); choose another --out, or delete that folder"
+        )
+    return dict(stored)
+
+
+def write_shard(
+    folder: Path,
+    job: Job,
+    images: Tensor,
+    losses: Tensor,
+    metadata: Mapping[str, str],
+    record: Record | None = None,
+) -> None:
+    """One finished job: images uint8 [n, 3, S, S], losses float32 [T, 3], and what the report shows of how the
+    images formed."""
+    record = record or Record()
+    tensors = {"images": images, "classes": job.classes(), "slots": job.slots(), "losses": losses}
+    write_tensors(shard_path(folder, job.index), tensors | record.tensors(), {**metadata, **record.metadata()})
+
+
+def read_set(folder: Path, made: Sequence[Job], ipc: int, classes: tuple[str, ...]) -> CondensedSet:
+    """The first `ipc` slots among those of the jobs, which stay in their shards until they are asked for.
+
+    Raises ValueError if a job is missing or damaged.
+    """
+    return CondensedSet(find_images(folder, made, len(classes), ipc), classes)
+
+
+def read_present(
+    folder: Path, everything: Sequence[Job], num_classes: int, num_slots: int
+) -> tuple[dict[tuple[int, int], Tensor], list[Job]]:
+    """What is finished of the first classes and slots: uint8 [3, S, S] by class and slot; and all finished jobs."""
+    finished = [job for job in everything if shard_path(folder, job.index).exists()]
+    images: dict[tuple[int, int], Tensor] = {}
+    for job in finished:
+        if job.first_class < num_classes and job.first_slot < num_slots:
+            shard = read_shard(folder, job, "images")
+            places = zip(shard["classes"].tolist(), shard["slots"].tolist(), strict=True)
+            for place, image in zip(places, shard["images"], strict=True):
+                if place[0] < num_classes and place[1] < num_slots:
+                    images[place] = image.clone()
+    return images, finished
+
+
+def read_record(folder: Path, job: int) -> Record:
+    """What a finished job keeps of how its images formed; nothing if it was made before that was kept."""
+    path = shard_path(folder, job)
+    with naming(path):
+        return Record.of(*read_tensors(path, "snapshots/", "layers/"))
