@@ -101,7 +101,7 @@ def _check_depth(file: BinaryIO) -> None:
                 raise _Refused(f"it numbers its objects from {number} on")
             memo[number] = stack[-1] if stack else 0
         elif name in ("GET", "BINGET", "LONG_BINGET"):
-            stack.append(memo.get(int(argument), 0))
+            stack.append(memo.get(int(argument or 0), 0))
         elif name == "DUP":
             stack.append(stack[-1] if stack else 0)
         else:
@@ -189,7 +189,8 @@ class _Array(np.ndarray):
             and math.prod(shape) * dtype.itemsize == len(content)
         ):
             raise ValueError("the bytes of an array are not those of its shape")
-        super().__setstate__((1 if version is None else int(version), shape, dtype, bool(is_fortran), content))
+        plain: Any = (1 if version is None else int(version), shape, dtype, bool(is_fortran), content)
+        super().__setstate__(plain)
 
 
 def _scalar(kind: _Dtype, content: bytes) -> Any:
@@ -240,8 +241,8 @@ _STAND_INS: list[Any] = [argparse.Namespace]
 _STAND_INS += [(_Dtype, "numpy.dtype"), (_Array, "numpy.ndarray"), (_no_bytes, "builtins.bytes")]
 for _module in ("numpy.core.multiarray", "numpy._core.multiarray"):  # before numpy 2, and since
     _STAND_INS += [(_scalar, f"{_module}.scalar"), (_reconstruct, f"{_module}._reconstruct")]
-_IN_PLAIN = {name: function for function, name in _STAND_INS[1:]}
-_IN_PLAIN |= {"numpy.ndarray": _uncalled, "_codecs.encode": _encoded, "__builtin__.bytes": _no_bytes}
+_IN_PLAIN: dict[str, Any] = {name: function for function, name in _STAND_INS[1:]}
+_IN_PLAIN.update({"numpy.ndarray": _uncalled, "_codecs.encode": _encoded, "__builtin__.bytes": _no_bytes})
 
 
 class _Plain(pickle.Unpickler):
