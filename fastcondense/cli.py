@@ -14,7 +14,7 @@ from typing import Any, NoReturn
 
 import torch
 
-from . import __version__, stages
+from . import __version__, stages, trust
 from .data.jobs import with_batch_size
 from .data.pack import PackOptions, pack_folders
 from .devices import choose_device
@@ -27,6 +27,7 @@ from .run import Run
 from .sets.bundle import unpack
 from .sets.imported import import_images
 from .sets.published_sets import read_published
+from .words import printable
 from .workers import distributed, interrupt, lock
 from .workers.launch import launch, refuse
 from .workers.status import StatusOptions, status
@@ -82,7 +83,7 @@ def main(arguments: list[str] | None = None) -> int:
 
 
 def _complain(text: str) -> None:
-    sys.stderr.write(f"fastcondense: {text}\n")
+    sys.stderr.write(f"fastcondense: {printable(text)}\n")
 
 
 def _main(arguments: list[str]) -> int:
@@ -99,11 +100,15 @@ def _main(arguments: list[str]) -> int:
     if command == "bench":
         return _bench(rest)
     if command == "plan":
-        stages.plan(parse_plan(PlanOptions, command, PLAN, rest), Log())
+        planned = parse_plan(PlanOptions, command, PLAN, rest)
+        with trust.only(planned.given):
+            stages.plan(planned, Log())
         return 0
     if command in TOOLS:
         tool, kind, description = TOOLS[command]
-        return int(tool(parse_tool(command, description, kind, rest), Log()) or 0)
+        chosen: Any = parse_tool(command, description, kind, rest)
+        with trust.only(getattr(chosen, "code", ())):
+            return int(tool(chosen, Log()) or 0)
     if command not in STAGES:
         near = difflib.get_close_matches(command, [*STAGES, *TOOLS, "plan", "recipes", "bench"], 1, 0.0)[0]
         raise ValueError(f"there is no command {command!r}; the nearest is {near!r}")
@@ -113,7 +118,7 @@ def _main(arguments: list[str]) -> int:
     if options.launch.gpus is not None and not is_worker:
         options.launch.check()
         return launch(options.launch, [command, *rest])
-    with interrupt.listening(with_parent=is_worker):
+    with interrupt.listening(with_parent=is_worker), trust.only(options.given, options.out):
         _run(command, options, stage, is_worker)
     return 0
 

@@ -11,6 +11,7 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
+from .. import trust
 from ..data.real import split_batches, training_batches
 from ..files import read_checkpoint, read_json, read_lines, write_json, write_tensors
 from ..loaders.complete import check_files
@@ -138,7 +139,9 @@ def _obtain(
 ) -> tuple[nn.Module, list[int], bool]:
     """A network with its weights, its output of each class, and whether it learned these classes here."""
     settings, classes = run.recipe.squeeze, run.real.classes
-    names = read_lines(Path(settings.classes_file), "squeeze.classes_file") if settings.classes_file else None
+    names = None
+    if settings.classes_file:
+        names = read_lines(trust.path(settings.classes_file, "squeeze.classes_file"), "squeeze.classes_file")
     method, is_trained = settings.self_supervision.method, weights == "train"
     probe = next(iter(settings.probe_weights[number:] or settings.probe_weights[:1]), "")
     if is_trained:
@@ -148,6 +151,7 @@ def _obtain(
             return _train(run, net, number, architecture, checkpoint), list(range(len(classes))), True
         net, probe = pretrain(run, net, number, architecture, checkpoint), "train"
     elif (file := _file_of(weights)) is not None:
+        trust.path(weights, "squeeze.weights")
         net = _read(run, architecture, *file, len(names or ()), bool(probe))
     else:
         net = zoo.build(architecture, len(classes), weights)
@@ -156,7 +160,8 @@ def _obtain(
         return net, list(range(len(classes))), True
     if probe:
         classifier = classifier_name(architecture)
-        layer = read_probe(read_checkpoint(Path(probe)), Path(probe), feature_size(net, classifier))
+        path = trust.path(probe, "squeeze.probe_weights")
+        layer = read_probe(read_checkpoint(path), path, feature_size(net, classifier))
         net.set_submodule(classifier, layer)
     num_outputs = count_outputs(net, run.recipe.dataset.image_size, architecture)
     return net, match_classes(num_outputs, names, classes, architecture), False

@@ -11,6 +11,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
+from .. import trust
 from ..data.jobs import Job
 from ..data.real import square_batches
 from ..files import read_tensors, write_tensors
@@ -115,7 +116,8 @@ def _published(run: Run, collector: Collector) -> PublishedStatistics:
     recover, has_classes = run.recipe.recover, collector.num_classes > 0
     if has_classes and recover.class_variance == "full":
         raise ValueError("recover.statistics_files hold within-image variances; recover.class_variance cannot be full")
-    return PublishedStatistics(Path(recover.statistics_files), collector.teacher, collector.names, has_classes)
+    folder = trust.path(recover.statistics_files, "recover.statistics_files")
+    return PublishedStatistics(folder, collector.teacher, collector.names, has_classes)
 
 
 def _imported(run: Run, missing: Mapping[Path, Collector]) -> dict[Path, tuple[NamedVectors, NamedVectors]]:
