@@ -19,7 +19,7 @@ from .words import printable
 
 Item = TypeVar("Item")
 _SECONDS_BETWEEN_LINES = 10.0
-_FIELDS = {  # of events, what readers count with
+_FIELDS: dict[str, dict[str, type]] = {  # of events, what readers count with
     "cost": {"stage": str, "hours": float, "unit": str},
     "recover": {"jobs": int, "images": int},
     "working": {"job": int},
@@ -130,7 +130,7 @@ def read_events(path: Path, kinds: Collection[str]) -> Iterator[dict[str, Any]]:
 
 
 def _is_complete(entry: dict[str, Any]) -> bool:
-    fields = {"time": float} | _FIELDS.get(entry["event"], {})
+    fields: dict[str, type] = {"time": float} | _FIELDS.get(entry["event"], {})
     values = [(entry.get(name), kind) for name, kind in fields.items()]
     return all(
         isinstance(value, str) if kind is str else isinstance(value, (int, kind)) and abs(value) < 1e15  # finite
