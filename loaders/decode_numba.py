@@ -91,7 +91,7 @@ _CRC_TABLES = _crc_tables()
 
 
 @_inner
-def crc32(data: np.ndarray) -> int:
+def crc32(data: np.ndarray) -> np.uint32:
     """CRC-32 of bytes, as zlib's; eight at a time, at a small part of what decoding them takes."""
     crc, num_eights = np.uint32(0xFFFFFFFF), data.size // 8
     for k in range(num_eights):
