@@ -104,7 +104,7 @@ def crc32(data: np.ndarray) -> np.uint32:
         crc = folded
     for k in range(8 * num_eights, data.size):
         crc = (crc >> np.uint32(8)) ^ _CRC_TABLES[0, (crc ^ np.uint32(data[k])) & np.uint32(255)]
-    return int(crc ^ np.uint32(0xFFFFFFFF))
+    return crc ^ np.uint32(0xFFFFFFFF)
 
 
 @_inner
