@@ -22,10 +22,8 @@ from session import Session
 from torch import Tensor, nn
 
 from fastcondense.data.real import Normalization
-from fastcondense.data.sources import is_installed
 from fastcondense.files import read_checkpoint
 from fastcondense.loaders.class_folders import index_folder
-from fastcondense.loaders.folder import FolderLoader
 from fastcondense.loaders.source import Centered, Cut, Faults, Loader, Windowed
 from fastcondense.networks import zoo
 from fastcondense.recipe.settings import Dataset
@@ -34,31 +32,11 @@ from fastcondense.rng import Stream
 from fastcondense.teachers.teacher import load_weights, state_dict
 from fastcondense.views.windows import windows
 from fastcondense.vision import timm
+from loaders import is_usable, our_loaders, packed
 
 CPU = torch.device("cpu")
 QUICK: dict[str, int] = {"images": 16}
 ROOT = Path(__file__).resolve().parents[1]
-
-
-def open_loaders(session: Session, files: list[Path], data: Path, workers: int, folder: Path) -> dict[str, Loader]:
-    """Every loader that can run here; Pillow's first."""
-    loaders: dict[str, Loader] = {"folder": FolderLoader(files, workers)}
-    if is_installed("dali"):
-        from fastcondense.loaders.dali import DALILoader
-
-        loaders["dali"] = DALILoader(files, workers, CPU)
-    if is_installed("ffcv"):
-        from fastcondense.loaders.ffcv import FFCVLoader
-        from fastcondense.loaders.pack import Packing, pack
-
-        beton = folder / "x.beton"
-        labels = np.zeros(len(files), dtype=np.int64)
-        pack(files, labels, ("all",), beton, Packing(max_resolution=0), source=data, workers=workers)
-        loaders["ffcv"] = FFCVLoader(beton, workers=workers)
-    for name in ("dali", "ffcv"):
-        if name not in loaders:
-            session.skip(name, "not installed")
-    return loaders
 
 
 def pixels_of(loader: Loader, cut: Cut) -> Tensor:
@@ -99,7 +77,10 @@ def run(session: Session, options: argparse.Namespace) -> None:
         teacher.eval()
     with tempfile.TemporaryDirectory() as folder:
         truth: dict[str, Tensor] = {}
-        for name, loader in open_loaders(session, files, options.data, options.workers, Path(folder)).items():
+        usable = {name: is_usable(session, None, name) for name in ("dali", "ffcv")}
+        betons = [packed(files, options.data, Path(folder), options.workers)] if usable["ffcv"] else []
+        loaders = our_loaders(files, options.workers, CPU, usable["dali"], betons)
+        for name, loader in ((name.partition(" ")[0], loader) for name, loader in loaders.items()):
             line: dict[str, Any] = {"data": "/".join(options.data.parts[-2:]), "images": len(files)}
             line |= {"resize": options.resize}
             for kind, cut in cuts.items():

@@ -25,7 +25,7 @@ import os
 import statistics
 import tempfile
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Iterable
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import Any
@@ -37,7 +37,6 @@ from measure import DEVICE, Timing
 from PIL import Image
 from sample_images import photograph_parts
 from session import Session
-from timm_loader import timm_batches
 
 from fastcondense.data.sources import is_installed
 from fastcondense.loaders.class_folders import index_folder
@@ -47,16 +46,17 @@ from fastcondense.loaders.source import Centered, Cut, Faults, Loader, Windowed
 from fastcondense.recipe.shared import Views
 from fastcondense.rng import Stream
 from fastcondense.views.windows import windows
-from fastcondense.vision import torchvision
+from fastcondense.vision import timm, torchvision
 
 SIZE, RESIZE = 224, 256
 QUICK = {"images": 48, "batch_size": 16, "rounds": 2}
 KINDS = ("train", "evaluate")
 Pass = Callable[[int], int]  # round -> images that were seen
+Batches = Iterable[tuple[torch.Tensor, torch.Tensor]]
 
 
 class Files(torch.utils.data.Dataset):
-    """What torchvision's ImageFolder does with a transform, for a given list of files."""
+    """What torchvision's ImageFolder and timm's ImageDataset do with a transform, for a given list of files."""
 
     def __init__(self, files: list[Path], kind: str):
         self.files, t = files, torchvision.transforms
@@ -69,14 +69,14 @@ class Files(torch.utils.data.Dataset):
     def __len__(self) -> int:
         return len(self.files)
 
-    def __getitem__(self, k: int) -> torch.Tensor:
+    def __getitem__(self, k: int) -> tuple[torch.Tensor, int]:
         with Image.open(self.files[k]) as image:
-            return self.transform(image.convert("RGB"))
+            return self.transform(image.convert("RGB")), 0
 
 
-def torchvision_pass(files: list[Path], kind: str, batch_size: int, workers: int) -> Pass:
+def torchvision_batches(files: list[Path], kind: str, batch_size: int, workers: int) -> Batches:
     """Worker processes live on over the rounds; they are spawned, because forked ones and numba's threads clash."""
-    loader = torch.utils.data.DataLoader(
+    return torch.utils.data.DataLoader(
         Files(files, kind),
         batch_size,
         shuffle=kind == "train",
@@ -84,7 +84,46 @@ def torchvision_pass(files: list[Path], kind: str, batch_size: int, workers: int
         persistent_workers=workers > 0,
         multiprocessing_context="spawn" if workers else None,
     )
-    return lambda _round: sum(len(batch) for batch in loader)
+
+
+def timm_batches(files: list[Path], kind: str, batch_size: int, workers: int, device: torch.device) -> Batches:
+    """Images and labels of a round through timm.data.create_loader, which sets the transform of `Files`.
+
+    Bilinear crops and flips without colour jitter, as the others; uint8 batches by timm's fast collation. On a GPU its
+    prefetcher copies them there and normalises, which is part of timm's loader; on the CPU its loader is read without.
+    Training leaves out the last batch if it is not full.
+    """
+    loader = timm.data.create_loader(
+        Files(files, kind),
+        SIZE,
+        batch_size,
+        is_training=kind == "train",
+        color_jitter=0.0,
+        interpolation="bilinear",
+        crop_pct=SIZE / RESIZE,
+        num_workers=workers,
+        persistent_workers=workers > 0,
+        device=device,
+        pin_memory=device.type == "cuda",
+    )
+    loader.loader.multiprocessing_context = "spawn" if workers else None
+    return loader if device.type == "cuda" else loader.loader
+
+
+def our_loaders(
+    files: list[Path], workers: int, device: torch.device, has_dali: bool, betons: list[Path]
+) -> dict[str, Loader]:
+    """Every loader of ours by its name, Pillow's first; one of FFCV for each packed file."""
+    loaders: dict[str, Loader] = {"folder": FolderLoader(files, workers)}
+    if has_dali:
+        from fastcondense.loaders.dali import DALILoader
+
+        loaders["dali"] = DALILoader(files, workers, device)
+    if betons:
+        from fastcondense.loaders.ffcv import FFCVLoader
+
+        loaders |= {f"ffcv {beton.stem}": FFCVLoader(beton, workers=workers) for beton in betons}
+    return loaders
 
 
 def our_pass(loader: Loader, kind: str, batch_size: int, device: torch.device) -> Pass:
@@ -168,20 +207,13 @@ def make_passes(session: Session, options: argparse.Namespace, device: torch.dev
     files = [files[k] for k in Stream(0, "benchmark/files").permutation(len(files))[: options.images]]
     size, workers = options.batch_size, options.workers
     has_dali, has_ffcv = (is_usable(session, options.gate, library) for library in ("dali", "ffcv"))
-    loaders: dict[str, Loader] = {"folder": FolderLoader(files, workers)}
-    if has_dali:
-        from fastcondense.loaders.dali import DALILoader
-
-        loaders["dali"] = DALILoader(files, workers, device)
-    if has_ffcv:
-        from fastcondense.loaders.ffcv import FFCVLoader
-
-        loaders |= {f"ffcv {beton.stem}": FFCVLoader(beton, workers=workers) for beton in options.beton}
+    loaders = our_loaders(files, workers, device, has_dali, options.beton if has_ffcv else [])
     passes: dict[tuple[str, str], Pass] = {}
     for kind in KINDS:
-        passes["torchvision", kind] = torchvision_pass(files, kind, size, workers)
-        batches = timm_batches(files, kind, size, workers, SIZE, RESIZE, device)
-        passes["timm", kind] = lambda _round, batches=batches: sum(len(images) for images, _ in batches)
+        others = {"torchvision": torchvision_batches(files, kind, size, workers)}
+        others["timm"] = timm_batches(files, kind, size, workers, device)
+        for name, batches in others.items():
+            passes[name, kind] = lambda _round, batches=batches: sum(len(images) for images, _ in batches)
         if has_dali:
             passes["dali_own", kind] = dali_own_pass(files, kind, size, workers, device)
         for beton in options.beton if has_ffcv else []:
@@ -213,13 +245,13 @@ def photographs(folder: Path, count: int) -> Path:
     return folder / "photographs"
 
 
-def packed(data: Path, folder: Path, workers: int) -> Path:
-    """The images of `data` as they are, in one file that FFCV reads."""
+def packed(files: list[Path], data: Path, folder: Path, workers: int) -> Path:
+    """The images as they are, in one file that FFCV reads."""
     from fastcondense.loaders.pack import Packing, pack
 
-    files, labels, classes = index_folder(data)
-    pack(files, labels, classes, folder / "jpeg.beton", Packing(max_resolution=0), source=data, workers=workers)
-    return folder / "jpeg.beton"
+    out, labels = folder / "jpeg.beton", np.zeros(len(files), dtype=np.int64)
+    pack(files, labels, ("all",), out, Packing(max_resolution=0), source=data, workers=workers)
+    return out
 
 
 def add_options(parser: argparse.ArgumentParser) -> None:
@@ -237,7 +269,7 @@ def run(session: Session, options: argparse.Namespace) -> None:
         if options.data is None:
             options.data = photographs(folder, options.images)
         if not options.beton and is_installed("ffcv"):
-            options.beton = [packed(options.data, folder, options.workers)]
+            options.beton = [packed(index_folder(options.data)[0], options.data, folder, options.workers)]
         compare(session, options, DEVICE)
 
 

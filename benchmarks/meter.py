@@ -55,8 +55,8 @@ KERNELS = {
         "x residual:HAS_RESIDUAL scale shift center output_center:HAS_OUTPUT", "y sign:SAVE_SIGN partial"
     ),
     "frozen_batch_norm.backward_kernel": Access(
-        "x dy:HAS_DY kept:HAS_DY|HAS_OUTPUT,!KEPT=nothing shift:HAS_DY|HAS_OUTPUT,!KEPT=y scale mean dmean dvar "
-        "y_mean:HAS_OUTPUT dy_mean:HAS_OUTPUT dy_var:HAS_OUTPUT",
+        "x dy:HAS_DY kept:HAS_DY|HAS_OUTPUT,!KEPT=nothing shift:HAS_DY|HAS_OUTPUT,!KEPT=y scale "
+        "mean:HAS_INPUT dmean:HAS_INPUT dvar:HAS_INPUT y_mean:HAS_OUTPUT dy_mean:HAS_OUTPUT dy_var:HAS_OUTPUT",
         "dx dresidual:HAS_DRESIDUAL",
     ),
     "frozen_batch_norm_pool.forward_kernel": Access(

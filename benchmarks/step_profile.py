@@ -30,7 +30,7 @@ from torch.profiler import ProfilerActivity, record_function
 from traffic import ours
 
 from fastcondense.recipe.shared import Precision
-from fastcondense.recover import recover
+from fastcondense.recover import by_statistics
 
 HOST = "host, between operators"
 REST = "other operators of PyTorch"
@@ -41,7 +41,7 @@ OPERATORS = {  # of an event's name without what autograd adds: our operators, t
     r"FeatureMaps|_PatchMoments": "statistics of maps",
     r"_Distances": "distances",
     r"pixel_adam": "Adam and clip",
-    r"(aten::)?(mkldnn_|cudnn_|_)?[Cc]onvolution(_backward|0)?": "convolutions",
+    r"(aten::)?(mkldnn_|cudnn_|_|Packed)?[Cc]onvolution(_backward|0)?": "convolutions",
     r"(aten::)?(conv2d|thnn_conv2d|_slow_conv2d_(forward|backward))": "convolutions",
     r"(aten::)?([Aa]ddmm|linear|mm|[Mm]m)0?": "linear layer",
     r"(aten::)?(cross_entropy_loss|nll_loss.*|NllLoss|_?log_softmax.*|LogSoftmax)0?": "cross-entropy",
@@ -133,13 +133,16 @@ def metered_bytes(small: Iterable[Record], large: Iterable[Record], num_images: 
 def recorded(step: OurStep, repeats: int, trace: Path) -> list[Any]:
     """Runs the step under torch.profiler, writes the Chrome trace and returns the events."""
     activities = [ProfilerActivity.CPU] + [ProfilerActivity.CUDA] * (DEVICE.type == "cuda")
-    adam = recover.pixel_adam
+    adam = by_statistics.pixel_adam
 
     def marked_adam(*arguments: Any, **options: Any) -> Any:
         with _RecordFunctionFast("pixel_adam"):  # which kernels are told to belong to, unlike record_function
             return adam(*arguments, **options)
 
-    with mock.patch.object(recover, "pixel_adam", marked_adam), torch.profiler.profile(activities=activities) as made:
+    with (
+        mock.patch.object(by_statistics, "pixel_adam", marked_adam),
+        torch.profiler.profile(activities=activities) as made,
+    ):
         for _ in range(repeats):
             with record_function("step"):
                 step()

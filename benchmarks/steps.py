@@ -17,7 +17,7 @@ from fastcondense.recipe.recipe import Recipe
 from fastcondense.recipe.recover import Recover
 from fastcondense.recipe.settings import Dataset
 from fastcondense.recipe.shared import Precision
-from fastcondense.recover.recover import Canvas, RecoverStep
+from fastcondense.recover.by_statistics import Canvas, RecoverStep
 from fastcondense.recover.schedule import Turn
 from fastcondense.statistics.matching import Matching, layer_weights
 from fastcondense.teachers.moments import Moments

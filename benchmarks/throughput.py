@@ -23,6 +23,21 @@ Made = tuple[list[Sequence[str]], DataFrame]
 """Rows of a table, and the lines that they are from."""
 
 
+Making = Callable[[DataFrame], Any]
+TABLES: dict[str, tuple[Making, list[str], tuple[str, ...]]] = {}
+"""What makes a table's rows, its head, and the benchmarks that it is of; label sources also make their head."""
+
+
+def made_of(name: str, head: str, *benchmarks: str) -> Callable[[Making], Making]:
+    """Puts what follows among the tables."""
+
+    def register(make: Making) -> Making:
+        TABLES[name] = make, head.split(" | "), benchmarks
+        return make
+
+    return register
+
+
 def figure(value: float | None, digits: int = 2, form: str = "") -> str:
     """A number as it is shown, or what stands for none; `form` with {} for it."""
     return MISSING if value is None or math.isnan(value) else (form or "{}").format(f"{value:.{digits}f}")
@@ -53,6 +68,12 @@ def fastest(times: dict[str, float]) -> str | None:
     return min((name for name in OURS if name in times), key=times.__getitem__, default=None)
 
 
+@made_of(
+    "recover step",
+    "device | statistics | network | images x side x side | published (of plain) | "
+    "other peers | ours (of plain) | published / ours",
+    "recover",
+)
 def recover(found: DataFrame) -> Made:
     """Time of a step and its ratio to the unfused step without matching, and how often ours fits into the published."""
     used, rows = newest(found[found["statistics"].notna() & (found["what"] != "profile")], STEP), []
@@ -69,6 +90,7 @@ def recover(found: DataFrame) -> Made:
     return rows, used
 
 
+@made_of("peers", "device | of | their code | on | theirs | ours | theirs / ours", "peers", "peer-epochs", "train")
 def peers(found: DataFrame) -> Made:
     """Of each method or package its own code's time, ours on the same data in the same run, and how often it fits."""
     group, rows = ["device", "benchmark", "what", "network", "shape"], []
@@ -85,6 +107,12 @@ def peers(found: DataFrame) -> Made:
     return rows, used
 
 
+@made_of(
+    "traffic",
+    "step | GB published | GB ours | launches published | ours | passes a BatchNorm tensor, published | ours",
+    "traffic",
+    "passes",
+)
 def traffic(found: DataFrame) -> Made:
     """Bytes, launches and passes of a step, counted."""
     found = found[(found["network"] == "torchvision/resnet18") & (found["size"] == 224)]
@@ -103,6 +131,7 @@ def traffic(found: DataFrame) -> Made:
     return rows, found.loc[[*steps.index, *passes.index]]
 
 
+@made_of("kernels", "device | operator | dtype | cases | % of a copy | eager / ours | compiled / ours", "kernels")
 def kernels(found: DataFrame) -> Made:
     """Of each operator and pass the medians over its cases: share of a copy, and how often ours fits into a peer."""
     group, rows = ["device", "operator", "dtype", "pass"], []
@@ -118,6 +147,7 @@ def kernels(found: DataFrame) -> Made:
     return rows, used
 
 
+@made_of("loaders", "device | images of | loader | training crops | evaluation crops", "loaders")
 def loaders(found: DataFrame) -> Made:
     """Images a second, in brackets the ratio to the library's own pipeline."""
     group = ["device", "data"]
@@ -131,6 +161,11 @@ def loaders(found: DataFrame) -> Made:
     return rows, used
 
 
+@made_of(
+    "loader parity",
+    "device | loader | images | training crops, mean (largest) | evaluation crops | top-1",
+    "loader-parity",
+)
 def parity(found: DataFrame) -> Made:
     """Mean and largest difference of pixels to Pillow's, and a teacher's top-1 on them."""
     found = found.assign(data=found["data"].str.removeprefix("data/"))
@@ -146,6 +181,11 @@ def parity(found: DataFrame) -> Made:
     return rows, used
 
 
+@made_of(
+    "labels",
+    "device | teacher and student | step on the fly / in memory | views, % of an epoch | epoch / FKD files",
+    "labels",
+)
 def labels(found: DataFrame) -> Made:
     """Ratios of what labels and views cost."""
     group, rows = ["device", "network", "size", "batch_size", "precision"], []
@@ -172,6 +212,7 @@ LABEL_SOURCES = {
 """Variants of the benchmark's epoch: a source, its bytes a view and of ImageNet at IPC 10, what it needs."""
 
 
+@made_of("label sources", "", "labels")
 def label_sources(found: DataFrame) -> tuple[list[str], list[Sequence[str]], DataFrame]:
     """What each source of labels costs: bytes, which follow from its format, and a student's time, measured."""
     group, titles, columns, shown = ["device", "network", "size", "batch_size", "precision"], [], [], []
@@ -187,6 +228,7 @@ def label_sources(found: DataFrame) -> tuple[list[str], list[Sequence[str]], Dat
     return head, rows if columns else [], used[used["file"].isin(shown)]
 
 
+@made_of("train step", "device | teacher and student | loop | dtype | views a second | its time / ours", "train")
 def train(found: DataFrame) -> Made:
     """A student's epoch, in views a second, and how often ours fits into each peer's."""
     group, rows = ["device", "network", "shape", "images"], []
@@ -201,6 +243,11 @@ def train(found: DataFrame) -> Made:
     return rows, used
 
 
+@made_of(
+    "costs",
+    "device | run | s: squeeze + recover + train + evaluate | hours | kB: images + labels + teachers",
+    "end-to-end",
+)
 def costs(found: DataFrame) -> Made:
     """Stages of whole runs."""
     group, rows = ["device", "recipe", "recipe_sha256"], []
@@ -219,6 +266,7 @@ def costs(found: DataFrame) -> Made:
     return rows, used
 
 
+@made_of("extrapolated", "device | extrapolated, not run | recover, hours | one student, hours | from", "end-to-end")
 def extrapolated(found: DataFrame) -> Made:
     """ImageNet-1k from measured steps."""
     used, rows = newest(found[found["extrapolated"].notna()], ["device", "recipe"], []), []
@@ -237,67 +285,12 @@ def extrapolated(found: DataFrame) -> Made:
     return rows, used
 
 
-TABLES: dict[str, tuple[tuple[str, ...], str, Callable[[DataFrame], Any]]] = {
-    "loaders": (("loaders",), "device | images of | loader | training crops | evaluation crops", loaders),
-    "loader parity": (
-        ("loader-parity",),
-        "device | loader | images | training crops, mean (largest) | evaluation crops | top-1",
-        parity,
-    ),
-    "label sources": (("labels",), "", label_sources),
-    "labels": (
-        ("labels",),
-        "device | teacher and student | step on the fly / in memory | views, % of an epoch | epoch / FKD files",
-        labels,
-    ),
-    "traffic": (
-        ("traffic", "passes"),
-        "step | GB published | GB ours | launches published | ours | passes a BatchNorm tensor, published | ours",
-        traffic,
-    ),
-    "recover step": (
-        ("recover",),
-        "device | statistics | network | images x side x side | published (of plain) | other peers | ours (of plain) | "
-        "published / ours",
-        recover,
-    ),
-    "train step": (
-        ("train",),
-        "device | teacher and student | loop | dtype | views a second | its time / ours",
-        train,
-    ),
-    "kernels": (
-        ("kernels",),
-        "device | operator | dtype | cases | % of a copy | eager / ours | compiled / ours",
-        kernels,
-    ),
-    "costs": (
-        ("end-to-end",),
-        "device | run | s: squeeze + recover + train + evaluate | hours | kB: images + labels + teachers",
-        costs,
-    ),
-    "extrapolated": (
-        ("end-to-end",),
-        "device | extrapolated, not run | recover, hours | one student, hours | from",
-        extrapolated,
-    ),
-    "peers": (
-        ("peers", "peer-epochs", "train"),
-        "device | of | their code | on | theirs | ours | theirs / ours",
-        peers,
-    ),
-}
-"""Benchmarks that a table is of, its head, and what makes its rows; label sources also make their head."""
-
-
 def table(name: str, lines: DataFrame) -> str:
     """A table of that name and where it is from, or that there is nothing."""
-    benchmarks, head, make = TABLES[name]
+    make, head, benchmarks = TABLES[name]
     found = lines[lines["benchmark"].isin(benchmarks)]
     *own_head, rows, used = make(found) if len(found) else ([], found)
-    return (
-        f"{markdown(own_head[0] if own_head else head.split(' | '), rows)}\n\n{sources(used)}" if rows else NOT_MEASURED
-    )
+    return f"{markdown(own_head[0] if own_head else head, rows)}\n\n{sources(used)}" if rows else NOT_MEASURED
 
 
 def profile(lines: DataFrame) -> str:

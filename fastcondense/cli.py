@@ -14,7 +14,8 @@ from typing import Any, NoReturn
 
 import torch
 
-from . import __version__, stages
+from . import __version__, stages, trust
+from .data.jobs import with_batch_size
 from .data.pack import PackOptions, pack_folders
 from .devices import choose_device
 from .exchange.export import ExportOptions, export
@@ -26,11 +27,10 @@ from .run import Run
 from .sets.bundle import unpack
 from .sets.imported import import_images
 from .sets.published_sets import read_published
+from .words import printable
 from .workers import distributed, interrupt, lock
-from .workers.launch import TRY_AGAIN, launch
-from .workers.notes import refuse, report_cut
+from .workers.launch import launch, refuse
 from .workers.status import StatusOptions, status
-from .workers.work import Cut, Fleet
 
 STAGES: dict[str, tuple[Callable[[Run], object], str]] = {
     "run": (stages.everything, "squeeze, recover, relabel, train and evaluate, in a row; goes on where it was stopped"),
@@ -44,6 +44,12 @@ STAGES: dict[str, tuple[Callable[[Run], object], str]] = {
         stages.inspect,
         "write report.html of what the run has made so far: images, losses, features, accuracy, costs",
     ),
+}
+# of these commands a second launch on the run takes its part, and leaves to the first what only one may do
+HELPED: dict[str, Callable[[Run], object]] = {
+    "run": stages.recover,
+    "squeeze": stages.squeeze,
+    "recover": stages.recover,
 }
 PLAN = "RECIPE --gpus N: say what a run will need, before it: jobs, memory, disk and time, from a short measurement"
 # what works on files, not on a run: a function of its options and a log, which returns the exit status or None for 0
@@ -61,15 +67,13 @@ def main(arguments: list[str] | None = None) -> int:
     arguments = sys.argv[1:] if arguments is None else arguments
     try:
         return _main(arguments)
-    except KeyboardInterrupt as signal:
-        if not distributed.is_launched():  # else the launcher says so
-            _complain("interrupted; the same command goes on from here")
-        return interrupt.status_of(signal)
-    except Cut as error:
-        _complain(str(error))
-        report_cut()
-        _end(TRY_AGAIN)
-    except (ValueError, OSError, torch.OutOfMemoryError) as error:
+    except BaseException as error:
+        if isinstance(error, KeyboardInterrupt) or interrupt.is_requested():  # libraries may raise what they like then
+            if not distributed.is_launched():  # else the launcher says so
+                sys.stderr.write(interrupt.NOTICE)
+            return interrupt.status_of(error)
+        if not isinstance(error, (ValueError, OSError, torch.OutOfMemoryError)):
+            raise
         if os.environ.get("FASTCONDENSE_TRACEBACK"):
             traceback.print_exc()
         text = " ".join(str(error).split())
@@ -79,7 +83,7 @@ def main(arguments: list[str] | None = None) -> int:
 
 
 def _complain(text: str) -> None:
-    sys.stderr.write(f"fastcondense: {text}\n")
+    sys.stderr.write(f"fastcondense: {printable(text)}\n")
 
 
 def _main(arguments: list[str]) -> int:
@@ -96,11 +100,15 @@ def _main(arguments: list[str]) -> int:
     if command == "bench":
         return _bench(rest)
     if command == "plan":
-        stages.plan(parse_plan(PlanOptions, command, PLAN, rest), Log())
+        planned = parse_plan(PlanOptions, command, PLAN, rest)
+        with trust.only(planned.given):
+            stages.plan(planned, Log())
         return 0
     if command in TOOLS:
         tool, kind, description = TOOLS[command]
-        return int(tool(parse_tool(command, description, kind, rest), Log()) or 0)
+        chosen: Any = parse_tool(command, description, kind, rest)
+        with trust.only(getattr(chosen, "code", ())):
+            return int(tool(chosen, Log()) or 0)
     if command not in STAGES:
         near = difflib.get_close_matches(command, [*STAGES, *TOOLS, "plan", "recipes", "bench"], 1, 0.0)[0]
         raise ValueError(f"there is no command {command!r}; the nearest is {near!r}")
@@ -110,7 +118,7 @@ def _main(arguments: list[str]) -> int:
     if options.launch.gpus is not None and not is_worker:
         options.launch.check()
         return launch(options.launch, [command, *rest])
-    with interrupt.listening(with_parent=is_worker):
+    with interrupt.listening(with_parent=is_worker), trust.only(options.given, options.out):
         _run(command, options, stage, is_worker)
     return 0
 
@@ -121,24 +129,36 @@ def _run(command: str, options: Options, stage: Callable[[Run], object], is_work
     device = choose_device("cpu" if options.launch.gpus == 0 else options.device)
     if is_worker:
         device = distributed.join(device)
-        report_cut(False)
     log = Log(is_silent=distributed.rank() > 0)
-    run = Run(options.settings, options.out, options.data, device, log, options.track, Fleet.joined())
+    run = Run(options.settings, options.out, options.data, device, log, options.track)
     run.check()
     published = None
     if options.images is not None:
         published = read_published(options.images, run.real.classes, run.recipe.ipc, run.recipe.dataset)
-    with contextlib.closing(log), lock.locked(options.out):
+    with contextlib.closing(log), lock.locked(options.out, _share(command, options, device)) as is_helper:
         if options.bundle is not None:
             with distributed.first_alone():
                 unpack(options.bundle, options.out)
-        run.open()
+        run.open(is_helper=is_helper)
         if published is not None:
             import_images(published, run.out / "condensed", run.recipe, run.log)
         with run.cost(command):
-            stage(run)
-        run.record()
+            (HELPED[command] if is_helper else stage)(run)
+        if is_helper:
+            log.say(f"helped another launch on {options.out}, which does what is left of the run")
+        elif not distributed.rank():
+            run.record()
     distributed.leave()
+
+
+def _share(command: str, options: Options, device: torch.device) -> str:
+    """What launches have in common that may work on a run side by side, because they make the same bits; nothing if
+    this one must be alone."""
+    settings = options.settings
+    if command not in HELPED or options.images is not None or options.bundle is not None:
+        return ""
+    # batch_size 0 becomes what fits, and the run's from then on
+    return f"{with_batch_size(settings, 0).sha256()} {device.type} torch {torch.__version__} {__version__}"
 
 
 def _bench(arguments: list[str]) -> int:

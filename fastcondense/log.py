@@ -4,27 +4,57 @@ from __future__ import annotations
 
 import contextlib
 import json
+import os
 import time
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Collection, Iterator, Sequence
 from pathlib import Path
 from typing import Any, TypeVar
 
 from rich.console import Console
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeElapsedColumn, TimeRemainingColumn
+from rich.text import Text
 
 from .tracking import Tracker, scalars_of
+from .words import printable
 
 Item = TypeVar("Item")
 _SECONDS_BETWEEN_LINES = 10.0
+_FIELDS: dict[str, dict[str, type]] = {  # of events, what readers count with
+    "cost": {"stage": str, "hours": float, "unit": str},
+    "recover": {"jobs": int, "images": int},
+    "working": {"job": int},
+    "job": {"index": int, "images": int, "seconds": float},
+}
+
+
+class PlainConsole(Console):
+    """Shows texts and cells of tables as they are: names in them are no markup, no emoji and no terminal's commands."""
+
+    def render_str(self, text: str, **more: Any) -> Text:
+        return super().render_str(printable(text), **{**more, "markup": False, "emoji": False})
 
 
 class Log:
     """Writes to the console, once `path` is set to a file of JSON lines, and to the trackers that there are."""
 
     def __init__(self, console: Console | None = None, is_silent: bool = False):
-        self.console = console or Console(highlight=False, soft_wrap=True, quiet=is_silent)
+        self.console = console or PlainConsole(highlight=False, soft_wrap=True, quiet=is_silent)
         self.path: Path | None = None
         self.trackers: list[Tracker] = []
+
+    def write_to(self, path: Path) -> None:
+        """Goes on in the file, on a line of its own if the last one was torn.
+
+        Raises ValueError for a link, which would be followed, and for what is no file.
+        """
+        if path.is_symlink() or (path.exists() and not path.is_file()):
+            raise ValueError(f"{path} is a link or no file, and nothing is written there; remove it")
+        with path.open("ab+") as file:
+            if file.tell():
+                file.seek(-1, os.SEEK_END)
+                if file.read() != b"\n":
+                    file.write(b"\n")
+        self.path = path
 
     def event(self, kind: str, **fields: Any) -> None:
         """One JSON line: time, kind and the fields."""
@@ -65,7 +95,8 @@ class Log:
     def progress(self, what: str, total: int, first: int = 0) -> Iterator[Callable[[int], None]]:
         """Takes how many of `total` are done, from `first` on: a bar on a terminal, or a line every ten seconds."""
         if self.console.is_terminal:
-            columns = (TextColumn("{task.description}"), BarColumn(), MofNCompleteColumn(), TimeElapsedColumn())
+            name = TextColumn("{task.description}", markup=False)
+            columns = (name, BarColumn(), MofNCompleteColumn(), TimeElapsedColumn())
             with Progress(*columns, TimeRemainingColumn(), console=self.console, transient=True) as bar:
                 task = bar.add_task(what, total=total, completed=first)
                 yield lambda done: bar.update(task, completed=done)
@@ -81,3 +112,29 @@ class Log:
                 said_at = now
 
         yield show
+
+
+def read_events(path: Path, kinds: Collection[str]) -> Iterator[dict[str, Any]]:
+    """Yields the events of these kinds in a log, which have a time and the fields that readers count with.
+
+    Lines that are torn, hold NULs or lack a field are left out: a log never stops anything.
+    """
+    if not path.is_file():
+        return
+    with path.open("rb") as file:
+        for line in file:
+            with contextlib.suppress(ValueError, RecursionError):
+                entry = json.loads(line)
+                if isinstance(entry, dict) and entry.get("event") in kinds and _is_complete(entry):
+                    yield entry
+
+
+def _is_complete(entry: dict[str, Any]) -> bool:
+    fields: dict[str, type] = {"time": float} | _FIELDS.get(entry["event"], {})
+    values: list[tuple[Any, type]] = [(entry.get(name), kind) for name, kind in fields.items()]
+    return all(
+        isinstance(value, str)
+        if kind is str
+        else isinstance(value, (int, float) if kind is float else int) and abs(value) < 1e15  # finite
+        for value, kind in values
+    )

@@ -5,7 +5,6 @@ from __future__ import annotations
 import argparse
 import dataclasses
 import difflib
-import json
 import re
 from dataclasses import dataclass
 from pathlib import Path
@@ -13,8 +12,10 @@ from typing import Annotated, Any, TypeVar
 
 import tyro
 
+from . import trust
 from .recipe import recipe
 from .recipe.recipe import Recipe
+from .records import Environment, read_checked
 from .sets.bundle import is_bundle, read_recipe
 from .tracking import TrackerName
 from .workers.launch import Launch
@@ -46,6 +47,8 @@ class Options:
     """Where losses, learning rates, accuracies, images a second and pictures go besides log.jsonl: tensorboard,
     wandb."""
     bundle: tyro.conf.Suppress[Path | None] = None
+    given: tyro.conf.Suppress[frozenset[str]] = frozenset()
+    """Names of code and paths that the recipe may use: its own, or in a run or bundle those that are flags too."""
     settings: Annotated[Recipe, tyro.conf.arg(name="")] = dataclasses.field(default_factory=Recipe)
 
 
@@ -97,7 +100,8 @@ def parse_kind(kind: type[StageKind], command: str, description: str, arguments:
     settings = options.settings
     if options.store:
         settings = dataclasses.replace(settings, labels=dataclasses.replace(settings.labels, source="stored"))
-    return dataclasses.replace(options, settings=settings, out=options.out or Path("runs") / settings.name)
+    given = trust.all_of(settings) if run is None else trust.said(settings, arguments)
+    return dataclasses.replace(options, settings=settings, out=options.out or Path("runs") / settings.name, given=given)
 
 
 def _for_student(settings: Recipe, student: str) -> Recipe:
@@ -149,7 +153,7 @@ def _of_run(run: Path) -> Options:
         return Options(out=Path("runs") / run.stem, bundle=run, settings=read_recipe(run))
     settings = recipe.load(str(run / "recipe.toml"))
     environment = run / "environment.json"
-    data = json.loads(environment.read_text()).get("data") if environment.is_file() else None
+    data = read_checked(environment, Environment).get("data") if environment.is_file() else None
     return Options(data=Path(data) if data else None, out=run, settings=settings)
 
 

@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import contextlib
+import os
 import platform
+import socket
 import time
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, field
@@ -24,11 +26,12 @@ from .data.sources import choose, skipped
 from .files import first_difference, read_json, write_atomic, write_json
 from .log import Log
 from .recipe.recipe import SQUEEZE_PARTS, Recipe
+from .records import check_names
 from .rng import Stream
 from .tracking import open_trackers
 from .user_functions import source_sha256
 from .workers.distributed import rank, world_size
-from .workers.work import Draw, Fleet, Item, Items
+from .workers.work import Draw, Item, Items, draw
 
 _DATA = "data.json"
 """What tells a run's real images from others."""
@@ -57,8 +60,6 @@ class Run:
     log: Log = field(default_factory=Log)
     track: Sequence[str] = ()
     """Trackers that `open` opens: tensorboard, wandb (tracking.py)."""
-    fleet: Fleet = field(default_factory=Fleet)
-    """The workers that share the run."""
     kept: dict[str, Any] = field(default_factory=dict)
     """What stages have read in this process and will ask for again, by name."""
     _skipped: set[str] = field(default_factory=set)
@@ -68,6 +69,7 @@ class Run:
     def check(self) -> None:
         """Raises ValueError for a recipe or data that cannot be used, before anything is written."""
         self.recipe.check()
+        check_names(self.real.classes, f"the classes of {self.data}")
         if self.recipe.recover.batch_size == 0:
             self.recipe = with_batch_size(self.recipe, kept_batch_size(self.out, self.recipe))
         self._check_data()
@@ -90,8 +92,11 @@ class Run:
                     f"other data ({difference}); choose another --out, or the first --data"
                 )
 
-    def open(self) -> None:
-        """Makes the run's folder with its recipe, environment and log."""
+    def open(self, *, is_helper: bool = False) -> None:
+        """Makes the run's folder with its recipe, environment and log.
+
+        is_helper: another launch works in the folder already, and this one has a log of its own beside.
+        """
         loader, reason = choose(self.real.train, self.recipe.dataset, self.device)
         self.out.mkdir(parents=True, exist_ok=True)
         if rank() == 0 and not (self.out / _DATA).exists():
@@ -100,19 +105,23 @@ class Run:
         if rank() == 0:
             settings = self.recipe.parts()
             self.log.trackers = open_trackers(self.track, self.out, self.recipe.name, settings)
-        if not (self.out / "recipe.toml").exists():
+        if not rank() and not (self.out / "recipe.toml").exists():
             self.record()
-        self.log.path = self.out / (f"log-{rank()}.jsonl" if rank() else "log.jsonl")
+        elif not rank() and not (self.out / "environment.json").exists():  # it was killed before, or is of a bundle
+            self._record_environment()
+        helper = f"-{socket.gethostname()}-{os.getpid()}" if is_helper else ""
+        self.log.write_to(self.out / (f"log-{rank()}{helper}.jsonl" if rank() or is_helper else "log.jsonl"))
         self.log.say(f"loader: {loader}; {reason}")
         for text in self.real.said:
             self.log.say(f"data: {text}")
         self.log.event("start", recipe=self.recipe.name, sha256=self.recipe.sha256(), versions=self.versions())
 
     def record(self) -> None:
-        """Writes recipe.toml and environment.json; a recipe that a stage refuses must not replace what is there."""
-        if rank():
-            return
-        write_atomic(self.out / "recipe.toml", self.recipe.to_toml().encode())
+        """Writes environment.json and recipe.toml; a recipe that a stage refuses must not replace what is there."""
+        self._record_environment()
+        write_atomic(self.out / "recipe.toml", self.recipe.to_toml().encode())  # last: by it a run's folder is known
+
+    def _record_environment(self) -> None:
         loader, _ = choose(self.real.train, self.recipe.dataset, self.device)
         where = {"device": str(self.device), "loader": loader, "data": str(self.data.resolve()) if self.data else None}
         write_json(self.out / "environment.json", self.versions() | where)
@@ -158,11 +167,11 @@ class Run:
             order = order[~np.isin(order, np.delete(ids, read))]
 
     def share(self, what: str, items: Items[Item]) -> Iterator[Draw[Item]]:
-        """This worker's part of work that all workers of the run share, with progress; see `Fleet.draw`."""
+        """This process' part of work that all processes on the run share, with progress; see `draw`."""
         first = sum(map(items.is_finished, items.items))
         with self.log.progress(what, len(items.items), first) as show:
-            for number, draw in enumerate(self.fleet.draw(items)):
-                yield draw
+            for number, drawn in enumerate(draw(items)):
+                yield drawn
                 show(first + number + 1)
 
     @contextlib.contextmanager

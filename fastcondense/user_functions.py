@@ -11,11 +11,14 @@ from pathlib import Path
 from types import ModuleType
 from typing import Any
 
-from . import vision
+from . import trust, vision
 
 
 def load_function(reference: str, purpose: str) -> Callable[..., Any]:
-    """The function that `reference` names. Raises ValueError that begins with `purpose` if there is none."""
+    """The function that `reference` names.
+
+    Raises ValueError that begins with `purpose` if there is none, or if only a stranger's recipe names it (trust.py).
+    """
     module_name, _, function = reference.rpartition(":")
     module = _module(reference, purpose)
     if not callable(getattr(module, function, None)):
@@ -36,6 +39,7 @@ def _module(reference: str, purpose: str) -> ModuleType:
     name = reference.rpartition(":")[0]
     if not name:
         raise ValueError(f"{purpose} {reference!r} must be module:function or path/to/file.py:function")
+    trust.code(reference, purpose)
     folder = str(Path.cwd())
     if folder not in sys.path:
         sys.path.insert(0, folder)

@@ -1,4 +1,4 @@
-"""Bytes and seconds as people read them."""
+"""Bytes, seconds and names as people read them."""
 
 
 def bytes_in_words(count: int) -> str:
@@ -14,3 +14,10 @@ def seconds_in_words(value: float) -> str:
     if value < 120:
         return f"{value:.1f} s"
     return f"{value / 60:.1f} min" if value < 7200 else f"{value / 3600:.1f} h"
+
+
+def printable(text: str) -> str:
+    """The text with what a terminal would obey, or could not show, spelled out: escapes, controls, no UTF-8."""
+    if text.isprintable():
+        return text
+    return "".join(letter if letter.isprintable() or letter in "\n\t" else repr(letter)[1:-1] for letter in text)

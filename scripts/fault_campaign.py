@@ -2,10 +2,11 @@
 
 usage: python scripts/fault_campaign.py [--kills 50] [--log FILE]
 
-Each round starts `recover --gpus 0` in the folder that the last one left, with 1, 2 or 3 workers, and disturbs it after
-random times: SIGKILL to a worker, also just when it writes, after which the round goes on; SIGKILL to the launcher or
-to all at once, or SIGTERM to the launcher, which end it. When all images are there they must have the bits of the
-undisturbed run; then the folder is emptied and the next set begins.
+Each round starts `recover --gpus 0` in the folder that the last one left, with 1, 2 or 3 workers, and every third time
+another process that helps. It is disturbed after random times: SIGKILL to a worker, also just when it writes, or
+SIGSTOP for longer than the others have patience, after which the round goes on; SIGKILL to the launcher or to all at
+once, or SIGTERM to the launcher, which end it. When all images are there they must have the bits of the undisturbed
+run; then the folder is emptied and the next set begins.
 """
 
 from __future__ import annotations
@@ -30,8 +31,9 @@ FLAGS = (
     "--recipe sre2l/digits-ipc6 --squeeze.teachers zoo/convnet3_w32 --squeeze.epochs 2 --recover.statistics bn conv "
     "--recover.batch-size 5 --recover.iterations 300 --device cpu"
 ).split()
-KINDS = ("worker", "mid-write", "launcher", "all", "SIGTERM")
-ENDS = KINDS[2:]
+KINDS = ("worker", "mid-write", "frozen", "launcher", "all", "SIGTERM")
+ENDS = KINDS[3:]
+PATIENCE = 3.0
 
 
 def command(out: Path, workers: int) -> list[str]:
@@ -58,7 +60,13 @@ def kill(process: int, number: int) -> None:
         pass
 
 
-def disturb(kind: str, launcher: subprocess.Popen[str], out: Path) -> None:
+def start(out: Path, workers: int) -> subprocess.Popen[str]:
+    environment = os.environ | {"OMP_NUM_THREADS": "1", "FASTCONDENSE_PATIENCE": str(PATIENCE)}
+    pipes = {"stdout": subprocess.PIPE, "stderr": subprocess.STDOUT, "text": True}
+    return subprocess.Popen(command(out, workers), cwd=ROOT, env=environment, **pipes)
+
+
+def disturb(kind: str, launcher: subprocess.Popen[str], helper: subprocess.Popen[str] | None, out: Path) -> None:
     """Does to a launch what `kind` says."""
     workers = children(launcher.pid)
     if kind == "mid-write":
@@ -69,6 +77,13 @@ def disturb(kind: str, launcher: subprocess.Popen[str], out: Path) -> None:
         launcher.send_signal(signal.SIGTERM)
     if kind in ("launcher", "all"):
         launcher.kill()
+    if kind == "all" and helper is not None:
+        helper.kill()
+    if kind == "frozen":
+        for number, pause in ((signal.SIGSTOP, 2 * PATIENCE), (signal.SIGCONT, 0)):
+            for worker in workers[-1:]:
+                kill(worker, number)
+            time.sleep(pause)
     if kind in ("worker", "mid-write", "all"):
         for worker in workers if kind == "all" else workers[-1:]:
             kill(worker, signal.SIGKILL)
@@ -81,36 +96,36 @@ def main() -> int:
     parser.add_argument("--log", type=Path, help="JSON lines are written to this file")
     options = parser.parse_args()
     generator, lines = np.random.default_rng(options.seed), []
-    environment = os.environ | {"OMP_NUM_THREADS": "1", "FASTCONDENSE_PATIENCE": "3"}
     with tempfile.TemporaryDirectory() as scratch:
         whole, out = Path(scratch) / "whole", Path(scratch) / "run"
-        subprocess.run(command(whole, 0), cwd=ROOT, env=environment, check=True, capture_output=True)
+        alone = start(whole, 0)
+        print(alone.communicate()[0])
         wanted, kills, sets = shards(whole), 0, 0
         while kills < options.kills or not sets:
-            workers, is_ended = int(generator.integers(1, 4)), False
-            launcher = subprocess.Popen(
-                command(out, workers),
-                cwd=ROOT,
-                env=environment,
-                stdout=subprocess.PIPE,
-                stderr=subprocess.STDOUT,
-                text=True,
-            )
+            workers, is_ended, is_killed = int(generator.integers(1, 4)), False, False
+            launcher = start(out, workers)
+            helper = start(out, 0) if generator.integers(3) == 0 else None
             while not is_ended and kills < options.kills:
                 kind, pause = KINDS[int(generator.integers(len(KINDS)))], float(generator.uniform(1, 10))
                 try:
                     launcher.wait(pause)
                     break
                 except subprocess.TimeoutExpired:
-                    disturb(kind, launcher, out)
-                kills, is_ended = kills + 1, kind in ENDS
+                    disturb(kind, launcher, helper, out)
+                kills, is_ended, is_killed = kills + 1, kind in ENDS, kind == "all"
                 line = {"kill": kills, "kind": kind, "workers": workers, "after_s": round(pause, 2)}
+                line["helper"] = helper is not None
                 lines.append(line | {"jobs": len(shards(out))})
                 print(json.dumps(lines[-1]), flush=True)
             said = launcher.communicate(timeout=600)[0]
             if launcher.returncode != 0 and not is_ended:
                 print(said, file=sys.stderr)
                 return 1
+            if helper is not None:
+                said = helper.communicate(timeout=600)[0]
+                if helper.returncode != 0 and not is_killed:
+                    print(said, file=sys.stderr)
+                    return 1
             if len(shards(out)) == len(wanted):
                 if shards(out) != wanted:
                     print(f"after kill {kills} the images differ", file=sys.stderr)

@@ -19,19 +19,20 @@ from fastcondense.recipe import recipe
 
 
 def shipped() -> Iterator[recipe.Recipe]:
-    """Yields every recipe, once for each number of images a class that it has settings for."""
+    """Yields every recipe, once for each student and number of images a class that it has settings for."""
     for name in recipe.names():
-        yield recipe.load(name)
-        for ipc in _sizes(f"{name.removesuffix(f'-{recipe.CORRECTED}')}.toml"):
-            yield recipe.load(f"{name}-ipc{ipc}")
+        for student, ipc in {("", ""), *_variants(f"{name.removesuffix(f'-{recipe.CORRECTED}')}.toml")}:
+            yield recipe.load(name + (f"-ipc{ipc}" if ipc else ""), student)
 
 
 @functools.cache
-def _sizes(file: str) -> frozenset[str]:
-    """Numbers of images a class for which a recipe file, or one that it extends, has a table."""
+def _variants(file: str) -> frozenset[tuple[str, str]]:
+    """Students and numbers of images a class for which a recipe file, or one that it extends, has a table."""
     tree = tomllib.loads((recipe.RECIPES / file).read_text())
-    extended = (_sizes(f"shared/{name}.toml") for name in tree.get("extends", []))
-    return frozenset(tree.get("by_ipc", {})).union(*extended)
+    extended = (_variants(f"shared/{name}.toml") for name in tree.get("extends", []))
+    tables = {"": tree, **tree.get("by_student", {})}
+    own = {(student, ipc) for student, table in tables.items() for ipc in ("", *table.get("by_ipc", {}))}
+    return frozenset(own).union(*extended)
 
 
 def settings(kind: Any, path: tuple[str, ...] = ()) -> Iterator[tuple[str, tuple[str, ...], Any]]:

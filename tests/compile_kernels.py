@@ -113,7 +113,12 @@ def frozen_batch_norm_cases() -> Iterator[Case]:
         forward |= {"HAS_RESIDUAL": residual, "SAVE_SIGN": kept == "sign"}
         tiles = row_tiles(num_rows, channels)
         backward = common | {"BLOCK_R": tiles.block_r, "BLOCK_C": tiles.block_c}
-        backward |= {"HAS_DY": True, "KEPT": kept, "HAS_DRESIDUAL": residual and (output or activation != "none")}
+        backward |= {
+            "HAS_DY": True,
+            "HAS_INPUT": True,
+            "KEPT": kept,
+            "HAS_DRESIDUAL": residual and (output or activation != "none"),
+        }
         wide = BN if channels == 64 else None
         yield Case(f"bn-forward-{label}", frozen.forward_kernel, types, forward, 8, divisible, wide)
         yield Case(f"bn-backward-{label}", frozen.backward_kernel, types, backward, 8, divisible, wide)

@@ -12,6 +12,9 @@ from torch.utils._python_dispatch import TorchDispatchMode
 
 DEVICE = torch.device("cuda" if torch.cuda.is_available() else "cpu")
 TOLERANCE = {torch.float32: 1e-6, torch.bfloat16: 2**-7, torch.float16: 2**-10}
+"""Of the Triton kernels: their interpreter cuts bfloat16 off."""
+ROUNDED = TOLERANCE | {torch.bfloat16: 2**-8}
+"""Of the CPU's loops, which round to the nearest."""
 
 
 def relative_rms(got: Tensor, wanted: Tensor, floor: float = 0.0) -> float:

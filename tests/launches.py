@@ -1,11 +1,13 @@
 """Launches of several workers on a small run, as a user starts them, and what came of them."""
 
+import contextlib
 import os
 import subprocess
 import sys
 import time
 from pathlib import Path
 
+import psutil
 from small import FLAGS, fastcondense
 
 ROOT = Path(__file__).parents[1]
@@ -32,9 +34,22 @@ def launched(stage, out, *more, **options):
 
 
 def ended(process, status=0):
-    said, _ = process.communicate(timeout=200)
+    said, _ = process.communicate(timeout=600)
     assert process.returncode == status, said
     return said
+
+
+def listened_at(launcher):
+    """Addresses at which a launcher or any process of it has listened until its end, as the system says."""
+    found, parent = set(), psutil.Process(launcher.pid)
+    while launcher.poll() is None:
+        with contextlib.suppress(psutil.Error):
+            for process in (parent, *parent.children(recursive=True)):
+                with contextlib.suppress(psutil.Error):
+                    sockets = process.net_connections("inet")
+                    found |= {socket.laddr.ip for socket in sockets if socket.status == psutil.CONN_LISTEN}
+        time.sleep(0.05)
+    return found
 
 
 def workers_of(launcher):

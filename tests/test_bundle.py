@@ -1,5 +1,6 @@
 """Bundles: what goes in comes out, a stranger's machine agrees or says why not, and nothing in one is trusted."""
 
+import hashlib
 import io
 import json
 import shutil
@@ -14,6 +15,7 @@ from torchvision.datasets import ImageFolder
 
 from fastcondense.cli import main
 from fastcondense.files import read_json, read_tensors, write_tensors
+from fastcondense.sets import sealed_zip
 from fastcondense.sets.bundle import read_bundle, read_run
 
 
@@ -41,10 +43,16 @@ def rewritten(file, path, change):
     with zipfile.ZipFile(file) as archive:
         members = {name: archive.read(name) for name in archive.namelist()}
     change(members)
-    with zipfile.ZipFile(path, "w") as archive:
+    with sealed_zip.writing(path) as archive:
         for name, data in members.items():
-            archive.writestr(name, data)
+            archive.put(name, data)
     return path
+
+
+def seal(path):
+    """Writes the digest that the file must end with."""
+    content = path.read_bytes()[:-64]
+    path.write_bytes(content + hashlib.sha256(content).hexdigest().encode())
 
 
 def test_contents_come_back_bit_for_bit_and_bytes_are_reproducible(run, file, tmp_path, capsys):
@@ -126,12 +134,52 @@ def test_verify_says_why_not(file, tmp_path, capsys):
         write_tensors(tmp_path / "w", state, metadata)
         members[name] = (tmp_path / "w").read_bytes()
 
+    def recipe(old, new):
+        def change(members):
+            assert old in members["recipe.toml"]
+            members["recipe.toml"] = members["recipe.toml"].replace(old, new, 1)
+
+        return change
+
     assert "class '3' are not those that were labelled" in why(flip_an_image)
+    assert "scores are those of another recipe" in why(recipe(b'student = "zoo/convnet1"', b'student = "zoo/convnet3"'))
+    assert "scores are those of another recipe" in why(recipe(b"ce_weight = 0.1", b"ce_weight = 0.2"))
+    assert "sealed by sha256" in why(flip_an_image)
     assert "has other weights" in why(other_weights)
     assert "seeds" in why(manifest(replay=lambda replay: replay | {"seeds": [7, 8]}))
     assert "views are made as 'nearest'" in why(manifest(replay=lambda replay: replay | {"transform": "nearest"}))
     assert "classes are in another order" in why(manifest(replay=lambda replay: replay | {"classes": "0" * 64}))
     assert "windows, partners or boxes" in why(manifest(fingerprint=lambda kept: kept | {"tables": "0" * 64}))
+
+
+def test_any_changed_byte_is_a_mismatch(file, tmp_path, capsys):
+    """Of every member, of the list of members, and of the digest itself."""
+    good, path = file.read_bytes(), tmp_path / "changed.zip"
+    with zipfile.ZipFile(file) as archive:
+        starts = [entry.header_offset for entry in archive.infolist()]
+        places = [*starts, *(start + 60 for start in starts), archive.start_dir + 5, len(good) - 80, len(good) - 1]
+    for place in places:
+        path.write_bytes(good[:place] + bytes([good[place] ^ 1]) + good[place + 1 :])
+        assert not sealed_zip.is_sealed(path)
+    assert main(["verify", str(path)]) == 1
+    assert ": mismatch: it was changed or damaged" in said(capsys)
+    assert main(["train", str(path), "--out", str(tmp_path / "r")]) == 1
+    assert "its bytes have another sha256 than the one that it ends with" in said(capsys)
+
+
+def test_recover_makes_a_damaged_job_again(run, tmp_path, capsys):
+    shutil.copytree(run, tmp_path / "r")
+    path = tmp_path / "r" / "condensed" / "shard-00002.safetensors"
+    good = path.read_bytes()
+    images = read_tensors(path)[0]["images"].clone()  # safetensors maps the file
+    begin = good.index(images.numpy().tobytes())
+    path.write_bytes(good[: begin + 7] + bytes([good[begin + 7] ^ 16]) + good[begin + 8 :])
+    shutil.rmtree(tmp_path / "r" / "students")
+    assert main(["train", str(tmp_path / "r"), "--device", "cpu"]) == 1
+    assert "shard-00002.safetensors is damaged: its 'images' are not those that were written" in said(capsys)
+    assert main(["recover", str(tmp_path / "r"), "--device", "cpu"]) == 0
+    assert "the job is done again" in said(capsys)
+    assert torch.equal(read_tensors(path)[0]["images"], images)
 
 
 @pytest.mark.parametrize(
@@ -140,7 +188,7 @@ def test_verify_says_why_not(file, tmp_path, capsys):
         (lambda members: members.update({"../evil.txt": b"x"}), "unexpected '../evil.txt'"),
         (lambda members: members.pop("images/00000-0/00000.png"), "lacks 'images/00000-0/00000.png'"),
         (lambda members: members.update({"images/00000-0/00000.png": b"\x89PNG\r\n\x1a\n"}), "00000.png is damaged"),
-        (lambda members: members.update({"manifest.json": b"{}"}), "is not a bundle"),
+        (lambda members: members.update({"manifest.json": b"{}"}), "missing required field `classes`"),
         (lambda members: members.pop("recipe.toml"), "it has no recipe.toml"),
     ],
 )
@@ -156,16 +204,14 @@ def test_damaged_and_malicious_files_are_one_line(file, tmp_path, capsys, change
 def test_members_that_are_packed_otherwise_or_broken_are_named(file, tmp_path, capsys):
     with zipfile.ZipFile(file) as archive:
         members = {name: archive.read(name) for name in archive.namelist()}
-    with zipfile.ZipFile(tmp_path / "bzip.zip", "w", zipfile.ZIP_BZIP2) as archive:
-        for name, data in members.items():
-            archive.writestr(name, data)
-    assert main(["verify", str(tmp_path / "bzip.zip")]) == 1
-    assert "packed in a way that bundles are not" in said(capsys)
-    content = bytearray(file.read_bytes())
-    content[len("manifest.json") + 60] ^= 0xFF  # inside the first member's deflated bytes
-    (tmp_path / "broken.zip").write_bytes(content)
-    assert main(["verify", str(tmp_path / "broken.zip")]) == 1
-    assert "manifest.json is damaged" in said(capsys)
+    for packed in (zipfile.ZIP_BZIP2, zipfile.ZIP_DEFLATED):
+        with zipfile.ZipFile(tmp_path / "packed.zip", "w", packed) as archive:
+            for name, data in members.items():
+                archive.writestr(name, data)
+            archive.comment = 64 * b"0"
+        seal(tmp_path / "packed.zip")
+        assert main(["verify", str(tmp_path / "packed.zip")]) == 1
+        assert "packed in a way that bundles are not" in said(capsys)
 
 
 def test_a_pickle_in_place_of_weights_runs_nothing(file, tmp_path, capsys):

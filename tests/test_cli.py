@@ -292,7 +292,7 @@ def test_ctrl_c_is_one_line(tmp_path, capsys, monkeypatch):
     def interrupt(*_):
         raise KeyboardInterrupt
 
-    monkeypatch.setattr(condense.Recoverer, "__call__", interrupt)
+    monkeypatch.setattr(condense.ByStatistics, "__call__", interrupt)
     assert fastcondense("recover", tmp_path / "r") == 130
     assert "interrupted" in said(capsys)
 

@@ -56,3 +56,53 @@ def test_the_copy_of_the_weights_follows_their_type():
     frozen.weight.data, frozen.bias.data = frozen.weight.data.bfloat16(), frozen.bias.data.bfloat16()
     assert frozen(x.bfloat16()).dtype == torch.bfloat16
     assert set(frozen.state_dict()) == {"weight", "bias"}
+
+
+PACKED = {  # channels in and out, kernel, stride, padding, size, and how its gradient is made
+    "block": (24, 40, 3, 1, 1, (9, 13), "mirrored"),
+    "no padding": (24, 40, 3, 1, 0, (9, 13), "mirrored"),
+    "weights outweigh maps": (64, 64, 3, 1, 1, (2, 2), "mirrored"),
+    "stride": (24, 40, 3, 2, 1, (9, 14), "transposed"),
+    "shortcut": (24, 40, 1, 2, 0, (8, 13), "transposed"),
+    "stem": (3, 16, 7, 2, 3, (32, 18), "stem"),
+    "odd stem": (3, 16, 7, 2, 3, (31, 18), "transposed"),
+}
+
+
+@pytest.mark.skipif(not torch.ops.mkldnn._is_mkldnn_bf16_supported(), reason="oneDNN has no bfloat16 here")
+@pytest.mark.parametrize("bias", [False, True])
+@pytest.mark.parametrize("name", PACKED)
+def test_packed_bfloat16_equals_float64(name, bias):
+    inputs, outputs, side, stride, padding, size, kind = PACKED[name]
+    plain, frozen = pair(
+        {
+            "in_channels": inputs,
+            "out_channels": outputs,
+            "kernel_size": side,
+            "stride": stride,
+            "padding": padding,
+            "bias": bias,
+        }
+    )
+    plain, frozen = plain.bfloat16().double(), frozen.bfloat16()
+    for _ in range(2):  # packed, then found packed
+        x = torch.randn(3, inputs, *size).bfloat16()
+        truth, ours = x.double().requires_grad_(), x.to(memory_format=torch.channels_last).requires_grad_()
+        expected, y = plain(truth), frozen(ours)
+        assert y.is_contiguous(memory_format=torch.channels_last) and y.dtype == torch.bfloat16
+        upstream = torch.randn_like(expected).bfloat16()
+        (gradient,) = torch.autograd.grad(y, ours, upstream)
+        (wanted,) = torch.autograd.grad(expected, truth, upstream.double())
+        for made, right in ((y, expected), (gradient, wanted)):
+            bound = 2**-8 * right.detach().abs() + 1e-5 * float(right.detach().abs().max())
+            assert bool(((made.detach().double() - right.detach()).abs() <= bound).all())
+    (packed,) = frozen.packed.values()
+    assert packed._gradient_weight[0] == kind
+    assert copy.deepcopy(frozen).packed == {} and frozen.float().packed == {}
+
+
+def test_bfloat16_that_is_not_packed_is_plain():
+    settings, size = CASES["groups, dilation"]
+    plain, frozen = pair(settings)
+    x = torch.randn(2, 24, size, size).bfloat16()
+    assert torch.equal(frozen.bfloat16()(x), plain.bfloat16()(x)) and frozen.packed == {}

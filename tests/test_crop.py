@@ -107,6 +107,32 @@ def test_half_precision_in_and_out(dtype):
     assert torch.equal(views, crop(images.detach().float(), table, 8).to(dtype))
 
 
+@pytest.mark.parametrize("layout", [torch.contiguous_format, torch.channels_last], ids=["planar", "channels_last"])
+@pytest.mark.parametrize("source", [torch.float32, torch.bfloat16, torch.uint8], ids=str)
+def test_bfloat16_views_are_float64s_rounded_once(source, layout):
+    images = (
+        (torch.rand(3, 3, 13, 9, generator=torch.Generator().manual_seed(0)) * 255).to(source).to(memory_format=layout)
+    )
+    table = torch.tensor([[1, 0, 7, 6, 1, 2, 0], [0, 0, 13, 9, 0, 0, 3], [-2, 3, 11, 11, 0, 0, 0]], dtype=torch.int32)
+    leaf, exact = images, images.double().requires_grad_()
+    if source != torch.uint8:
+        leaf = images.requires_grad_()
+    gain, offset = torch.tensor([0.5, 1.5, -1.0]), torch.tensor([3.0, 0.0, 1.0])
+    views = crop(leaf, table, 11, gain=gain, offset=offset, dtype=torch.bfloat16)
+    wanted = crop(exact, table, 11, gain=gain.double(), offset=offset.double())
+    found = [(views, wanted)]
+    if source != torch.uint8:
+        upstream = torch.randn(views.shape, generator=torch.Generator().manual_seed(1)).bfloat16()
+        (ours,), (right,) = (
+            torch.autograd.grad(out, of, upstream.to(out.dtype)) for out, of in ((views, leaf), (wanted, exact))
+        )
+        assert ours.dtype == source
+        found.append((ours, right))
+    for made, right in found:
+        bound = 2**-8 * right.detach().abs() + 1e-5 * float(right.detach().abs().max())
+        assert bool(((made.detach().double() - right.detach()).abs() <= bound).all())
+
+
 def test_what_is_outside_the_window_does_not_matter():
     images, table = torch.rand(1, 3, 9, 9), torch.tensor([[2, 3, 5, 4, 0, 1, 2]])
     spoilt = torch.full_like(images, torch.nan)

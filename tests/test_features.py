@@ -13,8 +13,8 @@ from fastcondense.data.real import Normalization
 from fastcondense.recipe.recipe import Recipe
 from fastcondense.recipe.recover import Features, Initial, Recover
 from fastcondense.recipe.settings import Dataset
-from fastcondense.recover import features
-from fastcondense.recover.features import FeatureRecoverer, FeatureStep, augmentation_table, tile_windows
+from fastcondense.recover import by_features
+from fastcondense.recover.by_features import ByFeatures, FeatureStep, augmentation_table, tile_windows
 from fastcondense.teachers.cut import Cut
 from fastcondense.teachers.teacher import Teacher
 from fastcondense.views.augment import CUT_BOTTOM, CUT_LEFT, CUT_RIGHT, CUT_TOP, FLIP, SHIFT_X, SHIFT_Y
@@ -128,7 +128,7 @@ def test_loss_and_gradient_equal_float64(size, factor, dtype):
 def test_parts_equal_the_whole(batch_size, monkeypatch):
     (whole, _), (parts, _) = step_of(recipe(17)), step_of(recipe(17))
     loss, gradient = whole.loss_and_gradient()
-    monkeypatch.setattr(features, "_PAIRS", batch_size)
+    monkeypatch.setattr(by_features, "_PAIRS", batch_size)
     sum_of_losses, sum_of_gradients = parts.loss_and_gradient()
     assert abs(loss - sum_of_losses) < 1e-6 * loss
     assert (gradient - sum_of_gradients).norm() < 1e-6 * gradient.norm()
@@ -146,7 +146,7 @@ def test_equals_the_published_loop():
         loss.backward()
         optimizer.step()
         losses.append([loss.item(), 0, loss.item()])
-    images, ours, *_ = FeatureRecoverer(settings, [teacher(settings)], CPU, *inputs(settings))(job)
+    images, ours, *_ = ByFeatures(settings, [teacher(settings)], CPU, *inputs(settings))(job)
     np.testing.assert_allclose(ours, losses, rtol=1e-4)
     expected = (255 * (pixels(settings, job)[1].double() / 255 + delta.detach())).clamp(0, 255).round()
     difference = (images.double() - expected).abs()
@@ -157,16 +157,16 @@ def test_equals_the_published_loop():
 def test_no_iterations_keep_the_mosaics():
     settings = recipe(17, iterations=0)
     job = jobs(settings, 4)[0]
-    images, losses, *_ = FeatureRecoverer(settings, [teacher(settings)], CPU, *inputs(settings))(job)
+    images, losses, *_ = ByFeatures(settings, [teacher(settings)], CPU, *inputs(settings))(job)
     assert torch.equal(images, pixels(settings, job)[1]) and losses.shape == (0, 3)
 
 
 def test_a_job_does_not_depend_on_the_one_before():
     settings = recipe()
     first, second = jobs(settings, 4)[:2]
-    recoverer = FeatureRecoverer(settings, [teacher(settings)], CPU, *inputs(settings))
+    recoverer = ByFeatures(settings, [teacher(settings)], CPU, *inputs(settings))
     recoverer(first)
-    alone = FeatureRecoverer(settings, [teacher(settings)], CPU, *inputs(settings))(second)
+    alone = ByFeatures(settings, [teacher(settings)], CPU, *inputs(settings))(second)
     for one, other in zip(recoverer(second)[:2], alone[:2], strict=True):
         assert torch.equal(one, other)
 
@@ -193,6 +193,6 @@ def test_tiles_cover_the_image():
 def test_divergence_is_reported():
     settings = recipe(iterations=1)
     initial, anchors = inputs(settings)
-    broken = FeatureRecoverer(settings, [teacher(settings)], CPU, initial, lambda job: anchors(job) * float("nan"))
+    broken = ByFeatures(settings, [teacher(settings)], CPU, initial, lambda job: anchors(job) * float("nan"))
     with pytest.raises(ValueError, match="diverged in job 0"):
         broken(jobs(settings, 4)[0])

@@ -7,9 +7,10 @@ from unittest import mock
 
 import pytest
 import torch
-from kernel_checks import TOLERANCE, poisoned, relative_rms
+from kernel_checks import ROUNDED, poisoned, relative_rms
 from torch import Tensor
 
+from fastcondense.kernels.frozen_batch_norm.definition import channel_moments
 from fastcondense.kernels.frozen_batch_norm_pool import cpu, frozen_batch_norm_pool
 from fastcondense.kernels.frozen_batch_norm_pool.definition import frozen_batch_norm_pool_reference
 
@@ -90,10 +91,12 @@ def test_without_output_center_there_are_three_outputs() -> None:
 def test_half_precision(dtype: torch.dtype) -> None:
     x, *vectors = inputs((2, 24, 9, 13), dtype=dtype)
     got = run(x, *vectors)
-    limits = [TOLERANCE[torch.float32 if name in NAMES[1:] else dtype] for name in (*NAMES, "dx")]
-    wanted = definition(x, *vectors[:2])
-    stored = got[0].double()  # whose moments are meant, not those of y before it is rounded
-    wanted[3:5] = stored.mean((0, 2, 3)), stored.var((0, 2, 3), correction=0)
+    limits = [ROUNDED[torch.float32 if name in NAMES[1:] else dtype] for name in (*NAMES, "dx")]
+    leaf = x.detach().double().requires_grad_()
+    y, mean, var, *_ = frozen_batch_norm_pool_reference(leaf, *(vector.double() for vector in vectors[:2]))
+    stored = y + (got[0].detach().double() - y).detach()  # whose moments are meant, not those before y is rounded
+    outputs = (stored, mean, var, *channel_moments(stored))
+    wanted = [*outputs, *torch.autograd.grad(outputs, leaf, [w.double() for w in weights(got[:5], x.numel())])]
     for name, a, b, limit in zip((*NAMES, "dx"), got, wanted, limits, strict=True):
         assert relative_rms(a, b) <= limit, name
     assert [t.dtype for t in got] == [dtype, *4 * [torch.float32], dtype]
@@ -167,14 +170,15 @@ def test_threads_and_runs_give_the_same_bits(shape: tuple[int, ...]) -> None:
     assert all(torch.equal(a, b) for other in found[1:] for a, b in zip(found[0], other, strict=True))
 
 
-def test_float32_takes_the_numba_kernels() -> None:
+def test_float32_and_bfloat16_take_the_numba_kernels() -> None:
     x, scale, shift, center, _ = inputs((1, 3, 4, 4))
     function = cpu.FrozenBatchNormPool
     with mock.patch.object(function, "apply", wraps=function.apply) as kernel:
-        frozen_batch_norm_pool(x.bfloat16(), scale, shift, center)
+        frozen_batch_norm_pool(x.half(), scale, shift, center)
         assert not kernel.called
-        frozen_batch_norm_pool(x, scale, shift, center)
-        assert kernel.called
+        for count, dtype in enumerate((torch.float32, torch.bfloat16), 1):
+            frozen_batch_norm_pool(x.to(dtype), scale, shift, center)
+            assert kernel.call_count == count
 
 
 def test_wrong_input_is_refused() -> None:

@@ -6,10 +6,11 @@ import torch
 from fastcondense.data.jobs import jobs
 from fastcondense.networks import zoo
 from fastcondense.networks.graph import WARM_UPS, Graphs
+from fastcondense.networks.precision import arithmetic
 from fastcondense.recipe.recipe import Recipe
 from fastcondense.recipe.recover import Committee, Recover
 from fastcondense.recipe.settings import Dataset
-from fastcondense.recover.recover import Recoverer, RecoverStep
+from fastcondense.recover.by_statistics import ByStatistics, RecoverStep
 from fastcondense.teachers.teacher import Teacher
 
 DATASET = Dataset(name="digits", image_size=16, resize=16)
@@ -52,12 +53,13 @@ def teachers(device, statistics):
 def test_a_graph_gives_the_bits_of_single_steps_without_a_synchronisation(statistics, precision):
     device, settings = torch.device("cuda"), recipe(statistics, precision)
     frozen = teachers(device, statistics)
-    recoverer = Recoverer(settings, frozen, device)
+    recoverer = ByStatistics(settings, frozen, device)
     for job in jobs(settings, 6)[::3]:  # four images, then two: other buffers, other graphs
         images, losses, *_ = recoverer(job)
         eager = RecoverStep(settings, job, recoverer.teachers, device)
-        for iteration in range(12):
-            eager(((iteration % 2, 1.0),))
+        with arithmetic(precision, settings.recover.reproducible):  # as in the graph
+            for iteration in range(12):
+                eager(((iteration % 2, 1.0),))
         assert torch.equal(eager.losses.cpu(), losses)
         step = recoverer.steps[job.shape]
         turns = [recoverer.advances[job.shape, ((which, 1.0),), 16] for which in (0, 1)]
@@ -89,10 +91,10 @@ def test_graphs_of_every_method_give_the_bits_of_single_steps(method, monkeypatc
     options = {"iterations": 12, "lr": 0.1, "batch_size": 4} | METHODS[method]
     settings = Recipe(ipc=2, dataset=DATASET, recover=Recover(**options))
     frozen = teachers(device, options.get("statistics", ("bn",)))
-    captured = Recoverer(settings, frozen, device)
+    captured = ByStatistics(settings, frozen, device)
     with monkeypatch.context() as patched:
         patched.setattr(Graphs, "capture", lambda _self, step, _rewind: step)
-        single = Recoverer(settings, frozen, device)
+        single = ByStatistics(settings, frozen, device)
         expected = [single(job) for job in jobs(settings, 6)]
     for job, wanted in zip(jobs(settings, 6), expected, strict=True):
         found = captured(job)

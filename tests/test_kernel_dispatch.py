@@ -105,9 +105,10 @@ def test_device_decides(name: str, monkeypatch: pytest.MonkeyPatch) -> None:
 
 
 @pytest.mark.parametrize(
-    ("dtype", "is_numba"), [(torch.float32, True), (torch.bfloat16, False), (torch.float64, False)]
+    ("dtype", "is_numba"),
+    [(torch.float32, True), (torch.bfloat16, True), (torch.float16, False), (torch.float64, False)],
 )
-def test_numba_takes_the_cpus_float32(dtype: torch.dtype, is_numba: bool) -> None:
+def test_numba_takes_the_cpus_float32_and_bfloat16(dtype: torch.dtype, is_numba: bool) -> None:
     x = torch.ones(2, 3, 5, 7, dtype=dtype).contiguous(memory_format=torch.channels_last)
     vector = torch.ones(3, dtype=torch.promote_types(dtype, torch.float32))
     kernel = cpu.FrozenBatchNorm

@@ -12,7 +12,7 @@ from fastcondense.data.jobs import jobs
 from fastcondense.recipe.recipe import Recipe
 from fastcondense.recipe.recover import Recover
 from fastcondense.recipe.settings import Dataset
-from fastcondense.recover.recover import RecoverStep
+from fastcondense.recover.by_statistics import RecoverStep
 from fastcondense.teachers.teacher import Teacher
 
 DATASET = Dataset(name="digits", image_size=16, resize=16)

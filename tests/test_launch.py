@@ -2,10 +2,11 @@
 
 import json
 import os
+import signal
 import subprocess
 
 import pytest
-from launches import ROOT, command, ended, launched, run_alone
+from launches import ROOT, command, ended, launched, listened_at, run_alone, wait_for, workers_of
 from safetensors.numpy import load_file
 from small import fastcondense, shards
 
@@ -18,7 +19,7 @@ def alone(tmp_path_factory):
     return run_alone(tmp_path_factory.mktemp("alone"))
 
 
-@pytest.mark.parametrize("world", [3, 8])  # and 2 in a whole run, below
+@pytest.mark.parametrize("world", [8])  # and 3 in a whole run, below
 def test_any_number_of_workers_makes_the_same_images(alone, tmp_path, world):
     run, more = alone
     said = ended(launched("recover", tmp_path / "run", *more, "--gpus", "0", "--workers", str(world)))
@@ -27,6 +28,25 @@ def test_any_number_of_workers_makes_the_same_images(alone, tmp_path, world):
     assert load_file(mine).keys() == load_file(theirs).keys() and mine.read_bytes() == theirs.read_bytes()
     assert said.count("loader:") == 1 and not list((tmp_path / "run").rglob("*.tmp"))
     assert not list((tmp_path / "run").rglob("parts-*")) and not list((tmp_path / "run").rglob("unfinished-*"))
+
+
+def test_a_second_launch_helps_and_a_first_that_was_frozen_wakes_up_and_does_the_rest(alone, tmp_path):
+    more = [*alone[1], "--train.seeds", "1", "--evaluate.baselines"]
+    first = launched("run", tmp_path / "run", *more, "--gpus", "0", "--workers", "2")
+    wait_for((tmp_path / "run" / "condensed" / ".jobs.claims").exists)
+    for worker in workers_of(first):
+        os.kill(worker, signal.SIGSTOP)
+    second = launched("run", tmp_path / "run", *more)
+    said = ended(second)
+    assert "helped another launch on" in said and "student" not in said
+    assert shards(tmp_path / "run") == shards(alone[0]) and not (tmp_path / "run" / "result.json").exists()
+    (log,) = (tmp_path / "run").glob(f"log-0-*-{second.pid}.jsonl")
+    assert sum(json.loads(line)["event"] == "job" for line in log.read_text().splitlines()) > 2
+    for worker in workers_of(first):
+        os.kill(worker, signal.SIGCONT)
+    ended(first)
+    assert shards(tmp_path / "run") == shards(alone[0]) and (tmp_path / "run" / "result.json").exists()
+    assert not list((tmp_path / "run").rglob("*.claims"))
 
 
 def test_two_threads_make_the_images_of_one(alone, tmp_path):
@@ -51,23 +71,23 @@ def test_options_that_cannot_be(tmp_path, capsys):
     for options, text in {
         ("--gpus", "3"): "--gpus 3: this machine has 0; --gpus 0 --workers N starts CPU workers",
         ("--gpus", "0", "--workers", "0"): "--workers must be at least 1",
-        ("--gpus", "0", "--nodes", "2"): "--nodes needs --rendezvous HOST:PORT",
-        ("--gpus", "0", "--nodes", "3:2", "--rendezvous", "a:1"): "a number of machines, or least:most, got '3:2'",
-        ("--gpus", "0", "--rendezvous", "here"): "--rendezvous needs HOST:PORT, got 'here'",
+        ("--gpus", "-1"): "--gpus and --restarts cannot be negative",
     }.items():
         assert fastcondense("recover", tmp_path / "run", *options) == 1
         assert text in capsys.readouterr().err and not (tmp_path / "run").exists()
 
 
-def test_a_whole_run_by_two_workers_leaves_what_one_leaves(alone, tmp_path):
+def test_a_whole_run_by_three_workers_leaves_what_one_leaves_and_listens_to_nobody(alone, tmp_path):
     run, more = alone
     more = [*more, "--ipc", "2", "--train.seeds", "1", "--evaluate.baselines", "random_hard"]
-    ended(launched("run", tmp_path / "run", *more, "--gpus", "0", "--workers", "2"))
+    process = launched("run", tmp_path / "run", *more, "--gpus", "0", "--workers", "3")
+    assert listened_at(process) == {"127.0.0.1"}  # DDP over the loopback interface
+    ended(process)
     made = shards(tmp_path / "run")
     assert made == {name: data for name, data in shards(run).items() if name in made} and len(made) == 4
     assert fastcondense("run", tmp_path / "alone", *more) == 0
     names = [{path.name for path in folder.iterdir()} for folder in (tmp_path / "run", tmp_path / "alone")]
-    assert names[0] == names[1] | {"log-1.jsonl"}
+    assert names[0] == names[1] | {"log-1.jsonl", "log-2.jsonl"}
     results = [read_json(folder / "result.json") for folder in (tmp_path / "run", tmp_path / "alone")]
     assert results[0].keys() == results[1].keys() and results[0]["bytes"] == results[1]["bytes"]
     assert main(["verify", str(tmp_path / "run")]) == 0

@@ -13,7 +13,10 @@ PACKAGE = ROOT / "fastcondense"
 GROUND = (
     "__init__",
     "words",
+    "records",
+    "trust",
     "files",
+    "leftovers",
     "restricted_pickle",
     "rng",
     "devices",

@@ -12,7 +12,7 @@ from fastcondense.data.jobs import jobs
 from fastcondense.recipe.recipe import Recipe
 from fastcondense.recipe.recover import Recover
 from fastcondense.recipe.settings import Dataset
-from fastcondense.recover.recover import Recoverer, RecoverStep
+from fastcondense.recover.by_statistics import ByStatistics, RecoverStep
 from fastcondense.teachers.teacher import Teacher
 
 CPU = torch.device("cpu")
@@ -76,7 +76,7 @@ def test_value_and_gradient_are_float64s(turn):
 def test_it_changes_the_images_and_nothing_else_does():
     (job,) = jobs(recipe(), 6)
     plain, own, module = (
-        Recoverer(recipe(loss=loss), [teacher(0)], CPU)(job) for loss in ("", "terms.py:margin", "terms:margin")
+        ByStatistics(recipe(loss=loss), [teacher(0)], CPU)(job) for loss in ("", "terms.py:margin", "terms:margin")
     )
     assert not torch.equal(plain.images, own.images) and torch.equal(own.images, module.images)
     assert torch.equal(plain.losses[0, 1:], own.losses[0, 1:]) and own.losses[0, 0] > plain.losses[0, 0]
@@ -94,7 +94,7 @@ def test_what_is_not_one_number_with_a_gradient_is_refused(folder, body, got):
     (folder / "wrong.py").write_text(f"def term(views, logits, classes):\n    return {body}\n")
     settings = recipe(loss="wrong.py:term")
     with pytest.raises(ValueError, match=f"'wrong.py:term' must give one number with a gradient .* got {got}$"):
-        Recoverer(settings, [teacher(0)], CPU)(jobs(settings, 6)[0])
+        ByStatistics(settings, [teacher(0)], CPU)(jobs(settings, 6)[0])
 
 
 @pytest.mark.parametrize("change", [{"objective": "gradients"}, {"iterations": 0}])

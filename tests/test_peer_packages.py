@@ -180,7 +180,7 @@ def test_what_is_not_installed_is_absent(epoch, tmp_path, monkeypatch) -> None:
     assert prepared(package, epoch) == Unavailable("absent", "the package no_such_package is not installed")
     broken = {"__init__.py": "import no_such_dependency\n"}
     install(tmp_path / "site", "ddranking", broken, monkeypatch)
-    reason = "ddranking needs no_such_dependency, which is not installed"
+    reason = "it needs no_such_dependency, which is not installed"
     assert prepared(DDRanking(), epoch) == Unavailable("absent", reason)
 
 

@@ -12,13 +12,12 @@ from small import fastcondense
 
 from fastcondense.cli import main
 from fastcondense.data.jobs import jobs
-from fastcondense.options import parse_plan
+from fastcondense.options import PlanOptions, parse_plan
 from fastcondense.plan import timing, work
 from fastcondense.plan.disk import disk_bytes
 from fastcondense.plan.extent import Extent, extent
 from fastcondense.plan.memory import Footprint, LiveTensors
 from fastcondense.plan.plan import Planner
-from fastcondense.plan.table import PlanOptions
 from fastcondense.plan.timing import Timing, time_steps
 from fastcondense.recipe.recipe import from_toml, load
 

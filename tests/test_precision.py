@@ -13,7 +13,7 @@ from fastcondense.networks.precision import arithmetic
 from fastcondense.recipe.recipe import Recipe
 from fastcondense.recipe.recover import Recover
 from fastcondense.recipe.settings import Dataset, Optimization
-from fastcondense.recover.recover import Recoverer
+from fastcondense.recover.by_statistics import ByStatistics
 from fastcondense.rng import Stream
 from fastcondense.teachers.moments import FrozenBatchNorm
 from fastcondense.teachers.teacher import Teacher
@@ -54,7 +54,7 @@ def test_recover_in_bf16_follows_recover_in_fp32():
     losses = {}
     for precision in ("fp32", "tf32", "bf16"):
         settings = recipe(precision)
-        recoverer = Recoverer(settings, [teacher()], CPU)
+        recoverer = ByStatistics(settings, [teacher()], CPU)
         images, losses[precision], *_ = recoverer(jobs(settings, 6)[0])
         step = recoverer.steps[6, 1]
         assert step.images.dtype == step.canvas.first.dtype == step.losses.dtype == torch.float32

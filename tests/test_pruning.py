@@ -15,7 +15,7 @@ from fastcondense.kernels.patch_moments.definition import patch_moments_referenc
 from fastcondense.log import Log
 from fastcondense.recipe.recipe import load
 from fastcondense.recipe.settings import Dataset
-from fastcondense.recover.recover import Recoverer
+from fastcondense.recover.by_statistics import ByStatistics
 from fastcondense.run import Run
 from fastcondense.statistics import pruning, targets
 from fastcondense.statistics.matching import Matching, layer_weights
@@ -170,5 +170,5 @@ def test_a_run_keeps_the_cheapest_layers_with_the_share_and_still_matches(tmp_pa
         pruning.prune(run, teachers)
         assert [layer.name for layer in teachers[0].layers] == kept and path.stat().st_mtime_ns == made_at
     if not settings:
-        images, losses, *_ = Recoverer(run.recipe, run.teachers, run.device)(jobs(run.recipe, 10)[0])
+        images, losses, *_ = ByStatistics(run.recipe, run.teachers, run.device)(jobs(run.recipe, 10)[0])
         assert images.dtype == torch.uint8 and float(losses[-1, 2]) < 0.8 * float(losses[0, 2])

@@ -16,8 +16,8 @@ from fastcondense.files import read_tensors, write_tensors
 from fastcondense.recipe.recipe import Recipe
 from fastcondense.recipe.recover import Committee, Recover
 from fastcondense.recipe.settings import Dataset
+from fastcondense.recover.by_statistics import ByStatistics, RecoverStep
 from fastcondense.recover.recording import LAYER_ROWS, JobRecorder, SnapshotRecorder
-from fastcondense.recover.recover import Recoverer, RecoverStep
 from fastcondense.recover.schedule import turns
 from fastcondense.sets.condensed import read_record, write_shard
 from fastcondense.sets.record import Record
@@ -68,7 +68,7 @@ def test_the_layers_losses_are_those_of_forward_hooks_in_float64():
         step(((0, 1.0),))
         wanted.append([0.05 * (10 if k == 0 else 1) * distance for k, distance in enumerate(found)])
         found.clear()
-    (table,) = Recoverer(settings, teachers(), CPU)(job).record.layers
+    (table,) = ByStatistics(settings, teachers(), CPU)(job).record.layers
     assert table.teacher == "zoo/wrn16_2" and list(table.names) == names
     assert table.iterations.tolist() == list(range(10)) and table.losses.dtype == torch.float32
     np.testing.assert_allclose(table.losses.numpy(), wanted, rtol=2e-5)
@@ -94,7 +94,7 @@ def test_the_layers_losses_sum_to_the_matching_loss_that_is_logged(way):
     count = {"one": 1, "in turn": 2, "committee": 3}.get(way, 1)
     frozen = teachers(count, settings.recover.statistics)
     for job in jobs(settings, 6):
-        made = Recoverer(settings, frozen, CPU)(job)
+        made = ByStatistics(settings, frozen, CPU)(job)
         total = torch.zeros(settings.recover.iterations)
         for table in made.record.layers:
             total[table.iterations] += table.losses.sum(1)
@@ -120,7 +120,7 @@ def test_long_jobs_keep_evenly_spread_iterations_of_each_teacher():
 def test_recording_changes_no_bit_and_the_host_reads_nothing():
     settings = recipe()
     job = jobs(settings, 6)[0]
-    images, losses, record = Recoverer(settings, teachers(), CPU)(job)
+    images, losses, record = ByStatistics(settings, teachers(), CPU)(job)
     step = RecoverStep(settings, job, teachers(), CPU)
     recorder = JobRecorder(settings, job, step.teachers, turns(settings, 1, job), CPU)
     kept = []
@@ -134,7 +134,7 @@ def test_recording_changes_no_bit_and_the_host_reads_nothing():
     assert torch.equal(step.losses, losses) and torch.equal(Normalization.of(DATASET, CPU).pixels(step.images), images)
     assert record.snapshots.iterations.tolist() == [0, 2, 5, 7] and record.snapshots.classes.tolist() == list(range(6))
     assert torch.equal(record.snapshots.images, torch.stack([kept[t] for t in (0, 2, 5, 7)]))
-    none = Recoverer(recipe(snapshots=0), teachers(), CPU)(job)
+    none = ByStatistics(recipe(snapshots=0), teachers(), CPU)(job)
     assert torch.equal(none.images, images) and none.record.snapshots is None
 
 
@@ -168,7 +168,7 @@ def test_snapshots_are_of_the_first_slot_of_the_first_classes(job, classes, rows
 
 def test_shards_hold_it_and_shards_without_are_read(tmp_path):
     settings = recipe()
-    made = Recoverer(settings, teachers(), CPU)(jobs(settings, 6)[0])
+    made = ByStatistics(settings, teachers(), CPU)(jobs(settings, 6)[0])
     write_shard(tmp_path, jobs(settings, 6)[0], made.images, made.losses, {"seconds": "1"}, made.record)
     read = read_record(tmp_path, 0)
     for name, tensor in vars(made.record.snapshots).items():

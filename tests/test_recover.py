@@ -16,7 +16,7 @@ from fastcondense.data.real import Normalization, stored
 from fastcondense.recipe.recipe import Recipe
 from fastcondense.recipe.recover import Recover
 from fastcondense.recipe.settings import Dataset
-from fastcondense.recover.recover import Recoverer, RecoverStep
+from fastcondense.recover.by_statistics import ByStatistics, RecoverStep
 from fastcondense.recover.schedule import crop_lower_bounds, learning_rates, window_table
 from fastcondense.teachers.teacher import Teacher
 
@@ -112,7 +112,7 @@ def test_teachers_take_turns():
     settings = recipe()
     job = jobs(settings, 6)[0]
     expected, losses = published_step(settings, [network(0).double(), network(1).double()], job, 6)
-    images, ours, *_ = Recoverer(settings, [teacher(0), teacher(1)], CPU)(job)
+    images, ours, *_ = ByStatistics(settings, [teacher(0), teacher(1)], CPU)(job)
     np.testing.assert_allclose(ours.numpy(), losses, rtol=2e-5)
     pixels = Normalization.of(DATASET, CPU).pixels(expected.float())
     assert (images.int() - pixels.int()).abs().max() <= 1 and images.dtype == torch.uint8
@@ -141,12 +141,12 @@ def test_a_small_set_is_the_beginning_of_a_large_one():
     small, large = recipe(), dataclasses.replace(recipe(), ipc=5)
     for one, other in zip(jobs(small, 6), jobs(large, 6), strict=False):
         assert one == other
-        first, second = (Recoverer(settings, [teacher()], CPU)(one) for settings in (small, large))
+        first, second = (ByStatistics(settings, [teacher()], CPU)(one) for settings in (small, large))
         assert torch.equal(first[0], second[0]) and torch.equal(first[1], second[1])
 
 
 def test_what_a_job_made_outlives_the_next_job():
-    recoverer, everything = Recoverer(recipe(), [teacher()], CPU), jobs(recipe(), 6)
+    recoverer, everything = ByStatistics(recipe(), [teacher()], CPU), jobs(recipe(), 6)
     first = recoverer(everything[0])
     images, losses = first.images.clone(), first.losses.clone()
     recoverer(everything[2])
@@ -200,17 +200,17 @@ def test_a_job_keeps_the_jpegs_of_its_images():
     for _ in range(6):
         step(ALONE)
     wanted = stored(Normalization.of(DATASET, CPU).levels(step.images), "jpeg")
-    assert torch.equal(Recoverer(recipe(storage="jpeg"), [teacher()], CPU)(job).images, wanted)
-    unchanged = Recoverer(recipe(), [teacher()], CPU)(job).images
+    assert torch.equal(ByStatistics(recipe(storage="jpeg"), [teacher()], CPU)(job).images, wanted)
+    unchanged = ByStatistics(recipe(), [teacher()], CPU)(job).images
     assert torch.equal(unchanged, Normalization.of(DATASET, CPU).pixels(step.images))
 
 
 def test_divergence_is_reported():
     with pytest.raises(ValueError, match="diverged"):
-        Recoverer(recipe(match_weight=float("nan")), [teacher()], CPU)(jobs(recipe(), 6)[0])
+        ByStatistics(recipe(match_weight=float("nan")), [teacher()], CPU)(jobs(recipe(), 6)[0])
 
 
 def test_a_teacher_without_batch_norm_is_refused():
     plain = Teacher.of(nn.Sequential(nn.Flatten(), nn.Linear(432, 6)), "plain", range(6), range(6), DATASET)
     with pytest.raises(ValueError, match="no layer to match"):
-        Recoverer(recipe(), [plain], CPU)
+        ByStatistics(recipe(), [plain], CPU)

@@ -15,9 +15,9 @@ from fastcondense.data.jobs import Job, jobs
 from fastcondense.recipe.recipe import Recipe
 from fastcondense.recipe.recover import Committee, Recover
 from fastcondense.recipe.settings import Dataset
-from fastcondense.recover import recover as recover_module
+from fastcondense.recover import by_statistics
+from fastcondense.recover.by_statistics import ByStatistics, RecoverStep
 from fastcondense.recover.recording import SnapshotRecorder
-from fastcondense.recover.recover import Recoverer, RecoverStep
 from fastcondense.recover.schedule import live_layers, stages, turns, window_table
 from fastcondense.teachers.teacher import Teacher
 
@@ -126,7 +126,7 @@ def transcribed(settings, job, nets, layers, order, initial, averages=None, live
 
 
 def same(settings, job, made, order, images, losses, initial=None):
-    recoverer = Recoverer(settings, made, CPU, None if initial is None else lambda _: initial)
+    recoverer = ByStatistics(settings, made, CPU, None if initial is None else lambda _: initial)
     found = recoverer(job)
     np.testing.assert_allclose(found.losses.numpy(), losses, rtol=5e-5)
     close = recoverer.steps[job.shape].images.double()
@@ -197,7 +197,7 @@ def test_dropped_convolutions_are_not_matched_and_keep_their_running_means():
 
 
 def test_densification_is_added_class_by_class(monkeypatch):
-    monkeypatch.setattr(recover_module, "_TEMPERATURE", 0.5)
+    monkeypatch.setattr(by_statistics, "_TEMPERATURE", 0.5)
     settings = recipe(ipc=3, slots_per_job=0, batch_size=9, densification_weight=2.0)
     plain = recipe(ipc=3, slots_per_job=0, batch_size=9)
     job = jobs(settings, 6)[1]
@@ -221,7 +221,7 @@ def test_a_teacher_without_layers_takes_part_with_cross_entropy():
     plain = nn.Sequential(nn.Flatten(), nn.Linear(432, 6))
     settings = recipe()
     made = [teacher(0), Teacher.of(plain, "plain", CLASSES, range(6), DATASET)]
-    found = Recoverer(settings, made, CPU)(jobs(settings, 6)[0])
+    found = ByStatistics(settings, made, CPU)(jobs(settings, 6)[0])
     assert (found.losses[1::2, 2] == 0).all() and (found.losses[::2, 2] > 0).all()
 
 
@@ -229,7 +229,7 @@ def test_without_iterations_the_initial_images_are_kept():
     settings = recipe(iterations=0)
     job = jobs(settings, 6)[0]
     initial = (torch.rand(6, 3, 12, 12, dtype=torch.float64) - MEAN) / STD
-    found = Recoverer(settings, [teacher(0)], CPU, lambda _: initial.float())(job)
+    found = ByStatistics(settings, [teacher(0)], CPU, lambda _: initial.float())(job)
     assert torch.equal(found.images, ((initial * STD + MEAN) * 255).round().to(torch.uint8))
     assert found.losses.shape == (0, 3)
 
@@ -275,10 +275,10 @@ def test_jobs_that_split_classes_depend_on_themselves_alone(densification_weight
     )
     found, made = jobs(settings, 4), [teacher(0)]
     assert [job.counts for job in found] == [(3, 1), (2, 2), (1, 3)]
-    together = Recoverer(settings, made, CPU)
+    together = ByStatistics(settings, made, CPU)
     images = [together(job).images for job in found]
     assert len(together.steps) == (3 if densification_weight else 1)
-    assert torch.equal(Recoverer(settings, made, CPU)(found[2]).images, images[2])
+    assert torch.equal(ByStatistics(settings, made, CPU)(found[2]).images, images[2])
     shown = [SnapshotRecorder(settings, job, CPU).classes.tolist() for job in found]
     assert shown == [[0, 1], [2], [3]]  # the classes whose first image is in the job
 

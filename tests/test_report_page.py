@@ -330,7 +330,7 @@ def test_other_scores_are_shown_if_there_are_any(changed):
     write_json(changed / "result.json", read_json(changed / "result.json") | {"recipe_sha256": "5eed" * 16})
     assert fastcondense("inspect", changed, *FAST) == 0
     text = page_of(changed).text("accuracy")
-    assert "At every size" in text and "this set random soft" in text
+    assert "At every size" in text and "this set random real, soft labels" in text
     assert "DD-Ranking score last best" in text and "label-robust score 0.234 0.234" in text
     assert "with settings 5eed5eed5eed, not of those above" in text
     assert "evaluate with other settings" in page_of(changed).text("")

@@ -57,7 +57,7 @@ def test_the_command_says_it_in_a_table(run, capsys):
     assert main(["status", str(run)]) == 0
     said = capsys.readouterr().out
     assert "5 of 8 jobs, 46 of 76 images" in " ".join(said.split()) and "nobody is at work" in " ".join(said.split())
-    assert not (run / ".clock").exists()
+    assert len(list(run.iterdir())) == 4
 
 
 def test_a_folder_without_a_run_is_refused(tmp_path, capsys):

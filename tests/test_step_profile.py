@@ -66,19 +66,21 @@ def test_bytes_grow_with_the_images():
     assert metered_bytes(records(2), records(4), 100) == {"convolutions, forward": 1600, "crop, backward": 800}
 
 
-def test_time_is_given_to_the_nearest_known_event_of_each_step():
-    def event(name, start, own, above=None, device=DeviceType.CPU):
-        span = SimpleNamespace(start=start)
-        return SimpleNamespace(
-            name=name, time_range=span, self_cpu_time_total=own, cpu_parent=above, device_type=device
-        )
+def event(name, start, end=None, own=0.0, above=None, kernels=(), device=DeviceType.CPU, is_user_annotation=False):
+    """As torch.profiler's; kernels: how long those took that it launched."""
+    owned, span = [SimpleNamespace(duration=duration) for duration in kernels], SimpleNamespace(start=start, end=end)
+    times = {"time_range": span, "self_cpu_time_total": own, "kernels": owned}
+    return SimpleNamespace(
+        name=name, cpu_parent=above, device_type=device, is_user_annotation=is_user_annotation, **times
+    )
 
-    steps = [event("step", start, 100) for start in (0, 1000)]
-    conv = event("aten::convolution", 10, 200, steps[0])
-    inner = event("aten::empty", 20, 50, conv)
-    back = event("CropBackward", 1010, 400)
-    loose = event("aten::add", 1020, 30)
-    before, kernel = event("Crop", -5, 999), event("Crop", 5, 999, device=DeviceType.CUDA)
+
+def test_time_is_given_to_the_nearest_known_event_of_each_step():
+    steps = [event("step", start, own=100) for start in (0, 1000)]
+    conv = event("aten::convolution", 10, own=200, above=steps[0])
+    inner = event("aten::empty", 20, own=50, above=conv)
+    back, loose = event("CropBackward", 1010, own=400), event("aten::add", 1020, own=30)
+    before, kernel = event("Crop", -5, own=999), event("Crop", 5, own=999, device=DeviceType.CUDA)
     found = milliseconds([*steps, conv, inner, back, loose, before, kernel], CPU)
     assert found == {
         HOST: [0.1, 0.1],
@@ -89,21 +91,9 @@ def test_time_is_given_to_the_nearest_known_event_of_each_step():
 
 
 def test_a_gpus_time_is_that_of_kernels_and_what_no_event_owns_is_not_lost():
-    def event(name, start, end, kernels=(), above=None, device=DeviceType.CPU, is_user_annotation=False):
-        owned = [SimpleNamespace(duration=duration) for duration in kernels]
-        span = SimpleNamespace(start=start, end=end)
-        return SimpleNamespace(
-            name=name,
-            time_range=span,
-            kernels=owned,
-            cpu_parent=above,
-            device_type=device,
-            is_user_annotation=is_user_annotation,
-        )
-
     step = event("step", 0, 1000)
-    conv = event("aten::convolution", 10, 20, [300.0], step)
-    loose = event("aten::add", 30, 40, [100.0], step)
+    conv = event("aten::convolution", 10, 20, above=step, kernels=[300.0])
+    loose = event("aten::add", 30, 40, above=step, kernels=[100.0])
     kernels = [event("k", start, end, device=DeviceType.CUDA) for start, end in ((50, 350), (350, 450), (450, 650))]
     shadow = event("step", 50, 650, device=DeviceType.CUDA, is_user_annotation=True)
     found = milliseconds([step, conv, loose, *kernels, shadow], torch.device("cuda"))

@@ -34,7 +34,7 @@ class Counter:
     def state(self):
         return {"total": self.total}
 
-    def restore(self, _, tensors):
+    def restore(self, tensors):
         self.total.copy_(tensors["total"])
 
     def run(self, unfinished, stop=None, at=None):
@@ -68,7 +68,7 @@ def test_states_are_written_now_and_then(tmp_path, monkeypatch):
     monkeypatch.setattr("fastcondense.recover.unfinished._SECONDS_BETWEEN", 0.0)
     unfinished = Unfinished.of(tmp_path, JOB, "mine")
     Counter().run(unfinished)
-    iteration, tensors, _ = unfinished.read()
+    iteration, tensors = unfinished.read()
     assert iteration == 9 and int(tensors["total"]) == sum(range(9))
 
 

@@ -14,8 +14,8 @@ KEPT = {
     "Dataset.loader": HOW,
     "Dataset.on_error": HOW,
     "Optimization.precision": "GPUs are made for bf16 and tf32",
-    "Squeeze.probe_weights": "checkpoints of others",
     "Squeeze.normalization": "checkpoints of others",
+    "Squeeze.probe_weights": "checkpoints of others",
     "Squeeze.classes_file": "checkpoints of others",
     "Squeeze.shared": HOW,
     "Squeeze.sync_batch_norm": HOW,
@@ -68,6 +68,15 @@ def test_what_nobody_sets_is_found(monkeypatch):
     unset, untaken = unused()
     assert set(names) - set(unset) == {"Optimization.momentum", "Optimization.optimizer"}
     assert untaken == []  # adamw is a default, adam is taken here, sgd is the probe's default
+
+
+def test_every_table_of_a_recipe_is_loaded():
+    found = {
+        (one.method, one.dataset.name, one.ipc, one.recover.gradients.formation) for one in unused_settings.shipped()
+    }
+    assert ("idc", "folder", 20, "bound") in found  # a table of a shared file, by ipc
+    students = {one.train.student for one in unused_settings.shipped() if one.name.startswith("cvdd/imagenette")}
+    assert len(students) > 1  # tables by student
 
 
 def test_choices_are_found_in_lists_too():

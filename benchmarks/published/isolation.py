@@ -29,6 +29,10 @@ class Overlay(types.ModuleType):
         return getattr(self.__dict__["_below"], name)
 
 
+def silent(*_: Any, **__: Any) -> None:
+    """Takes anything, says and does nothing."""
+
+
 def stand_in(name: str) -> types.ModuleType:
     """A module for a package that a script imports but that its step never calls: any name is None."""
     module = types.ModuleType(name)

@@ -8,7 +8,7 @@ from typing import Any
 
 from torch import Tensor
 
-from .isolation import Overlay, on_device
+from .isolation import Overlay, on_device, silent
 from .paused import PausedLoop
 from .peer import Setting, Step, load, on_cpu
 from .real_images import pixels
@@ -66,10 +66,10 @@ class MDC:
         module, found = load(folder, scripts, setting, argv=[*argv, "--inner_loop", "1"], absent=UNUSED)
         found.args.n_data = 0
         found.args.save_dir = str(setting.scratch)
-        module.__dict__.update(args=found.args, logger=_silent, run=Tracker(), save_img=_silent, Text=_silent)
+        module.__dict__.update(args=found.args, logger=silent, run=Tracker(), save_img=silent, Text=silent)
         real = RealImages(pixels(setting.images))
         module.__dict__["load_resized_data"] = lambda _: (real, None)
-        module.Synthesizer.test = _silent
+        module.Synthesizer.test = silent
         stamps = module.utils.TimeStamp
 
         def loop(pause: Callable[[], None]) -> None:
@@ -85,12 +85,8 @@ class MDC:
                         pause()
 
             module.utils = Overlay(module.utils, TimeStamp=Stamps)
-            module.condense(found.args, _silent)
+            module.condense(found.args, silent)
 
         paused = PausedLoop(loop, lambda: on_device(setting.device))
         changes = ("real images are the given ones", "no training of the network between steps", "no tracking")
         return Step(paused, (*changes, *on_cpu(setting)), paused.close)
-
-
-def _silent(*_: Any, **__: Any) -> None:
-    """Says and keeps nothing."""

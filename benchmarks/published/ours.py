@@ -16,7 +16,7 @@ from fastcondense.networks.precision import network_dtype
 from fastcondense.recipe import recipe
 from fastcondense.recipe.recipe import Recipe
 from fastcondense.recipe.shared import Precision
-from fastcondense.recover.gradients import Condensing, read_real
+from fastcondense.recover.by_gradients import Condensing, read_real
 from fastcondense.recover.mosaic import _rank, read_crops, stitch, tile_ranks
 from fastcondense.run import Run
 from fastcondense.statistics.matching import Matching, layer_weights

@@ -25,9 +25,9 @@ from torch import Tensor, nn
 
 from fastcondense.vision import torchvision
 
-from .isolation import on_device, stand_in
+from .isolation import on_device, silent, stand_in
 from .paused import PausedLoop
-from .peer import FOR_EVER, Step, Unavailable, describe
+from .peer import FOR_EVER, Step, Unavailable, begun
 from .real_images import MEAN, STD
 from .repository import Absent
 
@@ -69,18 +69,13 @@ def version(package: Package) -> str:
 
 
 def prepared(package: Package, epoch: Epoch) -> Step | Unavailable:
-    """The package's epoch after a first one, or why there is none."""
-    try:
+    """The package's epoch."""
+
+    def prepare() -> Step:
         version(package)
-        step = package.prepare(epoch)
-        step.advance()
-        return step
-    except Absent as reason:
-        return Unavailable("absent", str(reason))
-    except ModuleNotFoundError as error:
-        return Unavailable("absent", f"{package.name} needs {error.name}, which is not installed")
-    except Exception as error:
-        return Unavailable("failed", describe(error))
+        return package.prepare(epoch)
+
+    return begun(prepare)
 
 
 class DDRanking:
@@ -129,7 +124,7 @@ class RethinkDC:
         module = importlib.import_module("rethinkdc.train_KD")
         parts = [importlib.import_module(f"rethinkdc.{name}") for name in ("imagenet_ipc", "utils", "utils_fkd")]
         for one in (module, *parts):
-            one.print = _silent
+            one.print = silent
         arguments, folder = self._arguments(epoch), parts[0].ImageFolderIPC
         list_images = folder.make_dataset
 
@@ -147,7 +142,7 @@ class RethinkDC:
 
             with setup:
                 tracker = stand_in("wandb")
-                tracker.__dict__.update(login=_silent, init=_silent, Settings=_silent, log=log)
+                tracker.__dict__.update(login=silent, init=silent, Settings=silent, log=log)
                 crop, size = torchvision.transforms.RandomResizedCrop, epoch.pixels.shape[-1]
                 crops = {"RandomResizedCrop": lambda _, **options: crop(size, **options)}
                 gpu = setup.enter_context(contextlib.ExitStack())
@@ -224,7 +219,3 @@ class RethinkDC:
             wandb_project="",
             wandb_api_key=None,
         )
-
-
-def _silent(*_: Any, **__: Any) -> None:
-    """Says and does nothing."""

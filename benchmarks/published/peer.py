@@ -86,24 +86,27 @@ class Unavailable:
     reason: str
 
 
-def prepared(peer: Peer, peers: Path | None, setting: Setting) -> Step | Unavailable:
-    """The peer's step after one call, or why there is none. Nothing that it raises ends the benchmark."""
-    try:
-        folder = peer.repository.folder(peers)
-    except Absent as reason:
-        return Unavailable("absent", str(reason))
+def begun(prepare: Callable[[], Step]) -> Step | Unavailable:
+    """The step that is prepared after one call, or why there is none. Nothing that it raises ends the benchmark."""
     step = None
     try:
-        step = peer.prepare(folder, setting)
+        step = prepare()
         step.advance()
         return step
     except Absent as reason:
         return Unavailable("absent", str(reason))
+    except ModuleNotFoundError as error:
+        return Unavailable("absent", f"it needs {error.name}, which is not installed")
     except Exception as error:
         with contextlib.suppress(Exception):
             if step is not None:
                 step.close()
         return Unavailable("failed", describe(error))
+
+
+def prepared(peer: Peer, peers: Path | None, setting: Setting) -> Step | Unavailable:
+    """The step of a peer whose repository is below `peers`."""
+    return begun(lambda: peer.prepare(peer.repository.folder(peers), setting))
 
 
 def describe(error: BaseException) -> str:

@@ -14,7 +14,7 @@ import torch
 import torch.distributed as dist
 from torch import nn
 
-from .isolation import Overlay
+from .isolation import Overlay, silent
 from .peer import FOR_EVER, Setting, Step, load, recover_loop
 from .repository import EDC as EDC_REPOSITORY
 from .repository import GVBSM as GVBSM_REPOSITORY
@@ -64,11 +64,7 @@ class StatisticsFiles:
         paths = Overlay(os.path, exists=lambda _: True)
         for hook in (module.BNFeatureHook, module.ConvFeatureHook):
             names = hook.__init__.__globals__
-            names["os"], names["np"] = Overlay(os, path=paths, makedirs=_nothing), Overlay(np, load=self.load)
-
-
-def _nothing(*_: Any, **__: Any) -> None:
-    """Takes anything and does nothing."""
+            names["os"], names["np"] = Overlay(os, path=paths, makedirs=silent), Overlay(np, load=self.load)
 
 
 def _join(**options: Any) -> None:
@@ -81,7 +77,7 @@ def _step(module: ModuleType, setting: Setting, **arguments: Any) -> Step:
     """main_worker of rank 0 of 1, which matches one network, the given one."""
     net = setting.frozen()
     StatisticsFiles(net, setting.size).serve(module)
-    module.validate = _nothing
+    module.validate = silent
     module.dist = Overlay(dist, init_process_group=_join)
     options = Namespace(
         rank=0,

@@ -15,8 +15,11 @@ from pathlib import Path
 import torch
 from torch import Tensor
 
-from ..files import read_json
 from ..recipe.recipe import Recipe, from_toml
+from ..records import read_manifest
+
+_MOST = 2_000_000
+"""Jobs of a run: about half a gigabyte of the host's memory."""
 
 
 @dataclass(frozen=True)
@@ -64,7 +67,7 @@ class Job:
 def jobs(recipe: Recipe, num_classes: int) -> list[Job]:
     """All jobs of a recipe: group of slots by group of slots, and in a group by class.
 
-    Raises ValueError while recover.batch_size is 0: recover chooses it when it begins.
+    Raises ValueError while recover.batch_size is 0, which recover chooses when it begins, and for millions of jobs.
     """
     recover = recipe.recover
     if recover.batch_size == 0:
@@ -73,6 +76,8 @@ def jobs(recipe: Recipe, num_classes: int) -> list[Job]:
         return _consecutive(recipe.ipc, num_classes, recover.batch_size)
     slots = min(recover.slots_per_job or recipe.ipc, recipe.ipc, recover.batch_size)
     classes = min(num_classes, recover.classes_per_job or max(1, recover.batch_size // slots))
+    if (count := -(-recipe.ipc // slots) * -(-num_classes // classes)) > _MOST:
+        raise ValueError(f"{recipe.ipc} images of each of {num_classes} classes are {count} jobs, more than {_MOST}")
     cells = [(slot, first) for slot in range(0, recipe.ipc, slots) for first in range(0, num_classes, classes)]
     return [
         Job(index, slot, min(slots, recipe.ipc - slot), first, min(classes, num_classes - first))
@@ -100,7 +105,11 @@ def kept_batch_size(out: Path, recipe: Recipe) -> int:
     """The recover.batch_size that the run in `out` was begun with; 0 if it was not, or with other settings."""
     manifest, kept = out / "condensed" / "manifest.json", out / "recipe.toml"
     if manifest.exists():
-        return int(read_json(manifest).get("recipe", {}).get("recover", {}).get("batch_size", 0))
+        size = read_manifest(manifest)["recipe"].get("recover", {}).get("batch_size", 0)
+        if not isinstance(size, int) or size < 0:
+            raise ValueError(f"{manifest} is damaged: field recipe.recover.batch_size: expected a number, got {size!r}")
+        if size:
+            return size
     if not kept.exists():
         return 0
     before, parts = from_toml(kept.read_text(), str(kept)), recipe.recover_parts()

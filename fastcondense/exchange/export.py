@@ -2,10 +2,6 @@
 
 from __future__ import annotations
 
-import contextlib
-import os
-import shutil
-from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Literal
@@ -14,12 +10,13 @@ import torch
 from tyro.conf import Positional
 
 from ..devices import choose_device
-from ..files import read_json, write_json
+from ..files import new_folder, write_json
 from ..labels.fkd import write_fkd
 from ..labels.labels import TeacherLabels
 from ..labels.views import Span
 from ..log import Log
 from ..recipe.recipe import Recipe
+from ..records import Environment, Origin, Result, read_checked
 from ..run import Run
 from ..sets.bundle import is_bundle, read_bundle, read_folder
 from ..sets.condensed import CondensedSet
@@ -54,6 +51,8 @@ class ExportOptions:
     sorted order, which ImageFolder takes for the labels, are not in class order."""
     data: Path | None = None
     """The real images, if they are not where the run found them; ddranking needs their classes for its teachers."""
+    code: tuple[str, ...] = ()
+    """Functions that its recipe names as networks, module:function or file.py:function, and that you trust."""
 
 
 def export(options: ExportOptions, log: Log) -> None:
@@ -67,11 +66,11 @@ def export(options: ExportOptions, log: Log) -> None:
     settings, condensed = contents.recipe, contents.condensed.first(options.ipc or contents.condensed.ipc)
     if is_file and options.format in ("ddranking", "fkd"):
         raise ValueError(f"--format {options.format} needs a run: unpack {path} first (fastcondense relabel)")
-    with _new_folder(options.out) as folder:
+    with new_folder(options.out) as folder:
         if options.format == "folder":
             _write_folder(condensed, folder, options.jpeg, options.numbers)
         elif options.format == "parquet":
-            inside = contents.manifest.get("bundle", {}).get("result") if is_file else _result(path)
+            inside = contents.result
             _write_parquet(settings, condensed, folder, options.jpeg, inside, contents.manifest.get("origin"))
         elif options.format == "tensors":
             write_image_tensors(condensed, folder, settings.dataset)
@@ -86,22 +85,6 @@ def export(options: ExportOptions, log: Log) -> None:
         f"export: {condensed.num_images} images, {condensed.ipc} of each of "
         f"{len(condensed.classes)} classes, in {options.out}: {bytes_in_words(sum(p.stat().st_size for p in files))}"
     )
-
-
-@contextlib.contextmanager
-def _new_folder(out: Path) -> Iterator[Path]:
-    """A folder to write into, which becomes `out` at the end. Raises ValueError if something is there."""
-    if out.exists() and (not out.is_dir() or any(out.iterdir())):
-        raise ValueError(f"{out} is not empty; choose another --out")
-    out = out.resolve()
-    folder = out.with_name(f".{out.name}.{os.getpid()}.tmp")
-    folder.mkdir(parents=True)
-    try:
-        yield folder
-        folder.replace(out)
-    except BaseException:
-        shutil.rmtree(folder, ignore_errors=True)
-        raise
 
 
 def _write_folder(condensed: CondensedSet, folder: Path, jpeg: int, has_numbers: bool) -> None:
@@ -128,15 +111,15 @@ def _write_parquet(
     condensed: CondensedSet,
     folder: Path,
     jpeg: int,
-    result: dict[str, Any] | None,
-    origin: dict[str, Any] | None,
+    result: Result | None,
+    origin: Origin | None,
 ) -> None:
     paths = write_rows(condensed, folder, jpeg)
     if result is not None and (result["recipe_sha256"], result["ipc"]) != (settings.sha256(), condensed.ipc):
         result = None  # of other images
     encoding = f"JPEG of quality {jpeg}" if jpeg else "lossless PNG"
     card = dataset_card(settings, condensed, sum(path.stat().st_size for path in paths), encoding, result, origin)
-    (folder / "README.md").write_text(card)
+    (folder / "README.md").write_text(card, encoding="utf-8", errors="replace")
 
 
 def _write_ddranking(run: Run, condensed: CondensedSet, folder: Path) -> None:
@@ -169,14 +152,8 @@ def _write_ddranking(run: Run, condensed: CondensedSet, folder: Path) -> None:
         )
 
 
-def _result(run: Path) -> dict[str, Any] | None:
-    """What evaluate wrote, if it did."""
-    path = run / "result.json"
-    return read_json(path) if path.is_file() else None
-
-
 def _data(run: Path) -> Path | None:
     """Where the run found the real images."""
     environment = run / "environment.json"
-    data = read_json(environment).get("data") if environment.is_file() else None
+    data = read_checked(environment, Environment).get("data") if environment.is_file() else None
     return Path(data) if data else None

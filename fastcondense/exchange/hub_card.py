@@ -10,6 +10,7 @@ import tomli_w
 from huggingface_hub import DatasetCardData
 
 from ..recipe.recipe import Recipe
+from ..records import Origin, Result
 from ..report.report import score_rows
 from ..sets.condensed import CondensedSet
 from ..words import bytes_in_words
@@ -22,8 +23,8 @@ def dataset_card(
     condensed: CondensedSet,
     num_bytes: int,
     encoding: str,
-    result: dict[str, Any] | None,
-    origin: dict[str, Any] | None,
+    result: Result | None,
+    origin: Origin | None,
 ) -> str:
     """README.md of the data set: Hugging Face's YAML header, then Markdown.
 
@@ -69,7 +70,7 @@ def dataset_card(
     return "\n".join(lines)
 
 
-def _scores(result: dict[str, Any] | None) -> list[str]:
+def _scores(result: Result | None) -> list[str]:
     if result is None:
         return ["Not evaluated.", ""]
     seeds = f"{result['seeds']} seed{'s' * (result['seeds'] > 1)}"

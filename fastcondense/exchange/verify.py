@@ -11,6 +11,7 @@ from typing import Annotated, Literal
 
 import torch
 import tyro
+from torch import Tensor
 
 from ..data.real import Normalization
 from ..devices import choose_device
@@ -19,8 +20,18 @@ from ..labels.fingerprint import Verdict, compare
 from ..labels.relabel import TRANSFORM, num_bytes, specification, take_probe
 from ..log import Log
 from ..networks import zoo
-from ..sets.bundle import Contents, Weights, first_wrong_class, is_bundle, read_bundle, read_run, write_bundle
-from ..teachers.kept import read_statistics, rebuild, teacher_path
+from ..records import Network, TeacherMetadata, checked
+from ..sets.bundle import (
+    Contents,
+    first_wrong_class,
+    is_bundle,
+    needed_teachers,
+    read_bundle,
+    read_run,
+    write_bundle,
+)
+from ..sets.sealed_zip import is_sealed, read_seal
+from ..teachers.kept import read_statistics, read_teacher, rebuild, teacher_path
 from ..teachers.teacher import Teacher
 from ..words import bytes_in_words
 
@@ -47,6 +58,8 @@ class VerifyOptions:
     """Folder of a run, or its teachers/, with weights that a bundle only names."""
     device: str = "auto"
     """auto, cpu, cuda or cuda:N."""
+    code: tuple[str, ...] = ()
+    """Functions that its recipe names as networks, module:function or file.py:function, and that you trust."""
 
 
 def bundle(options: BundleOptions, log: Log) -> None:
@@ -55,17 +68,23 @@ def bundle(options: BundleOptions, log: Log) -> None:
     sizes = write_bundle(options.run, path, options.teachers)
     manifest = read_run(options.run).manifest
     parts = ", ".join(f"{name} {bytes_in_words(size)}" for name, size in sizes.items())
+    replay, fingerprint = num_bytes(manifest["replay"]), num_bytes(manifest.get("fingerprint", {}))
     log.say(
-        f"{path}: {bytes_in_words(path.stat().st_size)} ({parts}); of the rest, the replay specification has "
-        f"{num_bytes(manifest['replay'])} bytes and the fingerprint {num_bytes(manifest['fingerprint'])}"
+        f"{path}: {bytes_in_words(path.stat().st_size)} ({parts}); of the rest, the replay specification has {replay} "
+        f"bytes and the fingerprint {fingerprint}; sealed by sha256 {read_seal(path)}"
     )
 
 
 def verify(options: VerifyOptions, log: Log) -> int:
     """Says match, drift or mismatch; the exit status is 1 for a mismatch. No real data are needed."""
-    contents = read_bundle(options.path) if is_bundle(options.path) else read_run(options.path)
-    verdict = check(contents, options.teachers, choose_device(options.device))
-    log.say(f"{options.path}: {verdict.kind}: {verdict.reason}")
+    path, is_file = options.path, is_bundle(options.path)
+    if is_file and not is_sealed(path):
+        verdict = Verdict("mismatch", "it was changed or damaged: its bytes have not the sha256 that it ends with")
+    else:
+        contents = read_bundle(path) if is_file else read_run(path)
+        verdict = check(contents, options.teachers, choose_device(options.device))
+    seal = f"; sealed by sha256 {read_seal(path)}" if is_file else ""
+    log.say(f"{path}: {verdict.kind}: {verdict.reason}{seal}")
     return 1 if verdict.kind == "mismatch" else 0
 
 
@@ -81,33 +100,47 @@ def check(contents: Contents, folder: Path | None, device: torch.device) -> Verd
         return Verdict("mismatch", f"the images of class {wrong!r} are not those that were labelled")
     if hashlib.sha256(json.dumps(condensed.classes).encode()).hexdigest() != replay["classes"]:
         return Verdict("mismatch", "the classes are in another order than when they were labelled")
+    if contents.result is not None and contents.result["recipe_sha256"] != recipe.sha256():
+        return Verdict("mismatch", "its scores are those of another recipe")
+    if tuple(replay["teachers"]) != needed_teachers(recipe):
+        return Verdict("mismatch", "the teachers of the recipe are not those that the set was labelled by")
+    if len(replay["seeds"]) != recipe.train.seeds:
+        return Verdict("mismatch", f"the recipe has {recipe.train.seeds} seeds, its labels {len(replay['seeds'])}")
     teachers = []
     for name, sha256 in replay["teachers"].items():
-        state, metadata = next(_weights(contents, name, folder), (None, {}))
-        if state is None:
+        state, known = next(_weights(contents, name, folder), (None, None))
+        if state is None or known is None:
             raise ValueError(f"the weights of teacher {name} are not here; name a folder that has them by --teachers")
         if state_sha256(state) != sha256:
             return Verdict("mismatch", f"teacher {name} has other weights than when the set was labelled")
-        net = rebuild(name, state, metadata, Path(name))
-        outputs, is_unfused = json.loads(metadata["outputs"]), recipe.labels.is_in_training
-        what = net, name, condensed.classes, outputs, recipe.dataset
-        made = Teacher.of(*what, has_unfused=is_unfused, statistics_of_pixels=read_statistics(metadata))
+        source = f"teacher {name}"
+        net, outputs = rebuild(name, state, known, len(condensed.classes), source)
+        what, is_unfused = (net, name, condensed.classes, outputs, recipe.dataset), recipe.labels.is_in_training
+        statistics = read_statistics(known, source)
+        made = Teacher.of(*what, has_unfused=is_unfused, statistics_of_pixels=statistics)
         teachers.append(made.to(device))
     if difference := first_difference(replay, specification(recipe, condensed, teachers)):
         return Verdict("mismatch", f"the recipe is not the one that the set was labelled with: {difference}")
+    if recipe.needs_no_teacher:
+        return Verdict("match", "labels are the classes; images, classes and recipe are those of its manifest")
+    if "fingerprint" not in contents.manifest:
+        return Verdict("mismatch", "it has no fingerprint of its labels")
     seen = take_probe(recipe, condensed, teachers, Normalization.of(recipe.dataset, device))
     return compare(contents.manifest["fingerprint"], seen)
 
 
-def _weights(contents: Contents, name: str, folder: Path | None) -> Iterator[Weights]:
+def _weights(
+    contents: Contents, name: str, folder: Path | None
+) -> Iterator[tuple[dict[str, Tensor], Network | TeacherMetadata]]:
     """Where a teacher's weights can come from, the best first: the set itself, a folder, a library that knows them."""
     if name in contents.weights:
-        yield contents.weights[name]
+        state, metadata = contents.weights[name]
+        yield state, checked(metadata, TeacherMetadata, f"teacher {name}", is_text=True)
     for root in () if folder is None else (folder, folder.parent):
         if (path := teacher_path(root, name)).exists():
-            yield read_tensors(path)
-    squeeze = contents.recipe.squeeze
+            yield read_tensors(path)[0], read_teacher(path)
+    squeeze, inside = contents.recipe.squeeze, contents.manifest.get("bundle")
     sources = dict(zip(squeeze.teachers, squeeze.weights * len(squeeze.teachers), strict=False))
-    known = contents.manifest.get("bundle", {}).get("teachers", {}).get(name)
+    known = inside["teachers"].get(name) if inside else None
     if known and sources[name] != "train" and not Path(sources[name]).suffix:
-        yield zoo.build(name, int(known["num_outputs"]), sources[name]).state_dict(), known
+        yield zoo.build(name, known["num_outputs"], sources[name]).state_dict(), known

@@ -15,6 +15,7 @@ import torch
 from torch import Tensor
 
 from ..recipe.settings import Optimization
+from ..records import Fingerprint
 from .labels import LabelSource
 from .views import ReplayedViews, ViewTable
 
@@ -65,23 +66,23 @@ def probe(views: ReplayedViews, source: LabelSource, train: Optimization) -> Pro
     return Probe(digest.hexdigest(), torch.cat(pixels), torch.cat(logits), torch.cat(labels))
 
 
-def fingerprint(seen: Probe) -> dict[str, Any]:
+def fingerprint(seen: Probe) -> Fingerprint:
     """What is kept of a probe: a JSON-like tree."""
     values, classes = seen.logits.topk(min(TOP, seen.logits.shape[1]), dim=1)
     return {
         "tables": seen.tables,
-        "pixels": _rounded(seen.pixels),
+        "pixels": [(mean, roughness) for mean, roughness in _rounded(seen.pixels)],
         "classes": classes.tolist(),
         "logits": _rounded(values),
     }
 
 
-def compare(kept: dict[str, Any], seen: Probe) -> Verdict:
+def compare(kept: Fingerprint, seen: Probe) -> Verdict:
     """Whether another machine's fingerprint holds here, from what must be equal to what may drift."""
     if kept["tables"] != seen.tables:
         return Verdict("mismatch", "windows, partners or boxes differ: another seed, set size, setting or generator")
-    pixels, classes, logits = (torch.tensor(kept[name]) for name in ("pixels", "classes", "logits"))
-    if pixels.shape != seen.pixels.shape or logits.shape[0] != seen.logits.shape[0]:
+    pixels, classes, logits = torch.tensor(kept["pixels"]), torch.tensor(kept["classes"]), torch.tensor(kept["logits"])
+    if pixels.shape != seen.pixels.shape:
         return Verdict("mismatch", f"the fingerprint has {len(pixels)} views, this set {len(seen.pixels)}")
     worst = float((pixels - seen.pixels).abs().max())
     if not worst <= PIXEL_TOLERANCE:

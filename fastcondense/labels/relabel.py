@@ -9,8 +9,9 @@ from pathlib import Path
 from typing import Any
 
 from ..data.real import Normalization
-from ..files import read_json, write_json
+from ..files import write_json
 from ..recipe.recipe import Recipe
+from ..records import Replay, read_manifest
 from ..recover.formation import shown
 from ..recover.stage import condensed_set
 from ..run import Run
@@ -26,22 +27,20 @@ from .views import ReplayedViews
 TRANSFORM = "window of uint8 pixels, bilinear and antialiased in float32, flip, roll, normalisation, mixing; version 1"
 
 
-def relabel(run: Run) -> dict[str, Any]:
+def relabel(run: Run) -> Replay:
     """Writes what replays the labels into the manifest, and a fingerprint that tells whether another machine does.
 
     With labels.source stored, the labels are written too. Returns the replay specification.
     """
     teachers, condensed = labelling_teachers(run), condensed_set(run)
-    replay = specification(run.recipe, condensed, teachers)
+    replay, path = specification(run.recipe, condensed, teachers), run.out / "condensed" / "manifest.json"
     if run.recipe.needs_no_teacher:
-        path = run.out / "condensed" / "manifest.json"
-        write_json(path, read_json(path) | {"replay": replay, "digests": digests(condensed)})
+        write_json(path, {**read_manifest(path), "replay": replay, "digests": digests(condensed)})
         run.log.say("relabel: labels are the classes; no teacher is asked")
         return replay
     seen = take_probe(run.recipe, condensed, teachers, run.normalize)
-    path = run.out / "condensed" / "manifest.json"
     kept = {"replay": replay, "digests": digests(condensed), "fingerprint": fingerprint(seen)}
-    write_json(path, read_json(path) | kept)
+    write_json(path, {**read_manifest(path), **kept})
     if run.recipe.labels.source == "stored":
         store_labels(run, condensed, teachers)
     agreement = 100 * float((seen.logits.argmax(1) == seen.labels).float().mean())
@@ -53,7 +52,7 @@ def relabel(run: Run) -> dict[str, Any]:
     return replay
 
 
-def specification(recipe: Recipe, condensed: CondensedSet, teachers: Sequence[Teacher]) -> dict[str, Any]:
+def specification(recipe: Recipe, condensed: CondensedSet, teachers: Sequence[Teacher]) -> Replay:
     """All that decides the labels of a set, beside its images, the order of its classes and the teachers' weights."""
     return {
         "generator": "Philox-4x32-10",
@@ -73,7 +72,8 @@ def specification(recipe: Recipe, condensed: CondensedSet, teachers: Sequence[Te
 
 def check_teachers(folder: Path, teachers: Sequence[Teacher]) -> None:
     """Raises ValueError if the condensed set in `folder` was labelled with other weights than the teachers'."""
-    kept = read_json(folder / "manifest.json").get("replay", {}).get("teachers", {})
+    replay = read_manifest(folder / "manifest.json").get("replay")
+    kept = replay["teachers"] if replay else {}
     for teacher in teachers:
         if teacher.name in kept and teacher.sha256 != kept[teacher.name]:
             raise ValueError(

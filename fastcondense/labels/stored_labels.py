@@ -26,10 +26,13 @@ import numpy as np
 import torch
 from torch import Tensor
 
+from .. import trust
 from ..data.real import split_batches
-from ..files import check_room, first_difference, read_json, write_json
+from ..files import check_room, first_difference, write_json
+from ..loaders.reading import naming
 from ..recipe.recipe import Recipe
 from ..recipe.settings import Train
+from ..records import StoredEpochs, read_checked
 from ..run import Run
 from ..sets.condensed import CondensedSet
 from ..teachers.teacher import Teacher
@@ -45,7 +48,8 @@ Shapes = Mapping[str, tuple[tuple[int, ...], Any]]
 
 def stored_folder(run: Run) -> Path:
     """labels.stored, or labels/ in the run's folder."""
-    return Path(run.recipe.labels.stored) if run.recipe.labels.stored else run.out / "labels"
+    stored = run.recipe.labels.stored
+    return trust.path(stored, "labels.stored") if stored else run.out / "labels"
 
 
 def stored_bytes(run: Run) -> int:
@@ -111,7 +115,7 @@ def _store(
     path, rows, labels, train = folder / "manifest.json", manifest["first_rows"], run.recipe.labels, run.recipe.train
     done = 0
     if path.exists():
-        stored = read_json(path)
+        stored = _read_manifest(path)
         _check_same(folder, stored, manifest["replay"])
         done = stored["epochs_done"]
         if done >= train.epochs and stored["first_rows"][: len(rows)] == rows:
@@ -218,9 +222,16 @@ def _temperature(train: Train) -> float | None:
     return None if train.loss == "mse_ce" else train.temperature
 
 
-def _check_same(folder: Path, stored: dict[str, Any], replay: dict[str, Any]) -> None:
-    if stored.get("format") != FORMAT:
-        raise ValueError(f"{folder} holds labels of format {stored.get('format')}; this version reads {FORMAT}")
+def _read_manifest(path: Path) -> StoredEpochs:
+    stored = read_checked(path, StoredEpochs)
+    if stored["first_rows"] != sorted(stored["first_rows"]):
+        raise ValueError(f"{path} is damaged: field first_rows: expected growing numbers")
+    return stored
+
+
+def _check_same(folder: Path, stored: StoredEpochs, replay: dict[str, Any]) -> None:
+    if stored["format"] != FORMAT:
+        raise ValueError(f"{folder} holds labels of format {stored['format']}; this version reads {FORMAT}")
     if difference := first_difference(stored["replay"], replay):
         raise ValueError(
             f"{folder} holds labels of something else ({difference}); choose another --labels.stored, or delete it"
@@ -243,12 +254,11 @@ def _open(folder: Path, shapes: Shapes, mode: Any) -> dict[str, np.memmap]:
     arrays = {}
     for name, (shape, kind) in shapes.items():
         path = folder / f"{name}.npy"
-        try:
-            arrays[name] = np.lib.format.open_memmap(path, mode)
-        except (OSError, ValueError) as error:
-            raise ValueError(f"{path} cannot be read: {error}") from None
-        if arrays[name].shape != shape or arrays[name].dtype != kind:
-            raise ValueError(f"{path} is damaged: {arrays[name].dtype} {arrays[name].shape}, not {shape}")
+        with naming(path):
+            found = np.lib.format.open_memmap(path, "r")  # "r+" would make a file as long as it claims to be
+            if found.shape != shape or found.dtype != kind:
+                raise ValueError(f"{path} is damaged: {found.dtype} {found.shape}, not {shape}")
+            arrays[name] = found if mode == "r" else np.lib.format.open_memmap(path, mode)
     return arrays
 
 
@@ -265,14 +275,14 @@ class StoredLabels:
         path = folder / "manifest.json"
         if not path.exists():
             raise ValueError(f"there are no stored labels {path}; write them with relabel --store")
-        manifest = read_json(path)
+        manifest = _read_manifest(path)
         _check_same(folder, manifest, replay)
         self.rows: list[int] = manifest["first_rows"]
         if (num_stored := len(self.rows) - 1) < epochs:
             raise ValueError(f"{folder} holds labels of {num_stored} epochs, but train.epochs is {epochs}")
         if (done := manifest["epochs_done"]) < epochs:
             raise ValueError(f"{folder} is not finished ({done} of {num_stored} epochs); run relabel --store again")
-        self.num_classes, self.device = len(replay["classes"]), device
+        self.folder, self.num_classes, self.device = folder, len(replay["classes"]), device
         self.arrays = _open(folder, array_shapes(self.rows[-1], self.num_classes, replay["labels"]["top_k"]), "r")
 
     def __call__(self, batch: ViewBatch) -> Wanted:
@@ -284,8 +294,14 @@ class StoredLabels:
         rows = {name: self._moved(array[first : first + span.end - span.begin]) for name, array in self.arrays.items()}
         return rows["logits"].float() if len(rows) == 1 else expand(**rows, num_classes=self.num_classes)
 
+    def _check_classes(self, rows: np.ndarray) -> np.ndarray:
+        if len(rows) and int(rows.max()) >= self.num_classes:
+            raise ValueError(f"{self.folder}/classes.npy is damaged: class {rows.max()} of {self.num_classes}")
+        return rows
+
     def _moved(self, rows: np.ndarray) -> Tensor:
-        copy = torch.from_numpy(rows.astype(np.int64) if rows.dtype.kind == "u" else np.array(rows))
+        is_classes = rows.dtype.kind == "u"
+        copy = torch.from_numpy(self._check_classes(rows).astype(np.int64) if is_classes else np.array(rows))
         is_cuda = self.device.type == "cuda"
         return (copy.pin_memory() if is_cuda else copy).to(self.device, non_blocking=True)
 

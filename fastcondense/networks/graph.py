@@ -33,6 +33,7 @@ class Graphs:
             rewind()
         torch.cuda.current_stream(self.device).wait_stream(stream)
         graph = torch.cuda.CUDAGraph()
-        with torch.cuda.graph(graph, pool=self.pool):
+        # other threads may allocate meanwhile: images are made and saved in the background
+        with torch.cuda.graph(graph, pool=self.pool, capture_error_mode="thread_local"):
             step()
         return graph.replay

@@ -19,7 +19,7 @@ from ..run import Run
 from ..sets.condensed import shard_path
 from ..sets.imported import read_origin
 from ..words import bytes_in_words
-from ..workers.distributed import first_alone
+from ..workers.work import Items, draw
 from . import stand_ins
 from .memory import Footprint, meter, usable_bytes
 
@@ -84,7 +84,8 @@ def _refusal(recipe: Recipe, num_images: int, footprint: Footprint, free: int) -
 def settle(run: Run) -> None:
     """Before a run's recover does anything: chooses recover.batch_size if it is 0, and refuses jobs that do not fit.
 
-    Rank 0 chooses, and the others find what it has written. Raises ValueError that names the largest job that fits.
+    One process chooses, and the others find what it has written. Raises ValueError that names the largest job that
+    fits.
     """
     recipe, num_classes = run.recipe, len(run.real.classes)
     if recipe.recover.batch_size:
@@ -94,10 +95,8 @@ def settle(run: Run) -> None:
             free, footprint = usable_bytes(run.device), recover_footprint(recipe, num_classes, run.device)
             check_fits(recipe, num_classes, footprint, free)
         return
-    with first_alone():
-        if kept := kept_batch_size(run.out, recipe):
-            run.recipe = with_batch_size(recipe, kept)
-            return
+    sizes = Items("batch-size", run.out, [0], lambda _: kept_batch_size(run.out, recipe) > 0)
+    for _ in draw(sizes):
         if not has_step(recipe):
             raise ValueError("recover.batch_size 0 needs recover.objective statistics and recover.iterations above 0")
         free, footprint = usable_bytes(run.device), recover_footprint(recipe, num_classes, run.device)
@@ -108,3 +107,4 @@ def settle(run: Run) -> None:
             f"needs {bytes_in_words(footprint.at(size))} of the {bytes_in_words(free)} that it may take"
         )
         run.record()
+    run.recipe = with_batch_size(recipe, kept_batch_size(run.out, recipe))

@@ -11,7 +11,7 @@ from ..data.jobs import Job
 from ..networks import zoo
 from ..networks.precision import network_dtype
 from ..recipe.recipe import Recipe
-from ..recover.recover import RecoverStep, check_layers
+from ..recover.by_statistics import RecoverStep, check_layers
 from ..rng import Stream
 from ..teachers.teacher import Teacher
 

@@ -25,8 +25,8 @@ from ..networks.precision import arithmetic, network_dtype
 from ..networks.train_step import Batch, CapturedStep, TrainStep, as_it_is
 from ..recipe.recipe import Recipe
 from ..recipe.settings import Optimization
-from ..recover.features import FeatureStep
-from ..recover.gradients import Condensing
+from ..recover.by_features import FeatureStep
+from ..recover.by_gradients import Condensing
 from ..recover.matched_networks import RealImages
 from ..recover.schedule import stages, turns
 from ..rng import Stream
@@ -97,8 +97,7 @@ def sweep_step(recipe: Recipe, job: Job, num_classes: int, device: torch.device)
 
     def iterate() -> None:
         with arithmetic(recipe.recover.precision):
-            condensing.iteration = 0
-            condensing.iterate()
+            condensing.iterate(0)
 
     return iterate
 

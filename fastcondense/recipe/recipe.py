@@ -14,7 +14,6 @@ import functools
 import hashlib
 import json
 import re
-import tomllib
 import typing
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -22,20 +21,22 @@ from typing import Annotated, Any, Literal
 
 import tomli_w
 
-from ..recipe.shared import Views
-from .bounds import Count, Within, check_bounds
+from .bounds import HOW, Count, Within, check_bounds, deciding
 from .recover import Recover
 from .settings import Dataset, Evaluate, Labels, Ranking, Squeeze, Train
+from .shared import Views
+from .toml_text import parse_toml
 
 RECIPES = Path(__file__).parents[1] / "recipes"
 CORRECTED = "corrected"
+_NAME = re.compile(r"[\w.-]+(/[\w.-]+)*")
 
 
 @dataclass(frozen=True, kw_only=True)
 class Recipe:
     """One run from real images to a score."""
 
-    name: str = "custom"
+    name: Annotated[str, HOW] = "custom"
     method: str = "custom"
     seed: Annotated[int, Within(0, 2**64, "[)")] = 0
     ipc: Count = 10
@@ -46,11 +47,13 @@ class Recipe:
     labels: Labels = field(default_factory=Labels)
     train: Train = field(default_factory=Train)
     evaluate: Evaluate = field(default_factory=Evaluate)
-    ranking: Ranking = field(default_factory=Ranking)
+    ranking: Annotated[Ranking, HOW] = field(default_factory=Ranking)
 
     def check(self) -> Recipe:
         """Returns self; raises ValueError for values that no run could mean."""
         check_bounds(self)
+        if not _NAME.fullmatch(self.name) or {".", ".."} & set(self.name.split("/")):
+            raise ValueError(f"name is part of paths: letters, digits, -_. and / between them, got {self.name!r}")
         parts: dict[str, Views] = {
             "squeeze": self.squeeze,
             "squeeze.self_supervision": self.squeeze.self_supervision,
@@ -151,17 +154,7 @@ class Recipe:
 
     def parts(self, *names: str) -> dict[str, Any]:
         """The named parts as a JSON-like tree (all that decides results, if none is named)."""
-        tree = json.loads(json.dumps(dataclasses.asdict(self)))
-        del tree["name"], tree["ranking"]
-        for key in ("workers", "loader", "on_error", "counts"):
-            del tree["dataset"][key]
-        if not self.recover.loss:  # sets that were made before there was such a setting are the same
-            del tree["recover"]["loss"]
-        for key in ("snapshots", "reproducible"):
-            del tree["recover"][key]
-        for part, key in (("squeeze", "shared"), ("squeeze", "sync_batch_norm"), ("train", "sync_batch_norm")):
-            del tree[part][key]
-        del tree["evaluate"]["sizes"], tree["evaluate"]["compare"]
+        tree = json.loads(json.dumps(deciding(self)))
         return {name: tree[name] for name in names} if names else tree
 
     def sha256(self, *names: str) -> str:
@@ -188,27 +181,38 @@ class Recipe:
 SQUEEZE_PARTS = ("seed", "dataset", "squeeze")
 
 
-def from_toml(text: str, source: str, ipc: int | None = None, *, corrected: bool = False, student: str = "") -> Recipe:
+def from_toml(
+    text: str | bytes, source: str, ipc: int | None = None, *, corrected: bool = False, student: str = ""
+) -> Recipe:
     """TOML -> Recipe, of `student` if given. Raises ValueError for unknown keys (with the nearest) and wrong types."""
     tree = _tree(text, source)
-    by_ipc, by_student, variant = (tree.pop(key, {}) for key in ("by_ipc", "by_student", CORRECTED))
+    by_ipc, by_student, variant = (
+        _table(tree.pop(key, {}), key, source) for key in ("by_ipc", "by_student", CORRECTED)
+    )
     tree.pop("published", None)
     ipc = ipc if ipc is not None else tree.get("ipc", Recipe.ipc)
     tree["ipc"] = ipc
     if corrected:
         _merge(tree, variant)
-    _merge(tree, by_ipc.get(str(ipc), {}))
-    if student:
-        _merge(tree, {"train": {"student": student}})
-    own = by_student.get(tree.get("train", {}).get("student", Train.student), {})
-    own_by_ipc = own.pop("by_ipc", {})
-    _merge(tree, own)
-    _merge(tree, own_by_ipc.get(str(ipc), {}))
     try:
+        _merge(tree, by_ipc.get(str(ipc), {}))
+        if student:
+            _merge(tree, {"train": {"student": student}})
+        train = _table(tree.get("train", {}), "train", source)
+        own = _table(by_student.get(str(train.get("student", Train.student)), {}), "by_student", source)
+        own_by_ipc = _table(own.pop("by_ipc", {}), "by_student.by_ipc", source)
+        _merge(tree, own)
+        _merge(tree, own_by_ipc.get(str(ipc), {}))
         recipe: Recipe = _build(Recipe, tree, "")
         return recipe.check()
     except ValueError as error:
         raise ValueError(f"{source}: {error}") from None
+
+
+def _table(value: Any, key: str, source: str) -> dict[str, Any]:
+    if not isinstance(value, dict):
+        raise ValueError(f"{source}: {key} must be a table, got {value!r:.80}")
+    return value
 
 
 def load(name_or_file: str, student: str = "") -> Recipe:
@@ -218,8 +222,9 @@ def load(name_or_file: str, student: str = "") -> Recipe:
     if path.suffix == ".toml":
         if not path.is_file():
             raise ValueError(f"there is no recipe file {path}")
-        recipe = from_toml(path.read_text(), str(path), student=student)
-        return recipe if recipe.name != Recipe.name else dataclasses.replace(recipe, name=path.stem)
+        recipe = from_toml(path.read_bytes(), str(path), student=student)
+        name = recipe.name if recipe.name != Recipe.name else re.sub(r"[^\w.-]", "-", path.stem)
+        return dataclasses.replace(recipe, name=name)
     stem, ipc = name_or_file, None
     if match := re.fullmatch(r"(.+)-ipc(\d+)", name_or_file):
         stem, ipc = match[1], int(match[2])
@@ -249,23 +254,23 @@ def published(name: str) -> dict[str, Any]:
     return dict(_tree((RECIPES / f"{name}.toml").read_text(), f"recipe {name}").get("published", {}))
 
 
-def _tree(text: str, source: str) -> dict[str, Any]:
+def _tree(text: str | bytes, source: str) -> dict[str, Any]:
     """A TOML text over the shared files that it extends, in their order."""
-    try:
-        own = tomllib.loads(text)
-    except tomllib.TOMLDecodeError as error:
-        raise ValueError(f"{source} is not valid TOML: {error}") from None
+    own = parse_toml(text, source)
     tree: dict[str, Any] = {}
-    for name in own.pop("extends", []):
+    extends = own.pop("extends", [])
+    for name in extends if isinstance(extends, list) else [extends]:
         path = RECIPES / "shared" / f"{name}.toml"
-        if not path.is_file():
+        if not isinstance(name, str) or not _NAME.fullmatch(name) or ".." in name or not path.is_file():
             raise ValueError(f"{source} extends {name!r}, but there is no {path.name} among the shared recipes")
         _merge(tree, _tree(path.read_text(), f"{name} of {source}"))
     _merge(tree, own)
     return tree
 
 
-def _merge(tree: dict[str, Any], over: dict[str, Any]) -> None:
+def _merge(tree: dict[str, Any], over: Any) -> None:
+    if not isinstance(over, dict):
+        raise ValueError(f"a table is expected, got {over!r}")
     for key, value in over.items():
         if isinstance(value, dict) and isinstance(tree.get(key), dict):
             _merge(tree[key], value)
@@ -281,8 +286,8 @@ def _build(kind: Any, value: Any, where: str) -> Any:
         hints = typing.get_type_hints(kind)
         for key in value:
             if key not in hints:
-                near = difflib.get_close_matches(key, hints, 1, 0.0)[0]
-                raise ValueError(f"unknown key {where + key!r}; the nearest valid one is {where + near!r}")
+                near = difflib.get_close_matches(key[:80], hints, 1, 0.0)[0]
+                raise ValueError(f"unknown key {where + key[:80]!r}; the nearest valid one is {where + near!r}")
         built = {
             key: _build(hints[key], item, f"{where}{key}." if isinstance(item, dict) else f"{where}{key}")
             for key, item in value.items()
@@ -301,7 +306,7 @@ def _build(kind: Any, value: Any, where: str) -> Any:
         if len(args) != len(value):
             raise ValueError(f"{where} needs {len(args)} values, got {len(value)}")
         return tuple(_build(arg, item, where) for arg, item in zip(args, value, strict=True))
-    if kind is float and isinstance(value, int) and not isinstance(value, bool):
+    if kind is float and isinstance(value, int) and not isinstance(value, bool) and abs(value) < 2**63:
         return float(value)
     if not isinstance(value, kind) or (isinstance(value, bool) and kind is not bool):
         raise ValueError(f"{where} must be of type {kind.__name__}, got {value!r}")

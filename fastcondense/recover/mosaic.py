@@ -80,7 +80,7 @@ def mosaics(run: Run, teachers: Sequence[Teacher]) -> Mosaics:
     labels, folder = range(len(run.real.classes)), _folder(run, teachers)
     for label, count in enumerate(np.bincount(run.real.train.labels, minlength=len(labels)).tolist()):
         _check_count(run, label, _most_crops(run.recipe.recover.initial, count))
-    work = Items(f"crops in {folder}", labels, lambda label: _path(folder, label).exists())
+    work = Items("crops", folder, labels, lambda label: _path(folder, label).exists())
     if not all(map(work.is_finished, labels)):
         with run.stopwatch() as watch:
             mine = [ranked(run, teachers, label) for label, _ in run.share("scores of real crops", work)]

@@ -63,7 +63,7 @@ def representatives(run: Run, rule: Rule, label: int, count: int) -> np.ndarray:
 def shared_representatives(run: Run, rule: Rule, count: int) -> list[np.ndarray]:
     """The `representatives` of every class; the workers that share the run choose those of some classes each."""
     labels, folder = range(len(run.real.classes)), _folder(run, rule)
-    work = Items(f"choices in {folder}", labels, lambda label: len(_kept(folder, label)) >= count)
+    work = Items("choices", folder, labels, lambda label: len(_kept(folder, label)) >= count)
     if not all(map(work.is_finished, labels)):
         for label, _ in run.share(f"{rule.kind} of real images", work):
             representatives(run, rule, label, count)

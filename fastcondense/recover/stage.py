@@ -9,8 +9,9 @@ import json
 from dataclasses import replace
 
 from ..data.jobs import Job, jobs
-from ..files import read_json, read_metadata, write_json
+from ..files import read_metadata, read_tensors, write_json
 from ..networks.precision import one_thread
+from ..records import read_manifest
 from ..run import Run
 from ..sets.condensed import CondensedSet, open_folder, read_set, shard_path, write_shard
 from ..sets.imported import check_order, read_imported, read_origin
@@ -18,12 +19,14 @@ from ..statistics import pruning, targets
 from ..teachers.kept import chosen
 from ..teachers.teacher import Teacher
 from ..workers.background import Writer, beside
+from ..workers.distributed import rank
 from ..workers.work import Items
 from . import initial
-from .features import FeatureRecoverer
-from .gradients import GradientRecoverer
+from .by_features import ByFeatures
+from .by_gradients import ByGradients
+from .by_statistics import ByStatistics
+from .engine import Recovered, RecoverJob, kept_as_begun
 from .mosaic import Mosaics
-from .recover import Recovered, Recoverer
 from .unfinished import Unfinished
 
 
@@ -45,6 +48,8 @@ def recover(run: Run, teachers: list[Teacher]) -> None:
     open_folder(folder, manifest)
     made = Made(run, hashlib.sha256(json.dumps(manifest, sort_keys=True).encode()).hexdigest())
     everything = jobs(recipe, len(run.real.classes))
+    if rank() == 0:
+        made.drop_damaged(everything)
     finished = sum(map(made.is_finished, everything))
     if finished:
         run.log.say(f"recover: {finished} of {len(everything)} jobs are finished already")
@@ -62,9 +67,9 @@ def _recover(run: Run, teachers: list[Teacher], made: Made, everything: list[Job
     # the largest first, so that no worker is left with one at the end
     everything = sorted(everything, key=lambda job: (-job.num_images, job.index))
     with Writer() as writer:
-        work = Items(f"jobs of {folder}", everything, made.is_finished, settle=writer.settle)
+        work = Items("jobs", folder, everything, made.is_finished, writer.settle)
         for job, ahead in run.share("recover", work):
-            unfinished = Unfinished.of(folder, job, made.identity)
+            unfinished = Unfinished.of(folder, job, made.identity, run.log.say)
             run.log.event("working", job=job.index)
             with run.stopwatch() as watch:
                 recovered = recover_job(job, unfinished, ahead)
@@ -96,12 +101,24 @@ class Made:
             raise ValueError(f"{path} is of another job; move it away, and both are done again")
         return True
 
+    def drop_damaged(self, everything: list[Job]) -> None:
+        """Removes shards whose tensors are not those that were written, so that their jobs are done again."""
+        for job in everything:
+            path = shard_path(self.folder, job.index)
+            try:
+                if path.exists():
+                    read_tensors(path)
+            except ValueError as error:
+                self.run.log.say(f"recover: {error}; the job is done again")
+                path.unlink(missing_ok=True)
+
     def write(self, job: Job, recovered: Recovered, seconds: float, unfinished: Unfinished) -> None:
         """The shard of a job that took so many seconds; its unfinished state goes."""
         metadata = {"seconds": f"{seconds:.3f}", "images": "uint8 NCHW, RGB"}
         metadata |= {"recipe": self.identity, "cells": _cells(job)}
         images, losses, record = recovered
-        write_shard(self.folder, job, images, losses, metadata, record)
+        if not self.is_finished(job):  # else this process was taken for lost, and another has done it meanwhile
+            write_shard(self.folder, job, images, losses, metadata, record)
         unfinished.remove()
         total, entropy, matching = losses[-1].tolist() if len(losses) else (0.0, 0.0, 0.0)
         measured = {
@@ -124,30 +141,31 @@ def _cells(job: Job) -> str:
 def _note_size(run: Run) -> None:
     """Writes into the manifest how many images a class the set has."""
     path = run.out / "condensed" / "manifest.json"
-    manifest = read_json(path)
+    manifest = read_manifest(path)
     if manifest.get("ipc", 0) < run.recipe.ipc:
         write_json(path, manifest | {"ipc": run.recipe.ipc})
 
 
-def _recoverer(run: Run, teachers: list[Teacher]) -> Recoverer | FeatureRecoverer | GradientRecoverer:
+def _recoverer(run: Run, teachers: list[Teacher]) -> RecoverJob:
     """What recovers the run's jobs, with all that it needs: initial images, target statistics, anchors."""
     recipe, recover = run.recipe, run.recipe.recover
     if recover.objective == "gradients":
-        return GradientRecoverer(run)
+        return ByGradients(run)
     matched, images = chosen(teachers, recover.teachers), initial.make(run, teachers)
     if recover.objective == "features":
         assert isinstance(images, Mosaics)
-        return FeatureRecoverer(recipe, matched, run.device, *beside(run.device, images, images.anchors))
-    if recover.iterations:
-        targets.complete(run, matched)
-        pruning.prune(run, matched)
-    return Recoverer(recipe, matched, run.device, *beside(run.device, images))
+        return ByFeatures(recipe, matched, run.device, *beside(run.device, images, images.anchors))
+    if not recover.iterations:
+        return kept_as_begun(recipe, run.device, images)
+    targets.complete(run, matched)
+    pruning.prune(run, matched)
+    return ByStatistics(recipe, matched, run.device, *beside(run.device, images))
 
 
 def made_jobs(run: Run) -> list[Job]:
     """The jobs of the set that lies in the run's folder, which may have more images a class than the recipe wants."""
     path = run.out / "condensed" / "manifest.json"
-    made = read_json(path).get("ipc", 0) if path.exists() else 0
+    made = read_manifest(path).get("ipc", 0) if path.exists() else 0
     return jobs(replace(run.recipe, ipc=max(made, run.recipe.ipc)), len(run.real.classes))
 
 

@@ -20,6 +20,10 @@ _IN_FLIGHT = 16  # iterations that the host may be ahead of a GPU: enough to kee
 State = dict[str, Tensor]
 
 
+def _say_nothing(_: str) -> None:
+    pass
+
+
 def unfinished_path(folder: Path, job: int) -> Path:
     """Where the state of a job is kept until it is finished."""
     return folder / f"unfinished-{job:05d}.safetensors"
@@ -34,23 +38,26 @@ class Unfinished:
 
     path: Path
     identity: str
+    say: Callable[[str], None] = _say_nothing
+    """Is told how far the job is whenever that is written."""
     said_at: float = field(default_factory=time.monotonic)
 
     @staticmethod
-    def of(folder: Path, job: Job, identity: str) -> Unfinished:
-        return Unfinished(unfinished_path(folder, job.index), identity)
+    def of(folder: Path, job: Job, identity: str, say: Callable[[str], None] = _say_nothing) -> Unfinished:
+        return Unfinished(unfinished_path(folder, job.index), identity, say)
 
     def is_due(self) -> bool:
         """Whether the state should be written after this iteration."""
         return is_requested() or time.monotonic() - self.said_at > _SECONDS_BETWEEN
 
-    def write(self, iteration: int, tensors: Mapping[str, Tensor], more: Mapping[str, str] | None = None) -> None:
-        """The state before `iteration`."""
-        write_tensors(self.path, tensors, {"identity": self.identity, "iteration": str(iteration), **(more or {})})
+    def write(self, iteration: int, tensors: Mapping[str, Tensor]) -> None:
+        """Saves the state before `iteration`, and says how far the job is."""
+        write_tensors(self.path, tensors, {"identity": self.identity, "iteration": str(iteration)})
+        self.say(f"recover: {self.path.stem} is at iteration {iteration}")
         self.said_at = time.monotonic()
 
-    def read(self) -> tuple[int, dict[str, Tensor], dict[str, str]] | None:
-        """Iteration, tensors and metadata of the state; None if there is none, or it is damaged or of another recipe:
+    def read(self) -> tuple[int, State] | None:
+        """Iteration and tensors of the state; None if there is none, or it is damaged or of another recipe:
         then the job begins anew."""
         try:
             tensors, metadata = read_tensors(self.path)
@@ -58,7 +65,7 @@ class Unfinished:
             return None
         if metadata.get("identity") != self.identity:
             return None
-        return int(metadata["iteration"]), tensors, metadata
+        return int(metadata["iteration"]), tensors
 
     def remove(self) -> None:
         """Once the job's shard is written."""
@@ -70,11 +77,11 @@ def remaining(
     unfinished: Unfinished | None,
     device: torch.device,
     state: Callable[[], State],
-    restore: Callable[[int, State], None],
+    restore: Callable[[State], None],
 ) -> Iterator[int]:
     """The iterations of a job that are still to be done: from the saved state on, if there is one.
 
-    `state` is what has to be saved between two iterations, and `restore` takes it back, with the number of the next.
+    `state` is what has to be saved between two iterations, and `restore` takes it back.
     Raises Interrupted once a signal has come and the state is saved. Without `unfinished`, nothing is saved.
     """
     if unfinished is None:
@@ -83,7 +90,8 @@ def remaining(
     first, saved = 0, unfinished.read()
     if saved is not None:
         first = saved[0]
-        restore(first, saved[1])
+        restore(saved[1])
+        unfinished.say(f"recover: {unfinished.path.stem} goes on from iteration {first}")
     in_flight: deque[torch.cuda.Event] = deque()
     with held():
         for iteration in range(first, count):

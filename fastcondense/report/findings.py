@@ -3,18 +3,28 @@
 from __future__ import annotations
 
 import datetime
-import json
 import re
 from collections.abc import Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any
 
 import torch
 from torch import Tensor
 
 from .. import vision
-from ..files import read_json, read_metadata
+from ..files import read_metadata
+from ..log import read_events
+from ..records import (
+    Environment,
+    Kind,
+    Origin,
+    RankedScores,
+    Replay,
+    Result,
+    SizeCurve,
+    read_checked,
+    read_manifest,
+)
 from ..recover.stage import made_jobs
 from ..run import Run
 from ..sets.condensed import read_present, read_record, shard_path
@@ -22,7 +32,7 @@ from ..sets.imported import read_origin
 from ..sets.loss_bands import LossBand, read_loss_band
 from ..sets.record import LayerLosses, Snapshots
 from ..students.students import Student, arms, read_student, student_folder
-from ..teachers.kept import teacher_path
+from ..teachers.kept import read_teacher, teacher_path
 from . import plots
 
 CLASSES, SLOTS = 20, 20
@@ -47,7 +57,7 @@ class Findings:
     run: Run
     titles: tuple[str, ...]
     """Names of the classes, for people."""
-    environment: dict[str, Any]
+    environment: Environment
     dates: str
     """When the first and the last thing was made; empty for nothing."""
     teachers: list[TeacherFile]
@@ -64,22 +74,22 @@ class Findings:
     """Of each teacher: the mean over all jobs."""
     recover_seconds: float
     shard_bytes: int
-    replay: dict[str, Any] | None
-    origin: dict[str, Any] | None
+    replay: Replay | None
+    origin: Origin | None
     """Where the images are imported from, if they are."""
     students: dict[str, list[Student]]
     """Finished ones of each arm."""
-    result: dict[str, Any]
-    """What evaluate has written, as the other two; empty if it has not run."""
-    sizes: dict[str, Any]
-    ranking: dict[str, Any]
+    result: Result | None
+    """What evaluate has written, as the other two, if it has run."""
+    sizes: SizeCurve | None
+    ranking: RankedScores | None
     hours: dict[str, tuple[float, str]] = field(default_factory=dict)
     """What each stage has cost in all launches, as the log tells: workers times hours, and what these are called."""
 
     @property
     def has_other_scores(self) -> bool:
         """Whether the result is that of other settings than the run has now."""
-        return bool(self.result) and self.result["recipe_sha256"] != self.run.recipe.sha256()
+        return self.result is not None and self.result["recipe_sha256"] != self.run.recipe.sha256()
 
 
 def read_findings(run: Run) -> Findings:
@@ -103,7 +113,7 @@ def read_findings(run: Run) -> Findings:
     return Findings(
         run=run,
         titles=class_titles(classes),
-        environment=read_json(run.out / "environment.json"),
+        environment=_optional(run.out / "environment.json", Environment) or {},
         dates=_dates(run.out / "log.jsonl"),
         teachers=[
             _teacher(path, name) for name in recipe.squeeze.teachers if (path := teacher_path(run.out, name)).exists()
@@ -117,19 +127,18 @@ def read_findings(run: Run) -> Findings:
         layers=means.tables(),
         recover_seconds=sum(float(read_metadata(path).get("seconds", 0)) for path in paths),
         shard_bytes=sum(path.stat().st_size for path in paths),
-        replay=_optional(folder / "manifest.json").get("replay"),
+        replay=read_manifest(manifest).get("replay") if (manifest := folder / "manifest.json").exists() else None,
         students=students,
         origin=read_origin(folder),
-        result=_optional(run.out / "result.json"),
-        sizes=_optional(run.out / "curve.json"),
-        ranking=_optional(run.out / "ranking.json"),
+        result=_optional(run.out / "result.json", Result),
+        sizes=_optional(run.out / "curve.json", SizeCurve),
+        ranking=_optional(run.out / "ranking.json", RankedScores),
         hours=hours_of(run.out / "log.jsonl"),
     )
 
 
-def _optional(path: Path) -> dict[str, Any]:
-    """A JSON file; empty if there is none."""
-    return dict(read_json(path)) if path.exists() else {}
+def _optional(path: Path, kind: type[Kind]) -> Kind | None:
+    return read_checked(path, kind) if path.exists() else None
 
 
 def class_titles(classes: Sequence[str]) -> tuple[str, ...]:
@@ -172,20 +181,15 @@ def _all_snapshots(some: Sequence[Snapshots]) -> Snapshots | None:
 
 
 def _teacher(path: Path, name: str) -> TeacherFile:
-    kept = read_metadata(path)
-    return TeacherFile(name, kept["sha256"], float(kept["top1"]), path.stat().st_size, float(kept["seconds"]))
-
-
-def _events(log: Path) -> list[dict[str, Any]]:
-    """All lines of a log; none if there is no file."""
-    return [json.loads(line) for line in log.read_text().splitlines()] if log.exists() else []
+    kept = read_teacher(path)
+    return TeacherFile(name, kept["sha256"], kept["top1"], path.stat().st_size, kept["seconds"])
 
 
 def hours_of(log: Path) -> dict[str, tuple[float, str]]:
     """Workers times hours of each stage but reports, all times that it ran added up, and what they are called."""
     found: dict[str, tuple[float, str]] = {}
-    for entry in _events(log):
-        if entry["event"] == "cost" and entry["stage"] not in ("inspect", "run"):  # the report itself
+    for entry in read_events(log, ("cost",)):
+        if entry["stage"] not in ("inspect", "run"):  # the report itself
             before = found.get(entry["stage"], (0.0, ""))[0]
             found[entry["stage"]] = before + entry["hours"], entry["unit"]
     return found
@@ -193,8 +197,8 @@ def hours_of(log: Path) -> dict[str, tuple[float, str]]:
 
 def _dates(log: Path) -> str:
     """UTC, by the minute; events that make nothing do not count."""
-    made = ("teacher", "job", "epoch", "result")
-    times = [entry["time"] for entry in _events(log) if entry["event"] in made]
+    times = [entry["time"] for entry in read_events(log, ("teacher", "job", "epoch", "result"))]
+    times = [time for time in times if 0 <= time < 1e11]  # others have no date
     if not times:
         return ""
     first, last = (datetime.datetime.fromtimestamp(time, datetime.UTC) for time in (min(times), max(times)))

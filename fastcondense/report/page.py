@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from pathlib import Path
+from typing import Any
 
 from ..files import write_atomic
 from ..run import Run
@@ -29,7 +31,7 @@ def write_report(run: Run) -> Path:
     """Writes report.html of what the run has made so far; nothing is made for it."""
     found = read_findings(run)
     path = run.out / "report.html"
-    write_atomic(path, page(found, _features(found)).encode())
+    write_atomic(path, page(found, _features(found)).encode(errors="replace"))
     return path
 
 
@@ -74,7 +76,7 @@ def page(found: Findings, seen: Features | None) -> str:
 
 def _header(found: Findings) -> Html:
     recipe = found.run.recipe
-    versions = found.result["versions"] if found.result else found.environment
+    versions: Mapping[str, Any] = found.result["versions"] if found.result else found.environment
     device = versions.get("gpu", found.environment.get("device", "unknown"))
     packages = ("fastcondense", "torch", "torchvision", "timm", "triton", "numpy", "python")
     details_of_run = [
@@ -137,15 +139,8 @@ def _stages(found: Findings) -> Html:
     items = []
     for stage, (count, of, noun) in progress.items():
         state = "done" if count == of else "partly" if count else "open"
-        words = (
-            "not needed"
-            if not of
-            else "not run"
-            if not count
-            else counted(count, of, noun)
-            if count < of
-            else "finished"
-        )
+        words = "finished" if count == of else counted(count, of, noun) if count else "not run"
+        words = words if of else "not needed"
         if stage == "evaluate" and found.has_other_scores:
             state, words = "partly", "with other settings"
         items.append(tag("li", tag("b", stage), " ", words, class_=state))

@@ -3,9 +3,9 @@
 from __future__ import annotations
 
 from collections import Counter
-from collections.abc import Callable, Mapping, Sequence
-from typing import Any
+from collections.abc import Callable, Sequence
 
+from ..records import Result, SizeCurve
 from ..students.students import CONDENSED, Student
 from ..words import bytes_in_words, seconds_in_words
 from . import plots
@@ -52,7 +52,7 @@ def accuracy(found: Findings) -> Html:
     return section("accuracy", "Accuracy", tag("div", *parts, class_="halves"))
 
 
-def _sizes(result: Mapping[str, Any]) -> Html:
+def _sizes(result: SizeCurve) -> Html:
     """Top-1 at several numbers of images a class."""
     curves = size_curves(result)
     keys = legend({name: COLORS[k % len(COLORS)] for k, name in enumerate(curves)})
@@ -60,7 +60,7 @@ def _sizes(result: Mapping[str, Any]) -> Html:
     return figure(join([tag("h3", "At every size"), plots.sizes(curves), keys]), caption)
 
 
-def _scores(found: Findings, result: Mapping[str, Any]) -> Html:
+def _scores(found: Findings, result: Result) -> Html:
     arms = [(_OWN, result), *result["baselines"].items()]
     rows = []
     for (arm, scores), (name, *cells) in zip(arms, score_rows(result), strict=True):
@@ -137,54 +137,44 @@ def _confusion(found: Findings, students: Sequence[Student], labels: Sequence[in
 
 def costs(found: Findings) -> Html:
     """Bytes and seconds of each stage, as far as they have run."""
-    recipe = found.run.recipe
-    size, has_teachers = recipe.dataset.image_size, bool(found.teachers) or not recipe.squeeze.teachers
-    trained = [student for some in found.students.values() for student in some]
-    total = sum(len(some) for some in found.students.values())
-    wanted = recipe.train.seeds * len(found.students)
-    seconds: dict[str, float | None] = {
-        "squeeze": sum(teacher.seconds for teacher in found.teachers) if has_teachers else None,
-        "recover": found.recover_seconds if found.num_finished else None,
-        "train": sum(student.seconds["train"] for student in trained) if trained else None,
-        "evaluate": sum(student.seconds["evaluate"] for student in trained) if trained else None,
-    }
-    labels = _label_bytes(found)
-    made = {
-        "squeeze": counted(len(found.teachers), len(recipe.squeeze.teachers), "teacher"),
-        "recover": f"{counted(found.num_images, found.num_images, 'image')} by "
-        f"{counted(found.num_finished, found.num_jobs, 'job')}",
-        "relabel": "labels" if labels else "what replays the labels",
-        "train": counted(total, wanted, "student"),
-        "evaluate": "top-1 and top-5 of students, while they are trained",
-    }
-    sizes = {
-        "squeeze": sum(teacher.bytes for teacher in found.teachers) if has_teachers else None,
-        "recover": found.num_images * 3 * size * size if found.num_finished else None,
-        "relabel": labels,
-    }
-    spent = sum(value for value in seconds.values() if value)
-    rows = []
-    for stage in made:
-        value, count = seconds.get(stage), sizes.get(stage)
-        has_run = value is not None or count is not None
-        share = bar((value or 0) / spent, COLORS[0]) if spent and value else ""
-        rows.append(
-            (
-                join([stage, share]),
-                made[stage] if has_run else tag("em", "not run"),
-                "" if count is None else bytes_in_words(count),
-                "" if value is None else seconds_in_words(value),
-            )
+    recipe, size = found.run.recipe, found.run.recipe.dataset.image_size
+    squeezed, recovered = bool(found.teachers) or not recipe.squeeze.teachers, found.num_finished > 0
+    trained, labels = [student for some in found.students.values() for student in some], _label_bytes(found)
+    teachers = counted(len(found.teachers), len(recipe.squeeze.teachers), "teacher")
+    jobs = counted(found.num_finished, found.num_jobs, "job")
+    students = counted(len(trained), recipe.train.seeds * len(found.students), "student")
+    stages: list[tuple[str, str, int | None, float | None]] = [
+        (
+            *("squeeze", teachers, sum(teacher.bytes for teacher in found.teachers) if squeezed else None),
+            sum(teacher.seconds for teacher in found.teachers) if squeezed else None,
+        ),
+        (
+            *("recover", f"{counted(found.num_images, found.num_images, 'image')} by {jobs}"),
+            *((found.num_images * 3 * size * size, found.recover_seconds) if recovered else (None, None)),
+        ),
+        ("relabel", "labels" if labels else "what replays the labels", labels, None),
+        ("train", students, None, sum(s.seconds["train"] for s in trained) if trained else None),
+        (
+            *("evaluate", "top-1 and top-5 of students, while they are trained", None),
+            sum(s.seconds["evaluate"] for s in trained) if trained else None,
+        ),
+    ]
+    spent = sum(seconds or 0.0 for *_, seconds in stages)
+    rows = [
+        (
+            join([stage, bar(seconds / spent, COLORS[0]) if spent and seconds else ""]),
+            tag("em", "not run") if num_bytes is None and seconds is None else made,
+            "" if num_bytes is None else bytes_in_words(num_bytes),
+            "" if seconds is None else seconds_in_words(seconds),
         )
+        for stage, made, num_bytes, seconds in stages
+    ]
+    source = recipe.labels.source
     remarks = (
         f"Images count as uint8, 3 x {size} x {size}; their files, with loss curves and what this page shows of their "
         f"making, hold {bytes_in_words(found.shard_bytes)}. Seconds of recover are summed over jobs, those of train "
-        "and evaluate over all students, the baselines' too. Labels "
-        + (
-            "are replayed by the teachers, which are counted."
-            if recipe.labels.source == "teachers"
-            else f"are {recipe.labels.source}."
-        )
+        "and evaluate over all students, the baselines' too. Labels are "
+        f"{'replayed by the teachers, which are counted' if source == 'teachers' else source}."
     )
     if found.hours:
         parts = ", ".join(f"{stage} {hours:.2g}" for stage, (hours, _) in found.hours.items() if hours > 0)

@@ -5,20 +5,21 @@
     images/<class number>-<class>/<slot>.png   lossless; unzipped, it is an image folder in the order of the classes
     teachers/<name>/weights.safetensors    unless they are referenced by name and sha256 alone
 
-Equal content gives equal bytes. Nothing in it is run, and only these names are read.
+Equal content gives equal bytes, and the file ends with the sha256 of all of them (sealed_zip.py). Nothing in it is run,
+only these names are read, and no path of its recipe is opened (trust.py).
 """
 
 from __future__ import annotations
 
 import io
+import itertools
 import json
 import zipfile
-import zlib
 from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import Any, Literal
+from typing import Literal
 
 import numpy as np
 import torch
@@ -26,22 +27,32 @@ from PIL import Image
 from torch import Tensor
 
 from ..data.jobs import jobs
-from ..files import new_file, read_json, read_tensors, slug, write_atomic, write_json, write_tensors
+from ..files import read_tensors, slug, write_atomic, write_json, write_tensors
+from ..leftovers import sweep
+from ..loaders.reading import naming
 from ..recipe.recipe import Recipe, from_toml
-from ..teachers.kept import teacher_path
+from ..records import (
+    Manifest,
+    Network,
+    Result,
+    TeacherMetadata,
+    check_manifest,
+    checked,
+    parse_json,
+    read_checked,
+    read_manifest,
+)
+from ..teachers.kept import read_teacher, teacher_path
+from . import sealed_zip
 from .condensed import CondensedSet, digests, read_set, write_shard
+from .sealed_zip import SealedReader
 
-FORMAT = 1
-_DATE = (1980, 1, 1, 0, 0, 0)
+FORMAT = 2
 _WORKERS = 4
 _LARGEST_TEXT = 64 << 20
-_ENCRYPTED = 1  # of a member's flags
-_NETWORK = (
-    "sha256",
-    "num_outputs",
-    "outputs",
-    "pixel_statistics",
-)  # what the metadata of a teacher's file say of the network
+_SMALL_SET, _MOST_COMPRESSED = 200 << 20, 8
+"""Bytes of images that any bundle may hold, and how many times the file's own bytes a larger one may: a PNG of one
+colour is a thousandth of its pixels, images of recover are half of theirs or more."""
 
 Weights = tuple[dict[str, Tensor], dict[str, str]]
 """A teacher's state dict, and the metadata of its file."""
@@ -53,9 +64,11 @@ class Contents:
 
     recipe: Recipe
     condensed: CondensedSet
-    manifest: dict[str, Any]
+    manifest: Manifest
     weights: dict[str, Weights]
     """By the teacher's name."""
+    result: Result | None
+    """What evaluate wrote of this recipe."""
 
 
 def is_bundle(path: Path) -> bool:
@@ -69,19 +82,23 @@ def read_folder(folder: Path) -> Contents:
         raise ValueError(f"{folder} is not the folder of a run: it has no recipe.toml")
     if not (folder / "condensed" / "manifest.json").is_file():
         raise ValueError(f"{folder} has no condensed images; run recover first")
-    recipe = from_toml((folder / "recipe.toml").read_text(), str(folder / "recipe.toml"))
-    manifest = read_json(folder / "condensed" / "manifest.json")
+    recipe = from_toml((folder / "recipe.toml").read_bytes(), str(folder / "recipe.toml"))
+    manifest = read_manifest(folder / "condensed" / "manifest.json")
     classes, made = tuple(manifest["classes"]), max(recipe.ipc, manifest.get("ipc", 0))
     everything = jobs(replace(recipe, ipc=made), len(classes))
     condensed = read_set(folder / "condensed", everything, recipe.ipc, classes)
     paths = {name: teacher_path(folder, name) for name in recipe.squeeze.teachers}
-    return Contents(recipe, condensed, manifest, {name: read_tensors(p) for name, p in paths.items() if p.exists()})
+    weights = {name: read_tensors(path) for name, path in paths.items() if path.exists()}
+    result = read_checked(path, Result) if (path := folder / "result.json").exists() else None
+    if result is not None and result["recipe_sha256"] != recipe.sha256():
+        result = None  # of other settings
+    return Contents(recipe, condensed, manifest, weights, result)
 
 
 def read_run(folder: Path) -> Contents:
     """The same, but raises ValueError for a set without what replays its labels too."""
     contents = read_folder(folder)
-    if "replay" not in contents.manifest:
+    if "replay" not in contents.manifest or "digests" not in contents.manifest:
         raise ValueError(f"{folder} has no replay specification; run relabel first")
     return contents
 
@@ -89,66 +106,75 @@ def read_run(folder: Path) -> Contents:
 def write_bundle(folder: Path, path: Path, teachers: Literal["embed", "reference"]) -> dict[str, int]:
     """Bundles the run in `folder` as the file `path`; returns the bytes of images, labels, teachers and the rest."""
     contents = read_run(folder)
-    recipe, condensed, weights = contents.recipe, contents.condensed, contents.weights
-    result = folder / "result.json"
-    needed = _needed_teachers(recipe)
-    manifest = contents.manifest | {
+    recipe, condensed = contents.recipe, contents.condensed
+    embedded = needed_teachers(recipe) if teachers == "embed" else ()
+    files = {name: teacher_path(folder, name) for name in needed_teachers(recipe)}
+    manifest: Manifest = {
+        **contents.manifest,
         "bundle": {
             "format": FORMAT,
-            "teachers": {
-                name: {key: weights[name][1][key] for key in _NETWORK if key in weights[name][1]} for name in needed
-            },
-            "embedded": list(needed) if teachers == "embed" else [],
-            "result": read_json(result) if result.exists() else None,
-        }
+            "teachers": {name: _network(read_teacher(file)) for name, file in files.items()},
+            "embedded": list(embedded),
+            "result": contents.result,
+        },
     }
     sizes = dict.fromkeys(("images", "labels", "teachers", "rest"), 0)
-
-    def put(name: str, data: bytes, part: str, compression: int = zipfile.ZIP_STORED) -> None:
-        entry = zipfile.ZipInfo(name, _DATE)
-        entry.external_attr = 0o644 << 16
-        archive.writestr(entry, data, compression)
-        sizes[part] += archive.getinfo(name).compress_size
-
-    with new_file(path) as file, zipfile.ZipFile(file, "w") as archive:
-        put("manifest.json", json.dumps(manifest, indent=1).encode(), "rest", zipfile.ZIP_DEFLATED)
-        put("recipe.toml", recipe.to_toml().encode(), "rest", zipfile.ZIP_DEFLATED)
-        for name, data in _pngs(condensed):
-            put(name, data, "images")
-        for name in manifest["bundle"]["embedded"]:
-            put(_weights_name(name), teacher_path(folder, name).read_bytes(), "teachers")
+    members = itertools.chain(
+        [("manifest.json", json.dumps(manifest, indent=1).encode(), "rest")],
+        [("recipe.toml", recipe.to_toml().encode(), "rest")],
+        ((name, data, "images") for name, data in _pngs(condensed)),
+        ((_weights_name(name), files[name].read_bytes(), "teachers") for name in embedded),
+    )
+    sweep(path.parent, path.name)
+    with sealed_zip.writing(path) as archive:
+        for name, data, part in members:
+            archive.put(name, data)
+            sizes[part] += len(data)
     return sizes
 
 
 def read_recipe(path: Path) -> Recipe:
     """The recipe of a bundle."""
-    with _opened(path) as archive:
-        return from_toml(_text(archive, "recipe.toml", path), f"recipe.toml of {path}")
+    with sealed_zip.reading(path, must_be_sealed=False) as archive:
+        return from_toml(_text(archive, "recipe.toml"), f"recipe.toml of {path}")
 
 
 def read_bundle(path: Path) -> Contents:
     """What is in a bundle. Raises ValueError that names what is missing, damaged or does not belong there."""
-    with _opened(path) as archive:
-        try:
-            manifest = json.loads(_text(archive, "manifest.json", path))
-            inside = manifest["bundle"]
-            form, embedded, classes = inside["format"], inside["embedded"], tuple(manifest["classes"])
-        except (ValueError, KeyError, TypeError) as error:
-            raise ValueError(f"{path} is not a bundle: its manifest lacks {error}") from None
-        if form != FORMAT:
-            raise ValueError(f"{path} is a bundle of format {form}; this version reads format {FORMAT}")
-        recipe = from_toml(_text(archive, "recipe.toml", path), f"recipe.toml of {path}")
+    with sealed_zip.reading(path) as archive:
+        source = f"manifest.json of {path}"
+        manifest = check_manifest(parse_json(_text(archive, "manifest.json"), source), source)
+        if "bundle" not in manifest or "replay" not in manifest or "digests" not in manifest:
+            raise ValueError(f"{path} is not a bundle: its manifest lacks bundle, replay or digests")
+        inside, classes = manifest["bundle"], tuple(manifest["classes"])
+        if inside["format"] != FORMAT:
+            raise ValueError(f"{path} is a bundle of format {inside['format']}; this version reads format {FORMAT}")
+        recipe = from_toml(_text(archive, "recipe.toml"), f"recipe.toml of {path}")
+        _check_claims(archive, manifest, recipe)
         cells = [(label, slot) for label in range(len(classes)) for slot in range(recipe.ipc)]
         expected = {"manifest.json", "recipe.toml", *(_image_name(classes, *cell) for cell in cells)}
-        expected |= {_weights_name(name) for name in embedded}
-        found = archive.namelist()
-        for name in sorted(expected ^ set(found)):
+        expected |= {_weights_name(name) for name in inside["embedded"]}
+        for name in sorted(expected ^ set(archive.names)):
             raise ValueError(f"{path} {'lacks' if name in expected else 'has the unexpected'} {name!r}")
-        if len(found) > len(expected):
-            raise ValueError(f"{path} has two members of one name")
-        images = _read_images(archive, classes, cells, recipe, path)
-        weights = {name: _read_weights(archive, name, path) for name in embedded}
-    return Contents(recipe, CondensedSet(images, classes), manifest, weights)
+        images = _read_images(archive, classes, cells, recipe)
+        weights = {name: _read_weights(archive, name) for name in inside["embedded"]}
+    return Contents(recipe, CondensedSet(images, classes), manifest, weights, inside["result"])
+
+
+def _check_claims(archive: SealedReader, manifest: Manifest, recipe: Recipe) -> None:
+    """Raises ValueError if what the bundle says of itself and what it holds are of different sizes.
+
+    Nothing that grows with what it says is made before.
+    """
+    path, inside, held = archive.path, manifest["bundle"], len(archive.names)
+    teachers, claimed = inside["embedded"], len(manifest["classes"]) * recipe.ipc
+    if (wanted := 2 + claimed + len(teachers)) > 2 * held + 1000:  # of fewer that lack, the first is named later
+        raise ValueError(f"{path} has {held} members, not {wanted}: {claimed} images and {len(teachers)} teachers")
+    if not set(teachers) <= set(recipe.squeeze.teachers) or len(set(map(slug, teachers))) < len(teachers):
+        raise ValueError(f"{path} is damaged: field bundle.embedded: they are not the teachers of its recipe")
+    size, pixels = path.stat().st_size, claimed * 3 * recipe.dataset.image_size**2
+    if pixels > max(_SMALL_SET, _MOST_COMPRESSED * size):
+        raise ValueError(f"{path} has {size} bytes and claims to hold images of {pixels}")
 
 
 def unpack(path: Path, folder: Path) -> None:
@@ -162,14 +188,13 @@ def unpack(path: Path, folder: Path) -> None:
         raise ValueError(f"{path}: the images of class {wrong!r} are not those that its manifest names")
     target = folder / "condensed" / "manifest.json"
     if target.exists():
-        if read_json(target).get("digests") != contents.manifest["digests"]:
+        if read_manifest(target).get("digests") != contents.manifest["digests"]:
             raise ValueError(f"{folder} holds another condensed set than {path}; choose another --out")
         return
     for name, (state, metadata) in contents.weights.items():
         write_tensors(teacher_path(folder, name), state, metadata)
     everything = jobs(recipe, len(condensed.classes))
-    result = contents.manifest["bundle"]["result"] or {}
-    seconds = result.get("seconds", {}).get("recover", 0.0) / len(everything)
+    seconds = contents.result["seconds"]["recover"] / len(everything) if contents.result else 0.0
     for job in everything:
         mine = condensed.images[job.classes(), job.slots()]
         write_shard(folder / "condensed", job, mine, torch.zeros(0, 3), {"seconds": f"{seconds:.3f}"})
@@ -184,8 +209,8 @@ def first_wrong_class(contents: Contents) -> str:
     return next((name for name, mine, kept in pairs if mine != kept), "")
 
 
-def _needed_teachers(recipe: Recipe) -> tuple[str, ...]:
-    return recipe.labels.teachers or recipe.squeeze.teachers
+def needed_teachers(recipe: Recipe) -> tuple[str, ...]:
+    return () if recipe.needs_no_teacher else recipe.labels.teachers or recipe.squeeze.teachers
 
 
 def _image_name(classes: tuple[str, ...], label: int, slot: int) -> str:
@@ -210,71 +235,48 @@ def _pngs(condensed: CondensedSet) -> Iterator[tuple[str, bytes]]:
                 yield _image_name(condensed.classes, label, slot), data
 
 
-def _opened(path: Path) -> zipfile.ZipFile:
-    try:
-        return zipfile.ZipFile(path)
-    except (OSError, zipfile.BadZipFile) as error:
-        raise ValueError(f"{path} cannot be read as a bundle: {error}") from None
+def _network(metadata: TeacherMetadata) -> Network:
+    return {name: metadata[name] for name in Network.__annotations__ if name in metadata}  # type: ignore[return-value, literal-required]
 
 
-def _member(archive: zipfile.ZipFile, name: str, largest: int, path: Path) -> bytes:
-    try:
-        entry = archive.getinfo(name)
-    except KeyError:
-        raise ValueError(f"{path} is not a bundle: it has no {name}") from None
-    if entry.file_size > largest:
-        raise ValueError(f"{path}: {name} has {entry.file_size} bytes, more than the {largest} that it may have")
-    if entry.compress_type not in (zipfile.ZIP_STORED, zipfile.ZIP_DEFLATED) or entry.flag_bits & _ENCRYPTED:
-        raise ValueError(f"{path}: {name} is encrypted, or packed in a way that bundles are not")
-    try:
-        return archive.read(entry)
-    except (zipfile.BadZipFile, EOFError, OSError, zlib.error) as error:
-        raise ValueError(f"{path}: {name} is damaged: {error}") from None
-
-
-def _text(archive: zipfile.ZipFile, name: str, path: Path) -> str:
-    try:
-        return _member(archive, name, _LARGEST_TEXT, path).decode()
-    except UnicodeDecodeError:
-        raise ValueError(f"{path}: {name} is no text") from None
+def _text(archive: SealedReader, name: str) -> bytes:
+    data = archive.read(name)
+    if len(data) > _LARGEST_TEXT:
+        raise ValueError(f"{archive.path}: {name} has {len(data)} bytes, and may have {_LARGEST_TEXT}")
+    return data
 
 
 def _read_images(
-    archive: zipfile.ZipFile, classes: tuple[str, ...], cells: list[tuple[int, int]], recipe: Recipe, path: Path
+    archive: SealedReader, classes: tuple[str, ...], cells: list[tuple[int, int]], recipe: Recipe
 ) -> Tensor:
     """uint8 [classes, ipc, 3, S, S]."""
     size = recipe.dataset.image_size
     images = torch.empty(len(classes), recipe.ipc, 3, size, size, dtype=torch.uint8)
-    largest = 4 * size * size + (1 << 16)
 
     def decode(name: str, data: bytes) -> Tensor:
-        try:
-            with Image.open(io.BytesIO(data), formats=("PNG",)) as image:
-                if image.size != (size, size) or image.mode != "RGB":
-                    raise ValueError(f"{path}: {name} is {image.size} {image.mode}, not {size} x {size} RGB")
-                return torch.from_numpy(np.array(image)).permute(2, 0, 1)
-        except (OSError, SyntaxError) as error:
-            raise ValueError(f"{path}: {name} is damaged: {error}") from None
+        source = f"{archive.path}: {name}"
+        with naming(source, "{path} is damaged: {error}"), Image.open(io.BytesIO(data), formats=("PNG",)) as image:
+            if image.size != (size, size) or image.mode != "RGB":
+                raise ValueError(f"{source} is {image.size} {image.mode}, not {size} x {size} RGB")
+            return torch.from_numpy(np.array(image)).permute(2, 0, 1)
 
     with ThreadPoolExecutor(_WORKERS) as threads:
         for first in range(0, len(cells), 64):
             part = cells[first : first + 64]
             names = [_image_name(classes, *cell) for cell in part]
-            files = [_member(archive, name, largest, path) for name in names]
+            files = [archive.read(name) for name in names]
             for (label, slot), pixels in zip(part, threads.map(decode, names, files), strict=True):
                 images[label, slot] = pixels
     return images
 
 
-def _read_weights(archive: zipfile.ZipFile, teacher: str, path: Path) -> Weights:
-    from safetensors import SafetensorError
+def _read_weights(archive: SealedReader, teacher: str) -> Weights:
     from safetensors.torch import load
 
     name = _weights_name(teacher)
-    data = _member(archive, name, 1 << 40, path)
-    try:
+    data = archive.read(name)
+    source = f"{archive.path}: {name}"
+    with naming(source, "{path} cannot be read as weights: {error}"):
         state = load(data)
-        header = json.loads(data[8 : 8 + int.from_bytes(data[:8], "little")])
-    except (SafetensorError, ValueError) as error:
-        raise ValueError(f"{path}: {name} cannot be read as weights: {error}") from None
-    return state, dict[str, str](header.get("__metadata__", {}))
+        header = parse_json(data[8 : 8 + int.from_bytes(data[:8], "little")], source)
+    return state, checked(header.get("__metadata__", {}), dict[str, str], source)

@@ -12,11 +12,13 @@ import torch
 from torch import Tensor
 
 from ..data.jobs import Job
-from ..files import first_difference, read_json, read_tensors, write_json, write_tensors
+from ..files import first_difference, read_tensors, write_json, write_tensors
+from ..loaders.reading import naming
+from ..records import read_manifest
 from .record import Record
-from .stored_images import StoredImages, find_images, shard_path
+from .stored_images import StoredImages, find_images, read_shard, shard_path
 
-FORMAT = 2
+FORMAT = 3
 
 
 class CondensedSet:
@@ -101,7 +103,7 @@ def open_folder(folder: Path, manifest: Mapping[str, Any]) -> dict[str, Any]:
     if not path.exists() or not any(folder.glob("shard-*.safetensors")):
         write_json(path, {"format": FORMAT, **manifest})
         return dict(manifest)
-    stored = read_json(path)
+    stored = read_manifest(path)
     wanted = json.loads(json.dumps(manifest))
     if difference := first_difference({key: stored.get(key) for key in wanted}, wanted):
         raise ValueError(
@@ -141,7 +143,7 @@ def read_present(
     images: dict[tuple[int, int], Tensor] = {}
     for job in finished:
         if job.first_class < num_classes and job.first_slot < num_slots:
-            shard, _ = read_tensors(shard_path(folder, job.index), "images", "classes", "slots")
+            shard = read_shard(folder, job, "images")
             places = zip(shard["classes"].tolist(), shard["slots"].tolist(), strict=True)
             for place, image in zip(places, shard["images"], strict=True):
                 if place[0] < num_classes and place[1] < num_slots:
@@ -151,4 +153,6 @@ def read_present(
 
 def read_record(folder: Path, job: int) -> Record:
     """What a finished job keeps of how its images formed; nothing if it was made before that was kept."""
-    return Record.of(*read_tensors(shard_path(folder, job), "snapshots/", "layers/"))
+    path = shard_path(folder, job)
+    with naming(path):
+        return Record.of(*read_tensors(path, "snapshots/", "layers/"))

@@ -11,20 +11,21 @@ from torch import Tensor
 
 from ..data.jobs import jobs
 from ..data.real import Normalization
-from ..files import first_difference, read_json, read_tensors, write_json
+from ..files import first_difference, read_tensors, write_json
 from ..log import Log
 from ..recipe.recipe import Recipe
 from ..recipe.settings import Dataset
+from ..records import Origin, read_manifest
 from ..squeeze.gate import is_chance, judge
 from ..teachers.teacher import Teacher
 from .condensed import CondensedSet, read_set, shard_path, write_shard
 from .published_sets import PublishedSet
 
 
-def read_origin(folder: Path) -> dict[str, Any] | None:
+def read_origin(folder: Path) -> Origin | None:
     """Where the images of a condensed set were imported from: path, layout, sha256; None if they were recovered."""
     path = folder / "manifest.json"
-    return read_json(path).get("origin") if path.exists() else None
+    return read_manifest(path).get("origin") if path.exists() else None
 
 
 def import_images(published: PublishedSet, folder: Path, recipe: Recipe, log: Log) -> None:
@@ -34,13 +35,13 @@ def import_images(published: PublishedSet, folder: Path, recipe: Recipe, log: Lo
     """
     condensed, path = published.condensed, published.path
     identity = _identity(recipe, condensed.classes)
-    origin = {"path": str(path.resolve()), "layout": published.layout, "sha256": published.sha256}
-    stored: dict[str, Any] = {}
+    origin: Origin = {"path": str(path.resolve()), "layout": published.layout, "sha256": published.sha256}
+    stored = None
     if any(folder.glob("shard-*.safetensors")):
-        if read_origin(folder) is None:
+        stored = read_origin(folder)
+        if stored is None:
             raise ValueError(f"{folder} holds images that were recovered; choose another --out, or delete that folder")
         _check_identity(folder, identity)
-        stored = read_json(folder / "manifest.json")
     for text in published.said:
         log.say(f"images: {text}")
     todo = []
@@ -53,7 +54,7 @@ def import_images(published: PublishedSet, folder: Path, recipe: Recipe, log: Lo
             raise ValueError(
                 f"{folder} holds other images ({shard.name}) than {path}; choose another --out, or delete that folder"
             )
-    if stored.get("origin", {}).get("sha256") != published.sha256:
+    if stored is None or stored["sha256"] != published.sha256:
         write_json(folder / "manifest.json", identity | {"origin": origin})
     metadata = {"seconds": "0", "images": "uint8 NCHW, RGB"}
     for job, images in todo:
@@ -70,8 +71,8 @@ def read_imported(folder: Path, recipe: Recipe, classes: tuple[str, ...]) -> Con
     try:
         return read_set(folder, jobs(recipe, len(classes)), recipe.ipc, classes)
     except ValueError as error:
-        path = (read_origin(folder) or {}).get("path")
-        raise ValueError(f"{error}; its images are imported: add --images {path}") from None
+        origin = read_origin(folder)
+        raise ValueError(f"{error}; its images are imported: add --images {origin and origin['path']}") from None
 
 
 def _identity(recipe: Recipe, classes: Sequence[str]) -> dict[str, Any]:
@@ -84,7 +85,7 @@ def _identity(recipe: Recipe, classes: Sequence[str]) -> dict[str, Any]:
 
 
 def _check_identity(folder: Path, identity: dict[str, Any]) -> None:
-    stored = read_json(folder / "manifest.json")
+    stored = read_manifest(folder / "manifest.json")
     if difference := first_difference({key: stored.get(key) for key in identity}, identity):
         raise ValueError(
             f"the images in {folder} were imported for another recipe ({difference}); choose another --out, or delete "
@@ -108,7 +109,7 @@ def check_order(
 
     Raises ValueError if they know the images, but in another class order.
     """
-    manifest = read_json(folder / "manifest.json")
+    manifest = read_manifest(folder / "manifest.json")
     origin = manifest["origin"]
     known = origin.setdefault("top1", {})
     todo = [teacher for teacher in teachers if teacher.sha256 not in known]

@@ -11,6 +11,7 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
+from .. import trust
 from ..data.real import split_batches, training_batches
 from ..files import read_checkpoint, read_json, read_lines, write_json, write_tensors
 from ..loaders.complete import check_files
@@ -24,8 +25,8 @@ from ..rng import Stream
 from ..run import Run
 from ..teachers.kept import check_kept, frozen, read_teachers, teacher_identity, teacher_path
 from ..teachers.teacher import Teacher, choose_state, count_outputs, head_size, load_weights, match_classes
-from ..workers.distributed import meet, rank, world_size
-from ..workers.work import Items
+from ..workers.distributed import all_sum, rank, world_size
+from ..workers.work import Items, draw
 from .gate import check_gate
 from .probe import read_probe, train_probe
 from .self_supervision import pretrain
@@ -45,7 +46,8 @@ def squeeze(run: Run) -> list[Teacher]:
         for name in finished:
             check_kept(run, name)
             run.log.say(f"teacher {name} is finished already")
-        if len(finished) < len(names):
+        is_together = run.recipe.squeeze.shared and world_size() > 1  # else ranks that see it at other times would part
+        if len(finished) < len(names) or is_together:
             with run.cost("squeeze"):
                 _make(run)
     return read_teachers(run)
@@ -59,15 +61,21 @@ def _make(run: Run) -> None:
     paths = [teacher_path(run.out, architecture) for architecture in settings.teachers]
     if any(weights == "train" and not path.exists() for (_, weights), path in zip(wanted, paths, strict=True)):
         _check_files(run)
-    if settings.shared:
-        for number, (architecture, source) in enumerate(wanted):
-            if not paths[number].exists():
-                _teacher(run, number, architecture, source)
-            meet()
-    else:
-        work = Items(f"teachers of {run.out}", range(len(wanted)), lambda number: paths[number].exists())
-        for number, _ in run.fleet.draw(work):
-            _teacher(run, number, *wanted[number])
+    work = Items("teachers", run.out, range(len(wanted)), lambda number: paths[number].exists())
+    for number in _drawn(run, work):
+        _teacher(run, number, *wanted[number])
+
+
+def _drawn(run: Run, work: Items[int]) -> Iterator[int]:
+    """Teachers for this process to make; if all of a launch share them, rank 0 draws, and tells the others which."""
+    if not run.recipe.squeeze.shared or rank() == 0:
+        for number, _ in draw(work):
+            if run.recipe.squeeze.shared:
+                all_sum(torch.tensor(number + 1, device=run.device))
+            yield number
+    if run.recipe.squeeze.shared:
+        while number := int(all_sum(torch.tensor(0, device=run.device))):  # rank 0 adds what it draws, and then nothing
+            yield number - 1
 
 
 def _check_files(run: Run) -> None:
@@ -119,7 +127,8 @@ def _teacher(run: Run, number: int, architecture: str, weights: str) -> None:
     if teacher.normalization is not None:
         metadata["pixel_statistics"] = json.dumps(statistics)
     if rank() == 0 or not run.recipe.squeeze.shared:
-        write_tensors(path, net.state_dict(), metadata)
+        if not path.exists():  # else this process was taken for lost, and another has made it meanwhile
+            write_tensors(path, net.state_dict(), metadata)
         for finished in (checkpoint, _probe_path(checkpoint)):
             finished.unlink(missing_ok=True)
     run.log.event("teacher", architecture=architecture, top1=top1, gate=gate, seconds=watch.seconds)
@@ -130,7 +139,9 @@ def _obtain(
 ) -> tuple[nn.Module, list[int], bool]:
     """A network with its weights, its output of each class, and whether it learned these classes here."""
     settings, classes = run.recipe.squeeze, run.real.classes
-    names = read_lines(Path(settings.classes_file), "squeeze.classes_file") if settings.classes_file else None
+    names = None
+    if settings.classes_file:
+        names = read_lines(trust.path(settings.classes_file, "squeeze.classes_file"), "squeeze.classes_file")
     method, is_trained = settings.self_supervision.method, weights == "train"
     probe = next(iter(settings.probe_weights[number:] or settings.probe_weights[:1]), "")
     if is_trained:
@@ -140,6 +151,7 @@ def _obtain(
             return _train(run, net, number, architecture, checkpoint), list(range(len(classes))), True
         net, probe = pretrain(run, net, number, architecture, checkpoint), "train"
     elif (file := _file_of(weights)) is not None:
+        trust.path(weights, "squeeze.weights")
         net = _read(run, architecture, *file, len(names or ()), bool(probe))
     else:
         net = zoo.build(architecture, len(classes), weights)
@@ -148,7 +160,8 @@ def _obtain(
         return net, list(range(len(classes))), True
     if probe:
         classifier = classifier_name(architecture)
-        layer = read_probe(read_checkpoint(Path(probe)), Path(probe), feature_size(net, classifier))
+        path = trust.path(probe, "squeeze.probe_weights")
+        layer = read_probe(read_checkpoint(path), path, feature_size(net, classifier))
         net.set_submodule(classifier, layer)
     num_outputs = count_outputs(net, run.recipe.dataset.image_size, architecture)
     return net, match_classes(num_outputs, names, classes, architecture), False

@@ -43,18 +43,11 @@ class Pool:
 
     def add(self, members: Members, means: Tensor, variances: Tensor) -> None:
         """means, variances: [n, length], of the entries of `members`."""
-        rows, counts = members.rows, members.counts[:, None]
-        mean = members.weights @ means.double() / counts
+        mean = members.weights @ means.double() / members.counts[:, None]
         squares = variances.double()
         if self.has_between:
             squares = squares + (means - mean[members.row_of]).square()
-        before = self.counts[rows, None]
-        self.counts[rows] += members.counts
-        share, shift = counts / (before + counts), mean - self.means[rows]
-        self.means[rows] += shift * share
-        self.squares[rows] += members.weights @ squares
-        if self.has_between:
-            self.squares[rows] += shift.square() * before * share
+        self._merge(members.rows, members.counts, mean, members.weights @ squares)
 
     @staticmethod
     def of(counts: Tensor, means: Tensor, squares: Tensor) -> Pool:
@@ -66,13 +59,17 @@ class Pool:
 
     def merge(self, other: Pool) -> None:
         """Adds what another pool of the same groups has."""
-        total = self.counts + other.counts
-        share, shift = (other.counts / total.clamp(min=1))[:, None], other.means - self.means
-        self.squares += other.squares
+        self._merge(torch.arange(len(self.counts), device=self.counts.device), other.counts, other.means, other.squares)
+
+    def _merge(self, rows: Tensor, counts: Tensor, means: Tensor, squares: Tensor) -> None:
+        before = self.counts[rows]
+        total = before + counts
+        share, shift = (counts / total.clamp(min=1))[:, None], means - self.means[rows]
+        self.counts[rows] = total
+        self.means[rows] += shift * share
+        self.squares[rows] += squares
         if self.has_between:
-            self.squares += shift.square() * self.counts[:, None] * share
-        self.means += shift * share
-        self.counts = total
+            self.squares[rows] += shift.square() * before[:, None] * share
 
     def vectors(self) -> tuple[Tensor, Tensor]:
         """Means and biased variances, float32 [groups, length], on the host."""

@@ -23,8 +23,9 @@ from torch import Tensor
 
 from ..data.jobs import Job, jobs
 from ..data.noise import noise
-from ..files import read_json, write_json
+from ..files import write_json
 from ..networks.precision import arithmetic
+from ..records import PrunedLayers, read_checked
 from ..run import Run
 from ..teachers.kept import teacher_path
 from ..teachers.moments import ConvolutionTap, FrozenBatchNorm, Keeper, Moments
@@ -53,7 +54,7 @@ def prune(run: Run, teachers: Sequence[Teacher]) -> None:
         path = _path(run, teacher)
         if not path.exists():
             _choose(run, teacher, path)
-        entries = read_json(path)["layers"]
+        entries = read_checked(path, PrunedLayers)["layers"]
         restrict(teacher, [entry["name"] for entry in entries if entry["is_matched"]])
 
 

@@ -11,6 +11,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
+from .. import trust
 from ..data.jobs import Job
 from ..data.real import square_batches
 from ..files import read_tensors, write_tensors
@@ -19,7 +20,7 @@ from ..rng import Stream
 from ..run import Run
 from ..teachers.kept import teacher_path
 from ..teachers.teacher import Teacher
-from ..workers.work import Items
+from ..workers.work import Items, draw
 from .collection import Collection, NamedVectors
 from .collector import Collector
 from .published_statistics import PublishedStatistics
@@ -48,14 +49,20 @@ def _make(run: Run, missing: Mapping[Path, Collector]) -> None:
     collection = Collection(run, missing)
     if not run.recipe.recover.statistics_files:
         collection.collect()
-    work = Items(f"targets in {collection.folder}", [0], lambda _: all(path.exists() for path in missing))
-    for _ in run.fleet.draw(work):
-        found = _imported(run, missing) if run.recipe.recover.statistics_files else collection.joined()
+    name, folder = collection.folder.name, collection.folder.parent
+    work = Items(name.replace("parts", "targets"), folder, [0], lambda _: all(map(Path.exists, missing)))
+    for _ in draw(work):
+        try:
+            found = _imported(run, missing) if run.recipe.recover.statistics_files else collection.joined()
+        except ValueError:
+            if not all(map(Path.exists, missing)):  # else this process was frozen, and others have joined the parts
+                raise
+            continue
         for path, (vectors, class_vectors) in found.items():
             layers = vectors | {_of_classes(name): tables for name, tables in class_vectors.items()}
             tensors = {f"{name}/{k}": vector for name, layer in layers.items() for k, vector in enumerate(layer)}
             write_tensors(path, tensors, {"teacher": missing[path].teacher.sha256})
-        collection.remove()
+    collection.remove()
 
 
 def _wanted(run: Run, teachers: Sequence[Teacher]) -> dict[Path, Collector]:
@@ -109,7 +116,8 @@ def _published(run: Run, collector: Collector) -> PublishedStatistics:
     recover, has_classes = run.recipe.recover, collector.num_classes > 0
     if has_classes and recover.class_variance == "full":
         raise ValueError("recover.statistics_files hold within-image variances; recover.class_variance cannot be full")
-    return PublishedStatistics(Path(recover.statistics_files), collector.teacher, collector.names, has_classes)
+    folder = trust.path(recover.statistics_files, "recover.statistics_files")
+    return PublishedStatistics(folder, collector.teacher, collector.names, has_classes)
 
 
 def _imported(run: Run, missing: Mapping[Path, Collector]) -> dict[Path, tuple[NamedVectors, NamedVectors]]:

@@ -7,18 +7,19 @@ import json
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import Any, Literal
+from typing import Any, Literal, cast
 
 import numpy as np
 import torch
 from torch import Tensor, nn
 
 from ..data.real import split_batches, training_batches
-from ..files import read_json, read_tensors, write_atomic, write_json, write_tensors
+from ..files import read_tensors, write_atomic, write_json, write_tensors
 from ..labels.labels import LabelSource, TeacherLabels, hard_labels, student_loss
 from ..labels.resident import place
 from ..labels.stored_labels import read_labels
 from ..labels.views import BatchTable, ReplayedViews, Span, ViewBatch
+from ..loaders.reading import naming
 from ..networks import zoo
 from ..networks.fit import fit
 from ..networks.score import per_class, score
@@ -26,6 +27,7 @@ from ..networks.train_step import Batch, synchronised
 from ..recipe.recipe import Recipe
 from ..recipe.settings import Labels, Optimization
 from ..recipe.shared import Views
+from ..records import Confusion, Epoch, StudentFile, Trained, read_checked
 from ..recover.formation import shown
 from ..recover.representatives import Rule, representative_images
 from ..rng import Stream
@@ -76,9 +78,9 @@ class Student:
     """One trained student: its folder and what was measured while it was trained."""
 
     folder: Path
-    history: list[dict[str, float]]
-    seconds: dict[str, float]
-    classes: dict[str, Any] | None = None
+    history: list[Epoch]
+    seconds: Trained
+    classes: Confusion | None = None
     """What `score.per_class` tells of its last evaluation; older students have none."""
 
     @property
@@ -118,15 +120,17 @@ def read_student(run: Run, arm: Arm, number: int) -> Student:
     folder = student_folder(run, arm, number)
     if not (folder / "student.json").exists():
         raise ValueError(f"{folder} holds no finished student; run train first")
-    tree = read_json(folder / "student.json")
+    tree = read_checked(folder / "student.json", StudentFile)
     return Student(folder, tree["history"], tree["seconds"], tree.get("classes"))
 
 
 def last_score(run: Run, student: Student) -> dict[str, float]:
     """top1 and top5 of the stored weights, measured anew; all ranks call this and share the test images."""
-    state, metadata = read_tensors(student.folder / "weights.safetensors")
-    net = zoo.build(metadata["architecture"], len(run.real.classes))
-    net.load_state_dict(state)
+    path = student.folder / "weights.safetensors"
+    state, _ = read_tensors(path)
+    net = zoo.build(run.recipe.train.student, len(run.real.classes))
+    with naming(path):
+        net.load_state_dict(state)
     net = zoo.channels_last(net, run.device)
     return score(net, run.test_images, run.normalize, is_shared=True)
 
@@ -181,7 +185,12 @@ def _student(run: Run, arm: Arm, number: int, condensed: CondensedSet, teachers:
     )
     if not answers.any():  # it was stopped between its last epoch and here
         evaluate(net)
-    student = Student(folder, history, {"train": history[-1]["seconds"], "evaluate": evaluating}, per_class(answers))
+    student = Student(
+        folder,
+        cast(list[Epoch], history),
+        {"train": history[-1]["seconds"], "evaluate": evaluating},
+        cast(Confusion, per_class(answers)),
+    )
     once(lambda: _write(run, arm, student, net))
     return student
 

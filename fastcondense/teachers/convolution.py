@@ -1,4 +1,4 @@
-"""Convolutions of frozen networks: channels_last, but for those whose weights outweigh their maps on a CPU."""
+"""Convolutions of frozen networks, whose weights are laid out once: planar or as oneDNN's matrix units want them."""
 
 from __future__ import annotations
 
@@ -8,30 +8,58 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
+from .packed import Packed, PackedConvolution, is_supported
+
+_MOST_SHAPES = 8
+"""Shapes of maps for which a convolution keeps packed weights; more come only in an evaluation."""
+
 
 class FrozenConvolution(nn.Conv2d):
     """A convolution with constant weights, of channels_last maps.
 
     On a CPU, oneDNN reorders channels_last weights in every call, and 512 x 512 x 3 x 3 weights on 2 x 2 maps take
-    several times as long to reorder as to use; the maps, which are small then, are made planar instead.
+    several times as long to reorder as to use; float32 maps, which are small then, are made planar instead. bfloat16
+    weights are packed once for each shape of the maps: forward, and for the gradient of the maps.
     """
 
     planar_weight: Tensor | None
+    packed: dict[torch.Size, Packed]
 
     @staticmethod
     def adopt(convolution: nn.Conv2d) -> None:
         """Makes a plain convolution one of these, in place: whoever holds it keeps it, and its attributes stay."""
         convolution.__class__ = FrozenConvolution
-        setattr(convolution, "planar_weight", None)  # noqa: B010 - not yet declared for its type
+        assert isinstance(convolution, FrozenConvolution)
+        convolution._forget()
 
     def forward(self, x: Tensor) -> Tensor:
-        if x.device.type != "cpu" or self.weight.numel() <= x.numel():
+        if x.device.type != "cpu":
+            return super().forward(x)
+        if x.dtype == torch.bfloat16:
+            return self._forward_packed(x) if is_supported(self) else super().forward(x)
+        if self.weight.numel() <= x.numel():
             return super().forward(x)
         if self.planar_weight is None or self.planar_weight.dtype != self.weight.dtype:
             self.planar_weight = self.weight.detach().contiguous()
         y = self._conv_forward(x.contiguous(), self.planar_weight, self.bias)
         return y.contiguous(memory_format=torch.channels_last)
 
+    def _forward_packed(self, x: Tensor) -> Tensor:
+        if x.shape not in self.packed:
+            if len(self.packed) == _MOST_SHAPES:
+                self.packed.clear()
+            self.packed[x.shape] = Packed(self.weight.detach(), int(self.padding[0]), self.stride[0], x.shape)
+        x = x.contiguous(memory_format=torch.channels_last)
+        y: Tensor = PackedConvolution.apply(x, self.bias, self.packed[x.shape])
+        return y.contiguous(memory_format=torch.channels_last)
+
+    def _forget(self) -> None:
+        """Drops what is made anew where and as it is needed."""
+        self.__dict__["planar_weight"], self.__dict__["packed"] = None, {}
+
     def _apply(self, fn: Callable[..., Any], recurse: bool = True) -> FrozenConvolution:
-        self.planar_weight = None  # it is made anew where and as it is needed
+        self._forget()
         return super()._apply(fn, recurse)
+
+    def __getstate__(self) -> dict[str, Any]:
+        return self.__dict__ | {"planar_weight": None, "packed": {}}

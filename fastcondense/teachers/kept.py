@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
@@ -10,8 +9,10 @@ from typing import Any
 from torch import Tensor, nn
 
 from ..files import first_difference, read_metadata, read_tensors, slug, state_sha256
+from ..loaders.reading import naming
 from ..networks import zoo
 from ..recipe.settings import PixelStatistics
+from ..records import Color, Count, Network, TeacherMetadata, checked, parse_json
 from ..run import Run
 from .teacher import Teacher
 
@@ -30,10 +31,9 @@ def read_teachers(run: Run) -> list[Teacher]:
 def _read(run: Run, architecture: str) -> Teacher:
     check_kept(run, architecture)
     path = teacher_path(run.out, architecture)
-    state, kept = read_tensors(path)
-    return frozen(
-        run, rebuild(architecture, state, kept, path), architecture, json.loads(kept["outputs"]), read_statistics(kept)
-    )
+    state, kept = read_tensors(path)[0], read_teacher(path)
+    net, outputs = rebuild(architecture, state, kept, len(run.real.classes), path)
+    return frozen(run, net, architecture, outputs, read_statistics(kept, path))
 
 
 def check_kept(run: Run, architecture: str) -> None:
@@ -41,7 +41,8 @@ def check_kept(run: Run, architecture: str) -> None:
     path = teacher_path(run.out, architecture)
     if not path.exists():
         raise ValueError(f"there is no teacher {path}; run squeeze first")
-    if difference := first_difference(json.loads(read_metadata(path)["identity"]), teacher_identity(run, architecture)):
+    kept = parse_json(read_teacher(path)["identity"], path)
+    if difference := first_difference(kept, teacher_identity(run, architecture)):
         raise ValueError(
             f"{path} is a teacher of another recipe ({difference}); choose another --out, or delete that file"
         )
@@ -52,10 +53,15 @@ def teacher_identity(run: Run, architecture: str) -> dict[str, Any]:
     return run.identity("squeeze") | {"architecture": architecture, "classes": list(run.real.classes)}
 
 
-def read_statistics(metadata: Mapping[str, str]) -> PixelStatistics | None:
+def read_statistics(known: Network | TeacherMetadata, source: object) -> PixelStatistics | None:
     """What a finished teacher's inputs are normalised by, where that is not the data set's mean and deviation."""
-    mean, std = json.loads(metadata.get("pixel_statistics", "[null, null]"))
-    return None if mean is None else (tuple(mean), tuple(std))
+    if (text := known.get("pixel_statistics")) is None:
+        return None
+    tree = parse_json(text, source)
+    if tree == [None, None]:
+        return None
+    (r, g, b), (dr, dg, db) = checked(tree, tuple[Color, Color], source)
+    return (r, g, b), (dr, dg, db)
 
 
 def frozen(
@@ -91,7 +97,7 @@ def teacher_path(out: Path, architecture: str) -> Path:
 def teacher_seconds(run: Run) -> float:
     """Seconds that the finished teachers took."""
     paths = [teacher_path(run.out, architecture) for architecture in run.recipe.squeeze.teachers]
-    return sum(float(read_metadata(path)["seconds"]) for path in paths)
+    return sum(read_teacher(path)["seconds"] for path in paths)
 
 
 def teacher_bytes(run: Run) -> int:
@@ -99,10 +105,27 @@ def teacher_bytes(run: Run) -> int:
     return sum(teacher_path(run.out, architecture).stat().st_size for architecture in run.recipe.squeeze.teachers)
 
 
-def rebuild(architecture: str, state: Mapping[str, Tensor], metadata: Mapping[str, str], path: Path) -> nn.Module:
-    """The network of a finished teacher's file. Raises ValueError if its weights are not those that it names."""
-    if (found := state_sha256(state)) != metadata["sha256"]:
-        raise ValueError(f"{path}: its weights have the sha256 {found[:12]}, but it names {metadata['sha256'][:12]}")
-    net = zoo.build(architecture, int(metadata["num_outputs"]))
-    net.load_state_dict(state)
-    return net
+def read_teacher(path: Path) -> TeacherMetadata:
+    """What the file of a finished teacher says of it."""
+    return checked(read_metadata(path), TeacherMetadata, path, is_text=True)
+
+
+def rebuild(
+    architecture: str, state: Mapping[str, Tensor], known: Network | TeacherMetadata, num_classes: int, source: object
+) -> tuple[nn.Module, list[int]]:
+    """The network of a finished teacher, and its output of each class.
+
+    Raises ValueError that names the source if its weights are not those that are known of it, or not the network's.
+    """
+    if (found := state_sha256(state)) != known["sha256"]:
+        raise ValueError(f"{source}: its weights have the sha256 {found[:12]}, but it names {known['sha256'][:12]}")
+    count, outputs = known["num_outputs"], parse_json(known["outputs"], source)
+    if not any(count in tensor.shape[:1] for tensor in state.values()):  # before anything of that size is built
+        raise ValueError(f"{source} is damaged: none of its weights has {count} outputs")
+    checked(outputs, list[Count], source)
+    if len(outputs) != num_classes or max(outputs) >= count:
+        raise ValueError(f"{source} is damaged: field outputs: expected one of {count} a class, {num_classes} in all")
+    net = zoo.build(architecture, count)
+    with naming(source):
+        net.load_state_dict(state)
+    return net, outputs

@@ -1,31 +1,39 @@
-"""The processes that work on one run together: which one this is, how many there are, and what they do in turn."""
+"""The processes that train on one run together: which one this is, how many there are, and what they do in turn."""
 
 from __future__ import annotations
 
 import os
+import socket
+import time
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
 from datetime import timedelta
+from pathlib import Path
 
 import torch
 from torch import Tensor, distributed, nn
-from torch.distributed import distributed_c10d
 
+LAUNCHER = "FASTCONDENSE_LAUNCHER"
+"""The variable in which `--gpus` names a folder to its workers; other launchers, such as torchrun, set none."""
+NAME, ATTEMPT = "FASTCONDENSE_LAUNCH", "FASTCONDENSE_ATTEMPT"
+"""The variables in which it tells them its own name, and how often they have been started again."""
 _PATIENCE = timedelta(days=2)  # rank 0 may do something long while the others wait; the launcher ends them if it fails
 _MEETING = timedelta(minutes=3)  # for all to come and connect
+_STARTED = time.time_ns()
 
 
-@dataclass(frozen=True)
+@dataclass
 class Membership:
-    """Of this process in a launch. number: how often it has joined before, as the others have, and left its traces in
-    the store."""
+    """This process among those of a launch."""
 
-    store: distributed.Store
     rank: int
     world: int
     backend: str
-    number: int
+    store: distributed.Store | None = None
+    """Over which they find each other, once they have to."""
+    connections: int = 0
+    """How often they have been connected, and have left their traces in the store."""
 
 
 _membership: Membership | None = None
@@ -42,15 +50,28 @@ def world_size() -> int:
 
 
 def is_launched() -> bool:
-    """Whether torchrun, or something that sets its variables, has started this process."""
-    return all(name in os.environ for name in ("RANK", "WORLD_SIZE", "LOCAL_RANK", "MASTER_ADDR", "MASTER_PORT"))
+    """Whether `--gpus`, torchrun, or something that sets their variables, has started this process."""
+    is_ranked = all(name in os.environ for name in ("RANK", "WORLD_SIZE", "LOCAL_RANK"))
+    return is_ranked and (LAUNCHER in os.environ or all(name in os.environ for name in ("MASTER_ADDR", "MASTER_PORT")))
+
+
+def launch_name() -> str:
+    """The name of the launch that this process belongs to, which all its processes know and no others have."""
+    names = (NAME, "TORCHELASTIC_RUN_ID", "MASTER_ADDR", "MASTER_PORT", "SLURM_JOB_ID", "SLURM_STEP_ID")
+    shared = [os.environ[name] for name in names if name in os.environ]
+    return " ".join(shared) if is_launched() else f"{socket.gethostname()} {os.getpid()} {_STARTED}"
+
+
+def attempt() -> int:
+    """How often the processes of this launch have been started again."""
+    return int(os.environ.get(ATTEMPT) or os.environ.get("TORCHELASTIC_RESTART_COUNT") or 0)
 
 
 def join(device: torch.device) -> torch.device:
-    """Joins the other processes that were launched; returns the device of this one: of GPUs, that of its local rank.
+    """Takes this process' place among those that were launched; returns its device: of GPUs, that of its local rank.
 
-    They share a store from now on, and are connected with each other only by the first of the functions below that
-    needs it. Raises ValueError if there are fewer GPUs than processes.
+    They are connected with each other only by the first of the functions below that needs it. Raises ValueError if
+    there are fewer GPUs than processes.
     """
     global _membership
     if device.type == "cuda":
@@ -59,24 +80,34 @@ def join(device: torch.device) -> torch.device:
             raise ValueError(f"process {local} of this machine has no GPU: there are {count}")
         device = torch.device("cuda", local)
         torch.cuda.set_device(device)
-    store, place, world = next(distributed.rendezvous("env://", timeout=_MEETING))
-    number = _membership.number + 1 if _membership else 0
-    _membership = Membership(store, place, world, "nccl" if device.type == "cuda" else "gloo", number)
+    backend = "nccl" if device.type == "cuda" else "gloo"
+    if _membership is None:
+        _membership = Membership(int(os.environ["RANK"]), int(os.environ["WORLD_SIZE"]), backend)
     return device
 
 
 def connect() -> None:
-    """Connects all processes, which have to call this, by NCCL or gloo; once."""
-    if _membership is None or _membership.world == 1 or distributed.is_initialized():
+    """Connects all processes, which have to call this, by NCCL or gloo; once.
+
+    Those of one machine find each other by a file; those of torchrun by its store.
+    """
+    member = _membership
+    if member is None or member.world == 1 or distributed.is_initialized():
         return
+    if member.store is None:
+        if LAUNCHER in os.environ:
+            path = Path(os.environ[LAUNCHER]) / f"group-{attempt()}"
+            member.store = distributed.FileStore(str(path), member.world)
+        else:
+            member.store = next(distributed.rendezvous("env://", timeout=_MEETING))[0]
     distributed.init_process_group(
-        _membership.backend,
-        store=distributed.PrefixStore(f"group-{_membership.number}", _membership.store),
-        rank=_membership.rank,
-        world_size=_membership.world,
-        timeout=_MEETING,
+        member.backend,
+        store=distributed.PrefixStore(f"group-{member.connections}", member.store),
+        rank=member.rank,
+        world_size=member.world,
+        timeout=_PATIENCE,
     )
-    distributed_c10d._set_pg_timeout(_PATIENCE)
+    member.connections += 1
 
 
 def meet() -> None:

@@ -4,19 +4,23 @@ from __future__ import annotations
 
 import contextlib
 import ctypes
+import functools
 import os
 import signal
 import sys
 import threading
 import time
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from types import FrameType
+from typing import Any
 
 PARENT = "FASTCONDENSE_PARENT"
 """The variable in which a launcher leaves its process number to its workers."""
+NOTICE = "fastcondense: interrupted; the same command goes on from here\n"
 _SIGNALS = (signal.SIGTERM, signal.SIGINT)
 _GRACE = 6.0
 """Seconds from the first signal to the end, whatever is being computed."""
+_AGAIN = 0.02  # seconds until a signal comes again that was raised where nothing can be raised
 _SET_PARENT_DEATH_SIGNAL = 1  # prctl(2)
 
 
@@ -28,9 +32,9 @@ class Interrupted(KeyboardInterrupt):
         self.number = number
 
 
-def status_of(error: KeyboardInterrupt) -> int:
-    """The exit status that shells expect of a process that a signal has ended."""
-    return 128 + (error.number if isinstance(error, Interrupted) else signal.SIGINT)
+def status_of(error: BaseException) -> int:
+    """The exit status that shells expect of a process that a signal has ended; `error` is what came of it."""
+    return 128 + (error.number if isinstance(error, Interrupted) else _requested or signal.SIGINT)
 
 
 _requested: int | None = None
@@ -38,19 +42,20 @@ _held = 0
 
 
 @contextlib.contextmanager
-def listening(*, with_parent: bool = False) -> Iterator[None]:
+def listening(*, with_parent: bool = False, grace: float = _GRACE) -> Iterator[None]:
     """Takes signals in the block, in the main thread; `with_parent`: the end of the process that has started this one
     counts as SIGTERM.
 
-    Raises Interrupted in the block. Whatever the main thread is doing then, the process ends after `_GRACE` seconds.
+    Raises Interrupted in the block. Whatever the main thread is doing then, the process ends after `grace` seconds.
     """
     if threading.current_thread() is not threading.main_thread():
         yield
         return
-    handlers = {number: signal.getsignal(number) for number in _SIGNALS}
+    handlers, ignore = {number: signal.getsignal(number) for number in _SIGNALS}, sys.unraisablehook
     reading, writing = os.pipe()
     os.set_blocking(writing, False)
-    threading.Thread(target=_end_in_time, args=(reading,), daemon=True).start()
+    threading.Thread(target=_end_in_time, args=(reading, grace), daemon=True).start()
+    sys.unraisablehook = functools.partial(_raise_again, ignore)
     wakeup = signal.set_wakeup_fd(writing, warn_on_full_buffer=False)
     for number in _SIGNALS:
         signal.signal(number, _arrive)
@@ -62,6 +67,7 @@ def listening(*, with_parent: bool = False) -> Iterator[None]:
                 raise Interrupted(signal.SIGTERM)
         yield
     finally:
+        sys.unraisablehook = ignore
         for number, handler in handlers.items():
             signal.signal(number, handler)
         signal.set_wakeup_fd(wakeup)
@@ -100,11 +106,24 @@ def _arrive(number: int, _frame: FrameType | None) -> None:
         raise Interrupted(number)
 
 
-def _end_in_time(reading: int) -> None:
+def _raise_again(ignore: Callable[[Any], object], unraisable: Any) -> None:
+    """Python can only print what is raised in a destructor or a callback of C, such as those of numba's compiler: a
+    signal that came there comes once more."""
+    global _requested
+    if not isinstance(unraisable.exc_value, Interrupted):
+        ignore(unraisable)
+    elif _requested is not None:
+        number, _requested = _requested, None
+        threading.Timer(_AGAIN, os.kill, (os.getpid(), number)).start()
+
+
+def _end_in_time(reading: int, grace: float) -> None:
     """Reads the numbers of signals, which Python writes at once, also while the main thread waits in a library."""
     while (number := os.read(reading, 1)) and number[0] not in _SIGNALS:
         pass
-    os.close(reading)
     if number:
-        time.sleep(_GRACE)
+        time.sleep(grace)
+        if PARENT not in os.environ:
+            os.write(2, NOTICE.encode())
         os._exit(128 + number[0])
+    os.close(reading)

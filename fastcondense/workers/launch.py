@@ -1,55 +1,38 @@
-"""Starts the workers of a stage with PyTorch's elastic launcher, on this machine or as its part of a larger launch."""
+"""Starts the workers of a stage on this machine, and starts them again when one has died; nothing listens for others.
+
+The workers find each other by files in a temporary folder, and talk over the loopback interface alone.
+"""
 
 from __future__ import annotations
 
-import contextlib
-import fcntl
-import logging
 import os
-import shutil
 import signal
 import socket
-import struct
+import subprocess
 import sys
 import tempfile
-import threading
 import time
 from dataclasses import dataclass, field
 from pathlib import Path
 
 import torch
-from torch.distributed.elastic.agent.server.api import RunResult, WorkerGroup, WorkerSpec, WorkerState
-from torch.distributed.elastic.agent.server.local_elastic_agent import LocalElasticAgent
-from torch.distributed.elastic.multiprocessing import DefaultLogsSpecs, SignalException
-from torch.distributed.elastic.rendezvous import RendezvousError, RendezvousParameters, registry
-from torch.distributed.elastic.rendezvous.api import RendezvousHandler
 
-from . import notes
-from .interrupt import PARENT
+from .distributed import ATTEMPT, LAUNCHER, NAME, launch_name
+from .interrupt import PARENT, held, listening
 
-TRY_AGAIN = 75
-"""Exit status (EX_TEMPFAIL of sysexits.h) of what is cut off from the others: nothing is wrong with its input."""
-_GET_ADDRESS = 0x8915  # SIOCGIFADDR of netdevice(7)
-_NODES_SECONDS = 600  # for the other machines of a launch to come
-_WATCH_SECONDS = 2.0
-_REACH_SECONDS = 10.0  # for an answer of the first machine
-_EXIT_SECONDS = 10.0  # for the other machines to end
+_COMMAND = (sys.executable, "-m", "fastcondense.cli")
+_SECONDS_TO_END = 8.0  # for workers that are told to; they themselves need six at most
+_SECONDS_BETWEEN_LOOKS = 0.1
 
 
 @dataclass(frozen=True)
 class Launch:
-    """How many workers a stage has, and where."""
+    """How many workers a stage has on this machine."""
 
     gpus: int | None = None
     """Workers to start, one a GPU; 0: on CPUs. Without, this process does the work alone."""
     workers: int = field(default_factory=lambda: os.cpu_count() or 1)
     """Workers to start with --gpus 0."""
-    nodes: str = "1"
-    """Machines, each of which starts the same command: their number, or least:most."""
-    rendezvous: str = ""
-    """HOST:PORT where the machines meet, an address of the first one."""
-    address: str = ""
-    """Of this machine, as the others reach it; by default that of its name."""
     restarts: int = 10
     """How often workers are started again after one has died, before the launch fails."""
 
@@ -58,155 +41,97 @@ class Launch:
         """Workers on this machine."""
         return self.gpus or self.workers
 
-    def num_nodes(self) -> tuple[int, int]:
-        """Least and most machines. Raises ValueError for anything else."""
-        least, _, most = self.nodes.partition(":")
-        if not least.isdigit() or not (most or least).isdigit() or not 1 <= int(least) <= int(most or least):
-            raise ValueError(f"--nodes needs a number of machines, or least:most, got {self.nodes!r}")
-        return int(least), int(most or least)
-
     def check(self) -> None:
         """Raises ValueError if the workers cannot be started here."""
         if self.gpus and self.gpus > (found := torch.cuda.device_count()):
             raise ValueError(f"--gpus {self.gpus}: this machine has {found}; --gpus 0 --workers N starts CPU workers")
         if (self.gpus or 0) < 0 or self.workers < 1 or self.restarts < 0:
             raise ValueError("--gpus and --restarts cannot be negative, and --workers must be at least 1")
-        if self.num_nodes()[1] > 1 and not self.rendezvous:
-            raise ValueError("--nodes needs --rendezvous HOST:PORT, an address of the first machine")
-        if self.rendezvous and not self.rendezvous.rpartition(":")[2].isdigit():
-            raise ValueError(f"--rendezvous needs HOST:PORT, got {self.rendezvous!r}")
 
 
 def launch(options: Launch, arguments: list[str]) -> int:
-    """Runs `fastcondense` with these arguments in every worker; returns the exit status.
+    """Runs `fastcondense` with these arguments in every worker; returns the exit status, 0.
 
     A worker that dies costs what it was doing: all are started again, and go on from what is finished and saved. A
-    worker that refuses its input ends them all. Raises ValueError with what it says, or if the machines do not meet.
+    worker that refuses its input ends them all. Raises ValueError with what it says, or if workers die too often, and
+    Interrupted once all have ended.
     """
-    logging.disable(logging.CRITICAL)  # what the elastic launcher would say is said below
-    with tempfile.TemporaryDirectory(prefix="fastcondense-") as name:
-        folder = Path(name)
-        os.environ |= {notes.FOLDER: name, PARENT: str(os.getpid()), "TORCH_CPP_LOG_LEVEL": "ERROR"}
-        if options.rendezvous:  # with one store for all rounds, machines that come later would not find the first one
-            os.environ["TORCH_DISABLE_SHARE_RDZV_TCP_STORE"] = "1"
-        if options.address:
-            interface = _interface(options.address)
-            os.environ |= {"GLOO_SOCKET_IFNAME": interface, "NCCL_SOCKET_IFNAME": interface}
+    with tempfile.TemporaryDirectory(prefix="fastcondense-") as name, listening(grace=_SECONDS_TO_END + 1.5):
+        for attempt in range(options.restarts + 1):
+            deaths = _run(options, arguments, Path(name), attempt)
+            if (refusal := Path(name) / "refusal").exists():
+                raise ValueError(refusal.read_text())
+            if not deaths:
+                return 0
+            if attempt < options.restarts:
+                sys.stderr.write(f"fastcondense: {deaths}; the workers are started again\n")
+    raise ValueError(f"{deaths}; what is finished is kept, and the same command goes on from here")
+
+
+def refuse(text: str) -> bool:
+    """Tells the launcher why this worker refuses its input, unless another has; False if there is no launcher."""
+    if LAUNCHER not in os.environ:
+        return False
+    try:
+        with (Path(os.environ[LAUNCHER]) / "refusal").open("x") as file:
+            file.write(text)
+    except FileExistsError:
+        return True
+    except OSError:
+        return False
+    return True
+
+
+def _run(options: Launch, arguments: list[str], folder: Path, attempt: int) -> str:
+    """Runs the workers until all are done or one has died; returns which have died and of what, or nothing."""
+    workers: list[subprocess.Popen[bytes]] = []
+    try:
+        for rank in range(options.num_local):
+            workers.append(
+                subprocess.Popen(
+                    [*_COMMAND, *arguments],
+                    env=_environment(options, folder, attempt, rank),
+                    stdin=subprocess.DEVNULL,
+                    process_group=0,  # what Ctrl-C of a terminal reaches is this process alone, which tells them
+                )
+            )
+        while None in (statuses := [worker.poll() for worker in workers]) and not any(statuses):
+            time.sleep(_SECONDS_BETWEEN_LOOKS)
+    finally:
+        with held():  # a signal now must not keep it from its end
+            _end(workers)
+    return ", ".join(
+        f"worker {rank} " + (f"died of {signal.Signals(-status).name}" if status < 0 else f"ended with {status}")
+        for rank, status in enumerate(statuses)
+        if status
+    )
+
+
+def _environment(options: Launch, folder: Path, attempt: int, rank: int) -> dict[str, str]:
+    loopback = next((name for _, name in socket.if_nameindex() if name.startswith("lo")), "lo")
+    return os.environ | {
+        LAUNCHER: str(folder),
+        NAME: launch_name(),
+        ATTEMPT: str(attempt),
+        PARENT: str(os.getpid()),
+        "RANK": str(rank),
+        "LOCAL_RANK": str(rank),
+        "WORLD_SIZE": str(options.num_local),
+        "GLOO_SOCKET_IFNAME": loopback,
+        "NCCL_SOCKET_IFNAME": loopback,
+        "TORCH_CPP_LOG_LEVEL": "ERROR",
+    }
+
+
+def _end(workers: list[subprocess.Popen[bytes]]) -> None:
+    """Tells those that run to end, and kills those that do not."""
+    until = time.monotonic() + _SECONDS_TO_END
+    for worker in workers:
+        if worker.poll() is None:
+            worker.terminate()
+    for worker in workers:
         try:
-            handler = _rendezvous(options)
-            if options.rendezvous:
-                threading.Thread(target=_watch, args=(options, folder), daemon=True).start()
-            result = _Agent(_specification(options, arguments, handler), folder).run()
-        except SignalException as error:
-            sys.stderr.write("fastcondense: interrupted; the same command goes on from here\n")
-            return 128 + int(error.sigval)
-        except (RendezvousError, TimeoutError, ConnectionError) as error:
-            raise ValueError(f"the machines did not meet at {options.rendezvous or 'localhost'}: {error}") from None
-        handler.shutdown()
-        if (refusal := notes.read_refusal(folder)) is not None:
-            raise ValueError(refusal)
-        if result is None or not result.is_failed():
-            return 0
-        raise ValueError(f"{_deaths(result)}; what is finished is kept, and the same command goes on from here")
-
-
-def _watch(options: Launch, folder: Path) -> None:
-    """Ends the process once all its workers are cut off and the first machine is out of reach.
-
-    The elastic launcher itself would wait for an answer of that machine for a quarter of an hour.
-    """
-    while notes.count_cut(folder) < options.num_local or _can_reach(options.rendezvous):
-        time.sleep(_WATCH_SECONDS)
-    shutil.rmtree(folder, ignore_errors=True)
-    os._exit(TRY_AGAIN)
-
-
-class _Agent(LocalElasticAgent):
-    """Starts workers again after a death, but not after a refusal."""
-
-    def __init__(self, specification: WorkerSpec, folder: Path):
-        super().__init__(
-            specification, DefaultLogsSpecs(log_dir=None), start_method="spawn", exit_barrier_timeout=_EXIT_SECONDS
-        )
-        self.folder = folder
-
-    def _monitor_workers(self, worker_group: WorkerGroup) -> RunResult:
-        result: RunResult = super()._monitor_workers(worker_group)
-        if result.state in (WorkerState.FAILED, WorkerState.UNHEALTHY):
-            if notes.read_refusal(self.folder) is not None:
-                self._remaining_restarts = 0
-            if self._remaining_restarts:
-                sys.stderr.write(f"fastcondense: {_deaths(result)}; the workers are started again\n")
-        return result
-
-
-def _rendezvous(options: Launch) -> RendezvousHandler:
-    least, most = options.num_nodes()
-    parameters = RendezvousParameters(
-        backend="c10d",
-        endpoint=options.rendezvous or "localhost:0",
-        run_id=options.rendezvous or f"fastcondense-{os.getpid()}",
-        min_nodes=least,
-        max_nodes=most,
-        local_addr=options.address or (None if options.rendezvous else "localhost"),
-        is_host=not options.rendezvous or _is_here(options.rendezvous.rpartition(":")[0]),
-        join_timeout=_NODES_SECONDS,
-    )
-    return registry.get_rendezvous_handler(parameters)
-
-
-def _specification(options: Launch, arguments: list[str], handler: RendezvousHandler) -> WorkerSpec:
-    return WorkerSpec(
-        role="worker",
-        local_world_size=options.num_local,
-        entrypoint=sys.executable,
-        args=("-m", "fastcondense.cli", *arguments),
-        rdzv_handler=handler,
-        max_restarts=options.restarts,
-        monitor_interval=0.2,
-        local_addr=options.address or (None if options.rendezvous else "localhost"),
-    )
-
-
-def _can_reach(rendezvous: str) -> bool:
-    """Whether the first machine can still be connected to."""
-    host, _, port = rendezvous.rpartition(":")
-    try:
-        socket.create_connection((host, int(port)), timeout=_REACH_SECONDS).close()
-    except OSError:
-        return False
-    return True
-
-
-def _is_here(host: str) -> bool:
-    """Whether an address is one of this machine's."""
-    try:
-        family, kind, protocol, _, address = socket.getaddrinfo(host, 0, type=socket.SOCK_STREAM)[0]
-        with socket.socket(family, kind, protocol) as probe:
-            probe.bind(address)
-    except OSError:
-        return False
-    return True
-
-
-def _interface(address: str) -> str:
-    """The network interface that has an IPv4 address. Raises ValueError if none of this machine has."""
-    wanted = socket.inet_aton(socket.gethostbyname(address))
-    with socket.socket(socket.AF_INET, socket.SOCK_DGRAM) as probe:
-        for _, name in socket.if_nameindex():
-            with contextlib.suppress(OSError):  # one without an address
-                answer = fcntl.ioctl(probe, _GET_ADDRESS, struct.pack("256s", name.encode()))
-                if answer[20:24] == wanted:
-                    return name
-    raise ValueError(f"--address {address} is not an address of this machine")
-
-
-def _deaths(result: RunResult) -> str:
-    """Which workers died, and of what."""
-    texts = []
-    for rank, failure in sorted(result.failures.items()):
-        code = failure.exitcode
-        texts.append(
-            f"worker {rank} " + (f"died of {signal.Signals(-code).name}" if code < 0 else f"ended with {code}")
-        )
-    return ", ".join(texts) or "the workers failed"
+            worker.wait(max(0.0, until - time.monotonic()))
+        except subprocess.TimeoutExpired:
+            worker.kill()
+            worker.wait()

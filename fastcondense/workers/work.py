@@ -1,53 +1,37 @@
-"""Work that the workers of a launch draw from one list: a shared counter says who takes what, and nobody waits.
+"""Work that all processes on a run draw from one list, whichever launch or machine they are of: claims are files.
 
-Items are files in the end: one is finished when its file is there, whoever wrote it. An item of a worker that is lost
-goes to another one. Two that do the same write the same bits, so a wrong guess about who is lost costs time alone.
+A claim is created, which only one can, and touched every few seconds by its owner. One that stands still for the
+patience of another process, by that one's own clock, is taken over by a rename, which again only one can. An item is
+finished when its file is there, whoever wrote it. Two that do the same write the same bits, so a wrong guess about who
+is lost, such as a process that was frozen, costs time alone.
 """
 
 from __future__ import annotations
 
 import contextlib
 import os
-import queue
+import socket
 import threading
 import time
-from collections import deque
-from collections.abc import Callable, Iterable, Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
-from datetime import timedelta
-from typing import Any, Generic, NamedTuple, Protocol, TypeVar
+from pathlib import Path
+from typing import Generic, NamedTuple, TypeVar
 
-from torch import distributed
-
-from .distributed import is_launched, rank, world_size
+from .distributed import attempt, launch_name
 
 Item = TypeVar("Item")
-_SECONDS_BETWEEN_BEATS = 2.0
-_PATIENCE = 30.0  # without a beat, after which a worker is lost
-_POLLS = (0.05, 2.0)  # seconds between two looks at what others have finished, from the first to the last
-_LOOKS = 8  # at items of others that are not finished, between two pauses
-_AHEAD = 2  # an item is claimed before the one in hand is finished while so many a worker are left
-
-
-class Store(Protocol):
-    """What is needed of a store of torch.distributed."""
-
-    def add(self, key: str, amount: int) -> int: ...
-    def set(self, key: str, value: str) -> Any: ...
-    def get(self, key: str) -> bytes: ...
-    def check(self, keys: list[str]) -> bool: ...
-    def compare_set(self, key: str, expected: str, desired: str) -> bytes: ...
-
-
-class Cut(ValueError):
-    """The store cannot be reached: this worker is cut off from the others, or they have ended."""
-
-    def __init__(self) -> None:
-        super().__init__("the connection to the other workers is lost; what is finished is kept, and is not done again")
+PATIENCE = 30.0
+"""Seconds without a touch, after which a claim's owner is lost; over NFS a touch may be seen some seconds later."""
+SECONDS_BETWEEN_TOUCHES = 2.0
+AHEAD = 2
+"""An item is claimed before the one in hand is finished while so many are left for each claim of others."""
+POLLS = (0.05, 2.0)
+"""Seconds between two looks at what others are doing, from the first to the last."""
 
 
 class Draw(NamedTuple, Generic[Item]):
-    """An item to do now, and the one that this worker is going to do next if it knows that already."""
+    """An item to do now, and the one that this process is going to do next if it knows that already."""
 
     item: Item
     ahead: Item | None
@@ -55,192 +39,166 @@ class Draw(NamedTuple, Generic[Item]):
 
 @dataclass(frozen=True)
 class Items(Generic[Item]):
-    """A list that all workers know alike."""
+    """A list that all processes know alike."""
 
     name: str
-    """Which no other list of a launch has."""
+    """Which no other list in `folder` has."""
+    folder: Path
+    """In the run's folder; claims are made in a folder of their own there, which goes when there are none."""
     items: Sequence[Item]
     is_finished: Callable[[Item], bool]
-    """Whether what the item makes is there; asked once for each item by whoever draws it, and while others are waited
-    for."""
-    needs: Callable[[Item], Iterable[Item]] | None = None
-    """Items that have to be finished before, all of them earlier in the list."""
+    """Whether what the item makes is there, whoever made it."""
     settle: Callable[[], None] = lambda: None
-    """Called before others are waited for: finishes what this worker has in hand, such as files being written."""
+    """Called before others are waited for: finishes what this process has in hand, such as files being written."""
 
 
-class Fleet:
-    """The workers of a launch, of which this process is one; by default it is alone."""
+def draw(work: Items[Item]) -> Iterator[Draw[Item]]:
+    """Yields what this process is to do, and returns when all items are finished, by whichever process.
 
-    def __init__(self, store: Store | None = None, rank: int = 0, world: int = 1, patience: float = _PATIENCE):
-        self.store, self.rank, self.world, self.patience = store, rank, world, patience
-        self.pulse: dict[str, tuple[int, float]] = {}
-
-    @staticmethod
-    def joined() -> Fleet:
-        """That of this process, which torchrun or `--gpus` has started; its heart beats from now on."""
-        if not is_launched():
-            return Fleet()
-        name = f"fleet/{os.environ.get('TORCHELASTIC_RESTART_COUNT', 0)}"  # the store may outlive an attempt
-        patience = float(os.environ.get("FASTCONDENSE_PATIENCE", _PATIENCE))
-        pace = min(_SECONDS_BETWEEN_BEATS, patience / 4)
-        threading.Thread(target=_beat, args=(_Bounded(name, patience), rank(), pace), daemon=True).start()
-        return Fleet(_Bounded(name, patience), rank(), world_size(), patience)
-
-    def draw(self, work: Items[Item]) -> Iterator[Draw[Item]]:
-        """Yields what this worker is to do, and returns when all items are finished, by whichever worker.
-
-        An item counts as done when the next one is asked for. Raises Cut if the store is lost while it is needed.
-        """
-        if self.store is None:
-            todo = deque(item for item in work.items if not work.is_finished(item))
-            while todo:
-                if work.needs is not None:
-                    work.settle()
-                yield Draw(todo.popleft(), todo[0] if todo and work.needs is None else None)
-            work.settle()
-            return
-        try:
-            yield from _Drawing(self, self.store, work).draw()
-        except Cut:
-            if not all(map(work.is_finished, work.items)):  # else the first worker may have ended before this one
-                raise
-
-    def is_lost(self, worker: str) -> bool:
-        """Whether a worker has shown no sign of life for `patience` seconds of this process' own clock."""
-        assert self.store is not None
-        count, now = self.store.add(f"beat/{worker}", 0), time.monotonic()
-        if self.pulse.get(worker, (-1, 0.0))[0] != count:
-            self.pulse[worker] = count, now
-        return now - self.pulse[worker][1] > self.patience
-
-
-class _Drawing(Generic[Item]):
-    """One worker's way through a list."""
-
-    def __init__(self, fleet: Fleet, store: Store, work: Items[Item]):
-        self.fleet, self.store, self.work, self.me = fleet, store, work, str(fleet.rank)
-        self.claimed: deque[int] = deque()
-
-    def draw(self) -> Iterator[Draw[Item]]:
-        work, places = self.work, {item: number for number, item in enumerate(self.work.items)}
-        while (number := self._next()) is not None:
-            item = work.items[number]
-            if work.needs is not None:
-                yield from self._wait_for([places[needed] for needed in work.needs(item)])
-            self._claim_ahead(number)
-            yield Draw(item, work.items[self.claimed[0]] if self.claimed else None)
-        yield from self._wait_for(range(len(work.items)))
-
-    def _next(self) -> int | None:
-        """The number of an item that is not finished, and nobody's but this worker's; None if there is none left."""
-        return self.claimed.popleft() if self.claimed else self._claim()
-
-    def _claim(self) -> int | None:
-        while (number := self.store.add(self._key("next"), 1) - 1) < len(self.work.items):
-            self.store.set(self._key(f"owner/{number}"), self.me)
-            if not self.work.is_finished(self.work.items[number]):
-                return number
-        return None
-
-    def _claim_ahead(self, number: int) -> None:
-        if self.work.needs is None and len(self.work.items) - number > _AHEAD * self.fleet.world:
-            ahead = self._claim()
-            if ahead is not None:
-                self.claimed.append(ahead)
-
-    def _wait_for(self, numbers: Sequence[int]) -> Iterator[Draw[Item]]:
-        """Until these items are finished; yields those whose workers are lost."""
-        work, left, pause = self.work, deque(numbers), _POLLS[0]
-        work.settle()
-        while left:
-            lost = self._find_lost(left)
-            if lost is not None:
-                yield Draw(work.items[lost], None)
-                work.settle()
-                pause = _POLLS[0]
-            elif left:
-                time.sleep(pause)
-                pause = min(2 * pause, _POLLS[1] * max(1.0, self.fleet.world / 1000))
-
-    def _find_lost(self, left: deque[int]) -> int | None:
-        """One of a few of the items, if its worker is lost: it is this worker's now. Drops finished ones on the way."""
-        looks = _LOOKS
-        while left and looks:
-            number = left.popleft()
-            if self.work.is_finished(self.work.items[number]):
-                continue
-            left.append(number)
-            if self._take(number):
-                return number
-            looks -= 1
-        return None
-
-    def _take(self, number: int) -> bool:
-        """Whether an item that is claimed but not finished is this worker's to do."""
-        key = self._key(f"owner/{number}")
-        owner = self.store.get(key).decode() if self.store.check([key]) else ""
-        if owner == self.me:
-            return True
-        if not self.fleet.is_lost(owner or f"nobody/{key}"):
-            return False
-        return self.store.compare_set(key, owner, self.me).decode() == self.me
-
-    def _key(self, name: str) -> str:
-        return f"{self.work.name}/{name}"
-
-
-class _Bounded:
-    """A connection of its own to the store of the launch, whose every answer is waited for so many seconds.
-
-    Without the bound, a cable that is pulled would be noticed after a quarter of an hour. Raises Cut.
+    An item stays this process' own until its file is there, or until the generator ends, however it does. Raises
+    OSError if nothing can be claimed in the folder.
     """
+    todo, pause, ahead = dict(enumerate(work.items)), POLLS[0], None
+    with contextlib.closing(_Claims(work.folder / f".{work.name}.claims")) as claims:
+        while todo:
+            if ahead is None or work.is_finished(work.items[ahead]):  # this process may have been frozen for long
+                ahead = _next(work, todo, claims)
+            number = ahead
+            if number is None:
+                work.settle()
+                number = _next(work, todo, claims, is_waiting=True)
+            if number is None:
+                if todo:
+                    time.sleep(pause)
+                    pause = min(2 * pause, POLLS[1] * max(1.0, len(claims.seen) / 1000))
+                continue
+            ahead, pause = None, POLLS[0]
+            if len(todo) - len(claims.mine) > AHEAD * len(claims.seen.keys() - claims.mine):
+                ahead = _next(work, todo, claims)
+            yield Draw(work.items[number], None if ahead is None else work.items[ahead])
+        claims.look()
+        for path in claims.seen.values():  # of owners that were lost when they had just finished
+            path.unlink(missing_ok=True)
 
-    def __init__(self, name: str, seconds: float):
-        host, port, limit = os.environ["MASTER_ADDR"], int(os.environ["MASTER_PORT"]), timedelta(seconds=seconds)
-        store = distributed.TCPStore(host, port, is_master=False, wait_for_workers=False, timeout=limit)
-        self.store, self.seconds = distributed.PrefixStore(name, store), seconds
-        self.questions: queue.SimpleQueue[tuple[str, tuple[Any, ...]]] = queue.SimpleQueue()
-        self.answers: queue.SimpleQueue[Any] = queue.SimpleQueue()
-        threading.Thread(target=self._answer, daemon=True).start()
 
-    def _answer(self) -> None:
-        while True:
-            method, arguments = self.questions.get()
-            try:
-                self.answers.put(getattr(self.store, method)(*arguments))
-            except distributed.DistError as error:
-                self.answers.put(error)
+def _next(work: Items[Item], todo: dict[int, Item], claims: _Claims, is_waiting: bool = False) -> int | None:
+    """The first item that this process can do, which is its own from now on; drops finished ones on the way.
 
-    def _ask(self, method: str, *arguments: Any) -> Any:
-        self.questions.put((method, arguments))
+    is_waiting: nothing is in hand, and others' claims are asked whether their items are finished.
+    """
+    claims.look()
+    for number, item in list(todo.items()):
+        is_mine, is_claimed = number in claims.mine, number in claims.seen
+        if is_claimed and not (is_mine or is_waiting or claims.is_still(number)):
+            continue
+        if work.is_finished(item):
+            claims.release(number)
+            del todo[number]
+        elif is_mine and is_waiting:
+            return number
+        elif not is_mine and claims.take(number):
+            if not work.is_finished(item):  # else its owner has finished it and let go since it was looked at
+                return number
+            claims.release(number)
+            del todo[number]
+    return None
+
+
+class _Claims:
+    """The claims of a list, as this process sees them: files NUMBER.TURN, of which the last turn counts."""
+
+    def __init__(self, folder: Path):
+        self.folder = folder
+        self.patience = float(os.environ.get("FASTCONDENSE_PATIENCE", PATIENCE))
+        self.mine: dict[int, Path] = {}
+        self.seen: dict[int, Path] = {}
+        self.sights: dict[int, tuple[tuple[str, int], float]] = {}
+        """What was last seen of a claim, its name and time, and when by this process' clock."""
+        self.touching: threading.Thread | None = None
+        self.ended = threading.Event()
+
+    def look(self) -> None:
+        """Sees which items are claimed."""
+        self.seen = {}
+        with contextlib.suppress(FileNotFoundError):
+            for name in sorted(os.listdir(self.folder), key=lambda name: (len(name), name)):
+                number, _, turn = name.partition(".")
+                if number.isdigit() and turn.isdigit():
+                    self.seen[int(number)] = self.folder / name
+
+    def is_still(self, number: int) -> bool:
+        """Whether the owner of a claim is lost."""
+        path, now = self.seen[number], time.monotonic()
         try:
-            answer = self.answers.get(timeout=self.seconds)
-        except queue.Empty:
-            raise Cut from None
-        if isinstance(answer, distributed.DistError):
-            raise Cut from answer
-        return answer
+            sight = path.name, path.stat().st_mtime_ns
+        except FileNotFoundError:
+            return False
+        if self.sights.get(number, (None, 0.0))[0] != sight:
+            self.sights[number] = sight, now
+            if _is_of_ended_attempt(path):
+                self.sights[number] = sight, now - 2 * self.patience
+        return now - self.sights[number][1] > self.patience
 
-    def add(self, key: str, amount: int) -> int:
-        return self._ask("add", key, amount)
+    def take(self, number: int) -> bool:
+        """Claims what nobody has, or what a lost owner had; False if another was faster, or the owner is not lost."""
+        old = self.seen.get(number)
+        try:
+            if old is None:
+                path = self.folder / f"{number:05d}.0"
+                self._create(path)
+            elif self.is_still(number):
+                path = old.with_suffix(f".{int(old.suffix[1:]) + 1}")
+                old.rename(path)
+            else:
+                return False
+        except (FileExistsError, FileNotFoundError):
+            return False
+        self.mine[number] = path
+        with contextlib.suppress(OSError):  # a full disk: the claim holds, though nobody can read whose it is
+            path.write_text(f"{socket.gethostname()}\n{launch_name()}\n{attempt()}\n")
+        if self.touching is None:
+            self.touching = threading.Thread(target=self._touch, daemon=True)
+            self.touching.start()
+        return True
 
-    def set(self, key: str, value: str) -> None:
-        self._ask("set", key, value)
+    def _create(self, path: Path) -> None:
+        if self.folder.is_symlink():
+            raise ValueError(f"{self.folder} is a link to elsewhere; remove it")
+        for _ in range(100):  # whoever has just let go of the last claim removes the folder
+            self.folder.mkdir(parents=True, exist_ok=True)
+            with contextlib.suppress(FileNotFoundError):
+                path.open("x").close()
+                return
+        raise FileNotFoundError
 
-    def get(self, key: str) -> bytes:
-        return self._ask("get", key)
+    def release(self, number: int) -> None:
+        """Lets go of a claim, if it is this process' own."""
+        path = self.mine.pop(number, None)
+        if path is not None:
+            self.seen.pop(number, None)
+            path.unlink(missing_ok=True)
 
-    def check(self, keys: list[str]) -> bool:
-        return self._ask("check", keys)
+    def close(self) -> None:
+        """Lets go of all."""
+        self.ended.set()
+        if self.touching is not None:
+            self.touching.join()
+        for number in list(self.mine):
+            self.release(number)
+        with contextlib.suppress(OSError):  # there are others
+            self.folder.rmdir()
 
-    def compare_set(self, key: str, expected: str, desired: str) -> bytes:
-        return self._ask("compare_set", key, expected, desired)
+    def _touch(self) -> None:
+        """Tells others that this process is alive."""
+        while not self.ended.wait(min(SECONDS_BETWEEN_TOUCHES, self.patience / 4)):
+            for path in list(self.mine.values()):
+                with contextlib.suppress(OSError):  # it was taken over, or let go just now
+                    os.utime(path)
 
 
-def _beat(store: Store, rank: int, seconds: float) -> None:
-    """Tells the others that this worker is alive, until the store is gone or the process ends."""
-    with contextlib.suppress(Cut):
-        while True:
-            store.add(f"beat/{rank}", 1)
-            time.sleep(seconds)
+def _is_of_ended_attempt(path: Path) -> bool:
+    """Whether a claim is of this launch's workers before they were started again."""
+    with contextlib.suppress(OSError, ValueError):
+        _, name, before, _ = path.read_text().split("\n")
+        return name == launch_name() and int(before) < attempt()
+    return False

@@ -54,6 +54,14 @@ def device_of(x: Tensor) -> AbstractContextManager[object]:
     return torch.cuda.device(x.device) if x.device.type == "cuda" else nullcontext()
 
 
+def moments_gradients(dmean: Tensor | None, dvar: Tensor | None, dummy: Tensor) -> tuple[bool, Tensor, Tensor]:
+    """Whether there is one, and both, contiguous: zeros for one that is None; `dummy`, which nobody reads, for two."""
+    if dmean is None and dvar is None:
+        return False, dummy, dummy
+    given = [torch.zeros_like(dummy) if gradient is None else gradient.contiguous() for gradient in (dmean, dvar)]
+    return True, given[0], given[1]
+
+
 @dataclass(frozen=True)
 class PixelTiles:
     """Tiles [block_p, block_c] of an image's pixels and channels; a program of a reduction takes `chunk` images."""

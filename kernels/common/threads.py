@@ -54,8 +54,9 @@ def launch(function: Callable[..., Any], *arguments: Tensor | int | float | bool
 
 
 def array(x: Tensor) -> np.ndarray:
-    """The same memory as a numpy array, also of a tensor that requires gradients."""
-    return x.detach().numpy()
+    """The same memory as a numpy array, also of a tensor that requires gradients; bfloat16 as uint16."""
+    x = x.detach()
+    return (x.view(torch.uint16) if x.dtype == torch.bfloat16 else x).numpy()
 
 
 def chunk_length(length: int) -> int:

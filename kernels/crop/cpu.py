@@ -11,6 +11,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
+from ..common.bfloat16 import store, widen
 from ..common.threads import kernel, launch, planes
 
 
@@ -66,7 +67,7 @@ def transpose_kernel(taps, position, weight, taps_t, position_t, weight_t):
 
 @kernel
 def mix_kernel(source, shift, taps_y, position_y, weight_y, taps_x, position_x, weight_x, gain, offset, out):
-    # source: [planes, H, L], pixels `shift` apart; out: float32 [N, C, rows, columns], any strides
+    # source: [planes, H, L], pixels `shift` apart; out: float32 or bfloat16 [N, C, rows, columns], any strides
     num_images, channels, num_rows, num_columns = out.shape
     num_planes = channels if shift == 1 else 1
     apart = source.shape[2] if shift == 1 else 1  # of channels
@@ -80,7 +81,7 @@ def mix_kernel(source, shift, taps_y, position_y, weight_y, taps_x, position_x, 
                 for p in range(num_planes):
                     line, total = source[n * num_planes + p, position_y[k, t, row]], mixed[p]
                     for i in range(line.size):
-                        total[i] += share * np.float32(line[i])
+                        total[i] += share * np.float32(widen(line[i]))
         flat = mixed.ravel()
         values = np.empty(num_columns, np.float32)
         for c in range(channels):
@@ -90,8 +91,9 @@ def mix_kernel(source, shift, taps_y, position_y, weight_y, taps_x, position_x, 
                 at, share = position_x[k, t], weight_x[k, t]
                 for i in range(num_columns):
                     values[i] += share[i] * channel[np.uint32(at[i] * shift)]
+            out_row = out[n, c, row]
             for i in range(num_columns):
-                out[n, c, row, i] = values[i] * gain[c] + offset[c]
+                store(out_row, i, values[i] * gain[c] + offset[c])
 
 
 def empty_bands(num_windows: int, num_taps: int, size: int) -> Bands:
@@ -122,14 +124,14 @@ def transposed(bands: Bands, lengths: Tensor, extent: int) -> Bands:
 
 
 class Crop(torch.autograd.Function):
-    """`crop` of float32 or uint8 images on the CPU to float32; windows: int32 and contiguous, gain and offset given."""
+    """`crop` of float32, bfloat16 or uint8 images to float32 or bfloat16; windows: contiguous int32, all else given."""
 
     @staticmethod
-    def forward(ctx, images, windows, size, gain, offset):
+    def forward(ctx, images, windows, size, gain, offset, dtype):
         num_images, channels, height, width = images.shape
-        output = torch.empty(num_images, channels, size, size, memory_format=torch.channels_last)
+        output = torch.empty((num_images, channels, size, size), dtype=dtype, memory_format=torch.channels_last)
         ctx.save_for_backward(windows, gain)
-        ctx.shape = images.shape
+        ctx.shape, ctx.dtype = images.shape, images.dtype
         ctx.layout = torch.contiguous_format if images.is_contiguous() else torch.channels_last
         along_y, along_x = axis_bands(windows, 0, height, size), axis_bands(windows, 1, width, size)
         launch(mix_kernel, *planes(images), *along_y, *along_x, gain, offset, output)
@@ -145,6 +147,6 @@ class Crop(torch.autograd.Function):
             dout = dout.contiguous(memory_format=torch.channels_last)
         along_y = transposed(axis_bands(windows, 0, height, size), windows[:, 2], height)
         along_x = transposed(axis_bands(windows, 1, width, size), windows[:, 3], width)
-        dimages = torch.empty(ctx.shape, memory_format=ctx.layout)
+        dimages = torch.empty(ctx.shape, dtype=ctx.dtype, memory_format=ctx.layout)
         launch(mix_kernel, *planes(dout), *along_y, *along_x, gain, torch.zeros_like(gain), dimages)
-        return dimages, None, None, None, None
+        return dimages, None, None, None, None, None

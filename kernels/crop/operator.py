@@ -10,6 +10,9 @@ from torch import Tensor
 
 from .definition import crop_reference
 
+TAKEN = (torch.uint8, torch.float32, torch.bfloat16)
+"""Images that the CPU's loops read as they are."""
+
 
 def crop(
     images: Tensor,
@@ -48,12 +51,14 @@ def crop(
         return gpu.Crop.apply(images, windows, size, gain, offset, dtype or torch.float32)
     from . import cpu
 
-    images = images if images.dtype == torch.uint8 else images.float()
+    images = images if images.dtype in TAKEN else images.float()
     if not images.is_contiguous():
         images = images.contiguous(memory_format=torch.channels_last)
     gain = images.new_ones(channels, dtype=torch.float32) if gain is None else gain.float().contiguous()
     offset = torch.zeros_like(gain) if offset is None else offset.float().contiguous()
-    return cpu.Crop.apply(images, windows, size, gain, offset).to(dtype or torch.float32)
+    dtype = dtype or torch.float32
+    made = torch.bfloat16 if dtype == torch.bfloat16 else torch.float32
+    return cpu.Crop.apply(images, windows, size, gain, offset, made).to(dtype)
 
 
 def check_overhang(windows: Tensor, height: int, width: int, size: int) -> None:

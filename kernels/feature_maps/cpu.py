@@ -7,6 +7,7 @@ import numpy as np
 import torch
 from numba import prange
 
+from ..common.bfloat16 import round_, wide_of, widen
 from ..common.launch import cdiv
 from ..common.threads import NUM_CHUNKS, inline, kernel, lanes, launch
 
@@ -18,7 +19,7 @@ def sum_pixel(x, center, n, h, w, channels):
     """Sums over the channels of x[n, h, w] - center and of its square."""
     sum1 = sum2 = np.float32(0)
     for c in range(channels):
-        deviation = x[n, h, w, c] - center
+        deviation = widen(x[n, h, w, c]) - center
         sum1 += deviation
         sum2 += deviation * deviation
     return sum1, sum2
@@ -29,11 +30,11 @@ def multiply_pixel(x, center, n, h, w, down, left, right):
     """Sums over the channels of x[n, h, w] - center times the same of four neighbours."""
     sum1 = sum2 = sum3 = sum4 = np.float32(0)
     for c in range(x.shape[3]):
-        deviation = x[n, h, w, c] - center
-        sum1 += deviation * (x[n, h, right, c] - center)
-        sum2 += deviation * (x[n, down, w, c] - center)
-        sum3 += deviation * (x[n, down, right, c] - center)
-        sum4 += deviation * (x[n, down, left, c] - center)
+        deviation = widen(x[n, h, w, c]) - center
+        sum1 += deviation * (widen(x[n, h, right, c]) - center)
+        sum2 += deviation * (widen(x[n, down, w, c]) - center)
+        sum3 += deviation * (widen(x[n, down, right, c]) - center)
+        sum4 += deviation * (widen(x[n, down, left, c]) - center)
     return sum1, sum2, sum3, sum4
 
 
@@ -69,7 +70,7 @@ def add_channels(x, center, n, h, sums, channels):
     """sums[0 : 2, w] += x - center and its square, of row h of image n."""
     for w in range(x.shape[2]):
         for c in range(channels):
-            deviation = x[n, h, w, c] - center[c]
+            deviation = widen(x[n, h, w, c]) - center[c]
             sums[0, w, c] += deviation
             sums[1, w, c] += deviation * deviation
 
@@ -124,20 +125,21 @@ def forward_kernel(x, center, map_center, maps, partial, mean, var, moments, ima
 
 
 @inline
-def pull_sums(dy, x, center, offset, slope, mean, dmaps, n, h, dx, channels, has_channels):
-    """Row h of image n of dx: dy and the gradients through sums of one element."""
+def pull_sums(dy, x, center, offset, slope, mean, dmaps, n, h, row, channels, has_channels):
+    """Row h of image n of dx, float32 [W, C]: dy and the gradients through sums of one element."""
     for w in range(x.shape[2]):
         constant, factor = dmaps[0, h, w], np.float32(2) * dmaps[1, h, w]
         for c in range(channels):
-            value = dy[n, h, w, c] + (constant + factor * (x[n, h, w, c] - center))
+            here = widen(x[n, h, w, c])
+            value = widen(dy[n, h, w, c]) + (constant + factor * (here - center))
             if has_channels:
-                value += offset[c] + slope[c] * (x[n, h, w, c] - mean[c])
-            dx[n, h, w, c] = value
+                value += offset[c] + slope[c] * (here - mean[c])
+            row[w, c] = value
 
 
 @inline
-def pull_products(x, center, dmaps, n, h, dx):
-    """dx += the gradient through products. A neighbour beyond the edge has the weight zero."""
+def pull_products(x, center, dmaps, n, h, row):
+    """row += the gradient through products. A neighbour beyond the edge has the weight zero."""
     bottom, end = x.shape[1] - 1, x.shape[2] - 1
     up, down = max(h - 1, 0), min(h + 1, bottom)
     zero = np.float32(0)
@@ -152,29 +154,36 @@ def pull_products(x, center, dmaps, n, h, dx):
         to_down_left = dmaps[5, h, w] if h < bottom and w > 0 else zero
         to_up_right = dmaps[5, up, right] if h > 0 and w < end else zero
         for c in range(x.shape[3]):
-            value = dx[n, h, w, c]
-            value += to_left * (x[n, h, left, c] - center) + to_right * (x[n, h, right, c] - center)
-            value += to_up_left * (x[n, up, left, c] - center) + to_up * (x[n, up, w, c] - center)
-            value += to_up_right * (x[n, up, right, c] - center) + to_down_left * (x[n, down, left, c] - center)
-            value += to_down * (x[n, down, w, c] - center) + to_down_right * (x[n, down, right, c] - center)
-            dx[n, h, w, c] = value
+            value = row[w, c]
+            value += to_left * (widen(x[n, h, left, c]) - center) + to_right * (widen(x[n, h, right, c]) - center)
+            value += to_up_left * (widen(x[n, up, left, c]) - center) + to_up * (widen(x[n, up, w, c]) - center)
+            value += to_up_right * (widen(x[n, up, right, c]) - center) + to_down_left * (
+                widen(x[n, down, left, c]) - center
+            )
+            value += to_down * (widen(x[n, down, w, c]) - center) + to_down_right * (
+                widen(x[n, down, right, c]) - center
+            )
+            row[w, c] = value
 
 
 @kernel
 def backward_kernel(dy, x, map_center, offset, slope, mean, dmaps, dx, rows, has_channels):
     # dy, x, dx: [N, H, W, C]; offset, slope, mean: [C]; dmaps: [2 or 6, H, W]
-    N, H, _, C = x.shape
+    N, H, W, C = x.shape
     center = map_center[0]
     num_chunks = -(-H // rows)
     for task in prange(N * num_chunks):
         n, first = task // num_chunks, task % num_chunks * rows
+        buffer = np.empty((W, C), np.float32)
         for h in range(first, min(first + rows, H)):
+            row = wide_of(dx[n, h], buffer)
             if C == 3:
-                pull_sums(dy, x, center, offset, slope, mean, dmaps, n, h, dx, 3, has_channels)
+                pull_sums(dy, x, center, offset, slope, mean, dmaps, n, h, row, 3, has_channels)
             else:
-                pull_sums(dy, x, center, offset, slope, mean, dmaps, n, h, dx, C, has_channels)
+                pull_sums(dy, x, center, offset, slope, mean, dmaps, n, h, row, C, has_channels)
             if len(dmaps) == 6:
-                pull_products(x, center, dmaps, n, h, dx)
+                pull_products(x, center, dmaps, n, h, row)
+            round_(row.ravel(), dx[n, h].ravel())
 
 
 def split(shape: torch.Size, num_maps: int) -> tuple[int, int]:

@@ -9,7 +9,7 @@ import triton
 import triton.language as tl
 
 from ..common.channel_moments_gpu import combine
-from ..common.launch import OPTIONS, cdiv, device_of, pixel_tiles, power_of_two
+from ..common.launch import OPTIONS, cdiv, device_of, moments_gradients, pixel_tiles, power_of_two
 
 COMBINE, COMBINE_P = 2048, 256  # partial sums in a tile, and at most of one map's pixel
 WARPS = 8
@@ -200,10 +200,8 @@ class FeatureMaps(torch.autograd.Function):
         x, map_center, mean = ctx.saved_tensors
         num_images, channels, height, width = x.shape
         tiles = pixel_tiles(num_images, channels, height * width)
-        has_channels = dmean is not None or dvar is not None
-        if has_channels:
-            dmean = torch.zeros_like(mean) if dmean is None else dmean.contiguous()
-            dvar = torch.zeros_like(mean) if dvar is None else dvar.contiguous()
+        mean = map_center if mean is None else mean
+        has_channels, dmean, dvar = moments_gradients(dmean, dvar, mean)
         if dmaps is None:
             dmaps = torch.zeros(2, height, width, dtype=torch.float32, device=x.device)
         dmaps = dmaps.contiguous()
@@ -213,8 +211,7 @@ class FeatureMaps(torch.autograd.Function):
         dx = torch.empty_like(x, memory_format=torch.channels_last)
         with device_of(x):
             backward_kernel[(tiles.num_tiles, tiles.num_columns, num_images)](
-                dy if has_dy else x, x, dx, map_center, mean if has_channels else dmaps,
-                dmean if has_channels else dmaps, dvar if has_channels else dmaps, dmaps,
+                dy if has_dy else x, x, dx, map_center, mean, dmean, dvar, dmaps,
                 1 / (num_images * height * width), height, width, C=channels, BLOCK_P=tiles.block_p,
                 BLOCK_C=tiles.block_c, HAS_DY=has_dy, HAS_NEIGHBOURS=dmaps.shape[0] == 6, HAS_CHANNELS=has_channels,
                 num_warps=WARPS, **OPTIONS,

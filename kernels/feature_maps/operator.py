@@ -49,7 +49,7 @@ def feature_maps(
         from . import gpu
 
         return gpu.FeatureMaps.apply(x, center, map_center, has_neighbours)
-    if x.dtype == torch.float32:
+    if x.dtype in (torch.float32, torch.bfloat16):
         from . import cpu
 
         return cpu.FeatureMaps.apply(x, center, map_center, has_neighbours)

@@ -5,7 +5,7 @@ import triton
 import triton.language as tl
 
 from ..common.channel_moments_gpu import combine
-from ..common.launch import OPTIONS, TILE, RowTiles, cdiv, device_of, row_tiles
+from ..common.launch import OPTIONS, TILE, RowTiles, cdiv, device_of, moments_gradients, row_tiles
 
 
 @triton.jit
@@ -97,23 +97,25 @@ def forward_kernel(
 def backward_kernel(
     dy_ptr, x_ptr, kept_ptr, dx_ptr, dresidual_ptr, scale_ptr, shift_ptr, mean_ptr, dmean_ptr, dvar_ptr, y_mean_ptr,
     dy_mean_ptr, dy_var_ptr, num_rows, C: tl.constexpr, BLOCK_R: tl.constexpr, BLOCK_C: tl.constexpr,
-    ACTIVATION: tl.constexpr, KEPT: tl.constexpr, HAS_DY: tl.constexpr, HAS_OUTPUT: tl.constexpr,
-    HAS_DRESIDUAL: tl.constexpr,
+    ACTIVATION: tl.constexpr, KEPT: tl.constexpr, HAS_DY: tl.constexpr, HAS_INPUT: tl.constexpr,
+    HAS_OUTPUT: tl.constexpr, HAS_DRESIDUAL: tl.constexpr,
 ):  # fmt: skip
     # dy, x, dx, dresidual: [num_rows, C]; kept: "sign" uint8 [num_rows, ceil(C / 8)], "y" or "residual" like x
     c = tl.program_id(1) * BLOCK_C + tl.arange(0, BLOCK_C)
     live_c = c < C
     scale = tl.load(scale_ptr + c, mask=live_c, other=0.0)[None, :]
-    mean = tl.load(mean_ptr + c, mask=live_c, other=0.0)[None, :]
-    offset = (tl.load(dmean_ptr + c, mask=live_c, other=0.0) / num_rows)[None, :]
-    slope = (tl.load(dvar_ptr + c, mask=live_c, other=0.0) * 2 / num_rows)[None, :]
     first = tl.program_id(0).to(tl.int64) * BLOCK_R
     row = tl.arange(0, BLOCK_R)
     live_r = row < num_rows - first
     live = live_r[:, None] & live_c[None, :]
     at = row[:, None] * C + c[None, :]
     x = tl.load(x_ptr + first * C + at, mask=live, other=0.0).to(tl.float32)
-    dx = tl.fma(x - mean, slope, offset)  # not x * slope - mean * slope: that cancels when the mean is large
+    dx = tl.zeros((BLOCK_R, BLOCK_C), tl.float32)
+    if HAS_INPUT:
+        mean = tl.load(mean_ptr + c, mask=live_c, other=0.0)[None, :]
+        offset = (tl.load(dmean_ptr + c, mask=live_c, other=0.0) / num_rows)[None, :]
+        slope = (tl.load(dvar_ptr + c, mask=live_c, other=0.0) * 2 / num_rows)[None, :]
+        dx = tl.fma(x - mean, slope, offset)  # not x * slope - mean * slope: that cancels when the mean is large
     if HAS_DY or HAS_OUTPUT:
         dy = tl.zeros((BLOCK_R, BLOCK_C), tl.float32)
         if HAS_DY:
@@ -200,11 +202,9 @@ class FrozenBatchNorm(torch.autograd.Function):
         x, kept, scale, shift, mean, y_mean = ctx.saved_tensors
         num_rows, channels = x.numel() // x.shape[1], x.shape[1]
         tiles = row_tiles(num_rows, channels)
-        has_dy, has_output = dy is not None, dy_mean is not None or dy_var is not None
-        dmean, dvar, dy_mean, dy_var = (
-            torch.zeros_like(mean) if vector is None else vector.contiguous()
-            for vector in (dmean, dvar, dy_mean, dy_var)
-        )
+        has_dy = dy is not None
+        has_input, dmean, dvar = moments_gradients(dmean, dvar, mean)
+        has_output, dy_mean, dy_var = moments_gradients(dy_mean, dy_var, y_mean)
         if has_dy:
             dy = dy.contiguous(memory_format=torch.channels_last)
         dx = torch.empty_like(x, memory_format=torch.channels_last)
@@ -217,7 +217,8 @@ class FrozenBatchNorm(torch.autograd.Function):
             backward_kernel[(tiles.num_tiles, tiles.num_columns)](
                 dy if has_dy else x, x, x if kept is None else kept, dx, dresidual if has_dresidual else dx, scale,
                 shift, mean, dmean, dvar, y_mean, dy_mean, dy_var, num_rows, C=channels, BLOCK_R=tiles.block_r,
-                BLOCK_C=tiles.block_c, ACTIVATION=ctx.activation, KEPT=ctx.kept, HAS_DY=has_dy, HAS_OUTPUT=has_output,
+                BLOCK_C=tiles.block_c, ACTIVATION=ctx.activation, KEPT=ctx.kept, HAS_DY=has_dy, HAS_INPUT=has_input,
+                HAS_OUTPUT=has_output,
                 HAS_DRESIDUAL=has_dresidual, num_warps=8, **OPTIONS,
             )  # fmt: skip
         return dx, dresidual, None, None, None, None, None

@@ -11,6 +11,7 @@ import math
 import numpy as np
 from numba import prange
 
+from ..common.bfloat16 import as_stored, round_, store, wide_of, widen, widened
 from ..common.threads import inline, kernel, part
 from .definition import ACTIVATIONS
 
@@ -76,48 +77,88 @@ def _repeat(vector, factor, length):
 
 
 @part
-def _normalize(x, scale, shift, y, activation):
+def _normalize_as(x, scale, shift, z, activation):
     for i in range(x.size):
-        y[i] = _activate(x[i] * scale[i] + shift[i], activation)
+        z[i] = _activate(widen(x[i]) * scale[i] + shift[i], activation)
 
 
 @part
-def _add(y, residual, activation):
+def _normalize(x, scale, shift, z, activation):
+    if activation == NONE:
+        _normalize_as(x, scale, shift, z, NONE)
+    elif activation == RELU:
+        _normalize_as(x, scale, shift, z, RELU)
+    else:
+        _normalize_as(x, scale, shift, z, activation)
+
+
+@part
+def _add_as(z, residual, y, activation):
     for i in range(y.size):
-        y[i] = _activate(y[i] + residual[i], activation)
+        y[i] = _activate(z[i] + widen(residual[i]), activation)
+
+
+@part
+def _add(z, residual, y, activation):
+    if activation == NONE:
+        _add_as(z, residual, y, NONE)
+    elif activation == RELU:
+        _add_as(z, residual, y, RELU)
+    else:
+        _add_as(z, residual, y, activation)
 
 
 @part
 def _sum(x, center, sum1, sum2):
     for i in range(x.size):
-        deviation = x[i] - center[i]
+        deviation = widen(x[i]) - center[i]
         sum1[i] += deviation
         sum2[i] += deviation * deviation
 
 
 @part
-def _apply(z, y, activation):
+def _apply_as(z, y, out, activation):
     for i in range(z.size):
-        y[i] = _activate(z[i], activation)
+        y[i] = as_stored(out, _activate(z[i], activation))
+
+
+@part
+def _apply(z, y, out, activation):
+    if activation == NONE:
+        _apply_as(z, y, out, NONE)
+    elif activation == RELU:
+        _apply_as(z, y, out, RELU)
+    else:
+        _apply_as(z, y, out, activation)
 
 
 @part
 def _add_moments_gradient(dy, y, mean, offset, slope, dz):
     for i in range(dz.size):
-        dz[i] = dy[i] + ((y[i] - mean[i]) * slope[i] + offset[i])
+        dz[i] = widen(dy[i]) + ((y[i] - mean[i]) * slope[i] + offset[i])
+
+
+@part
+def _differentiate_as(dy, z, dz, activation):
+    for i in range(z.size):
+        dz[i] = widen(dy[i]) * _derivative(z[i], activation)
 
 
 @part
 def _differentiate(dy, z, dz, activation):
-    for i in range(z.size):
-        dz[i] = dy[i] * _derivative(z[i], activation)
+    if activation == NONE:
+        _differentiate_as(dy, z, dz, NONE)
+    elif activation == RELU:
+        _differentiate_as(dy, z, dz, RELU)
+    else:
+        _differentiate_as(dy, z, dz, activation)
 
 
 @part
 def _scale(dz, x, scale, mean, offset, slope, dx):
     for i in range(x.size):
         # not x * slope - mean * slope: that cancels when the mean is large
-        dx[i] = dz[i] * scale[i] + ((x[i] - mean[i]) * slope[i] + offset[i])
+        store(dx, i, widen(dz[i]) * scale[i] + ((widen(x[i]) - mean[i]) * slope[i] + offset[i]))
 
 
 @inline
@@ -133,13 +174,16 @@ def _store_moments(sum1, sum2, num_rows, center, mean, var):
 def _forward_chunk(x, residual, y, scale, shift, center, output_center, sums, activation, has_residual, has_output):
     # scale, shift, center, output_center: float32 [period]; sums: float32 [2 or 4, period]
     period = scale.size
+    buffer, second = np.empty(period, np.float32), np.empty(period, np.float32)
     for begin in range(0, x.size, period):
         row, out = x[begin : begin + period], y[begin : begin + period]
+        z, wide = buffer[: row.size], wide_of(out, second)
         if has_residual:
-            _normalize(row, scale, shift, out, NONE)
-            _add(out, residual[begin : begin + period], activation)
+            _normalize(row, scale, shift, z, NONE)
+            _add(z, residual[begin : begin + period], wide, activation)
         else:
-            _normalize(row, scale, shift, out, activation)
+            _normalize(row, scale, shift, wide, activation)
+        round_(wide, out)
         _sum(row, center, sums[0], sums[1])
         if has_output:
             _sum(out, output_center, sums[2], sums[3])
@@ -187,25 +231,33 @@ def _backward_chunk(
     # scale and what follows it: float32 [period]
     period = scale.size
     # buffers of their own, not rows of one array and never both read and written: else the loops do not vectorise
-    zero, z_buffer, y = np.zeros(period, np.float32), np.empty(period, np.float32), np.empty(period, np.float32)
+    zero, z_buffer, y_buffer = np.zeros(period, x.dtype), np.empty(period, np.float32), np.empty(period, np.float32)
     total, dz_buffer = np.empty(period, np.float32), np.empty(period, np.float32)
     for begin in range(0, x.size, period):
         end = min(begin + period, x.size)
+        size = end - begin
         row, out = x[begin:end], dx[begin:end]
-        dz = dy[begin:end] if has_dy else zero[: row.size]
-        if has_output or activation != NONE:
-            z = kept[begin:end] if keeps_y else z_buffer[: row.size]
-            if not keeps_y:
-                _normalize(row, scale, shift, z, NONE)
-            if keeps_residual:
-                _add(z, kept[begin:end], NONE)
-            upstream = dz
-            if has_output:
-                upstream = total[: row.size]
-                _apply(z, y, activation)  # a kept y is its own activation
-                _add_moments_gradient(dz, y, y_mean, y_offset, y_slope, upstream)
-            dz = dresidual[begin:end] if has_dresidual else dz_buffer[: row.size]
+        upstream = dy[begin:end] if has_dy else zero[:size]
+        if not has_output and activation == NONE:
+            _scale(upstream, row, scale, mean, offset, slope, out)
+            continue
+        z, y = z_buffer[:size], y_buffer[:size]
+        dz = wide_of(dresidual[begin:end], dz_buffer) if has_dresidual else dz_buffer[:size]
+        if keeps_y:
+            z = widened(kept[begin:end], z)
+        elif keeps_residual:
+            _normalize(row, scale, shift, y, NONE)
+            _add(y, kept[begin:end], z, NONE)
+        else:
+            _normalize(row, scale, shift, z, NONE)
+        if has_output:
+            _apply(z, y, out, activation)  # a kept y is its own activation
+            _add_moments_gradient(upstream, y, y_mean, y_offset, y_slope, total[:size])
+            _differentiate(total[:size], z, dz, activation)
+        else:
             _differentiate(upstream, z, dz, activation)
+        if has_dresidual:
+            round_(dz, dresidual[begin:end])
         _scale(dz, row, scale, mean, offset, slope, out)
 
 

@@ -49,7 +49,7 @@ def frozen_batch_norm(
         from . import gpu
 
         return gpu.FrozenBatchNorm.apply(*arguments)
-    if x.dtype == torch.float32:
+    if x.dtype in (torch.float32, torch.bfloat16):
         from . import cpu
 
         return cpu.FrozenBatchNorm.apply(*arguments)

@@ -11,6 +11,7 @@ import torch
 from numba import prange
 from torch import Tensor
 
+from ..common.bfloat16 import as_stored, store, widen
 from ..common.threads import chunk_length, inline, kernel, launch
 from .definition import output_size
 
@@ -28,7 +29,7 @@ def neighbours(i, extent):
 @inline
 def take(best, place, x, scale, shift, here):
     """The maximum and its place after one more value of a window; a NaN wins."""
-    y = x * scale + shift
+    y = widen(x) * scale + shift
     wins = (y > best) | (y != y)
     return y if wins else best, np.int32(here) if wins else place
 
@@ -54,7 +55,7 @@ def pool_row(top, middle, bottom, above, below, scale, shift, y, argmax):
             best, place = take_row(ZERO, CUT_OFF, x00[c], x01[c], x02[c], scale[c], shift[c], above, before, after)
             best, place = take_row(best, place, x10[c], x11[c], x12[c], scale[c], shift[c], 3, before, after)
             best, place = take_row(best, place, x20[c], x21[c], x22[c], scale[c], shift[c], below, before, after)
-            y_j[c] = best
+            store(y_j, c, best)
             argmax_j[c] = place
 
 
@@ -63,7 +64,7 @@ def add_row(x, center, sums):
     """sums[0], sums[1] += the sum over a row [W, C] of x - center, and of its square."""
     for j in range(x.shape[0]):
         for c in range(x.shape[1]):
-            deviation = x[j, c] - center[c]
+            deviation = widen(x[j, c]) - center[c]
             sums[0, c] += deviation
             sums[1, c] += deviation * deviation
 
@@ -139,16 +140,18 @@ def spread_row(x, dy0, dy1, argmax0, argmax1, row0, row1, scale, shift, input_li
         at00, at01, at10, at11 = argmax0[first], argmax0[second], argmax1[first], argmax1[second]
         x_w, dx_w = x[w], dx[w]
         for c in range(x_w.size):
-            extra = ZERO
+            extra, x_c = ZERO, widen(x_w[c])
             if output_line.size:
-                y = x_w[c] * scale[c] + shift[c]  # where the pixel is the maximum; elsewhere nobody picks it
+                y = as_stored(
+                    dx_w, x_c * scale[c] + shift[c]
+                )  # where the pixel is the maximum; elsewhere nobody picks it
                 extra = output_line[1, c] + output_line[2, c] * (y - output_line[0, c])
-            gradient = pick(dy00[c] + extra, at00[c], here00) + pick(dy01[c] + extra, at01[c], here01)
-            gradient += pick(dy10[c] + extra, at10[c], here10) + pick(dy11[c] + extra, at11[c], here11)
+            gradient = pick(widen(dy00[c]) + extra, at00[c], here00) + pick(widen(dy01[c]) + extra, at01[c], here01)
+            gradient += pick(widen(dy10[c]) + extra, at10[c], here10) + pick(widen(dy11[c]) + extra, at11[c], here11)
             gradient *= scale[c]
             if input_line.size:
-                gradient += input_line[1, c] + input_line[2, c] * (x_w[c] - input_line[0, c])
-            dx_w[c] = gradient
+                gradient += input_line[1, c] + input_line[2, c] * (x_c - input_line[0, c])
+            store(dx_w, c, gradient)
 
 
 @kernel

@@ -13,7 +13,7 @@ import triton
 import triton.language as tl
 
 from ..common.channel_moments_gpu import combine
-from ..common.launch import OPTIONS, cdiv, device_of, power_of_two
+from ..common.launch import OPTIONS, cdiv, device_of, moments_gradients, power_of_two
 from .definition import output_size
 
 WARPS = 4
@@ -255,11 +255,12 @@ class FrozenBatchNormPool(torch.autograd.Function):
         tiles = pool_tiles(num_images, channels, *argmax.shape[2:])
         dy = torch.zeros_like(argmax, dtype=x.dtype) if dy is None else dy.contiguous(memory_format=torch.channels_last)
         dx = torch.empty_like(x, memory_format=torch.channels_last)
-        has_input, has_output = (any(given is not None for given in pair) for pair in (dmoments[:2], dmoments[2:]))
-        vectors = [torch.zeros_like(scale) if given is None else given.contiguous() for given in dmoments]
+        has_input, *of_input = moments_gradients(dmoments[0], dmoments[1], scale)
+        dmean, dvar = dmoments[2:] or (None, None)
+        has_output, *of_output = moments_gradients(dmean, dvar, scale)
         with device_of(x):
             backward_kernel[(tiles.num_tiles, tiles.num_columns)](
-                x, dy, argmax, dx, scale, shift, means[0], *vectors[:2], means[-1], *vectors[-2:], num_images, height,
+                x, dy, argmax, dx, scale, shift, means[0], *of_input, means[-1], *of_output, num_images, height,
                 width, C=channels, BLOCK_P=tiles.block_p, BLOCK_C=tiles.block_c, HAS_INPUT=has_input,
                 HAS_OUTPUT=has_output, num_warps=WARPS, **OPTIONS,
             )  # fmt: skip

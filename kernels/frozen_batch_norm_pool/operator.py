@@ -32,7 +32,7 @@ def frozen_batch_norm_pool(
         from . import gpu
 
         return gpu.FrozenBatchNormPool.apply(x, scale, shift, center, output_center)
-    if x.dtype == torch.float32:
+    if x.dtype in (torch.float32, torch.bfloat16):
         from . import cpu
 
         return cpu.FrozenBatchNormPool.apply(x, scale, shift, center, output_center)

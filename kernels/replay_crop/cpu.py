@@ -10,6 +10,7 @@ import torch
 from numba import prange
 from torch import Tensor
 
+from ..common.bfloat16 import store, widen
 from ..common.threads import inline, kernel, launch, part
 
 
@@ -92,12 +93,12 @@ def _paint(image, window, begin_y, end_y, begin_x, end_x, share, is_added, gain,
                     total[k] += weight * row[k]
         out = output[y].reshape(-1)[begin_x * channels : end_x * channels]
         for k in range(span):
-            out[k] = total[k] * gains[k] + (out[k] if is_added else bases[k])
+            store(out, k, total[k] * gains[k] + (widen(out[k]) if is_added else bases[k]))
 
 
 @kernel
 def replay_kernel(images, ids, windows, partners, partner_windows, boxes, shares, is_mixup, gain, offset, output):
-    # images: uint8 [M, C, H, W]; windows: int32 [B, 7]; boxes: int64 [B, 4]; output: float32 [B, size, size, C]
+    # images: uint8 [M, C, H, W]; windows: int32 [B, 7]; boxes: int64 [B, 4]; output: [B, size, size, C]
     zero, one, size = np.int64(0), np.float32(1), output.shape[1]
     for b in prange(len(output)):
         top, bottom, left, right = boxes[b]
@@ -120,13 +121,16 @@ def replay_kernel(images, ids, windows, partners, partner_windows, boxes, shares
 def replay_crop(
     images: Tensor, ids: Tensor, windows: Tensor, size: int, gain: Tensor, offset: Tensor, partners: Tensor | None,
     partner_windows: Tensor | None, boxes: Tensor | None, share: Tensor | None,
+    dtype: torch.dtype,
 ) -> Tensor:  # fmt: skip
-    """`replay_crop` of checked arguments, all contiguous, in float32."""
-    output = torch.empty(len(ids), size, size, images.shape[1])
+    """`replay_crop` of checked arguments, all contiguous."""
+    # mixup adds two views, in float32; others are rounded where they are made
+    made = torch.bfloat16 if dtype == torch.bfloat16 and share is None else torch.float32
+    output = torch.empty(len(ids), size, size, images.shape[1], dtype=made)
     launch(
         replay_kernel, images, ids, windows, ids if partners is None else partners,
         windows if partner_windows is None else partner_windows,
         torch.tensor((size, size, 0, 0)).repeat(len(ids), 1) if boxes is None else boxes.long().clamp(0, size),
         torch.ones(len(ids)) if share is None else share, share is not None, gain, offset, output,
     )  # fmt: skip
-    return output.permute(0, 3, 1, 2)
+    return output.permute(0, 3, 1, 2).to(dtype)

@@ -72,4 +72,4 @@ def replay_crop(
     for rows in (ids, partners):
         if rows is not None and batch and not 0 <= int(rows.min()) <= int(rows.max()) < len(images):
             raise ValueError(f"replay_crop needs ids of {len(images)} images, got {int(rows.min())}..{int(rows.max())}")
-    return cpu.replay_crop(images, size=size, **moved).to(dtype)
+    return cpu.replay_crop(images, size=size, dtype=dtype, **moved)

@@ -1,4 +1,4 @@
-"""soft_label_loss on the CPU, in float32: row by row, so that a row's logits stay in the innermost cache."""
+"""soft_label_loss on the CPU, computed in float32: row by row, so that a row's logits stay in the innermost cache."""
 
 from __future__ import annotations
 
@@ -6,6 +6,7 @@ import numpy as np
 import torch
 from numba import prange
 
+from ..common.bfloat16 import round_, wide_of, widened
 from ..common.threads import chunk_length, inline, kernel, launch, part
 from .definition import scales
 
@@ -130,14 +131,14 @@ def loss_kernel(
     student, teachers, labels, partners, share, is_divergence, factor, ce_weight, loss_scale, scale, chunk, losses,
     gradient, result,
 ):  # fmt: skip
-    # student, gradient: float32 [B, K]; teachers: float32 [E, B, K]; losses: float32 [B]; result: float32 [1]
+    # student, gradient: [B, K], of one type; teachers: float32 [E, B, K]; losses: float32 [B]; result: float32 [1]
     num_rows, num_classes = student.shape
     factor, scale, weight = np.float32(factor), np.float32(scale), np.float32(ce_weight)
     for index in prange(-(-num_rows // chunk)):
-        scratch = np.empty((3, num_classes), np.float32)
+        scratch = np.empty((5, num_classes), np.float32)
         mean, p, q = scratch[0], scratch[1], scratch[2]  # indexed: what iteration yields is not known to be contiguous
         for b in range(index * chunk, min((index + 1) * chunk, num_rows)):
-            z, out = student[b], gradient[b]
+            z, out = widened(student[b], scratch[3]), wide_of(gradient[b], scratch[4])
             t = teachers[0, b] if len(teachers) == 1 else _average(teachers, b, mean)
             if is_divergence:
                 losses[b] = _diverge(z, t, factor, scale, p, q, out)
@@ -145,6 +146,7 @@ def loss_kernel(
                 entropy = _cross_entropy(z, labels[b], partners[b], share[b], weight * scale, q, out)
                 square = _square(z, t, scale, p, out) if len(teachers) else 0.0
                 losses[b] = weight * entropy + square
+            round_(out, gradient[b])
     total = 0.0
     for b in range(num_rows):
         total += losses[b]
@@ -152,7 +154,7 @@ def loss_kernel(
 
 
 class SoftLabelLoss(torch.autograd.Function):
-    """`soft_label_loss` of checked arguments, the student float32."""
+    """`soft_label_loss` of checked arguments, the student float32 or bfloat16."""
 
     @staticmethod
     def forward(ctx, student, teachers, labels, partners, share, kind, temperature, ce_weight):
@@ -161,7 +163,7 @@ class SoftLabelLoss(torch.autograd.Function):
         losses, gradient, result = torch.empty(num_rows), torch.empty_like(student), torch.empty(1)
         launch(
             loss_kernel, student,
-            student.new_empty(0, num_rows, num_classes) if teachers is None else teachers.float().contiguous(),
+            torch.empty(0, num_rows, num_classes) if teachers is None else teachers.float().contiguous(),
             labels.contiguous(), partners.contiguous(), share.float().contiguous(), kind in ("kl", "kl_t2"),
             1 / temperature, 1.0 if kind == "ce" else float(ce_weight), *scales(kind, num_rows, temperature),
             chunk_length(num_rows), losses, gradient, result,

@@ -51,7 +51,7 @@ def soft_label_loss(
         from . import gpu
 
         return gpu.SoftLabelLoss.apply(student, teachers, *hard, kind, temperature, ce_weight)
-    if student.dtype == torch.float32:
+    if student.dtype in (torch.float32, torch.bfloat16):
         from . import cpu
 
         return cpu.SoftLabelLoss.apply(student, teachers, *hard, kind, temperature, ce_weight)

@@ -1,7 +1,4 @@
-"""Recover by features: the tiles of mosaics are pulled towards whole real images, their anchors (CIM; spec 4.3).
-
-The images of a job depend on the recipe, the seed, the job and its anchors alone.
-"""
+"""Recover by features: the tiles of mosaics are pulled towards whole real images, their anchors (CIM; spec 4.3)."""
 
 from __future__ import annotations
 
@@ -14,11 +11,11 @@ from torch import Tensor
 
 from ..data.jobs import Job
 from ..data.noise import InitialImages
-from ..data.real import Normalization, stored
+from ..data.real import Normalization
 from ..kernels.crop import crop
 from ..kernels.pixel_adam import pixel_adam
 from ..networks.graph import Graphs
-from ..networks.precision import arithmetic, network_dtype
+from ..networks.precision import network_dtype
 from ..recipe.recipe import Recipe
 from ..recipe.shared import Operation
 from ..rng import Stream
@@ -28,9 +25,9 @@ from ..teachers.teacher import Teacher
 from ..views.augment import augment, augmentations
 from ..views.tiles import strip_bounds
 from ..workers.background import prepare
+from .engine import Recoverer
 from .recording import SnapshotRecorder
-from .recover import Recovered
-from .unfinished import State, Unfinished, remaining
+from .unfinished import State
 
 _WEIGHT_DECAY = 0.01  # AdamW's, of the additive change of the images
 _AUGMENT: tuple[Operation, ...] = ("flip", "crop", "cutout")  # CIM's, in each iteration for all tiles and anchors alike
@@ -146,11 +143,12 @@ class FeatureStep:
         return self.observer(views.to(self.observer.dtype or views.dtype))
 
 
-class FeatureRecoverer:
-    """Recovers jobs one after another. Buffers and CUDA graphs are made once for each shape of a job.
+class ByFeatures(Recoverer):
+    """Tiles pulled towards their anchors. Buffers and CUDA graphs are made once for each shape of a job.
 
     teachers: those of recover.teachers; the first observes, up to recover.features.layer. initial: mosaics of the
-    anchors, shrunk. Raises ValueError as `Cut` does.
+    anchors, shrunk. Losses are total, 0, total. The published product is float32, neither clamped nor rounded, so the
+    published students see slightly other pixels. Raises ValueError as `Cut` does.
     """
 
     def __init__(
@@ -161,44 +159,36 @@ class FeatureRecoverer:
         initial: InitialImages,
         anchors: Anchors,
     ):
-        self.recipe, self.device, self.initial, self.anchors = recipe, device, initial, anchors
+        super().__init__(recipe, device)
+        self.initial, self.anchors = initial, anchors
         observer = teachers[0].cast(network_dtype(recipe.recover.precision))
         self.observer = Cut(observer, recipe.recover.features.layer)
         self.graphs = Graphs(device)
         self.steps: dict[tuple[int, ...], tuple[FeatureStep, Callable[[], None]]] = {}
 
-    def __call__(self, job: Job, unfinished: Unfinished | None = None, ahead: Job | None = None) -> Recovered:
-        """Recovers a job; losses are total, 0, total. There are no running means. Others: as for `Recoverer`.
+    def begin(self, job: Job) -> None:
+        if job.shape not in self.steps:
+            step = FeatureStep(self.recipe, job, self.observer, self.device)
+            self.steps[job.shape] = step, self.graphs.capture(step, step.step.zero_)
+        self.step, self.advance_step = self.steps[job.shape]
+        self.step.load(job, self.initial, self.anchors)
+        self.snapshots = SnapshotRecorder(self.recipe, job, self.device)
 
-        The last iterate is kept, clamped and rounded. The published product is neither: it is float32, so the
-        published students see slightly other pixels. Raises ValueError if images or losses are not finite.
-        """
-        with arithmetic(self.recipe.recover.precision, self.recipe.recover.reproducible):
-            if job.shape not in self.steps:
-                self.steps[job.shape] = self._prepare(job)
-            step, advance = self.steps[job.shape]
-            step.load(job, self.initial, self.anchors)
-            if ahead is not None:
-                prepare(ahead, self.initial, self.anchors)
-            snapshots = SnapshotRecorder(self.recipe, job, self.device)
+    def prepare(self, ahead: Job) -> None:
+        prepare(ahead, self.initial, self.anchors)
 
-            def state() -> State:
-                return step.state() | ({"snapshots": torch.stack(snapshots.taken)} if snapshots.taken else {})
+    def advance(self, iteration: int) -> None:
+        if self.snapshots.is_due(iteration):
+            self.snapshots.take(self.step.images(self.step.delta))
+        self.advance_step()
 
-            def restore(_: int, tensors: State) -> None:
-                step.restore(tensors)
-                snapshots.taken = [one.to(self.device) for one in tensors.get("snapshots", ())]
+    def state(self) -> State:
+        taken = self.snapshots.taken
+        return self.step.state() | ({"snapshots": torch.stack(taken)} if taken else {})
 
-            for iteration in remaining(self.recipe.recover.iterations, unfinished, self.device, state, restore):
-                if snapshots.is_due(iteration):
-                    snapshots.take(step.images(step.delta))
-                advance()
-        images, losses = step.images(step.delta), step.losses.to("cpu", copy=True)
-        if not bool(torch.isfinite(images).all() & torch.isfinite(step.losses).all()):
-            raise ValueError(f"recover diverged in job {job.index}: not all is finite; try a smaller recover.lr")
-        levels = Normalization.of(self.recipe.dataset, self.device).levels(images)
-        return Recovered(stored(levels, self.recipe.recover.storage), losses, Record(snapshots.snapshots()))
+    def restore(self, tensors: State) -> None:
+        self.step.restore(tensors)
+        self.snapshots.taken = [one.to(self.device) for one in tensors.get("snapshots", ())]
 
-    def _prepare(self, job: Job) -> tuple[FeatureStep, Callable[[], None]]:
-        step = FeatureStep(self.recipe, job, self.observer, self.device)
-        return step, self.graphs.capture(step, step.step.zero_)
+    def made(self) -> tuple[Tensor, Tensor, Record]:
+        return self.step.images(self.step.delta), self.step.losses, Record(self.snapshots.snapshots())

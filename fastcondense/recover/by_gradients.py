@@ -6,7 +6,7 @@ choice of the subset alone; so without subsets jobs of some classes give what on
 
 from __future__ import annotations
 
-import contextlib
+import functools
 import json
 
 import numpy as np
@@ -14,20 +14,19 @@ import torch
 from torch import Tensor
 
 from ..data.jobs import Job
-from ..data.real import squares, stored
+from ..data.real import squares
 from ..networks.precision import arithmetic
 from ..recipe.gradients import MOST_TILES
 from ..rng import Stream
 from ..run import Run
 from ..sets.record import Record
 from ..views.augment import augment, augmentations
-from ..workers.interrupt import check, held
+from .engine import Recoverer
 from .formation import Formation
 from .gradient_matching import FeatureDistances, GradientMatching
 from .learnable_subset import LearnableSubset
 from .matched_networks import MatchedNetworks, RealImages
-from .recover import Recovered
-from .unfinished import Unfinished
+from .unfinished import State
 
 
 def read_real(run: Run) -> RealImages:
@@ -39,43 +38,39 @@ def read_real(run: Run) -> RealImages:
     return RealImages(pixels.to(run.device), torch.from_numpy(labels).to(run.device), members)
 
 
-class GradientRecoverer:
-    """Recovers jobs one after another.
+class ByGradients(Recoverer):
+    """Gradients that images give a network, matched with those of real ones.
 
-    Raises ValueError if there are subsets and a job has not all classes.
+    Losses are those of an iteration, averaged over classes and sweeps: total, 0, total. Raises ValueError if there are
+    subsets and a job has not all classes.
     """
 
     def __init__(self, run: Run):
-        self.run, self.recipe, self.settings = run, run.recipe, run.recipe.recover.gradients
-        with arithmetic(self.recipe.recover.precision):
+        super().__init__(run.recipe, run.device)
+        self.run, self.levels = run, functools.partial(torch.clamp, min=0, max=255)
+        with arithmetic(run.recipe.recover.precision):
             self.real = read_real(run)
 
-    def __call__(self, job: Job, unfinished: Unfinished | None = None, _ahead: Job | None = None) -> Recovered:
-        """Recovers a job; losses are those of an iteration, averaged over classes and sweeps: total, 0, total.
-
-        With `unfinished` the state is saved there now and then, between two networks, and gone on from, to the same
-        bits.
-        """
+    def begin(self, job: Job) -> None:
         num_classes = len(self.run.real.classes)
-        if self.settings.subsets and job.num_classes < num_classes:
+        if self.recipe.recover.gradients.subsets and job.num_classes < num_classes:
             raise ValueError(
                 f"recover.gradients.subsets needs all {num_classes} classes in a job, which has "
                 f"{job.num_classes}: recover.classes_per_job 0, and a recover.batch_size of all images"
             )
-        with arithmetic(self.recipe.recover.precision, self.recipe.recover.reproducible):
-            condensing = Condensing(self.run, self.real, job)
-            if unfinished is not None:
-                condensing.restore(unfinished)
-            with held() if unfinished is not None else contextlib.nullcontext():
-                while condensing.iteration < self.recipe.recover.iterations:
-                    condensing.iterate()
-                    if unfinished is not None and unfinished.is_due():
-                        condensing.write(unfinished)
-                        check()
-        images = 255 * condensing.images.flatten(0, 1)
-        if not bool(torch.isfinite(images).all()):
-            raise ValueError(f"recover diverged in job {job.index}: images are not finite; try a smaller recover.lr")
-        return Recovered(stored(images.clamp(0, 255), self.recipe.recover.storage), condensing.losses, Record())
+        self.condensing = Condensing(self.run, self.real, job)
+
+    def advance(self, iteration: int) -> None:
+        self.condensing.iterate(iteration)
+
+    def state(self) -> State:
+        return self.condensing.state()
+
+    def restore(self, tensors: State) -> None:
+        self.condensing.restore(tensors)
+
+    def made(self) -> tuple[Tensor, Tensor, Record]:
+        return 255 * self.condensing.images.flatten(0, 1), self.condensing.losses, Record()
 
 
 class Condensing:
@@ -101,10 +96,11 @@ class Condensing:
         self.velocity = torch.zeros_like(self.images)
         self.losses = torch.zeros(recipe.recover.iterations, 3)
         self.iteration = 0
+        """The one that is made."""
 
-    def iterate(self) -> None:
+    def iterate(self, iteration: int) -> None:
         """An outer iteration: a network, and `inner` sweeps over the classes (spec 5.1 and 5.2)."""
-        settings, iteration = self.settings, self.iteration
+        settings, self.iteration = self.settings, iteration
         self.images.clamp_(0, 1)
         self.networks.begin(iteration)
         if self.subset is not None:
@@ -124,25 +120,24 @@ class Condensing:
             self.subset.choose(means.tolist(), iteration)
         mean_loss = float(total) / (settings.inner * num_classes)
         self.losses[iteration] = torch.tensor([mean_loss, 0.0, mean_loss])
-        self.iteration += 1
 
-    def write(self, unfinished: Unfinished) -> None:
-        """Saves the state for `restore`."""
-        tensors = {"images": self.images, "velocity": self.velocity, "losses": self.losses}
-        state = json.dumps(self.subset and self.subset.state())
-        unfinished.write(self.iteration, tensors, {"subset": state})
-        self.run.log.say(f"recover: iteration {self.iteration}, loss {float(self.losses[self.iteration - 1, 0]):.4g}")
+    def state(self) -> State:
+        """All that iterations have changed, not copied; of the subset as JSON."""
+        subset = json.dumps(self.subset and self.subset.state()).encode()
+        return {
+            "images": self.images,
+            "velocity": self.velocity,
+            "losses": self.losses,
+            "subset": torch.tensor(list(subset), dtype=torch.uint8),
+        }
 
-    def restore(self, unfinished: Unfinished) -> None:
-        """Goes on from a state that was saved, if there is one."""
-        if (saved := unfinished.read()) is None:
-            return
-        self.iteration, tensors, kept = saved
-        for mine, name in ((self.images, "images"), (self.velocity, "velocity"), (self.losses, "losses")):
+    def restore(self, tensors: State) -> None:
+        """Goes on, in place, from that state."""
+        for name, mine in (("images", self.images), ("velocity", self.velocity), ("losses", self.losses)):
             mine.copy_(tensors[name])
         if self.subset is not None:
-            self.subset = LearnableSubset.restored(self.settings.period, json.loads(kept["subset"]))
-        self.run.log.say(f"recover: job {self.job.index} goes on from iteration {self.iteration}")
+            state = json.loads(bytes(tensors["subset"].tolist()))
+            self.subset = LearnableSubset.restored(self.settings.period, state)
 
     def _step(self, row: int, sweep: int, is_measured: bool) -> tuple[Tensor, Tensor]:
         """A class's step; returns its loss, and the feature distances of its subsets, 0 if they are not measured."""

@@ -1,12 +1,8 @@
-"""Recover: images by gradient descent through frozen teachers (SRe2L, CDA, G-VBSM, EDC, CV-DD, FADRM, LPLD).
-
-The images of a job depend on the recipe, the seed and the job alone.
-"""
+"""Recover by statistics: cross-entropy and moments matched through frozen teachers (SRe2L, CDA, G-VBSM, EDC, ...)."""
 
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
-from typing import NamedTuple
 
 import torch
 from torch import Tensor
@@ -14,11 +10,11 @@ from torch.nn import functional as F
 
 from ..data.jobs import Job
 from ..data.noise import InitialImages, noise
-from ..data.real import Normalization, stored
+from ..data.real import Normalization
 from ..kernels.crop import crop
 from ..kernels.pixel_adam import pixel_adam
 from ..networks.graph import Graphs
-from ..networks.precision import arithmetic, network_dtype
+from ..networks.precision import network_dtype
 from ..recipe.recipe import Recipe
 from ..sets.record import Record
 from ..statistics.matching import Matching, layer_weights
@@ -26,22 +22,14 @@ from ..teachers.moments import Moments
 from ..teachers.teacher import Teacher
 from ..workers.background import prepare
 from .canvas import Canvas, resized
+from .engine import Recoverer
 from .recording import JobRecorder
 from .regularizers import densification, flatness, image_priors, own_loss
 from .schedule import Turn, learning_rates, live_layers, stages, turns, window_table
-from .unfinished import State, Unfinished, remaining
+from .unfinished import State
 
 _TEMPERATURE = 4.0  # of G-VBSM's densification and of EDC's flatness
 _FLATNESS_DECAY = 0.99  # an iteration, of the running mean of the images that flatness compares with
-
-
-class Recovered(NamedTuple):
-    """What a job makes, on the host: images uint8 [N, 3, S, S]; losses float32 [T, 3], in columns total, cross-entropy
-    and weighted matching; and how the images formed."""
-
-    images: Tensor
-    losses: Tensor
-    record: Record
 
 
 class RecoverStep:
@@ -204,8 +192,11 @@ class RecoverStep:
         ]
 
 
-class Recoverer:
-    """Recovers jobs one after another. Buffers and CUDA graphs are made once for each shape of a job."""
+class ByStatistics(Recoverer):
+    """Cross-entropy and the matching of statistics. Buffers and CUDA graphs are made once for each shape of a job.
+
+    initial_of: the images that a job begins with; noise by default. Raises ValueError as `check_layers` does.
+    """
 
     def __init__(
         self,
@@ -214,52 +205,47 @@ class Recoverer:
         device: torch.device,
         initial_of: InitialImages | None = None,
     ):
-        self.recipe, self.device, self.initial_of = recipe, device, initial_of or noise(recipe, device)
+        super().__init__(recipe, device)
+        self.initial_of = initial_of or noise(recipe, device)
         self.teachers = [teacher.cast(network_dtype(recipe.recover.precision)) for teacher in teachers]
         check_layers(recipe, self.teachers)
         self.graphs = Graphs(device)
         self.steps: dict[tuple[int, ...], RecoverStep] = {}
         self.advances: dict[tuple[tuple[int, ...], Turn, int], Callable[[], None]] = {}
+        self.stage_of = [stage for stage, (_, count) in enumerate(stages(recipe)) for _ in range(count)]
 
-    def __call__(self, job: Job, unfinished: Unfinished | None = None, ahead: Job | None = None) -> Recovered:
-        """Recovers a job.
+    def begin(self, job: Job) -> None:
+        recover = self.recipe.recover
+        is_alike = recover.split_classes and not recover.densification_weight
+        shape = (job.num_images,) if is_alike else job.shape
+        if shape not in self.steps:
+            self.steps[shape] = RecoverStep(self.recipe, job, self.teachers, self.device, self.initial_of)
+        self.step, order = self.steps[shape], turns(self.recipe, len(self.teachers), job)
+        self.turn_advances = [[self._advance(shape, turn, side) for turn in order] for side, _ in self.step.stages]
+        self.step.load(job)
+        self.recorder = JobRecorder(self.recipe, job, self.teachers, order, self.device)
 
-        The last iterate is kept, as in the published codes. With `unfinished` the state is saved there now and then,
-        and gone on from, to the same bits. `ahead`: the job after this one, whose initial images can be made meanwhile.
-        Raises ValueError if images are not finite.
-        """
-        recipe = self.recipe
-        if recipe.recover.iterations == 0:
-            return Recovered(self._pixels(self.initial_of(job)), torch.zeros(0, 3), Record())
-        with arithmetic(recipe.recover.precision, recipe.recover.reproducible):
-            is_alike = recipe.recover.split_classes and not recipe.recover.densification_weight
-            shape = (job.num_images,) if is_alike else job.shape
-            if shape not in self.steps:
-                self.steps[shape] = RecoverStep(recipe, job, self.teachers, self.device, self.initial_of)
-            step, order = self.steps[shape], turns(recipe, len(self.teachers), job)
-            advances = [[self._advance(shape, turn, side) for turn in order] for side, _ in step.stages]
-            step.load(job)
-            if ahead is not None:
-                prepare(ahead, self.initial_of)
-            recorder = JobRecorder(recipe, job, self.teachers, order, self.device)
-            stage_of = [stage for stage, (_, count) in enumerate(step.stages) for _ in range(count)]
+    def prepare(self, ahead: Job) -> None:
+        prepare(ahead, self.initial_of)
 
-            def restore(iteration: int, tensors: State) -> None:
-                step.restore(stage_of[iteration - 1], tensors)
-                recorder.restore(tensors)
+    def advance(self, iteration: int) -> None:
+        stage = self.stage_of[iteration]
+        if iteration and stage != self.stage_of[iteration - 1]:
+            self.step.enter_stage(stage)
+        self.recorder.before(iteration, self.step.images)
+        in_turn = self.turn_advances[stage]
+        in_turn[iteration % len(in_turn)]()
+        self.recorder.after(iteration, self.step.layer_losses)
 
-            left = remaining(len(stage_of), unfinished, self.device, lambda: step.state() | recorder.state(), restore)
-            for iteration in left:
-                stage = stage_of[iteration]
-                if iteration and stage != stage_of[iteration - 1]:
-                    step.enter_stage(stage)
-                recorder.before(iteration, step.images)
-                advances[stage][iteration % len(order)]()
-                recorder.after(iteration, step.layer_losses)
-        losses, images = step.losses.to("cpu", copy=True), step.images
-        if not bool(torch.isfinite(images).all()):
-            raise ValueError(f"recover diverged in job {job.index}: images are not finite; try a smaller recover.lr")
-        return Recovered(self._pixels(images), losses, recorder.record())
+    def state(self) -> State:
+        return self.step.state() | self.recorder.state()
+
+    def restore(self, tensors: State) -> None:
+        self.step.restore(self.stage_of[int(tensors["step"]) - 1], tensors)
+        self.recorder.restore(tensors)
+
+    def made(self) -> tuple[Tensor, Tensor, Record]:
+        return self.step.images, self.step.losses, self.recorder.record()
 
     def _advance(self, shape: tuple[int, ...], turn: Turn, side: int) -> Callable[[], None]:
         """One iteration of a turn on the canvas of that size: on a GPU a graph, captured once."""
@@ -272,9 +258,6 @@ class Recoverer:
 
             self.advances[key] = self.graphs.capture(advance, step.step.zero_)
         return self.advances[key]
-
-    def _pixels(self, images: Tensor) -> Tensor:
-        return stored(Normalization.of(self.recipe.dataset, self.device).levels(images), self.recipe.recover.storage)
 
 
 def check_layers(recipe: Recipe, teachers: Sequence[Teacher]) -> None:

@@ -1,0 +1,309 @@
+"""The JSON files of a run and a bundle as types. What is read is checked against them (msgspec), whoever wrote it.
+
+A failure is one line: the file, the field, and what is wrong there. Fields that a type does not name are let through.
+"""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Iterable
+from pathlib import Path
+from typing import Annotated, Any, Literal, NotRequired, TypedDict, TypeVar, cast
+
+import msgspec
+from msgspec import Meta
+
+Kind = TypeVar("Kind")
+
+Sha256 = Annotated[str, Meta(pattern="^[0-9a-f]{64}$")]
+Count = Annotated[int, Meta(ge=0, le=2**53)]
+Name = Annotated[str, Meta(min_length=1, max_length=1000)]
+Digits = Annotated[str, Meta(pattern="^[0-9]{1,9}$")]
+Color = Annotated[list[float], Meta(min_length=3, max_length=3)]
+Baseline = Literal["random_soft", "random_hard", "herding_soft", "herding_hard", "full"]
+
+
+class MadeBy(TypedDict, total=False):
+    """The settings that decided the images, and what else did."""
+
+    recover: dict[str, Any]
+    loss_sha256: Sha256
+
+
+class Replay(TypedDict):
+    """All that decides the labels of a set beside its images, its classes and the teachers' weights."""
+
+    generator: str
+    seeds: Annotated[list[Count], Meta(min_length=1, max_length=100_000)]
+    views: dict[str, Any]
+    transform: str
+    mean: Color
+    std: Color
+    epochs: Count
+    batch_size: Count
+    ipc: Count
+    images: Sha256
+    classes: Sha256
+    teachers: dict[Name, Sha256]
+
+
+class Fingerprint(TypedDict):
+    """What a machine saw and answered on P probe views: [P, 2], and of the largest logits [P, at most 5]."""
+
+    tables: Sha256
+    pixels: Annotated[list[tuple[float, float]], Meta(min_length=1, max_length=4096)]
+    classes: list[Annotated[list[Count], Meta(min_length=1, max_length=64)]]
+    logits: list[Annotated[list[float], Meta(min_length=1, max_length=64)]]
+
+
+class Origin(TypedDict):
+    """Where imported images come from."""
+
+    path: str
+    layout: str
+    sha256: Sha256
+    top1: NotRequired[dict[str, float]]
+
+
+class Score(TypedDict):
+    mean: float
+    std: float
+
+
+class Scores(TypedDict):
+    """Per cent of the test images."""
+
+    top1_last: Score
+    top1_best: Score
+    top5_last: Score
+
+
+class Sizes(TypedDict):
+    """Bytes."""
+
+    images: Count
+    labels: Count
+    teachers: Count
+
+
+class Seconds(TypedDict):
+    squeeze: float
+    recover: float
+    train: float
+    evaluate: float
+
+
+class Result(Scores):
+    """result.json: a set beside its baselines."""
+
+    recipe: str
+    recipe_sha256: Sha256
+    dataset: str
+    method: str
+    ipc: Count
+    student: str
+    teachers: list[str]
+    epochs: Count
+    seed: int
+    seeds: Count
+    labels: str
+    test_images: Count
+    baselines: dict[Baseline, Scores]
+    bytes: Sizes
+    seconds: Seconds
+    versions: dict[str, str]
+    origin: NotRequired[Origin]
+
+
+class Network(TypedDict):
+    """A teacher that a bundle names: the sha256 of its weights, its outputs, and each class's among them, as JSON."""
+
+    sha256: Sha256
+    num_outputs: Annotated[int, Meta(ge=1, le=10_000_000)]
+    outputs: str
+    pixel_statistics: NotRequired[str]
+
+
+class Bundled(TypedDict):
+    """What lies in a bundle."""
+
+    format: Count
+    teachers: dict[Name, Network]
+    embedded: list[Name]
+    result: Result | None
+
+
+class Manifest(TypedDict):
+    """condensed/manifest.json, and in a bundle what lies in it."""
+
+    classes: Annotated[list[Name], Meta(min_length=1)]
+    recipe: MadeBy
+    teachers: NotRequired[dict[str, Sha256]]
+    ipc: NotRequired[Count]
+    origin: NotRequired[Origin]
+    replay: NotRequired[Replay]
+    digests: NotRequired[list[Sha256]]
+    fingerprint: NotRequired[Fingerprint]
+    bundle: NotRequired[Bundled]
+
+
+class Environment(TypedDict, total=False):
+    """environment.json, beside the versions of packages."""
+
+    data: str | None
+    device: str
+    loader: str
+    gpu: str
+
+
+class TeacherMetadata(TypedDict):
+    """The metadata of a teacher's weights; numbers are text there."""
+
+    identity: str
+    outputs: str
+    num_outputs: Annotated[int, Meta(ge=1)]
+    pixel_statistics: NotRequired[str]
+    sha256: Sha256
+    top1: float
+    seconds: float
+
+
+class PrunedLayer(TypedDict):
+    name: str
+    is_matched: bool
+
+
+class PrunedLayers(TypedDict):
+    """Which layers of a teacher are matched."""
+
+    layers: list[PrunedLayer]
+
+
+class StoredEpochs(TypedDict):
+    """manifest.json of stored labels."""
+
+    format: int
+    replay: dict[str, Any]
+    first_rows: Annotated[list[Count], Meta(min_length=1)]
+    epochs_done: Count
+
+
+class Confusion(TypedDict):
+    """Test images a class, those that were named right, and frequent wrong answers: class, answer, count."""
+
+    images: list[Count]
+    right: list[Count]
+    confused: list[tuple[Count, Count, Count]]
+
+
+class Epoch(TypedDict):
+    """An evaluation of a student."""
+
+    epoch: float
+    loss: float
+    top1: float
+    top5: float
+    seconds: float
+
+
+class Trained(TypedDict):
+    """Seconds."""
+
+    train: float
+    evaluate: float
+
+
+class StudentFile(TypedDict):
+    """student.json."""
+
+    history: Annotated[list[Epoch], Meta(min_length=1)]
+    seconds: Trained
+    classes: NotRequired[Confusion | None]
+
+
+class SizeCurve(TypedDict):
+    """curve.json."""
+
+    student: str
+    epochs: Count
+    sizes: list[Count]
+    top1_last: dict[str, dict[Digits, Score]]
+
+
+class RobustScores(TypedDict):
+    hard_label_recovery: Score
+    improvement_over_random: Score
+    improvement_over_random_plain: Score
+    label_robust_score: Score
+    augmentation_robust_score: Score
+
+
+class RankedEpochs(TypedDict):
+    top1_last: RobustScores
+    top1_best: RobustScores
+
+
+class RankedScores(TypedDict):
+    """ranking.json, of which the report shows the scores."""
+
+    scores: RankedEpochs
+
+
+def parse_json(text: str | bytes, source: object) -> Any:
+    """The tree of a JSON text. Raises ValueError that names the source of one that is damaged, or nested too deep."""
+    try:
+        return json.loads(text)
+    except (ValueError, RecursionError) as error:
+        raise ValueError(f"{source} is damaged: {error}") from None
+
+
+def checked(tree: Any, kind: type[Kind], source: object, *, is_text: bool = False) -> Kind:
+    """The tree itself, if it is of that kind; is_text: numbers in it are text, and become numbers.
+
+    Raises ValueError that names the source and the field.
+    """
+    try:
+        made = msgspec.convert(tree, kind, strict=not is_text)
+    except (msgspec.ValidationError, RecursionError) as error:
+        what, _, where = str(error).partition(" - at `$")
+        field = where.strip("`.") or "the whole"
+        raise ValueError(f"{source} is damaged: field {field}: {what[:1].lower()}{what[1:]}") from None
+    return made if is_text else cast(Kind, tree)
+
+
+def read_checked(path: Path, kind: type[Kind]) -> Kind:
+    """A JSON file of that kind. Raises ValueError that names the file and the field."""
+    return checked(parse_json(path.read_bytes(), path), kind, path)
+
+
+def read_manifest(path: Path) -> Manifest:
+    """condensed/manifest.json of a run."""
+    return check_manifest(parse_json(path.read_bytes(), path), path)
+
+
+def check_names(classes: Iterable[str], source: str) -> None:
+    """Raises ValueError that begins with `source` for a class whose name no file or terminal can hold as text."""
+    for name in classes:
+        try:
+            name.encode()
+        except UnicodeEncodeError:
+            raise ValueError(f"{source}: the name {name!r} is no UTF-8") from None
+
+
+def check_manifest(tree: Any, source: object) -> Manifest:
+    """The manifest, if its fields fit each other too. Raises ValueError that names the source and the field."""
+    manifest = checked(tree, Manifest, source)
+    classes, kept = manifest["classes"], manifest.get("fingerprint")
+    if len(set(classes)) < len(classes):
+        raise ValueError(f"{source} is damaged: field classes: two have the same name")
+    check_names(classes, f"{source} is damaged: field classes")
+    if len(manifest.get("digests", classes)) != len(classes):
+        raise ValueError(f"{source} is damaged: field digests: expected {len(classes)}, one a class")
+    if kept is not None:
+        shapes = {tuple(map(len, kept[name])) for name in ("classes", "logits")}
+        widths = set(next(iter(shapes)))
+        if len(shapes) > 1 or len(widths) != 1 or len(kept["logits"]) != len(kept["pixels"]):
+            raise ValueError(f"{source} is damaged: field fingerprint: its tables have different shapes")
+        if max(map(max, kept["classes"])) >= len(classes):
+            raise ValueError(f"{source} is damaged: field fingerprint.classes: there are {len(classes)} classes")
+    return manifest
