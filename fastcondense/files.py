@@ -8,8 +8,6 @@ import hashlib
 import json
 import os
 import shutil
-import socket
-import threading
 from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import Any, BinaryIO
@@ -20,7 +18,9 @@ from safetensors.torch import save as safetensors_bytes
 from torch import Tensor
 
 from . import restricted_pickle
-from .records import checked, naming, parse_json
+from .leftovers import hold, sweep, temporary_beside
+from .loaders.reading import check_file, reading
+from .records import checked, parse_json
 
 DIGESTS = "tensors_sha256"
 """Key of a safetensors file's metadata: sha256 by tensor, as JSON."""
@@ -30,13 +30,14 @@ DIGESTS = "tensors_sha256"
 def new_file(path: Path) -> Iterator[BinaryIO]:
     """A temporary file beside `path` that is flushed to disk and renamed at the end: a reader sees all or nothing.
 
-    Raises OSError (disk full, no permission) and leaves nothing behind, as after any error in the block.
+    Raises OSError (disk full, no permission) and leaves nothing behind, as after any error in the block. What is left
+    when the process is killed, `leftovers.sweep` knows.
     """
     path.parent.mkdir(parents=True, exist_ok=True)
-    writer = f"{socket.gethostname()}-{os.getpid()}-{threading.get_native_id()}"
-    temporary = path.with_name(f".{path.name}.{writer}.tmp")
+    temporary = temporary_beside(path)
     try:
         with temporary.open("wb") as file:
+            hold(file.fileno())
             yield file
             file.flush()
             os.fsync(file.fileno())
@@ -46,6 +47,31 @@ def new_file(path: Path) -> Iterator[BinaryIO]:
         if isinstance(error, OSError) and error.errno == errno.ENOSPC:
             raise OSError(error.errno, error.strerror, str(path)) from None
         raise
+
+
+@contextlib.contextmanager
+def new_folder(path: Path) -> Iterator[Path]:
+    """A temporary folder beside `path` to write into, which becomes `path` at the end; killed ones are removed first.
+
+    Raises ValueError if `path` is there and is not an empty folder. After an error in the block nothing is left.
+    """
+    if path.exists() and (not path.is_dir() or any(path.iterdir())):
+        raise ValueError(f"{path} is not empty; choose another --out")
+    path = path.resolve()
+    path.parent.mkdir(parents=True, exist_ok=True)
+    sweep(path.parent, path.name)
+    temporary = temporary_beside(path)
+    temporary.mkdir()
+    held = os.open(temporary, os.O_RDONLY)
+    try:
+        hold(held)
+        yield temporary
+        temporary.replace(path)
+    except BaseException:
+        shutil.rmtree(temporary, ignore_errors=True)
+        raise
+    finally:
+        os.close(held)
 
 
 def write_atomic(path: Path, data: bytes) -> None:
@@ -74,14 +100,16 @@ def write_json(path: Path, tree: Any) -> None:
 
 
 def read_json(path: Path) -> Any:
-    """Raises ValueError that names a file which is not JSON."""
-    return parse_json(path.read_bytes(), path)
+    """What a JSON file holds. Raises ValueError that names a file which is missing or not JSON."""
+    with reading(path, "{path} is damaged: {error}"):
+        return parse_json(path.read_bytes(), path)
 
 
 def read_lines(path: Path, what: str) -> list[str]:
     """The lines of a user's text file in UTF-8, with or without a byte order mark, that are not empty, without spaces
     around them. Raises ValueError that names it and `what`, the setting.
     """
+    check_file(path)
     try:
         lines = [line.strip() for line in path.read_text(encoding="utf-8-sig").splitlines()]
     except UnicodeDecodeError as error:
@@ -106,7 +134,7 @@ def read_tensors(path: Path, *prefixes: str, is_known: bool = False) -> tuple[di
     Raises ValueError that names a file which is missing or damaged, and a tensor that is not the one that was written;
     is_known: that is not looked at again. Files of others have no digests.
     """
-    with naming(path), safe_open(str(path), "pt") as file:
+    with reading(path), safe_open(str(path), "pt") as file:
         metadata = dict(file.metadata() or {})
         digests = checked(parse_json(metadata.pop(DIGESTS, "{}"), path), dict[str, str], path)
         names = [name for name in file.keys() if not prefixes or name.startswith(prefixes)]
@@ -121,7 +149,7 @@ def read_tensors(path: Path, *prefixes: str, is_known: bool = False) -> tuple[di
 
 def read_metadata(path: Path) -> dict[str, str]:
     """The metadata alone of a safetensors file. Raises ValueError that names a file which is missing or damaged."""
-    with naming(path), safe_open(str(path), "pt") as file:
+    with reading(path), safe_open(str(path), "pt") as file:
         return {key: value for key, value in (file.metadata() or {}).items() if key != DIGESTS}
 
 
@@ -139,12 +167,8 @@ def read_checkpoint(path: Path) -> Any:
     """
     if path.suffix == ".safetensors":
         return read_tensors(path)[0]
-    try:
+    with reading(path, "checkpoint {path} cannot be read as weights: {error}"):
         return restricted_pickle.load(path)
-    except FileNotFoundError:
-        raise ValueError(f"there is no checkpoint {path}") from None
-    except ValueError as error:
-        raise ValueError(f"checkpoint {path} cannot be read as weights: {error}") from None
 
 
 def state_sha256(state: Mapping[str, Tensor]) -> str:

@@ -4,8 +4,9 @@ from __future__ import annotations
 
 import contextlib
 import json
+import os
 import time
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Collection, Iterator, Sequence
 from pathlib import Path
 from typing import Any, TypeVar
 
@@ -18,6 +19,12 @@ from .words import printable
 
 Item = TypeVar("Item")
 _SECONDS_BETWEEN_LINES = 10.0
+_FIELDS: dict[str, dict[str, type]] = {  # of events, what readers count with
+    "cost": {"stage": str, "hours": float, "unit": str},
+    "recover": {"jobs": int, "images": int},
+    "working": {"job": int},
+    "job": {"index": int, "images": int, "seconds": float},
+}
 
 
 class PlainConsole(Console):
@@ -34,6 +41,20 @@ class Log:
         self.console = console or PlainConsole(highlight=False, soft_wrap=True, quiet=is_silent)
         self.path: Path | None = None
         self.trackers: list[Tracker] = []
+
+    def write_to(self, path: Path) -> None:
+        """Goes on in the file, on a line of its own if the last one was torn.
+
+        Raises ValueError for a link, which would be followed, and for what is no file.
+        """
+        if path.is_symlink() or (path.exists() and not path.is_file()):
+            raise ValueError(f"{path} is a link or no file, and nothing is written there; remove it")
+        with path.open("ab+") as file:
+            if file.tell():
+                file.seek(-1, os.SEEK_END)
+                if file.read() != b"\n":
+                    file.write(b"\n")
+        self.path = path
 
     def event(self, kind: str, **fields: Any) -> None:
         """One JSON line: time, kind and the fields."""
@@ -91,3 +112,29 @@ class Log:
                 said_at = now
 
         yield show
+
+
+def read_events(path: Path, kinds: Collection[str]) -> Iterator[dict[str, Any]]:
+    """Yields the events of these kinds in a log, which have a time and the fields that readers count with.
+
+    Lines that are torn, hold NULs or lack a field are left out: a log never stops anything.
+    """
+    if not path.is_file():
+        return
+    with path.open("rb") as file:
+        for line in file:
+            with contextlib.suppress(ValueError, RecursionError):
+                entry = json.loads(line)
+                if isinstance(entry, dict) and entry.get("event") in kinds and _is_complete(entry):
+                    yield entry
+
+
+def _is_complete(entry: dict[str, Any]) -> bool:
+    fields: dict[str, type] = {"time": float} | _FIELDS.get(entry["event"], {})
+    values: list[tuple[Any, type]] = [(entry.get(name), kind) for name, kind in fields.items()]
+    return all(
+        isinstance(value, str)
+        if kind is str
+        else isinstance(value, (int, float) if kind is float else int) and abs(value) < 1e15  # finite
+        for value, kind in values
+    )

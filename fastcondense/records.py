@@ -5,9 +5,8 @@ A failure is one line: the file, the field, and what is wrong there. Fields that
 
 from __future__ import annotations
 
-import contextlib
 import json
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterable
 from pathlib import Path
 from typing import Annotated, Any, Literal, NotRequired, TypedDict, TypeVar, cast
 
@@ -248,21 +247,6 @@ class RankedScores(TypedDict):
     """ranking.json, of which the report shows the scores."""
 
     scores: RankedEpochs
-
-
-@contextlib.contextmanager
-def naming(path: object, problem: str = "{path} cannot be read: {error}") -> Iterator[None]:
-    """A block about what `path` holds: any failure in it is a ValueError of one line, `problem`, that names it.
-
-    A ValueError that names it already passes as it is.
-    """
-    try:
-        yield
-    except Exception as error:  # damaged bytes raise whatever they happen to ask for: a list of kinds is never whole
-        text = " ".join(str(error).split()) or type(error).__name__
-        if isinstance(error, ValueError) and str(path) in text:
-            raise
-        raise ValueError(problem.format(path=path, error=text[:300])) from error
 
 
 def parse_json(text: str | bytes, source: object) -> Any:

@@ -1,26 +1,32 @@
-"""Files of torch.save, read without running anything in them: tensors, numbers and arrays of numpy, plain containers.
+"""Pickles, read without running anything in them: tensors, numbers and arrays of numpy, plain containers.
 
 torch's own restricted reader (weights_only) refuses numpy's numbers, which published files hold. numpy's constructors
 are not made for hostile input (the state of a dtype may point anywhere), so stand-ins that make numbers alone answer to
-their names.
+their names, in files of torch.save and in all others.
 """
 
 from __future__ import annotations
 
 import argparse
 import contextlib
+import math
+import pickle
 import pickletools
 import re
 import threading
 import zipfile
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator, Mapping
+from io import BytesIO
 from pathlib import Path
-from typing import Any
+from typing import Any, BinaryIO
 
 import numpy as np
 import torch
+from torch import Tensor
 
 _ONE_AT_A_TIME = threading.Lock()  # torch keeps the list of allowed names in a global
+_DEEPEST = 1000  # containers in containers; hashing tuples a hundred times deeper overflows the stack of C
+_ROOM = 200_000_000  # bytes of tensors beyond twice the file
 
 
 def load(path: Path) -> Any:
@@ -29,8 +35,11 @@ def load(path: Path) -> Any:
     Raises FileNotFoundError, and ValueError for a damaged file or one that asks for anything else, whose name it says.
     """
     try:
+        _check(path)
         with _ONE_AT_A_TIME, torch.serialization.safe_globals(_STAND_INS):
-            return torch.load(path, map_location="cpu", weights_only=True)
+            found = torch.load(path, map_location="cpu", weights_only=True)
+        _check_size(found, 2 * path.stat().st_size + _ROOM)
+        return found
     except FileNotFoundError:
         raise
     except Exception as error:  # a damaged pickle raises whatever its bytes happen to ask for
@@ -42,14 +51,102 @@ def load(path: Path) -> Any:
         raise ValueError(text.splitlines()[0] if text else type(error).__name__) from None
 
 
+def load_plain(path: Path) -> Any:
+    """A pickle of plain containers, numbers and arrays of numbers, as CIFAR's; strings of Python 2 are latin-1.
+
+    Raises OSError, and ValueError for a damaged file or one that asks for anything else, whose name it says.
+    """
+    with path.open("rb") as file:
+        try:
+            _check_depth(file)
+            file.seek(0)
+            return _Plain(file, encoding="latin1").load()
+        except Exception as error:  # as above
+            text = str(error)
+            raise ValueError(text.splitlines()[0] if text else type(error).__name__) from None
+
+
+# --- what is looked at before ----------------------------------------------------------------------------------------
+
+
+def _check(path: Path) -> None:
+    """Raises ValueError for a file whose reading could take the process down, or more memory than the file is long."""
+    if zipfile.is_zipfile(path):
+        with zipfile.ZipFile(path) as archive:
+            entries = archive.infolist()
+        if any(entry.compress_type != zipfile.ZIP_STORED for entry in entries):
+            raise ValueError("it is compressed, as torch.save writes no file")
+        if sum(entry.file_size for entry in entries) > path.stat().st_size:
+            raise ValueError("it claims more bytes than it has")
+        _check_depth(BytesIO(torch._C.PyTorchFileReader(str(path)).get_record("data.pkl")))
+        return
+    with path.open("rb") as file, contextlib.suppress(ValueError):  # what is no pickle is torch's to refuse
+        for _ in range(5):  # an old file begins with so many
+            _check_depth(file)
+
+
+def _check_depth(file: BinaryIO) -> None:
+    """Scans a pickle, without making anything of it, for containers that are nested too deep and for numbers of its
+    memo that would make that a table of gigabytes."""
+    stack: list[int] = []
+    marks: list[int] = []
+    memo: dict[int, int] = {}
+    for position, (opcode, argument, _) in enumerate(pickletools.genops(file)):
+        name, before = opcode.name, opcode.stack_before
+        if name == "MARK":
+            marks.append(len(stack))
+        elif name in ("PUT", "BINPUT", "LONG_BINPUT", "MEMOIZE"):
+            number = len(memo) if argument is None else int(argument)
+            if number > position:
+                raise _Refused(f"it numbers its objects from {number} on")
+            memo[number] = stack[-1] if stack else 0
+        elif name in ("GET", "BINGET", "LONG_BINGET"):
+            stack.append(memo.get(int(argument or 0), 0))
+        elif name == "DUP":
+            stack.append(stack[-1] if stack else 0)
+        else:
+            count = len(before)
+            if pickletools.markobject in before:
+                count = before.index(pickletools.markobject) + len(stack) - (marks.pop() if marks else 0)
+            taken = stack[max(0, len(stack) - count) :]
+            del stack[max(0, len(stack) - count) :]
+            # what is changed in place is as deep as it was, or as what is put into it; all else is one deeper
+            first = taken[:1] if "APPEND" in name or "ITEM" in name or name == "ADDITEMS" else []
+            depth = max([*first, *(1 + inner for inner in taken[len(first) :])], default=0)
+            if depth > _DEEPEST:
+                raise _Refused(f"it nests containers more than {_DEEPEST} deep")
+            stack += [depth] * len(opcode.stack_after)
+
+
+class _Refused(Exception):
+    """Apart from what pickletools raises for what is no pickle."""
+
+
+def _check_size(found: Any, limit: int) -> None:
+    """Raises ValueError if all its tensors and arrays have more bytes: a few stored numbers may claim any shape."""
+    todo, seen, size = [found], set(), 0
+    while todo:
+        value = todo.pop()
+        if id(value) in seen:
+            continue
+        seen.add(id(value))
+        if isinstance(value, Tensor | np.ndarray):
+            size += math.prod(value.shape) * value.itemsize
+        elif isinstance(value, Mapping):
+            todo += value.values()
+        elif isinstance(value, list | tuple | set):
+            todo += value
+        elif isinstance(value, argparse.Namespace):
+            todo += vars(value).values()
+    if size > limit:
+        raise ValueError(f"its tensors have {size:,} bytes, many more than the file")
+
+
 def _asked_for(path: Path) -> Iterator[str]:
     """Names of the functions and classes in a pickle of any protocol, which is scanned and not executed."""
-    content, strings = path.read_bytes(), ["", ""]
-    if zipfile.is_zipfile(path):
-        with zipfile.ZipFile(path) as file:
-            content = file.read(next(name for name in file.namelist() if name.endswith("data.pkl")))
-    with contextlib.suppress(ValueError):
-        for opcode, argument, _ in pickletools.genops(content):
+    strings = ["", ""]
+    with contextlib.suppress(ValueError), path.open("rb") as file:
+        for opcode, argument, _ in pickletools.genops(file):
             if opcode.name in ("GLOBAL", "INST"):
                 yield str(argument).replace(" ", ".")
             elif opcode.name == "STACK_GLOBAL":
@@ -58,12 +155,15 @@ def _asked_for(path: Path) -> Iterator[str]:
                 strings.append(argument)
 
 
+# --- stand-ins -------------------------------------------------------------------------------------------------------
+
+
 class _Dtype:
     """Stands in for numpy.dtype: one of numbers, in either byte order."""
 
     def __init__(self, code: str, *_: Any):
         if not (isinstance(code, str) and re.fullmatch("[biuf][1248]", code)):
-            raise ValueError(f"it asks for numpy.dtype({code!r}), and only numbers are read")
+            raise ValueError(f"it asks for numpy.dtype({code!r:.40}), and only numbers are read")
         self.dtype = np.dtype(code)
 
     def __setstate__(self, state: tuple[Any, ...]) -> None:
@@ -79,7 +179,18 @@ class _Array(np.ndarray):
 
     def __setstate__(self, state: tuple[Any, ...]) -> None:
         version, shape, kind, is_fortran, content = state
-        super().__setstate__((version, shape, _checked(kind), is_fortran, content))
+        dtype = _checked(kind)
+        content = content.encode("latin1") if isinstance(content, str) else content  # Python 2's strings
+        if not (
+            isinstance(shape, tuple)
+            and len(shape) <= 32
+            and all(type(side) is int and side >= 0 for side in shape)
+            and isinstance(content, bytes)
+            and math.prod(shape) * dtype.itemsize == len(content)
+        ):
+            raise ValueError("the bytes of an array are not those of its shape")
+        plain: Any = (1 if version is None else int(version), shape, dtype, bool(is_fortran), content)
+        super().__setstate__(plain)
 
 
 def _scalar(kind: _Dtype, content: bytes) -> Any:
@@ -94,13 +205,53 @@ def _no_bytes() -> bytes:
     return b""
 
 
+def _encoded(text: str, encoding: str = "latin1") -> bytes:
+    """Stands in for _codecs.encode, by which old pickles write bytes."""
+    if encoding not in ("latin1", "latin-1"):
+        raise ValueError(f"it asks for bytes encoded as {encoding!r:.40}")
+    return text.encode("latin1")
+
+
 def _checked(kind: Any) -> np.dtype:
     if type(kind) is not _Dtype:
         raise ValueError(f"it asks for an array of {type(kind).__name__}, and only numbers are read")
     return kind.dtype
 
 
+class _Call:
+    """A stand-in as a plain pickle gets it: it can be called, and nothing else can be done to it."""
+
+    __slots__ = ("function",)
+
+    def __init__(self, function: Callable[..., Any]):
+        self.function = function
+
+    def __call__(self, *arguments: Any) -> Any:
+        return self.function(*arguments)
+
+    def __setstate__(self, state: Any) -> None:
+        raise ValueError("it changes functions")
+
+
+def _uncalled(*_: Any) -> Any:
+    raise ValueError("it asks for an array that is made of no bytes")
+
+
 _STAND_INS: list[Any] = [argparse.Namespace]
 _STAND_INS += [(_Dtype, "numpy.dtype"), (_Array, "numpy.ndarray"), (_no_bytes, "builtins.bytes")]
 for _module in ("numpy.core.multiarray", "numpy._core.multiarray"):  # before numpy 2, and since
     _STAND_INS += [(_scalar, f"{_module}.scalar"), (_reconstruct, f"{_module}._reconstruct")]
+_IN_PLAIN: dict[str, Any] = {name: function for function, name in _STAND_INS[1:]}
+_IN_PLAIN["numpy.ndarray"] = _uncalled
+_IN_PLAIN["_codecs.encode"] = _encoded
+_IN_PLAIN["__builtin__.bytes"] = _no_bytes
+
+
+class _Plain(pickle.Unpickler):
+    """Gives stand-ins for the few names that arrays of numbers need, and refuses all others."""
+
+    def find_class(self, module: str, name: str) -> Any:
+        asked = f"{module}.{name}"
+        if asked not in _IN_PLAIN:
+            raise ValueError(f"it asks for {asked}, which arrays of numbers do not need: refused")
+        return _Call(_IN_PLAIN[asked])

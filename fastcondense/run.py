@@ -107,16 +107,21 @@ class Run:
             self.log.trackers = open_trackers(self.track, self.out, self.recipe.name, settings)
         if not rank() and not (self.out / "recipe.toml").exists():
             self.record()
+        elif not rank() and not (self.out / "environment.json").exists():  # it was killed before, or is of a bundle
+            self._record_environment()
         helper = f"-{socket.gethostname()}-{os.getpid()}" if is_helper else ""
-        self.log.path = self.out / (f"log-{rank()}{helper}.jsonl" if rank() or is_helper else "log.jsonl")
+        self.log.write_to(self.out / (f"log-{rank()}{helper}.jsonl" if rank() or is_helper else "log.jsonl"))
         self.log.say(f"loader: {loader}; {reason}")
         for text in self.real.said:
             self.log.say(f"data: {text}")
         self.log.event("start", recipe=self.recipe.name, sha256=self.recipe.sha256(), versions=self.versions())
 
     def record(self) -> None:
-        """Writes recipe.toml and environment.json; a recipe that a stage refuses must not replace what is there."""
-        write_atomic(self.out / "recipe.toml", self.recipe.to_toml().encode())
+        """Writes environment.json and recipe.toml; a recipe that a stage refuses must not replace what is there."""
+        self._record_environment()
+        write_atomic(self.out / "recipe.toml", self.recipe.to_toml().encode())  # last: by it a run's folder is known
+
+    def _record_environment(self) -> None:
         loader, _ = choose(self.real.train, self.recipe.dataset, self.device)
         where = {"device": str(self.device), "loader": loader, "data": str(self.data.resolve()) if self.data else None}
         write_json(self.out / "environment.json", self.versions() | where)

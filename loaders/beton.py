@@ -1,18 +1,23 @@
 """The .beton file: FFCV's format, version 2, with one image and one label a sample, and a JSON sidecar.
 
-Header, field descriptors, one row of metadata a sample, then pages of image bytes (no image crosses a page's end), then
-one row (sample, place, length) an image. Written here with numpy alone, and read by any FFCV; the sidecar
-``<name>.beton.json`` adds what FFCV's format has no place for: the order of the classes and where the images came from.
+Header, field descriptors, one row of metadata a sample, then pages of image bytes (no image crosses a page's end), the
+CRC-32 of every image's bytes, which FFCV does not look at, and one row (sample, place, length) an image. Written here
+with numpy alone, and read by any FFCV; the sidecar ``<name>.beton.json`` adds what FFCV's format has no place for: the
+order of the classes, where the images came from, and a digest of itself and of all but the pages.
 """
 
 from __future__ import annotations
 
+import hashlib
 import json
-from dataclasses import asdict, dataclass, field
+import zlib
+from dataclasses import asdict, dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
 import numpy as np
+
+from .reading import naming, reading
 
 JPEG, RAW = 0, 1
 HEADER = np.dtype(
@@ -23,6 +28,7 @@ FIELD = np.dtype([("kind", "<u1"), ("name", "<u1", 16), ("arguments", "<u1", (10
 IMAGE = np.dtype([("mode", "<u1"), ("width", "<u2"), ("height", "<u2"), ("data_ptr", "<u8")])
 SAMPLE = np.dtype([("image", IMAGE), ("label", "<i8")], align=True)
 ALLOCATION = np.dtype([("sample", "<u8"), ("place", "<u8"), ("length", "<u8")])
+CRC = np.dtype("<u4")
 _FIELDS = {"image": 2, "label": 1}  # FFCV's numbers of RGBImageField and IntField
 _VERSION = 2
 
@@ -46,6 +52,15 @@ class Sidecar:
     """Bytes of the .beton file."""
     skipped: dict[str, str] = field(default_factory=dict)
     """Files that were left out, and why."""
+    digest: str = ""
+    """SHA-256 of the other fields, and of the .beton file but for its pages."""
+
+    def sealed(self, *index: bytes) -> Sidecar:
+        """With its digest; `index`: what stands before the pages, and after them."""
+        digest = hashlib.sha256(replace(self, digest="").json())
+        for part in index:
+            digest.update(part)
+        return replace(self, digest=digest.hexdigest())
 
     @staticmethod
     def path(beton: Path) -> Path:
@@ -67,6 +82,8 @@ class Beton:
     """SAMPLE [N]."""
     lengths: np.ndarray
     """Bytes of every image, int64 [N]."""
+    crcs: np.ndarray
+    """CRC-32 of these bytes, uint32 [N]."""
 
     def __len__(self) -> int:
         return len(self.samples)
@@ -77,10 +94,17 @@ class Beton:
         return self.samples["label"].astype(np.int64)
 
     def stored(self, sample: int) -> bytes:
-        """An image's bytes: a JPEG file, or height x width x 3 pixels."""
+        """An image's bytes: a JPEG file, or height x width x 3 pixels. Raises ValueError that names damaged ones."""
         with self.path.open("rb") as file:
             file.seek(int(self.samples["image"]["data_ptr"][sample]))
-            return file.read(int(self.lengths[sample]))
+            data = file.read(int(self.lengths[sample]))
+        if zlib.crc32(data) != self.crcs[sample]:
+            raise ValueError(f"{self.name_of(sample)}: its bytes are not those that were packed")
+        return data
+
+    def name_of(self, sample: int) -> str:
+        """What messages call an image."""
+        return f"{self.path}: image {sample}, of class {self.sidecar.classes[self.samples['label'][sample]]}"
 
 
 def read_beton(path: Path) -> Beton:
@@ -89,27 +113,35 @@ def read_beton(path: Path) -> Beton:
     Raises ValueError that names a file which is missing, truncated, of another layout, or not what its sidecar says.
     """
     sidecar = read_sidecar(path)
-    try:
+    with reading(path, "{path} is not a .beton file that can be read: {error}"):
         size = path.stat().st_size
+        if size != sidecar.length:
+            raise ValueError(
+                f"{path} has {size} bytes where its sidecar names {sidecar.length}: truncated, or another file"
+            )
         with path.open("rb") as file:
-            header = np.frombuffer(file.read(HEADER.itemsize), dtype=HEADER)[0]
-            fields = np.frombuffer(file.read(len(_FIELDS) * FIELD.itemsize), dtype=FIELD)
+            start = file.read(HEADER.itemsize + len(_FIELDS) * FIELD.itemsize)
+            header = np.frombuffer(start, HEADER, 1)[0]
+            fields = np.frombuffer(start, FIELD, len(_FIELDS), HEADER.itemsize)
             if header["version"] != _VERSION or header["fields"] != len(_FIELDS) or (fields != _descriptors()).any():
                 raise ValueError("it has other fields than one image and one label")
-            samples = np.frombuffer(file.read(int(header["samples"]) * SAMPLE.itemsize), dtype=SAMPLE)
-            file.seek(int(header["allocations"]))
-            allocations = np.frombuffer(file.read(), dtype=ALLOCATION)
-    except (OSError, ValueError, IndexError) as error:
-        raise ValueError(f"{path} is not a .beton file that can be read: {error}") from None
-    if size != sidecar.length or not len(samples) == len(allocations) == header["samples"]:
-        raise ValueError(
-            f"{path} has {size} bytes where its sidecar names {sidecar.length}: truncated, or another file"
-        )
-    labels = samples["label"]
-    if (np.bincount(labels, minlength=len(sidecar.counts)) != sidecar.counts).any():
-        raise ValueError(f"{path} has other labels than {Sidecar.path(path)} says; which classes are they?")
-    lengths = allocations["length"][np.argsort(allocations["sample"])].astype(np.int64)
-    return Beton(path, sidecar, samples, lengths)
+            count = int(header["samples"])
+            end = int(header["allocations"]) - count * CRC.itemsize
+            if end + count * (CRC.itemsize + ALLOCATION.itemsize) != size or len(start) + count * SAMPLE.itemsize > end:
+                raise ValueError(f"it claims {count} images, which is not what it has room for")
+            rows = file.read(count * SAMPLE.itemsize)
+            file.seek(end)
+            tail = file.read()
+        samples, allocations = np.frombuffer(rows, SAMPLE), np.frombuffer(tail, ALLOCATION, count, count * CRC.itemsize)
+        labels, counts = samples["label"], np.array(sidecar.counts)
+        if (len(labels) and not 0 <= labels.min() <= labels.max() < len(counts)) or len(counts) != len(sidecar.classes):
+            raise ValueError(f"it has labels beyond the {len(counts)} classes of {Sidecar.path(path).name}")
+        if (np.bincount(labels, minlength=len(counts)) != counts).any():
+            raise ValueError(f"{path} has other labels than {Sidecar.path(path)} says; which classes are they?")
+        if sidecar.sealed(start, rows, tail) != sidecar:
+            raise ValueError(f"its bytes, or those of {Sidecar.path(path).name}, are not those that were packed")
+        lengths = allocations["length"][np.argsort(allocations["sample"])].astype(np.int64)
+        return Beton(path, sidecar, samples, lengths, np.frombuffer(tail, CRC, count))
 
 
 def read_sidecar(path: Path) -> Sidecar:
@@ -119,12 +151,12 @@ def read_sidecar(path: Path) -> Sidecar:
         raise ValueError(f"there is no file {path}")
     if not place.is_file():
         raise ValueError(f"{path} has no {place.name}, which names its classes: make it with `fastcondense pack`")
-    try:
-        tree = json.loads(place.read_text())
-        tree |= {key: tuple(tree[key]) for key in ("classes", "counts")}
-        return Sidecar(**tree)
-    except (ValueError, KeyError, TypeError) as error:
-        raise ValueError(f"{place} is damaged: {error}") from None
+    with naming(place, "{path} is damaged, or of another version; pack again: {error}"):
+        tree = json.loads(place.read_bytes())
+        sidecar = Sidecar(**tree | {key: tuple(tree[key]) for key in ("classes", "counts")})
+        if not all(isinstance(name, str) for name in (sidecar.digest, sidecar.sha256, *sidecar.classes)):
+            raise ValueError("a name is no text")
+        return sidecar
 
 
 def _descriptors() -> np.ndarray:

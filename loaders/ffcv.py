@@ -16,12 +16,13 @@ from typing import Any
 import numba
 import numpy as np
 import torch
-from PIL import Image, UnidentifiedImageError
+from PIL import Image
 from torch import Tensor
 
 from .beton import read_beton
 from .decode_numba import NUM_COLUMNS, bind, cut_square, decode_batch, pointer
 from .folder import central, resized
+from .reading import naming
 from .source import Centered, Cut, Faults
 
 _torch_threads = torch.get_num_threads()
@@ -52,9 +53,9 @@ def table_of_cuts(cut: Cut, ids: np.ndarray, heights: np.ndarray, widths: np.nda
 class _WindowDecoder(SimpleRGBImageDecoder):
     """FFCV's image decoder with the cut of every sample read from a table, and damaged samples marked."""
 
-    def __init__(self, samples: int):
+    def __init__(self, samples: int, crcs: np.ndarray):
         super().__init__()
-        self.size = 1
+        self.size, self.crcs = 1, np.array(crcs)
         self.table = np.zeros((samples, NUM_COLUMNS), dtype=np.int32)
         self.is_damaged = np.zeros(samples, dtype=np.bool_)
 
@@ -64,12 +65,14 @@ class _WindowDecoder(SimpleRGBImageDecoder):
 
     def generate_code(self) -> Callable[..., Any]:
         table_at, damaged_at, samples = self.table.ctypes.data, self.is_damaged.ctypes.data, len(self.table)
+        crcs_at = self.crcs.ctypes.data
 
         def decode(batch: Any, squares: Any, images: Any, storage: Any) -> Any:
             table = numba.carray(pointer(table_at), (samples, NUM_COLUMNS), np.int32)
             is_damaged = numba.carray(pointer(damaged_at), samples, np.bool_)
+            crcs = numba.carray(pointer(crcs_at), samples, np.uint32)
             file, places, lengths = storage
-            decode_batch(batch, squares, images, file, places, lengths, table, is_damaged)
+            decode_batch(batch, squares, images, file, places, lengths, crcs, table, is_damaged)
             return squares
 
         return decode
@@ -139,7 +142,7 @@ class FFCVLoader:
             raise ValueError("rows of a .beton file are named twice")
         settings: Any = numba.config  # not declared in its annotations
         self.workers = max(1, min(workers, settings.NUMBA_NUM_THREADS))
-        self._decoder = _WindowDecoder(len(self.beton))
+        self._decoder = _WindowDecoder(len(self.beton), self.beton.crcs)
         self._engine: Any = None
         self._epoch: _Epoch | None = None
 
@@ -199,18 +202,17 @@ class FFCVLoader:
         return self._engine
 
     def _mend(self, sample: np.int64, square: Tensor, faults: Faults) -> bool:
-        """Lets Pillow decode what libjpeg-turbo complained about; if it refuses too, that is a fault."""
+        """Lets Pillow decode what libjpeg-turbo complained about; what it refuses too, or is damaged, is a fault."""
         row = int(self.rows[sample])
         image = self.beton.samples["image"][row]
         try:
-            with Image.open(io.BytesIO(self.beton.stored(row))) as opened:
-                pixels = np.asarray(opened.convert("RGB"))
-            if pixels.shape[:2] != (image["height"], image["width"]):
-                raise OSError(f"it has {pixels.shape[1]} x {pixels.shape[0]} pixels")
-        except (OSError, SyntaxError) as error:
-            reason = "it is not an image" if isinstance(error, UnidentifiedImageError) else error
-            name = self.beton.sidecar.classes[self.beton.samples["label"][row]]
-            faults.meet(int(sample), ValueError(f"{self.beton.path}: image {row}, of class {name}: {reason}"))
+            with naming(self.beton.path, f"{self.beton.name_of(row)}: {{error}}"):
+                with Image.open(io.BytesIO(self.beton.stored(row))) as opened:
+                    pixels = np.asarray(opened.convert("RGB"))
+                if pixels.shape[:2] != (image["height"], image["width"]):
+                    raise OSError(f"it has {pixels.shape[1]} x {pixels.shape[0]} pixels")
+        except ValueError as error:
+            faults.meet(int(sample), error)
             return False
         cut_square(pixels, self._decoder.table[row], square.numpy())
         return True

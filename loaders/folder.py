@@ -15,9 +15,11 @@ import torch
 from PIL import Image, ImageChops, UnidentifiedImageError
 from torch import Tensor
 
+from .reading import naming, reading
 from .source import Centered, Cut, Faults
 
 Item = TypeVar("Item")
+_MOST_PIXELS = 60_000_000  # beyond one a byte of the file
 AHEAD = 2  # batches that are read, and as many that are decoded, before they are asked for
 
 
@@ -36,21 +38,27 @@ class ImageFile:
     @staticmethod
     def read(path: Path) -> ImageFile:
         """Raises ValueError that names a file which is missing, empty or not an image."""
-        with _naming(path):
+        with reading(path):
             return ImageFile.of(path, path.read_bytes())
 
     @staticmethod
     def of(path: Path, data: bytes) -> ImageFile:
         """The same of a file's bytes; `path` is what messages call it."""
-        with _naming(path):
-            return ImageFile(path, data, Image.open(io.BytesIO(data)))
+        with naming(path):
+            try:
+                return ImageFile(path, data, Image.open(io.BytesIO(data)))
+            except UnidentifiedImageError:
+                raise ValueError(f"{path} is not an image") from None
 
     def decode(self) -> Image.Image:
         """The image in RGB, as it is stored: not turned by its EXIF orientation. Raises ValueError that names it.
 
         16 bits a channel are scaled to 8, and what is transparent stands before white.
         """
-        with _naming(self.path):
+        with naming(self.path):
+            width, height = self.header.size
+            if width * height > _MOST_PIXELS + len(self.data):
+                raise ValueError(f"it claims {width} x {height} pixels, in {len(self.data):,} bytes")
             self.header.load()
             return _rgb(self.header)
 
@@ -69,24 +77,6 @@ def _rgb(image: Image.Image) -> Image.Image:
         layer = image.convert("RGBA")
         return Image.alpha_composite(Image.new("RGBA", layer.size, "white"), layer).convert("RGB")
     return image if image.mode == "RGB" else image.convert("RGB")
-
-
-class _naming:
-    """Turns what Pillow raises into a ValueError of one line that names the file."""
-
-    def __init__(self, path: Path):
-        self.path = path
-
-    def __enter__(self) -> None:
-        pass
-
-    def __exit__(self, kind: Any, error: BaseException | None, trace: Any) -> None:
-        if isinstance(error, UnidentifiedImageError):
-            raise ValueError(f"{self.path} is not an image") from None
-        # SyntaxError: some broken PNG files
-        # ValueError: modes that are not converted, such as LAB
-        if isinstance(error, OSError | SyntaxError | ValueError | Image.DecompressionBombError):
-            raise ValueError(f"{self.path} cannot be read: {error}") from None
 
 
 def decode(path: Path) -> Image.Image:

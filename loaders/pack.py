@@ -6,11 +6,13 @@ in ``<out>.partial``, and ``<out>.journal`` says which ones, with their hash.
 
 from __future__ import annotations
 
+import contextlib
 import fcntl
 import hashlib
 import io
 import json
 import os
+import zlib
 from collections import deque
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
@@ -21,9 +23,10 @@ from typing import Any, BinaryIO, Literal
 import numpy as np
 from PIL import Image
 
-from .beton import ALLOCATION, JPEG, RAW, SAMPLE, Sidecar, data_start, head, place, read_sidecar
+from .beton import ALLOCATION, CRC, JPEG, RAW, SAMPLE, Sidecar, data_start, head, place, read_sidecar
 from .folder import ImageFile
 
+_FORMAT = 2  # of .beton file, sidecar and journal
 CHUNK = 128  # files a chunk: at most so many are encoded again after a kill, a worker
 RAW_LIMIT = 8  # "mixed" stores pixels that take at most so many times the bytes of the JPEG
 PAGE = 1 << 23
@@ -113,7 +116,7 @@ def pack(
     """
     packing = packing or Packing()
     packing.check()
-    sizes = [path.stat().st_size for path in files]
+    sizes = [path.stat().st_size if path.exists() else 0 for path in files]
     identity = _identity(files, sizes, labels, classes, source, packing)
     if out.exists():
         if Sidecar.path(out).is_file() and read_sidecar(out).sha256 == identity:
@@ -129,9 +132,9 @@ def pack(
         for k, images in zip(track(todo, f"packing {out.name}"), encoded, strict=True):
             names = [path.relative_to(source).as_posix() for path in chunks[k]]
             partial.append(names, labels[k * CHUNK : (k + 1) * CHUNK].tolist(), images, on_error)
-        counts, length = partial.finish(len(classes))
+        counts, length, *index = partial.finish(len(classes))
         about = (source.resolve().name, len(files), identity, asdict(packing), length, partial.skipped)
-        sidecar = Sidecar(tuple(classes), counts, *about)
+        sidecar = Sidecar(tuple(classes), counts, *about).sealed(*index)
         partial.publish(sidecar)
     return sidecar
 
@@ -144,7 +147,7 @@ def _identity(
     source: Path,
     packing: Packing,
 ) -> str:
-    digest = hashlib.sha256(json.dumps([asdict(packing), list(classes)]).encode())
+    digest = hashlib.sha256(json.dumps([_FORMAT, asdict(packing), list(classes)]).encode())
     for path, size, label in zip(files, sizes, labels, strict=True):
         digest.update(f"{label} {path.relative_to(source).as_posix()} {size}\n".encode(errors="surrogateescape"))
     return digest.hexdigest()
@@ -185,7 +188,7 @@ class _Partial:
         """Where the next image may begin."""
         self.chunks = 0
         self.samples: list[tuple[int, ...]] = []
-        """label, mode, width, height, place, length."""
+        """label, mode, width, height, place, length, CRC-32."""
         self.skipped: dict[str, str] = {}
 
     def __enter__(self) -> _Partial:
@@ -197,9 +200,8 @@ class _Partial:
         first, *lines = self.journal.read().split(b"\n")
         is_ours, confirmed = first == self.identity.encode(), len(first) + 1
         for line in lines[:-1] if is_ours else ():  # what follows the last line break was torn
-            chunk = json.loads(line)
-            self.data.seek(self.end)
-            if hashlib.sha256(self.data.read(chunk["end"] - self.end)).hexdigest() != chunk["sha256"]:
+            chunk = self._confirmed(line)
+            if chunk is None:
                 break
             self._take(chunk)
             confirmed += len(line) + 1
@@ -208,6 +210,15 @@ class _Partial:
         if not is_ours:
             self.journal.write(self.identity.encode() + b"\n")
         return self
+
+    def _confirmed(self, line: bytes) -> dict[str, Any] | None:
+        """The chunk of a line in the journal, if its bytes are there; None for damage in either."""
+        with contextlib.suppress(Exception):
+            chunk = json.loads(line)
+            self.data.seek(self.end)
+            if hashlib.sha256(self.data.read(chunk["end"] - self.end)).hexdigest() == chunk["sha256"]:
+                return dict(chunk)
+        return None
 
     def __exit__(self, *_: object) -> None:
         self.journal.close()
@@ -233,7 +244,7 @@ class _Partial:
             begin = place(at, length, self.page_size)
             data += bytes(begin - at) + image.data
             at = begin + length
-            samples.append((label, image.mode, image.width, image.height, begin, length))
+            samples.append((label, image.mode, image.width, image.height, begin, length, zlib.crc32(image.data)))
         self.data.write(data)
         _flush(self.data)
         chunk = {"end": at, "sha256": hashlib.sha256(data).hexdigest(), "samples": samples, "skipped": skipped}
@@ -241,18 +252,22 @@ class _Partial:
         _flush(self.journal)
         self._take(chunk)
 
-    def finish(self, num_classes: int) -> tuple[tuple[int, ...], int]:
-        """Writes what stands after and before the pages; returns the samples of each class and the file's length."""
+    def finish(self, num_classes: int) -> tuple[tuple[int, ...], int, bytes, bytes]:
+        """Writes what stands after and before the pages; returns the samples of each class, the file's length, and what
+        stands before and after."""
         samples, allocations = np.zeros(len(self.samples), SAMPLE), np.zeros(len(self.samples), ALLOCATION)
-        for k, (label, mode, width, height, begin, length) in enumerate(self.samples):
+        for k, (label, mode, width, height, begin, length, _) in enumerate(self.samples):
             samples[k] = (mode, width, height, begin), label
             allocations[k] = k, begin, length
-        self.data.write(allocations.tobytes())
+        crcs = np.array([row[-1] for row in self.samples], CRC).tobytes()
+        before, after = head(samples, self.page_size, self.end + len(crcs)), crcs + allocations.tobytes()
+        self.data.write(after)
         _flush(self.data)
         with self.path.open("r+b") as file:  # `data` appends only
-            file.write(head(samples, self.page_size, self.end))
+            file.write(before)
             _flush(file)
-        return tuple(np.bincount(samples["label"], minlength=num_classes).tolist()), self.end + allocations.nbytes
+        counts = tuple(np.bincount(samples["label"], minlength=num_classes).tolist())
+        return counts, self.end + len(after), before, after
 
     def publish(self, sidecar: Sidecar) -> None:
         """Gives the file its name; the sidecar is there before."""

@@ -16,6 +16,7 @@ GROUND = (
     "records",
     "trust",
     "files",
+    "leftovers",
     "restricted_pickle",
     "rng",
     "devices",

@@ -1,10 +1,12 @@
 """The .beton writer: what is kept, converted or refused; killed and resumed; read back, and by FFCV's own reader."""
 
+import ctypes.util
 import json
 import signal
 import subprocess
 import sys
 import time
+import zlib
 from pathlib import Path
 
 import numpy as np
@@ -15,7 +17,7 @@ from PIL import Image
 from fastcondense.cli import main
 from fastcondense.data import datasets
 from fastcondense.loaders import pack as packing_module
-from fastcondense.loaders.beton import HEADER, JPEG, RAW, Sidecar, read_beton
+from fastcondense.loaders.beton import FIELD, HEADER, JPEG, RAW, SAMPLE, Sidecar, read_beton
 from fastcondense.loaders.class_folders import index_folder
 from fastcondense.loaders.folder import decode
 from fastcondense.loaders.pack import Packing, pack
@@ -222,6 +224,83 @@ def test_what_is_no_beton_is_refused_by_name(folder, tmp_path):
     Sidecar.path(out).unlink()
     with pytest.raises(ValueError, match="fastcondense pack"):
         read_beton(out)
+
+
+def test_a_byte_that_is_damaged_anywhere_is_named(folder, tmp_path):
+    """In an image, in what stands before and after the pages, and in the sidecar."""
+    _, beton = packed(folder, tmp_path / "x.beton", encoding="mixed")
+    out, whole, about = beton.path, beton.path.read_bytes(), Sidecar.path(beton.path).read_bytes()
+    generator, inside = np.random.default_rng(0), 0
+    begin = beton.samples["image"]["data_ptr"].astype(np.int64)
+    used = np.zeros(len(whole), bool)
+    for at, length in zip(begin, beton.lengths, strict=True):
+        used[at : at + length] = True
+    head_end = HEADER.itemsize + 2 * FIELD.itemsize + 25 * SAMPLE.itemsize
+    pages_end = int((begin + beton.lengths).max())
+    index = [*range(16), *generator.integers(16, head_end, 40), *generator.integers(pages_end, len(whole), 60)]
+    for place in index:
+        data = bytearray(whole)
+        data[place] ^= 1 << generator.integers(8)
+        out.write_bytes(data)
+        with pytest.raises(ValueError, match=r"x\.beton"):
+            read_beton(out)
+    for place in generator.choice(np.flatnonzero(used), 60):
+        data = bytearray(whole)
+        data[place] ^= 1 << generator.integers(8)
+        out.write_bytes(data)
+        hurt = np.flatnonzero((begin <= place) & (place < begin + beton.lengths)).tolist()
+        for sample in (*hurt, (hurt[0] + 1) % len(beton)):
+            if sample in hurt:
+                with pytest.raises(ValueError, match="not those that were packed"):
+                    read_beton(out).stored(sample)
+                inside += 1
+            else:
+                assert read_beton(out).stored(sample) == beton_bytes(whole, beton, sample)
+    assert inside == 60
+    out.write_bytes(whole)
+    for place in generator.integers(0, len(about) - 1, 60):
+        Sidecar.path(out).write_bytes(about[:place] + bytes([about[place] ^ 1]) + about[place + 1 :])
+        try:
+            assert json.loads(Sidecar.path(out).read_bytes()) == json.loads(about)  # white space alone
+        except (ValueError, AssertionError):
+            with pytest.raises(ValueError, match=r"x\.beton"):
+                read_beton(out)
+
+
+def beton_bytes(whole, beton, sample):
+    begin = int(beton.samples["image"]["data_ptr"][sample])
+    return whole[begin : begin + int(beton.lengths[sample])]
+
+
+@pytest.mark.parametrize("size", [0, 1, 7, 8, 9, 1001])
+def test_the_compiled_crc_is_zlibs(size):
+    from fastcondense.loaders.decode_numba import crc32
+
+    data = np.random.default_rng(size).integers(0, 256, size, dtype=np.uint8)
+    assert crc32(data) == zlib.crc32(data.tobytes())
+
+
+def test_the_compiled_decoder_marks_damaged_images(folder, tmp_path):
+    from fastcondense.loaders.decode_numba import NUM_COLUMNS, bind, decode_batch
+
+    library = ctypes.util.find_library("turbojpeg")
+    if library is None:
+        pytest.skip("there is no libturbojpeg here")
+    bind(ctypes.CDLL(library))
+    _, beton = packed(folder, tmp_path / "x.beton", encoding="mixed")
+    modes, data = beton.samples["image"]["mode"], bytearray(beton.path.read_bytes())
+    hurt = [int(np.flatnonzero(modes == JPEG)[0]), int(np.flatnonzero(modes == RAW)[1])]
+    for sample in hurt:
+        data[int(beton.samples["image"]["data_ptr"][sample]) + int(beton.lengths[sample]) // 2] ^= 1
+    table = np.zeros((25, NUM_COLUMNS), np.int32)
+    table[:, 2], table[:, 3] = beton.samples["image"]["height"], beton.samples["image"]["width"]
+    table[:, 7:9] = 8
+    squares, is_damaged = np.zeros((25, 8, 8, 3), np.uint8), np.zeros(25, bool)
+    places = beton.samples["image"]["data_ptr"]
+    images, file = np.ascontiguousarray(beton.samples["image"]), np.frombuffer(bytes(data), np.uint8)
+    lengths = beton.lengths.astype(np.uint64)
+    decode_batch(np.arange(25), squares, images, file, places, lengths, beton.crcs, table, is_damaged)
+    assert np.flatnonzero(is_damaged).tolist() == sorted(hurt)
 
 
 def test_ffcvs_own_reader_agrees(folder, tmp_path):

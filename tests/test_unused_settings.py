@@ -16,7 +16,6 @@ KEPT = {
     "Optimization.precision": "GPUs are made for bf16 and tf32",
     "Squeeze.normalization": "checkpoints of others",
     "Squeeze.probe_weights": "checkpoints of others",
-    "Squeeze.normalization": "checkpoints of others",
     "Squeeze.classes_file": "checkpoints of others",
     "Squeeze.shared": HOW,
     "Squeeze.sync_batch_norm": HOW,

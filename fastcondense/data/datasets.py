@@ -5,22 +5,24 @@ Class order is part of a data set: label k means ``classes[k]`` in everything th
 
 from __future__ import annotations
 
-import pickle
 from dataclasses import replace
 from importlib.util import find_spec
 from pathlib import Path
 from typing import Any
-from zipfile import BadZipFile
 
 import numpy as np
 
+from .. import restricted_pickle
 from ..files import read_lines
 from ..loaders.beton import read_beton
+from ..loaders.reading import reading
 from ..recipe.settings import Dataset
+from .array_files import read_mat, read_npz
 from .arrays import checked_labels, checked_split
 from .image_folders import read_folders, read_tiny_imagenet
 from .splits import RealData, Split
 
+_HOLDS = "{{path}} must hold the arrays {}: {{error}}"
 _BETONS = ("train.beton", "val.beton")
 CIFAR10_CLASSES = tuple("airplane automobile bird cat deer dog frog horse ship truck".split())
 
@@ -89,27 +91,9 @@ def _digits() -> RealData:
 # --- CIFAR -----------------------------------------------------------------------------------------------------------
 
 
-class _ArrayUnpickler(pickle.Unpickler):
-    """Loads dictionaries of numpy arrays, and nothing that could run code."""
-
-    allowed = frozenset((f"numpy.{core}.multiarray", "_reconstruct") for core in ("core", "_core")) | {
-        ("numpy", "ndarray"),
-        ("numpy", "dtype"),
-        ("_codecs", "encode"),
-    }
-
-    def find_class(self, module: str, name: str) -> Any:
-        if (module, name) not in self.allowed:
-            raise ValueError(f"it asks for {module}.{name}, which a CIFAR batch does not need: refused")
-        return super().find_class(module, name)
-
-
 def _unpickle(path: Path) -> dict[str, Any]:
-    try:
-        with path.open("rb") as file:
-            return dict(_ArrayUnpickler(file, encoding="latin1").load())
-    except Exception as error:  # a damaged pickle raises whatever its bytes happen to ask for
-        raise ValueError(f"{path} is not a CIFAR batch: {error}") from None
+    with reading(path, "{path} is not a CIFAR batch: {error}"):
+        return dict(restricted_pickle.load_plain(path))
 
 
 def _cifar(data: Path, name: str) -> RealData:
@@ -197,13 +181,9 @@ def _cifar_binary(folder: Path, name: str) -> tuple[tuple[str, ...], Split, Spli
 
 def _npz(path: Path) -> tuple[np.ndarray, np.ndarray, tuple[str, ...]]:
     """Images and labels, and the names of the classes if there are any."""
-    try:
-        with np.load(_required(path)) as pack:
-            images, labels = pack["images"], pack["labels"]
-            classes = tuple(str(c) for c in pack["classes"]) if "classes" in pack else ()
-    except (ValueError, KeyError, OSError, BadZipFile) as error:
-        raise ValueError(f"{path} must hold arrays images and labels: {error}") from None
-    return images, labels, classes
+    arrays = read_npz(_required(path), ("images", "labels", "classes"), _HOLDS.format("images and labels"))
+    with reading(path, _HOLDS.format("images and labels")):
+        return arrays["images"], arrays["labels"], tuple(str(name) for name in arrays.get("classes", ()))
 
 
 def _npz_splits(folder: Path, classes: tuple[str, ...]) -> tuple[tuple[str, ...], Split, Split]:
@@ -230,8 +210,8 @@ def _svhn(data: Path, name: str) -> RealData:
     digits = tuple(str(digit) for digit in range(10))
     for folder in folders:
         if (folder / "train_32x32.mat").is_file():
-            paths = (folder / f"{part}_32x32.mat" for part in ("train", "test"))
-            return RealData(name, digits, *(_mat(_required(path), digits) for path in paths))
+            train, test = (_mat(_required(folder / f"{part}_32x32.mat"), digits) for part in ("train", "test"))
+            return RealData(name, digits, train, test)
         if (folder / "train.npz").is_file():
             return RealData(name, *_npz_splits(folder, digits))
     raise ValueError(
@@ -241,13 +221,9 @@ def _svhn(data: Path, name: str) -> RealData:
 
 def _mat(path: Path, digits: tuple[str, ...]) -> Split:
     """X: uint8 [32, 32, 3, N]; y: [N, 1], where 10 stands for the digit 0."""
-    from scipy.io import loadmat  # a part of scipy that few runs need
-
-    try:
-        arrays = loadmat(path)
+    arrays = read_mat(path, ("X", "y"), _HOLDS.format("X and y"))
+    with reading(path, _HOLDS.format("X and y")):
         images, labels = arrays["X"], arrays["y"]
-    except Exception as error:  # a damaged file raises whatever its bytes happen to ask for
-        raise ValueError(f"{path} must hold the arrays X and y: {error}") from None
     if images.ndim != 4 or images.shape[:3] != (32, 32, 3):
         raise ValueError(f"{path} needs X uint8 [32, 32, 3, N], got {images.dtype} {images.shape}")
     numbers = checked_labels(labels, images.shape[3], str(path))
@@ -280,5 +256,5 @@ def _packed(data: Path, name: str) -> RealData:
         odd = sorted(set(train.sidecar.classes) ^ set(test.sidecar.classes))
         detail = f"{odd[0]!r} is in one of them only" if odd else "they are in another order"
         raise ValueError(f"{_BETONS[0]} and {_BETONS[1]} in {data} differ in their classes: {detail}")
-    splits = (Split(packed.labels, beton=packed.path, rows=np.arange(len(packed))) for packed in (train, test))
-    return RealData(name, train.sidecar.classes, *splits)
+    first, second = (Split(packed.labels, beton=packed.path, rows=np.arange(len(packed))) for packed in (train, test))
+    return RealData(name, train.sidecar.classes, first, second)

@@ -2,10 +2,6 @@
 
 from __future__ import annotations
 
-import contextlib
-import os
-import shutil
-from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Literal
@@ -14,7 +10,7 @@ import torch
 from tyro.conf import Positional
 
 from ..devices import choose_device
-from ..files import write_json
+from ..files import new_folder, write_json
 from ..labels.fkd import write_fkd
 from ..labels.labels import TeacherLabels
 from ..labels.views import Span
@@ -70,7 +66,7 @@ def export(options: ExportOptions, log: Log) -> None:
     settings, condensed = contents.recipe, contents.condensed.first(options.ipc or contents.condensed.ipc)
     if is_file and options.format in ("ddranking", "fkd"):
         raise ValueError(f"--format {options.format} needs a run: unpack {path} first (fastcondense relabel)")
-    with _new_folder(options.out) as folder:
+    with new_folder(options.out) as folder:
         if options.format == "folder":
             _write_folder(condensed, folder, options.jpeg, options.numbers)
         elif options.format == "parquet":
@@ -89,22 +85,6 @@ def export(options: ExportOptions, log: Log) -> None:
         f"export: {condensed.num_images} images, {condensed.ipc} of each of "
         f"{len(condensed.classes)} classes, in {options.out}: {bytes_in_words(sum(p.stat().st_size for p in files))}"
     )
-
-
-@contextlib.contextmanager
-def _new_folder(out: Path) -> Iterator[Path]:
-    """A folder to write into, which becomes `out` at the end. Raises ValueError if something is there."""
-    if out.exists() and (not out.is_dir() or any(out.iterdir())):
-        raise ValueError(f"{out} is not empty; choose another --out")
-    out = out.resolve()
-    folder = out.with_name(f".{out.name}.{os.getpid()}.tmp")
-    folder.mkdir(parents=True)
-    try:
-        yield folder
-        folder.replace(out)
-    except BaseException:
-        shutil.rmtree(folder, ignore_errors=True)
-        raise
 
 
 def _write_folder(condensed: CondensedSet, folder: Path, jpeg: int, has_numbers: bool) -> None:

@@ -27,6 +27,7 @@ import torch
 from torch import Tensor
 
 from .. import restricted_pickle
+from ..loaders.reading import naming, reading
 from ..recipe.settings import Labels
 from .views import ViewTable
 
@@ -142,13 +143,11 @@ def read_batch(path: Path, size: int) -> tuple[FKDBatch, Tensor]:
 
     Nothing in the file is run.
     """
-    try:
+    if not path.exists():
+        raise ValueError(f"label file {path} is missing")
+    with reading(path, "label file {path} cannot be read: {error}"):
         fields = restricted_pickle.load(path)
-    except FileNotFoundError:
-        raise ValueError(f"label file {path} is missing") from None
-    except ValueError as error:
-        raise ValueError(f"label file {path} cannot be read: {error}") from None
-    try:
+    with naming(path, "label file {path} is no batch of FKD: {error}"):
         coords, flip, partner, share, box, logits, *more = fields
         batch = FKDBatch(
             coords.float(),
@@ -161,9 +160,9 @@ def read_batch(path: Path, size: int) -> tuple[FKDBatch, Tensor]:
         if len(logits) != len(flip) or (batch.index is not None and len(batch.index) != len(flip)):
             raise ValueError(f"{len(logits)} labels of {len(flip)} views")
         batch.check(size)
-    except (TypeError, AttributeError, IndexError, ValueError) as error:
-        raise ValueError(f"label file {path} is no batch of FKD: {error}") from None
-    return batch, logits
+        if logits.dim() != 2 or not logits.is_floating_point():
+            raise ValueError(f"logits are {logits.dtype} {tuple(logits.shape)}")
+        return batch, logits
 
 
 def check_settings(labels: Labels) -> None:

@@ -29,9 +29,10 @@ from torch import Tensor
 from .. import trust
 from ..data.real import split_batches
 from ..files import check_room, first_difference, write_json
+from ..loaders.reading import naming
 from ..recipe.recipe import Recipe
 from ..recipe.settings import Train
-from ..records import StoredEpochs, naming, read_checked
+from ..records import StoredEpochs, read_checked
 from ..run import Run
 from ..sets.condensed import CondensedSet
 from ..teachers.teacher import Teacher

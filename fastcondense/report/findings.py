@@ -3,18 +3,17 @@
 from __future__ import annotations
 
 import datetime
-import json
 import re
 from collections.abc import Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any
 
 import torch
 from torch import Tensor
 
 from .. import vision
 from ..files import read_metadata
+from ..log import read_events
 from ..records import (
     Environment,
     Kind,
@@ -186,16 +185,11 @@ def _teacher(path: Path, name: str) -> TeacherFile:
     return TeacherFile(name, kept["sha256"], kept["top1"], path.stat().st_size, kept["seconds"])
 
 
-def _events(log: Path) -> list[dict[str, Any]]:
-    """All lines of a log; none if there is no file."""
-    return [json.loads(line) for line in log.read_text().splitlines()] if log.exists() else []
-
-
 def hours_of(log: Path) -> dict[str, tuple[float, str]]:
     """Workers times hours of each stage but reports, all times that it ran added up, and what they are called."""
     found: dict[str, tuple[float, str]] = {}
-    for entry in _events(log):
-        if entry["event"] == "cost" and entry["stage"] not in ("inspect", "run"):  # the report itself
+    for entry in read_events(log, ("cost",)):
+        if entry["stage"] not in ("inspect", "run"):  # the report itself
             before = found.get(entry["stage"], (0.0, ""))[0]
             found[entry["stage"]] = before + entry["hours"], entry["unit"]
     return found
@@ -203,8 +197,8 @@ def hours_of(log: Path) -> dict[str, tuple[float, str]]:
 
 def _dates(log: Path) -> str:
     """UTC, by the minute; events that make nothing do not count."""
-    made = ("teacher", "job", "epoch", "result")
-    times = [entry["time"] for entry in _events(log) if entry["event"] in made]
+    times = [entry["time"] for entry in read_events(log, ("teacher", "job", "epoch", "result"))]
+    times = [time for time in times if 0 <= time < 1e11]  # others have no date
     if not times:
         return ""
     first, last = (datetime.datetime.fromtimestamp(time, datetime.UTC) for time in (min(times), max(times)))

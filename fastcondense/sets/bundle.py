@@ -28,6 +28,8 @@ from torch import Tensor
 
 from ..data.jobs import jobs
 from ..files import read_tensors, slug, write_atomic, write_json, write_tensors
+from ..leftovers import sweep
+from ..loaders.reading import naming
 from ..recipe.recipe import Recipe, from_toml
 from ..records import (
     Manifest,
@@ -36,7 +38,6 @@ from ..records import (
     TeacherMetadata,
     check_manifest,
     checked,
-    naming,
     parse_json,
     read_checked,
     read_manifest,
@@ -124,6 +125,7 @@ def write_bundle(folder: Path, path: Path, teachers: Literal["embed", "reference
         ((name, data, "images") for name, data in _pngs(condensed)),
         ((_weights_name(name), files[name].read_bytes(), "teachers") for name in embedded),
     )
+    sweep(path.parent, path.name)
     with sealed_zip.writing(path) as archive:
         for name, data, part in members:
             archive.put(name, data)

@@ -13,7 +13,8 @@ from torch import Tensor
 
 from ..data.jobs import Job
 from ..files import first_difference, read_tensors, write_json, write_tensors
-from ..records import naming, read_manifest
+from ..loaders.reading import naming
+from ..records import read_manifest
 from .record import Record
 from .stored_images import StoredImages, find_images, read_shard, shard_path
 

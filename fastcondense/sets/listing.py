@@ -13,6 +13,14 @@ from torch import Tensor
 from ..loaders.folder import ImageFile
 
 _DECODED_TOGETHER = 256
+_MOST_CLASSES = 100_000
+
+
+def numbers_as_names(count: int) -> tuple[str, ...]:
+    """The names of `count` classes that have none. Raises ValueError for a count that only damage gives."""
+    if count > _MOST_CLASSES:
+        raise ValueError(f"class {count - 1} is beyond the {_MOST_CLASSES} that a set may have")
+    return tuple(str(number) for number in range(count))
 
 
 @dataclass(frozen=True)

@@ -9,6 +9,7 @@ from pathlib import Path
 import numpy as np
 
 from ..files import read_tensors
+from ..loaders.reading import naming
 
 
 @dataclass(frozen=True)
@@ -32,7 +33,10 @@ def read_loss_band(shards: Iterable[Path], num_points: int = 0) -> LossBand | No
     total, low, high = (np.zeros((0, 3)) for _ in range(3))
     bounds = np.zeros(0, dtype=int)
     for path in shards:
-        losses = read_tensors(path, "losses")[0]["losses"].double().numpy()
+        with naming(path):
+            losses = read_tensors(path, "losses")[0]["losses"].double().numpy()
+            if losses.shape[1:] != (3,):
+                raise ValueError(f"its losses are {losses.shape}, not three an iteration")
         if not len(losses):
             return None
         if not count:

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import contextlib
 import importlib
 import json
 import math
@@ -16,9 +15,10 @@ from typing import Any
 import numpy as np
 
 from ..loaders.folder import ImageFile
+from ..loaders.reading import reading
 from .condensed import CondensedSet
 from .encoded import encode
-from .listing import Listing, Picture, decode
+from .listing import Listing, Picture, decode, numbers_as_names
 from .parts import in_order
 
 _IMAGES = ("image", "img", "images", "jpg", "png", "webp")
@@ -33,15 +33,6 @@ def need(module: str) -> Any:
         return importlib.import_module(module)
     except ImportError:
         raise ValueError(f"parquet files need {module.split('.')[0]}: pip install 'fastcondense[hf]'") from None
-
-
-@contextlib.contextmanager
-def _naming(file: Path) -> Iterator[None]:
-    """Turns what pyarrow raises into a ValueError that names the file."""
-    try:
-        yield
-    except (need("pyarrow").ArrowException, OSError) as error:
-        raise ValueError(f"{file} cannot be read: {error}") from None
 
 
 # --- reading ---------------------------------------------------------------------------------------------------------
@@ -66,18 +57,21 @@ def list_rows(files: Sequence[Path], workers: int) -> Listing:
     """
     parquet, opened = need("pyarrow.parquet"), []
     for file in files:
-        with _naming(file):
+        with reading(file):
             opened.append(parquet.ParquetFile(file))
+            if (claimed := opened[-1].metadata.num_rows) > file.stat().st_size:
+                raise ValueError(f"it claims {claimed:,} rows, more than it has bytes")
     schema = opened[0].schema_arrow
     image, label = (_column(schema.names, wanted, files[0]) for wanted in (_IMAGES, _LABELS))
     values: list[Any] = []
     for file, table in zip(files, opened, strict=True):
         if not table.schema_arrow.equals(schema):
             raise ValueError(f"{file} has other columns than {files[0]}")
-        with _naming(file):
+        with reading(file):
             values += table.read(columns=[label])[label].to_pylist()
     given = _class_label(schema, label)
-    names, labels = _classes(values, given, f"column {label!r} of {files[0]}")
+    with reading(files[0]):
+        names, labels = _classes(values, given, f"column {label!r} of {files[0]}")
     is_numbered = given is None and not isinstance(values[0], str)
 
     def read(ids: np.ndarray) -> Iterator[Picture]:
@@ -88,7 +82,7 @@ def list_rows(files: Sequence[Path], workers: int) -> Listing:
                     first, begin = begin, begin + table.metadata.row_group(group).num_rows
                     places = np.flatnonzero((ids >= first) & (ids < begin)).tolist()
                     if places:
-                        with _naming(file):
+                        with reading(file):
                             cells = table.read_row_group(group, columns=[image])[image].to_pylist()
                         yield from decode(places, partial(_open, file, ids, first, cells), pool)
 
@@ -117,7 +111,7 @@ def _class_label(schema: Any, label: str) -> list[str] | None:
     try:
         tree = json.loads((schema.metadata or {})[b"huggingface"])
         return [str(name) for name in tree["info"]["features"][label]["names"]]
-    except (KeyError, TypeError, ValueError):
+    except (KeyError, TypeError, ValueError, RecursionError):
         return None
 
 
@@ -130,7 +124,7 @@ def _classes(values: Sequence[Any], names: Sequence[str] | None, where: str) -> 
         raise ValueError(f"{where} needs a class number or name in each row, none below 0")
     labels = np.array(values, dtype=np.int64)
     if names is None:
-        names = [str(number) for number in range(labels.max() + 1)]
+        names = numbers_as_names(int(labels.max()) + 1)
     if labels.max() >= len(names):
         raise ValueError(f"{where} has class {labels.max()}, but only {len(names)} classes are named")
     return tuple(names), labels

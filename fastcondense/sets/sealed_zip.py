@@ -14,7 +14,7 @@ from pathlib import Path
 from typing import BinaryIO
 
 from ..files import new_file
-from ..records import naming
+from ..loaders.reading import naming
 
 _DATE = (1980, 1, 1, 0, 0, 0)
 _SEAL = 64  # hexadecimal digits

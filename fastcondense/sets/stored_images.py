@@ -12,7 +12,7 @@ from torch import Tensor
 
 from ..data.jobs import Job
 from ..files import DIGESTS, read_tensors
-from ..records import naming
+from ..loaders.reading import reading
 
 
 def shard_path(folder: Path, job: int) -> Path:
@@ -70,7 +70,7 @@ def read_shard(folder: Path, job: Job, *prefixes: str) -> dict[str, Tensor]:
 
 def _shape(path: Path) -> tuple[int, ...]:
     """Of a shard's images, which are not read. Raises ValueError as `read_shard`."""
-    with naming(path), safe_open(str(path), "pt") as file:
+    with reading(path), safe_open(str(path), "pt") as file:
         if DIGESTS not in (file.metadata() or {}):
             raise ValueError(f"{path} has no digests of its tensors: another version wrote it, or it is damaged")
         images = file.get_slice("images")

@@ -15,9 +15,10 @@ from torch import Tensor
 from ..data.arrays import checked_labels
 from ..data.real import Normalization
 from ..files import read_checkpoint, read_json, read_tensors, write_tensors
+from ..loaders.reading import reading
 from ..recipe.settings import Dataset
 from .condensed import CondensedSet
-from .listing import Listing, Picture
+from .listing import Listing, Picture, numbers_as_names
 from .parts import in_order
 
 _SUFFIXES = (".pt", ".pth", ".safetensors")
@@ -82,7 +83,15 @@ def list_tensors(files: Sequence[Path], num_classes: int, dataset: Dataset) -> L
     Without labels images are class by class, as many of each of `num_classes` (DD-Ranking). Normalised values go back
     to pixels by dataset.mean and dataset.std. Raises ValueError for anything else.
     """
-    parts = [_read(file) for file in files]
+    with reading(files[0]):
+        return _listed(files, num_classes, dataset)
+
+
+def _listed(files: Sequence[Path], num_classes: int, dataset: Dataset) -> Listing:
+    parts = []
+    for file in files:
+        with reading(file):
+            parts.append(_read(file))
     _check_parts(parts, files, num_classes)
     about = files[0].with_name(ABOUT)
     beside = read_json(about) if about.is_file() and len(files) == 1 else {}
@@ -103,7 +112,7 @@ def list_tensors(files: Sequence[Path], num_classes: int, dataset: Dataset) -> L
             labels = labels.argmax(1)
     numbers = checked_labels(labels.numpy(), len(images), str(files[0]))
     given = parts[0].classes or (tuple(map(str, beside["classes"])) if "classes" in beside else None)
-    names = given or tuple(str(k) for k in range(max(num_classes, int(numbers.max()) + 1)))
+    names = given or numbers_as_names(max(num_classes, int(numbers.max()) + 1))
     if numbers.min() < 0 or numbers.max() >= len(names):
         raise ValueError(
             f"{files[0]} needs class numbers from 0 to {len(names) - 1}, got {numbers.min()} to {numbers.max()}"

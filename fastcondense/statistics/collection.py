@@ -6,7 +6,6 @@ and the targets are the same to the bit however many workers there are.
 
 from __future__ import annotations
 
-import hashlib
 import shutil
 from collections.abc import Mapping
 from pathlib import Path
@@ -37,8 +36,8 @@ class Collection:
         self.run, self.collectors = run, collectors
         num_classes = len(run.real.classes)
         self.parts = [part.tolist() for part in np.array_split(range(num_classes), min(num_classes, _MOST_PARTS))]
-        digest = hashlib.sha256(" ".join(sorted(path.name for path in collectors)).encode()).hexdigest()
-        self.folder = run.out / "teachers" / f"parts-{digest[:8]}"
+        numbers = sorted(path.stem.removeprefix("targets") for path in collectors)  # leftovers.py knows the name
+        self.folder = run.out / "teachers" / f"parts{''.join(numbers)}"
 
     def collect(self) -> None:
         """Collects this worker's parts; returns when all of them are there, or have been joined already."""

@@ -9,8 +9,6 @@ from __future__ import annotations
 
 import hashlib
 import re
-import zipfile
-import zlib
 from collections.abc import Collection, Sequence
 from dataclasses import dataclass
 from functools import cached_property
@@ -20,6 +18,8 @@ import numpy as np
 import torch
 from torch import Tensor
 
+from ..data.array_files import read_npz
+from ..loaders.reading import naming
 from ..log import Log
 from ..teachers.moments import Layer
 from ..teachers.teacher import Teacher
@@ -134,13 +134,12 @@ class PublishedStatistics:
 
 def _read(path: Path, layer: Layer, lengths: Sequence[int]) -> list[Tensor]:
     keys = [key for _, what in layer.parts for key in (_PATCHES if what == "patches" else _CHANNELS)]
-    try:
-        with np.load(path, allow_pickle=False) as file:
-            found = {key: np.asarray(file[key], dtype=np.float32) for key in keys if key in file}
-    except FileNotFoundError:
-        raise ValueError(f"recover.statistics_files: there is no {path}") from None
-    except (OSError, ValueError, TypeError, EOFError, zipfile.BadZipFile, zlib.error) as error:
-        raise ValueError(f"recover.statistics_files: {path} cannot be read: {error}") from None
+    if not path.exists():
+        raise ValueError(f"recover.statistics_files: there is no {path}")
+    problem = "recover.statistics_files: {path} cannot be read: {error}"
+    arrays = read_npz(path, keys, problem)
+    with naming(path, problem):
+        found = {key: array.astype(np.float32) for key, array in arrays.items()}
     for key, length in zip(keys, lengths, strict=True):
         if key not in found:
             raise ValueError(f"recover.statistics_files: {path} lacks {key}")

@@ -19,6 +19,7 @@ from ..labels.labels import LabelSource, TeacherLabels, hard_labels, student_los
 from ..labels.resident import place
 from ..labels.stored_labels import read_labels
 from ..labels.views import BatchTable, ReplayedViews, Span, ViewBatch
+from ..loaders.reading import naming
 from ..networks import zoo
 from ..networks.fit import fit
 from ..networks.score import per_class, score
@@ -26,7 +27,7 @@ from ..networks.train_step import Batch, synchronised
 from ..recipe.recipe import Recipe
 from ..recipe.settings import Labels, Optimization
 from ..recipe.shared import Views
-from ..records import Confusion, Epoch, StudentFile, Trained, naming, read_checked
+from ..records import Confusion, Epoch, StudentFile, Trained, read_checked
 from ..recover.formation import shown
 from ..recover.representatives import Rule, representative_images
 from ..rng import Stream

@@ -9,9 +9,10 @@ from typing import Any
 from torch import Tensor, nn
 
 from ..files import first_difference, read_metadata, read_tensors, slug, state_sha256
+from ..loaders.reading import naming
 from ..networks import zoo
 from ..recipe.settings import PixelStatistics
-from ..records import Color, Count, Network, TeacherMetadata, checked, naming, parse_json
+from ..records import Color, Count, Network, TeacherMetadata, checked, parse_json
 from ..run import Run
 from .teacher import Teacher
 

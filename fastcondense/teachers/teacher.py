@@ -15,6 +15,7 @@ from torch import Tensor, nn
 from .. import vision
 from ..data.real import Normalization
 from ..files import state_sha256
+from ..loaders.reading import naming
 from ..networks.precision import cast
 from ..networks.zoo import channels_last
 from ..recipe.settings import Dataset, PixelStatistics
@@ -238,7 +239,8 @@ def load_weights(net: nn.Module, state: Mapping[str, Tensor], path: Path) -> Non
         raise ValueError(
             f"checkpoint {path}: {key!r} has shape {tuple(state[key].shape)}, the network {tuple(wanted[key].shape)}"
         )
-    net.load_state_dict({**wanted, **state})
+    with naming(path, "checkpoint {path} cannot be read as weights: {error}"):
+        net.load_state_dict({**wanted, **state})
 
 
 def head_size(state: Mapping[str, Tensor], small: Mapping[str, Tensor], large: Mapping[str, Tensor]) -> int | None:
@@ -295,7 +297,7 @@ def _state_dicts(loaded: Any, prefix: str = "", depth: int = 0) -> dict[str, dic
     """Every mapping of names to tensors with weights among them, by the keys that lead to it; "" is the file itself."""
     if not isinstance(loaded, Mapping) or not loaded or depth > 3:
         return {}
-    if all(isinstance(value, Tensor) for value in loaded.values()):
+    if all(isinstance(name, str) and isinstance(value, Tensor) for name, value in loaded.items()):
         return {prefix: dict(loaded)} if any(value.dim() > 1 for value in loaded.values()) else {}
     found: dict[str, dict[str, Tensor]] = {}
     for name, value in loaded.items():

@@ -18,6 +18,7 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import Any, TextIO
 
+from ..leftovers import clean
 from .distributed import launch_name
 
 _SECONDS_TO_WAIT = 20.0  # for a launch that is just ending
@@ -41,7 +42,7 @@ def locked(folder: Path, share: str = "", seconds: float = _SECONDS_TO_WAIT) -> 
                 holder = me
                 break
             if is_mine:
-                _sweep(folder)
+                clean(folder)
                 file.truncate(0)
                 file.seek(0)
                 file.write(json.dumps(me))
@@ -80,15 +81,6 @@ def _open(path: Path, flags: int) -> TextIO:
         os.close(file)
         raise ValueError(f"{path} is no plain file; remove it")
     return os.fdopen(file, "r+")
-
-
-def _sweep(folder: Path) -> None:
-    """Removes half-written files, and claims of this machine's processes, which have all ended."""
-    for path in [*folder.rglob(".*.tmp"), *folder.rglob(".*.claims/*")]:
-        with contextlib.suppress(OSError, UnicodeDecodeError):
-            is_claim = path.suffix != ".tmp"
-            if path.is_file() and not (is_claim and path.read_text().split("\n")[0] != socket.gethostname()):
-                path.unlink()
 
 
 def _try(file: TextIO, kind: int) -> bool | None:

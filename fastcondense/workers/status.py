@@ -6,7 +6,6 @@ silent is the age of its log by the clock of the file system, and rates are imag
 
 from __future__ import annotations
 
-import json
 import os
 import tempfile
 import time
@@ -17,7 +16,7 @@ from typing import Annotated, Any
 import tyro
 from rich.table import Table
 
-from ..log import Log
+from ..log import Log, read_events
 from .lock import is_held
 
 _SILENT = 120.0  # seconds without a line in its log, after which a worker that ended no job counts for no rate
@@ -97,13 +96,13 @@ def read_status(run: Path) -> Status:
     paths = sorted(run.glob("log*.jsonl"), key=lambda path: (len(path.name), path.name))
     if not paths:
         raise ValueError(f"{run} is not the folder of a run: it has no log.jsonl")
-    logs = {path: _events(path) for path in paths}
+    logs = {path: list(read_events(path, ("recover", "working", "job"))) for path in paths}
     newest = max(path.stat().st_mtime for path in paths)
     now = max(newest, _clock(run))
     plans = [event for events in logs.values() for event in events if event["event"] == "recover"]
     plan = max(plans, key=lambda event: event["images"], default={"jobs": 0, "images": 0})
     sizes = {event["index"]: event["images"] for events in logs.values() for event in events if event["event"] == "job"}
-    shards = [int(path.stem.removeprefix("shard-")) for path in (run / "condensed").glob("shard-*.safetensors")]
+    shards = [int(path.stem.removeprefix("shard-")) for path in (run / "condensed").glob("shard-[0-9]*.safetensors")]
     usual = plan["images"] / plan["jobs"] if plan["jobs"] else 0
     workers = [_worker(path, events, now - path.stat().st_mtime) for path, events in logs.items()]
     images = round(sum(sizes.get(shard, usual) for shard in shards))
@@ -120,12 +119,6 @@ def _worker(path: Path, events: list[dict[str, Any]], silent: float) -> Worker:
     rate = sum(event["images"] for event in recent) / seconds if seconds else 0.0
     doing = f"job {last['job']}" if is_working and last is not None else ""
     return Worker(path.stem, len(jobs), sum(event["seconds"] for event in jobs), rate, doing, silent)
-
-
-def _events(path: Path) -> list[dict[str, Any]]:
-    """Of a log; its last line may be half written."""
-    lines = path.read_text().split("\n")[:-1]
-    return [json.loads(line) for line in lines if line.startswith("{") and line.endswith("}")]
 
 
 def _clock(run: Path) -> float:

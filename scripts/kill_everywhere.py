@@ -1,0 +1,221 @@
+"""Kills commands just before each of their operations on files; the same command must then end as if never hurt.
+
+usage: python scripts/kill_everywhere.py [--most N] [COMMAND ...]
+
+A process imports the library once and forks: a child runs a small command, and sends itself SIGKILL before its k-th
+operation that changes the disk (opening for writing, renaming, removing, making a folder, flushing). A second child
+runs the same command again: it must end with status 0, and leave the same files with the same bits as a command that
+nobody killed, and no others. Times that files keep are not compared. Each command prints a line of JSON.
+"""
+
+from __future__ import annotations
+
+import argparse
+import hashlib
+import json
+import os
+import shutil
+import signal
+import sys
+import tempfile
+import time
+import traceback
+import zipfile
+from pathlib import Path
+from typing import Any
+
+os.environ.setdefault("OMP_NUM_THREADS", "1")
+os.environ.setdefault("NUMBA_NUM_THREADS", "1")
+sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
+
+import numpy as np
+import torch
+from PIL import Image
+from safetensors import safe_open
+
+from fastcondense.cli import main as fastcondense
+
+FLAGS = (
+    "--recipe sre2l/digits-ipc2 --ipc 1 --dataset.classes 0 1 --squeeze.teachers zoo/convnet1 --squeeze.epochs 6 "
+    "--squeeze.gate-images 60 --recover.statistics bn conv --recover.iterations 3 --recover.batch-size 1 "
+    "--train.student zoo/convnet1 --train.epochs 1 --train.batch-size 2 --train.seeds 1 --device cpu"
+).split()
+COMMANDS = {  # what they are given in the folder of work: RUN is that of a finished run
+    "run": ["run", *FLAGS, "--out", "NEW"],
+    "relabel": ["relabel", "RUN", "--store", "--device", "cpu"],
+    "evaluate": ["evaluate", "RUN", "--device", "cpu"],
+    "bundle": ["bundle", "RUN", "--out", "set.zip"],
+    "export": ["export", "RUN", "--out", "folder"],
+    "tensors": ["export", "RUN", "--format", "tensors", "--out", "tensors"],
+    "pack": ["pack", "--data", "images", "--out", "packed", "--workers", "0"],
+}
+_CHANGES = ("os.rename", "os.remove", "os.rmdir", "os.mkdir", "os.truncate", "os.link", "os.symlink")
+_VOLATILE = ("log.jsonl", ".lock", "report.html")
+
+
+# --- a command in a child --------------------------------------------------------------------------------------------
+
+
+class Counted:
+    """Counts operations of this process that change files in a folder, and ends it before number `deadly`."""
+
+    def __init__(self, folder: Path, deadly: int):
+        self.folder, self.deadly, self.count = str(folder), deadly, 0
+        self.flush = os.fsync
+        os.fsync = self._fsync
+        sys.addaudithook(self._audit)
+
+    def _audit(self, event: str, arguments: tuple[Any, ...]) -> None:
+        if event == "open":
+            path, _, flags = arguments
+            changes = isinstance(flags, int) and flags & (os.O_WRONLY | os.O_RDWR | os.O_CREAT)
+        else:
+            path, changes = arguments[0] if arguments else None, event in _CHANGES
+        if changes and isinstance(path, str | Path):
+            # removing a tree names what is in it by a number of its folder
+            is_inside = not os.path.isabs(path) or os.path.abspath(path).startswith(self.folder)
+            if is_inside:
+                self._step()
+
+    def _fsync(self, file: int) -> None:
+        self._step()
+        self.flush(file)
+
+    def _step(self) -> None:
+        self.count += 1
+        if self.count == self.deadly:
+            os.kill(os.getpid(), signal.SIGKILL)
+
+
+def child(arguments: list[str], work: Path, deadly: int = 0) -> tuple[int, int, str]:
+    """Runs a command there; its exit status (negative: a signal), its operations, and what it said."""
+    said, counted = work.parent / "said.txt", work.parent / "count.txt"
+    counted.write_text("0")
+    process = os.fork()
+    if process == 0:
+        with said.open("wb") as file:
+            os.dup2(file.fileno(), 1)
+            os.dup2(file.fileno(), 2)
+        os.chdir(work)
+        counter, status = Counted(work, deadly), 70
+        try:
+            status = fastcondense(arguments)
+        except BaseException:  # else it would go on as the process that it was forked from
+            traceback.print_exc()
+        sys.stdout.flush()
+        counted.write_text(str(counter.count))
+        os._exit(status)
+    status = os.waitstatus_to_exitcode(os.waitpid(process, 0)[1])
+    return status, int(counted.read_text()), said.read_text(errors="replace")
+
+
+# --- what is compared ------------------------------------------------------------------------------------------------
+
+
+def contents(work: Path) -> dict[str, str]:
+    """A hash of every file, but for times."""
+    return {
+        path.relative_to(work).as_posix(): hashlib.sha256(_bits(path)).hexdigest()
+        for path in sorted(work.rglob("*"))
+        if path.name not in _VOLATILE and (path.is_file() or not any(path.iterdir()))
+    }
+
+
+def _bits(path: Path) -> bytes:
+    if path.is_dir() or path.suffix == ".png":  # pictures of matplotlib: that they are there
+        return b"" if path.is_dir() or path.parent.name == "condensed" else path.read_bytes()
+    if path.suffix == ".safetensors":
+        with safe_open(path, "np") as file:
+            tensors = [(name, file.get_tensor(name).tobytes()) for name in sorted(file.keys())]
+            return repr((tensors, _timeless(file.metadata()))).encode()
+    if path.suffix in (".json", ".jsonl"):
+        return repr([_timeless(json.loads(part)) for part in _documents(path)]).encode()
+    if path.suffix == ".zip":
+        with zipfile.ZipFile(path) as archive:
+            return repr([(name, archive.read(name)) for name in archive.namelist()]).encode()
+    return path.read_bytes()
+
+
+def _documents(path: Path) -> list[str]:
+    return path.read_text().splitlines() if path.suffix == ".jsonl" else [path.read_text()]
+
+
+def _timeless(tree: Any) -> Any:
+    if isinstance(tree, dict):
+        return {key: _timeless(value) for key, value in sorted(tree.items()) if key not in ("seconds", "hours")}
+    return [_timeless(value) for value in tree] if isinstance(tree, list) else tree
+
+
+# --- the campaign ----------------------------------------------------------------------------------------------------
+
+
+def fill(folder: Path) -> None:
+    """Images for `pack`."""
+    generator = np.random.default_rng(0)
+    for split, label, number in np.ndindex(2, 2, 3):
+        path = folder / "images" / ("train", "val")[split] / f"class{label}" / f"{number}.png"
+        path.parent.mkdir(parents=True, exist_ok=True)
+        Image.fromarray(generator.integers(0, 255, (9, 11, 3), dtype=np.uint8)).save(path)
+
+
+def campaign(name: str, base: Path, work: Path, most: int) -> dict[str, Any]:
+    """Kills a command at its operations, all or `most` of them, spread evenly. Returns counts and what went wrong."""
+    arguments, begun, wrong = COMMANDS[name], time.monotonic(), []
+
+    def begin() -> None:
+        shutil.rmtree(work, ignore_errors=True)
+        shutil.copytree(base, work)
+
+    begin()
+    status, operations, said = child(arguments, work)
+    if status != 0:
+        raise SystemExit(f"{name} without a kill ends with {status}: {said}")
+    whole, places = contents(work), range(1, operations + 1)
+    if most and most < operations:
+        places = sorted({round(place) for place in np.linspace(1, operations, most)})
+    killed = 0
+    for place in places:
+        begin()
+        status, _, _ = child(arguments, work, place)
+        killed += status == -signal.SIGKILL
+        status, _, said = child(arguments, work)
+        found = contents(work)
+        if status != 0 or found != whole:
+            other = sorted(path for path in whole.keys() | found.keys() if whole.get(path) != found.get(path))
+            wrong.append({"operation": place, "status": status, "differ": other[:5], "said": said[-300:]})
+    return {
+        "command": name,
+        "operations": operations,
+        "kills": killed,
+        "wrong": wrong,
+        "seconds": round(time.monotonic() - begun, 1),
+    }
+
+
+def main() -> int:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("commands", nargs="*", metavar="COMMAND", help=f"of {', '.join(COMMANDS)}; none: all")
+    parser.add_argument("--most", type=int, default=0, help="kills a command at most; 0: one before each operation")
+    options = parser.parse_args()
+    torch.set_num_threads(1)
+    has_failed = False
+    with tempfile.TemporaryDirectory() as scratch:
+        empty, base, work = (Path(scratch).resolve() / name for name in ("empty", "base", "work"))
+        empty.mkdir()
+        fill(empty)
+        shutil.copytree(empty, work)
+        status, _, said = child([*COMMANDS["run"][:-1], "RUN"], work)
+        if status != 0:
+            print(said, file=sys.stderr)
+            return 1
+        shutil.move(work, base)
+        (base / "RUN" / "result.json").unlink()
+        for name in options.commands or COMMANDS:
+            found = campaign(name, empty if name == "run" else base, work, options.most)
+            print(json.dumps(found), flush=True)
+            has_failed |= bool(found["wrong"]) or found["kills"] == 0
+    return int(has_failed)
+
+
+if __name__ == "__main__":
+    sys.exit(main())
