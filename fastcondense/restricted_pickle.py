@@ -242,7 +242,9 @@ _STAND_INS += [(_Dtype, "numpy.dtype"), (_Array, "numpy.ndarray"), (_no_bytes, "
 for _module in ("numpy.core.multiarray", "numpy._core.multiarray"):  # before numpy 2, and since
     _STAND_INS += [(_scalar, f"{_module}.scalar"), (_reconstruct, f"{_module}._reconstruct")]
 _IN_PLAIN: dict[str, Callable[..., Any]] = {name: function for function, name in _STAND_INS[1:]}
-_IN_PLAIN |= {"numpy.ndarray": _uncalled, "_codecs.encode": _encoded, "__builtin__.bytes": _no_bytes}
+_IN_PLAIN["numpy.ndarray"] = _uncalled
+_IN_PLAIN["_codecs.encode"] = _encoded
+_IN_PLAIN["__builtin__.bytes"] = _no_bytes
 
 
 class _Plain(pickle.Unpickler):
