@@ -131,10 +131,10 @@ def read_events(path: Path, kinds: Collection[str]) -> Iterator[dict[str, Any]]:
 
 def _is_complete(entry: dict[str, Any]) -> bool:
     fields: dict[str, type] = {"time": float} | _FIELDS.get(entry["event"], {})
-    values: list[tuple[Any, type]] = [(entry.get(name), kind) for name, kind in fields.items()]
-    return all(
-        isinstance(value, str)
-        if kind is str
-        else isinstance(value, (int, float) if kind is float else int) and abs(value) < 1e15  # finite
-        for value, kind in values
-    )
+    for name, kind in fields.items():
+        value: Any = entry.get(name)
+        if not isinstance(value, str if kind is str else (int, kind)):
+            return False
+        if not isinstance(value, str) and not abs(value) < 1e15:  # nor is it finite
+            return False
+    return True

@@ -50,6 +50,7 @@ def said(capsys) -> str:
 )
 def test_what_needs_no_tensor_answers_without_torch(command, status, tmp_path):
     (tmp_path / "recipe.toml").write_text('name = "mine"')
+    (tmp_path / "log.jsonl").write_text("")
     arguments = [str(tmp_path) if word == "RUN" else word for word in command.split()]
     code = (
         f"import sys\nfrom fastcondense.cli import main\nassert main({arguments!r}) == {status}\n"
