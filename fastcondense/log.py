@@ -132,9 +132,8 @@ def read_events(path: Path, kinds: Collection[str]) -> Iterator[dict[str, Any]]:
 def _is_complete(entry: dict[str, Any]) -> bool:
     fields: dict[str, type] = {"time": float} | _FIELDS.get(entry["event"], {})
     for name, kind in fields.items():
-        value: Any = entry.get(name)
-        if not isinstance(value, str if kind is str else (int, kind)):
-            return False
-        if not isinstance(value, str) and not abs(value) < 1e15:  # nor is it finite
+        value = entry.get(name)
+        is_number = isinstance(value, int) or (kind is float and isinstance(value, float))
+        if not (isinstance(value, str) if kind is str else is_number and -1e15 < value < 1e15):  # finite, too
             return False
     return True
