@@ -132,8 +132,9 @@ def read_events(path: Path, kinds: Collection[str]) -> Iterator[dict[str, Any]]:
 def _is_complete(entry: dict[str, Any]) -> bool:
     fields: dict[str, type] = {"time": float} | _FIELDS.get(entry["event"], {})
     for name, kind in fields.items():
-        value = entry.get(name)
+        value: Any = entry.get(name)
         is_number = isinstance(value, int) or (kind is float and isinstance(value, float))
-        if not (isinstance(value, str) if kind is str else is_number and -1e15 < value < 1e15):  # finite, too
+        is_right = isinstance(value, str) if kind is str else is_number and abs(float(value)) < 1e15  # finite, too
+        if not is_right:
             return False
     return True

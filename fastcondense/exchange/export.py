@@ -13,7 +13,7 @@ from ..devices import choose_device
 from ..files import new_folder, write_json
 from ..labels.fkd import write_fkd
 from ..labels.labels import TeacherLabels
-from ..labels.views import Span
+from ..labels.view_tables import Span
 from ..log import Log
 from ..recipe.recipe import Recipe
 from ..records import Environment, Origin, Result, read_checked

@@ -18,7 +18,8 @@ from ..files import write_atomic, write_json
 from ..labels.labels import LabelSource, TeacherLabels, hard_labels, student_loss
 from ..labels.resident import place
 from ..labels.stored_labels import read_labels
-from ..labels.views import BatchTable, ReplayedViews, Span, ViewBatch
+from ..labels.view_tables import BatchTable, Span, ViewBatch
+from ..labels.views import ReplayedViews
 from ..loaders.reading import naming
 from ..networks import zoo
 from ..networks.fit import fit
