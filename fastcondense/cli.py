@@ -152,13 +152,14 @@ def _run(command: str, options: Options, is_worker: bool) -> None:
     from .sets.imported import import_images
     from .sets.published_sets import read_published
     from .workers import distributed, lock
+    from .workers.cost import cost
 
     assert options.out is not None
     device = choose_device("cpu" if options.launch.gpus == 0 else options.device)
     if is_worker:
         device = distributed.join(device)
     log = Log(is_silent=distributed.rank() > 0)
-    run = Run(options.settings, options.out, options.data, device, log, options.track)
+    run = Run(options.settings, options.out, options.data, device, log, options.track, options.mixed_versions)
     run.check()
     published = None
     if options.images is not None:
@@ -170,7 +171,7 @@ def _run(command: str, options: Options, is_worker: bool) -> None:
         run.open(is_helper=is_helper)
         if published is not None:
             import_images(published, run.out / "condensed", run.recipe, run.log)
-        with run.cost(command):
+        with cost(log, device.type, command):
             stage: Callable[[Run], object] = getattr(stages, HELPED[command] if is_helper else STAGES[command][0])
             stage(run)
         if is_helper:

@@ -81,8 +81,12 @@ class Log:
 
     def say(self, text: str, **fields: Any) -> None:
         """One line for the reader, which is an event too."""
-        self.console.print(text, markup=False)
+        self.tell(text)
         self.event("say", text=text, **fields)
+
+    def tell(self, text: str) -> None:
+        """One line for the reader alone."""
+        self.console.print(text, markup=False)
 
     def track(self, items: Sequence[Item], what: str) -> Iterator[Item]:
         """Yields the items, and shows how many are done."""
@@ -108,7 +112,7 @@ class Log:
             now = time.monotonic()
             if now - said_at > _SECONDS_BETWEEN_LINES and first < done < total:
                 left = (now - started_at) / (done - first) * (total - done)
-                self.console.print(f"{what}: {done} of {total}, about {left:.0f} s left", markup=False)
+                self.tell(f"{what}: {done} of {total}, about {left:.0f} s left")
                 said_at = now
 
         yield show

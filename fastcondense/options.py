@@ -46,6 +46,8 @@ class Options:
     track: tuple[TrackerName, ...] = ()
     """Where losses, learning rates, accuracies, images a second and pictures go besides log.jsonl: tensorboard,
     wandb."""
+    mixed_versions: bool = False
+    """Add images to a set that other versions of torch, timm or fastcondense have begun, which may differ in bits."""
     bundle: tyro.conf.Suppress[Path | None] = None
     given: tyro.conf.Suppress[frozenset[str]] = frozenset()
     """Names of code and paths that the recipe may use: its own, or in a run or bundle those that are flags too."""

@@ -139,6 +139,7 @@ class Manifest(TypedDict):
     classes: Annotated[list[Name], Meta(min_length=1)]
     recipe: MadeBy
     teachers: NotRequired[dict[str, Sha256]]
+    versions: NotRequired[dict[str, str]]
     ipc: NotRequired[Count]
     origin: NotRequired[Origin]
     replay: NotRequired[Replay]

@@ -2,15 +2,11 @@
 
 from __future__ import annotations
 
-import contextlib
 import os
-import platform
 import socket
-import time
-from collections.abc import Iterator, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass, field
 from functools import cached_property
-from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
 from typing import Any
 
@@ -23,6 +19,7 @@ from .data.datasets import RealData, Split
 from .data.jobs import kept_batch_size, with_batch_size
 from .data.real import EvaluationImages, Normalization, squares
 from .data.sources import choose, skipped
+from .devices import versions
 from .files import first_difference, read_json, write_atomic, write_json
 from .log import Log
 from .recipe.recipe import SQUEEZE_PARTS, Recipe
@@ -30,23 +27,10 @@ from .records import check_names
 from .rng import Stream
 from .tracking import open_trackers
 from .user_functions import source_sha256
-from .workers.distributed import rank, world_size
-from .workers.work import Draw, Item, Items, draw
+from .workers.distributed import rank
 
 _DATA = "data.json"
 """What tells a run's real images from others."""
-
-
-def cost_unit(device: str) -> str:
-    """What a worker's hours are called."""
-    return "GPU-hours" if device == "cuda" else "worker-hours"
-
-
-@dataclass
-class Stopwatch:
-    """Seconds of a block."""
-
-    seconds: float = 0.0
 
 
 @dataclass
@@ -60,11 +44,11 @@ class Run:
     log: Log = field(default_factory=Log)
     track: Sequence[str] = ()
     """Trackers that `open` opens: tensorboard, wandb (tracking.py)."""
+    is_mixed: bool = False
+    """Whether images may be added to those that other versions of torch, timm or fastcondense have made."""
     kept: dict[str, Any] = field(default_factory=dict)
     """What stages have read in this process and will ask for again, by name."""
     _skipped: set[str] = field(default_factory=set)
-    _inner: list[float] = field(default_factory=list)
-    """Seconds of the stages inside each stage that runs."""
 
     def check(self) -> None:
         """Raises ValueError for a recipe or data that cannot be used, before anything is written."""
@@ -114,7 +98,7 @@ class Run:
         self.log.say(f"loader: {loader}; {reason}")
         for text in self.real.said:
             self.log.say(f"data: {text}")
-        self.log.event("start", recipe=self.recipe.name, sha256=self.recipe.sha256(), versions=self.versions())
+        self.log.event("start", recipe=self.recipe.name, sha256=self.recipe.sha256(), versions=versions())
 
     def record(self) -> None:
         """Writes environment.json and recipe.toml; a recipe that a stage refuses must not replace what is there."""
@@ -124,7 +108,7 @@ class Run:
     def _record_environment(self) -> None:
         loader, _ = choose(self.real.train, self.recipe.dataset, self.device)
         where = {"device": str(self.device), "loader": loader, "data": str(self.data.resolve()) if self.data else None}
-        write_json(self.out / "environment.json", self.versions() | where)
+        write_json(self.out / "environment.json", versions() | where)
 
     def identity(self, stage: str) -> dict[str, Any]:
         """The settings that decide what `stage` ("squeeze" or "recover") makes, and the file of a loss that they name.
@@ -166,50 +150,12 @@ class Run:
             self.report_skipped(taken)
             order = order[~np.isin(order, np.delete(ids, read))]
 
-    def share(self, what: str, items: Items[Item]) -> Iterator[Draw[Item]]:
-        """This process' part of work that all processes on the run share, with progress; see `draw`."""
-        first = sum(map(items.is_finished, items.items))
-        with self.log.progress(what, len(items.items), first) as show:
-            for number, drawn in enumerate(draw(items)):
-                yield drawn
-                show(first + number + 1)
-
-    @contextlib.contextmanager
-    def stopwatch(self) -> Iterator[Stopwatch]:
-        """Measures a block, the device's queue included."""
-        watch, start = Stopwatch(), time.monotonic()
-        yield watch
-        if self.device.type == "cuda":
-            torch.cuda.synchronize(self.device)
-        watch.seconds = time.monotonic() - start
-
-    @contextlib.contextmanager
-    def cost(self, stage: str) -> Iterator[None]:
-        """Tells what a stage has cost when it ends, however it ends: seconds times workers, in hours.
-
-        A stage inside another counts for itself alone.
-        """
-        self._inner.append(0.0)
-        start = time.monotonic()
-        try:
-            yield
-        finally:
-            seconds = time.monotonic() - start
-            own = seconds - self._inner.pop()
-            if self._inner:
-                self._inner[-1] += seconds
-            workers = world_size()
-            hours, unit = own * workers / 3600, cost_unit(self.device.type)
-            self.log.event("cost", stage=stage, seconds=round(own, 3), workers=workers, hours=hours, unit=unit)
-            if own >= 1:
-                self.log.console.print(f"{stage}: {hours:.3g} {unit} ({workers} x {own:.0f} s)", markup=False)
-
     def report_epoch(self, what: str, entry: dict[str, float], epochs: int) -> None:
         """One line for an evaluated epoch, and for every file that was skipped."""
         self.report_skipped(self.real.train, self.real.test)
         self.log.event("epoch", what=what, **entry)
         text = f"{what}: epoch {entry['epoch']:.0f} of {epochs}, loss {entry['loss']:.4f}, top-1 {entry['top1']:.1f} %"
-        self.log.console.print(text, markup=False)
+        self.log.tell(text)
 
     def report_skipped(self, *splits: Split) -> None:
         """Says which files were left out (dataset.on_error "skip"), each once."""
@@ -218,25 +164,3 @@ class Run:
                 if reason not in self._skipped:
                     self._skipped.add(reason)
                     self.log.say(f"skipped: {reason}")
-
-    @staticmethod
-    def versions() -> dict[str, str]:
-        """What the numbers were made with."""
-        packages = (
-            "fastcondense",
-            "torch",
-            "torchvision",
-            "timm",
-            "numpy",
-            "triton",
-            "pillow",
-            "ffcv",
-            "nvidia-dali-cuda130",
-        )
-        found = {"python": platform.python_version()}
-        for package in packages:
-            with contextlib.suppress(PackageNotFoundError):
-                found[package] = version(package)
-        if torch.cuda.is_available():
-            found["gpu"] = torch.cuda.get_device_name()
-        return found

@@ -27,6 +27,7 @@ from .students.ranking import rank as rank_students
 from .students.students import arms, train_arm
 from .teachers.kept import labelling_teachers
 from .workers import distributed
+from .workers.cost import cost
 from .workers.distributed import first_alone, once
 
 
@@ -123,7 +124,7 @@ def everything(run: Run) -> None:
         "evaluate": evaluate,
     }
     for name, stage in stages.items():
-        with run.cost(name):
+        with cost(run.log, run.device.type, name):
             stage(run)
-    with run.cost("inspect"):
+    with cost(run.log, run.device.type, "inspect"):
         inspect(run)

@@ -22,6 +22,7 @@ from typing import Any
 
 from safetensors.torch import load_file
 
+FASTCONDENSE = (sys.executable, "-c", "from fastcondense.cli import main; raise SystemExit(main())")
 SHORT = (
     "--squeeze.epochs 2 --squeeze.self-supervision.epochs 2 --squeeze.probe.epochs 2 --recover.iterations 12 "
     "--train.epochs 2 --train.seeds 1 --evaluate.baselines random_soft"
@@ -54,7 +55,14 @@ def made(folder: Path) -> dict[str, Any]:
 def run(name: str, arguments: list[str]) -> dict[str, Any] | str:
     """The digests of a short run of a recipe, or what kept it from ending."""
     with tempfile.TemporaryDirectory() as folder:
-        command = [sys.executable, "-c", "from fastcondense.cli import main; main()", "run", "--recipe", name]
+        command = [
+            sys.executable,
+            "-c",
+            "from fastcondense.cli import main; raise SystemExit(main())",
+            "run",
+            "--recipe",
+            name,
+        ]
         done = subprocess.run([*command, "--out", folder, *arguments], capture_output=True, text=True)
         return made(Path(folder)) if done.returncode == 0 else done.stderr.strip()[-300:]
 
@@ -67,7 +75,9 @@ def main() -> None:
     options.add_argument("--against", type=Path)
     chosen = options.parse_args()
     listed = subprocess.run(
-        [sys.executable, "-c", "from fastcondense.cli import main; main()", "recipes"], capture_output=True, text=True
+        [*FASTCONDENSE, "recipes"],
+        capture_output=True,
+        text=True,
     )
     names = [name for line in listed.stdout.splitlines() for name in line.split()[:1] if "/digits" in name]
     wanted = {f"{name}-ipc2": SHORT for name in names}

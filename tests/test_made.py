@@ -1,8 +1,10 @@
 """What counts as a finished job: shards of this recipe, whole, and in their place."""
 
+import json
 import shutil
 
 import pytest
+import torch
 from safetensors.torch import load_file, save_file
 from small import fastcondense, shards
 
@@ -56,3 +58,18 @@ def test_shards_of_older_versions_count(copy):
     before = path.read_bytes()
     assert fastcondense("recover", copy, *FAST) == 0
     assert path.read_bytes() == before
+
+
+@pytest.mark.parametrize("package", ["torch", "timm", "fastcondense"])
+def test_images_of_other_versions_are_not_mixed_unasked(copy, package, capsys):
+    path = copy / "condensed" / "manifest.json"
+    manifest = json.loads(path.read_text())
+    assert manifest["versions"]["torch"] == torch.__version__
+    manifest["versions"][package] = "0.0.1"
+    path.write_text(json.dumps(manifest))
+    assert fastcondense("recover", copy, *FAST) == 0  # all images are there
+    (copy / "condensed" / "shard-00001.safetensors").unlink()
+    assert fastcondense("recover", copy, *FAST) == 1
+    assert f"begun with {package} 0.0.1" in capsys.readouterr().err
+    assert fastcondense("recover", copy, *FAST, "--mixed-versions") == 0
+    assert f"begun with {package} 0.0.1" in capsys.readouterr().out

@@ -11,8 +11,8 @@ from small import fastcondense, shards
 
 from fastcondense.log import Log
 from fastcondense.report.findings import hours_of
-from fastcondense.run import Run
 from fastcondense.tracking import open_trackers, scalars_of
+from fastcondense.workers.cost import cost
 
 KEPT = ("--labels.source", "hard", "--evaluate.baselines", "random_hard", "--train.seeds", "1")
 
@@ -96,17 +96,16 @@ def test_scalars_are_the_numbers_of_an_event():
     assert scalars_of("targets", {"seconds": 2.0}) == ("targets", {"seconds": 2.0}, 0)
 
 
-def test_a_stage_inside_another_counts_for_itself(tmp_path, monkeypatch):
+def test_a_stage_inside_another_counts_for_itself(monkeypatch):
     now = [0.0]
-    monkeypatch.setattr("fastcondense.run.time.monotonic", lambda: now[0])
-    monkeypatch.setattr("fastcondense.run.world_size", lambda: 4)
+    monkeypatch.setattr("fastcondense.workers.cost.time.monotonic", lambda: now[0])
+    monkeypatch.setattr("fastcondense.workers.cost.world_size", lambda: 4)
     told = []
     log = Log(Console(quiet=True))
     log.event = lambda kind, **fields: told.append((kind, fields))
-    run = Run(SimpleNamespace(), tmp_path, log=log)
-    with pytest.raises(ValueError), run.cost("recover"):
+    with pytest.raises(ValueError), cost(log, "cpu", "recover"):
         now[0] += 1000
-        with run.cost("squeeze"):
+        with cost(log, "cpu", "squeeze"):
             now[0] += 3600
         now[0] += 800
         raise ValueError
@@ -119,6 +118,8 @@ def test_a_stage_inside_another_counts_for_itself(tmp_path, monkeypatch):
 
 def test_the_report_adds_up_what_stages_cost(tmp_path):
     costs = [("recover", 1.5), ("train", 0.25), ("recover", 2.0), ("inspect", 9.0)]
-    lines = [{"event": "cost", "stage": stage, "hours": hours, "unit": "GPU-hours"} for stage, hours in costs]
+    lines = [
+        {"time": 1.0, "event": "cost", "stage": stage, "hours": hours, "unit": "GPU-hours"} for stage, hours in costs
+    ]
     (tmp_path / "log.jsonl").write_text("".join(json.dumps(line) + "\n" for line in [{"event": "say"}, *lines]))
     assert hours_of(tmp_path / "log.jsonl") == {"recover": (3.5, "GPU-hours"), "train": (0.25, "GPU-hours")}

@@ -6,8 +6,8 @@ from rich.console import Group, RenderableType
 from rich.text import Text
 
 from ..report.report import plain_table
-from ..run import cost_unit
 from ..words import bytes_in_words, seconds_in_words
+from ..workers.cost import cost_unit
 from .plan import Plan
 
 

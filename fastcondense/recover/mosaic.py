@@ -19,6 +19,7 @@ from torch.nn import functional as F
 
 from ..data.jobs import Job
 from ..data.real import square_batches, window_batches
+from ..devices import stopwatch
 from ..loaders.source import Windowed
 from ..networks.precision import arithmetic
 from ..recipe.recover import Initial
@@ -28,7 +29,7 @@ from ..teachers.kept import chosen
 from ..teachers.teacher import Teacher
 from ..tensor_files import read_tensors, write_tensors
 from ..views.windows import windows
-from ..workers.work import Items
+from ..workers.work import Items, shared
 
 SQUARE = -1
 """The number of the crop that is an image's evaluation square."""
@@ -82,8 +83,8 @@ def mosaics(run: Run, teachers: Sequence[Teacher]) -> Mosaics:
         _check_count(run, label, _most_crops(run.recipe.recover.initial, count))
     work = Items("crops", folder, labels, lambda label: _path(folder, label).exists())
     if not all(map(work.is_finished, labels)):
-        with run.stopwatch() as watch:
-            mine = [ranked(run, teachers, label) for label, _ in run.share("scores of real crops", work)]
+        with stopwatch(run.device) as watch:
+            mine = [ranked(run, teachers, label) for label, _ in shared(run.log, "scores of real crops", work)]
         run.log.event("rankings", classes=len(mine), seconds=watch.seconds)
     return Mosaics(run, [ranked(run, teachers, label) for label in labels])
 

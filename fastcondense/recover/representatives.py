@@ -24,7 +24,7 @@ from ..run import Run
 from ..teachers.cut import penultimate
 from ..teachers.teacher import Teacher
 from ..tensor_files import read_tensors, write_tensors
-from ..workers.work import Items
+from ..workers.work import Items, shared
 from .selection import herding, inner_products, medoids
 
 _BATCH = 100  # images that go through a teacher together: fixed, because rounding depends on it
@@ -65,7 +65,7 @@ def shared_representatives(run: Run, rule: Rule, count: int) -> list[np.ndarray]
     labels, folder = range(len(run.real.classes)), _folder(run, rule)
     work = Items("choices", folder, labels, lambda label: len(_kept(folder, label)) >= count)
     if not all(map(work.is_finished, labels)):
-        for label, _ in run.share(f"{rule.kind} of real images", work):
+        for label, _ in shared(run.log, f"{rule.kind} of real images", work):
             representatives(run, rule, label, count)
     return [representatives(run, rule, label, count) for label in labels]
 

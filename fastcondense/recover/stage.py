@@ -9,6 +9,7 @@ import json
 from dataclasses import replace
 
 from ..data.jobs import Job, jobs
+from ..devices import stopwatch, versions
 from ..files import write_json
 from ..networks.precision import one_thread
 from ..records import read_manifest
@@ -21,7 +22,7 @@ from ..teachers.teacher import Teacher
 from ..tensor_files import read_metadata, read_tensors
 from ..workers.background import Writer, beside
 from ..workers.distributed import rank
-from ..workers.work import Items
+from ..workers.work import Items, shared
 from . import initial
 from .by_features import ByFeatures
 from .by_gradients import ByGradients
@@ -46,7 +47,7 @@ def recover(run: Run, teachers: list[Teacher]) -> None:
         "recipe": identity,
         "teachers": {teacher.name: teacher.sha256 for teacher in teachers},
     }
-    open_folder(folder, manifest)
+    begun_with = open_folder(folder, manifest, versions())
     made = Made(run, hashlib.sha256(json.dumps(manifest, sort_keys=True).encode()).hexdigest())
     everything = jobs(recipe, len(run.real.classes))
     if rank() == 0:
@@ -57,9 +58,22 @@ def recover(run: Run, teachers: list[Teacher]) -> None:
     num_images = sum(job.num_images for job in everything)
     run.log.event("recover", jobs=len(everything), images=num_images, finished=finished)
     if finished < len(everything):
+        _check_versions(run, begun_with)
         with one_thread(run.device) if recipe.recover.reproducible else contextlib.nullcontext():
             _recover(run, teachers, made, everything)
     _note_size(run)
+
+
+def _check_versions(run: Run, begun_with: dict[str, str]) -> None:
+    """Raises ValueError if other versions of what decides the bits have begun the set, unless they may be mixed."""
+    now = versions()
+    for package in ("torch", "timm", "fastcondense"):
+        was, is_now = begun_with.get(package), now.get(package)
+        if was is not None and was != is_now:
+            text = f"the images in {run.out} were begun with {package} {was}, and this is {is_now}"
+            if not run.is_mixed:
+                raise ValueError(f"{text}: more of them may differ in bits; --mixed-versions adds them all the same")
+            run.log.say(f"recover: {text}; --mixed-versions")
 
 
 def _recover(run: Run, teachers: list[Teacher], made: Made, everything: list[Job]) -> None:
@@ -69,10 +83,10 @@ def _recover(run: Run, teachers: list[Teacher], made: Made, everything: list[Job
     everything = sorted(everything, key=lambda job: (-job.num_images, job.index))
     with Writer() as writer:
         work = Items("jobs", folder, everything, made.is_finished, writer.settle)
-        for job, ahead in run.share("recover", work):
+        for job, ahead in shared(run.log, "recover", work):
             unfinished = Unfinished.of(folder, job, made.identity, run.log.say)
             run.log.event("working", job=job.index)
-            with run.stopwatch() as watch:
+            with stopwatch(run.device) as watch:
                 recovered = recover_job(job, unfinished, ahead)
             writer(functools.partial(made.write, job, recovered, watch.seconds, unfinished))
 

@@ -95,22 +95,23 @@ def digests(condensed: CondensedSet) -> list[str]:
     return [hashlib.sha256(condensed.of_class(label).contiguous().numpy().data).hexdigest() for label in classes]
 
 
-def open_folder(folder: Path, manifest: Mapping[str, Any]) -> dict[str, Any]:
-    """Starts or continues a condensed set; one without images yet is started anew. Returns the manifest on disk.
+def open_folder(folder: Path, manifest: Mapping[str, Any], versions: dict[str, str]) -> dict[str, str]:
+    """Starts or continues a condensed set; one without images yet is started anew. Returns the versions that it was
+    begun with.
 
     Raises ValueError if the folder holds images that were made from something else, and names what differs.
     """
     path = folder / "manifest.json"
     if not path.exists() or not any(folder.glob("shard-*.safetensors")):
-        write_json(path, {"format": FORMAT, **manifest})
-        return dict(manifest)
+        write_json(path, {"format": FORMAT, **manifest, "versions": versions})
+        return versions
     stored = read_manifest(path)
     wanted = json.loads(json.dumps(manifest))
     if difference := first_difference({key: stored.get(key) for key in wanted}, wanted):
         raise ValueError(
             f"{folder} holds images of another recipe ({difference}); choose another --out, or delete that folder"
         )
-    return dict(stored)
+    return dict(stored.get("versions", {}))
 
 
 def write_shard(

@@ -38,7 +38,7 @@ def pretrain(run: Run, net: nn.Module, number: int, architecture: str, checkpoin
             run.report_skipped(views.repeated)
         run.log.event("epoch", what=what, **entry)
         text = f"{what}: epoch {entry['epoch']:.0f} of {settings.epochs}, loss {entry['loss']:.4f}"
-        run.log.console.print(text, markup=False)
+        run.log.tell(text)
 
     trained, _ = fit(
         zoo.channels_last(learner, run.device),

@@ -13,6 +13,7 @@ from torch.nn import functional as F
 
 from .. import trust
 from ..data.real import split_batches, training_batches
+from ..devices import stopwatch
 from ..files import read_json, read_lines, write_json
 from ..loaders.complete import check_files
 from ..networks import zoo
@@ -26,6 +27,7 @@ from ..run import Run
 from ..teachers.kept import check_kept, frozen, read_teachers, teacher_identity, teacher_path
 from ..teachers.teacher import Teacher, choose_state, count_outputs, head_size, load_weights, match_classes
 from ..tensor_files import read_checkpoint, write_tensors
+from ..workers.cost import cost
 from ..workers.distributed import all_sum, rank, world_size
 from ..workers.work import Items, draw
 from .gate import check_gate
@@ -49,7 +51,7 @@ def squeeze(run: Run) -> list[Teacher]:
             run.log.say(f"teacher {name} is finished already")
         is_together = run.recipe.squeeze.shared and world_size() > 1  # else ranks that see it at other times would part
         if len(finished) < len(names) or is_together:
-            with run.cost("squeeze"):
+            with cost(run.log, run.device.type, "squeeze"):
                 _make(run)
     return read_teachers(run)
 
@@ -100,7 +102,7 @@ def _teacher(run: Run, number: int, architecture: str, weights: str) -> None:
     path = teacher_path(run.out, architecture)
     # Named after its settings, so that an interrupted training never goes on with others.
     checkpoint = path.parent / f"checkpoint-{run.recipe.sha256(*SQUEEZE_PARTS)[:8]}.pt"
-    with run.stopwatch() as watch:
+    with stopwatch(run.device) as watch:
         net, outputs, is_trained = _obtain(run, number, architecture, weights, checkpoint)
         own = zoo.pixel_statistics(net)
         statistics = None if is_trained else run.recipe.squeeze.pixel_statistics(number, own)

@@ -18,7 +18,7 @@ from ..data.real import training_batches
 from ..rng import Stream
 from ..run import Run
 from ..tensor_files import read_tensors, write_tensors
-from ..workers.work import Items
+from ..workers.work import Items, shared
 from .collector import Collector
 
 NamedVectors = dict[str, tuple[Tensor, ...]]
@@ -42,7 +42,7 @@ class Collection:
     def collect(self) -> None:
         """Collects this worker's parts; returns when all of them are there, or have been joined already."""
         work = Items("parts", self.folder, range(len(self.parts)), self._is_collected)
-        for number, _ in self.run.share("target statistics", work):
+        for number, _ in shared(self.run.log, "target statistics", work):
             self._collect(number)
 
     def joined(self) -> dict[Path, tuple[NamedVectors, NamedVectors]]:

@@ -23,6 +23,7 @@ from torch import Tensor
 
 from ..data.jobs import Job, jobs
 from ..data.noise import noise
+from ..devices import stopwatch
 from ..files import write_json
 from ..networks.precision import arithmetic
 from ..records import PrunedLayers, read_checked
@@ -60,7 +61,7 @@ def prune(run: Run, teachers: Sequence[Teacher]) -> None:
 
 def _choose(run: Run, teacher: Teacher, path: Path) -> None:
     """Measures the layers of the teacher and writes the choice."""
-    with run.stopwatch() as watch, arithmetic("fp32"):
+    with stopwatch(run.device) as watch, arithmetic("fp32"):
         shares = gradient_shares(run, teacher)
         maps, costs = map_costs(teacher, run.recipe.dataset.image_size)
         kept = choose(shares, maps, costs, run.recipe.recover.gradient_share)

@@ -14,6 +14,7 @@ from torch import Tensor
 from .. import trust
 from ..data.jobs import Job
 from ..data.real import square_batches
+from ..devices import stopwatch
 from ..networks.precision import arithmetic
 from ..rng import Stream
 from ..run import Run
@@ -37,7 +38,7 @@ def complete(run: Run, teachers: Sequence[Teacher]) -> None:
     todo = _wanted(run, teachers)
     missing = {path: collector for path, collector in todo.items() if not path.exists()}
     if missing:
-        with run.stopwatch() as watch, arithmetic("fp32"):
+        with stopwatch(run.device) as watch, arithmetic("fp32"):
             _make(run, missing)
         run.log.event("targets", teachers=len(missing), seconds=watch.seconds)
     for path, collector in todo.items():

@@ -12,6 +12,7 @@ from typing import Any
 
 import torch
 
+from ..devices import versions
 from ..files import write_json
 from ..recover.stage import condensed_set, made_jobs, recover
 from ..run import Run
@@ -49,7 +50,7 @@ def evaluate_sizes(run: Run) -> dict[str, Any]:
         "seeds": run.recipe.train.seeds,
         "sizes": sizes,
         "top1_last": curves,
-        "versions": run.versions(),
+        "versions": versions(),
     }
     once(lambda: write_json(run.out / "curve.json", result))
     return result

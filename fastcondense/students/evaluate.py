@@ -6,6 +6,7 @@ import statistics
 from collections.abc import Sequence
 from typing import Any
 
+from ..devices import versions
 from ..files import write_json
 from ..labels.stored_labels import stored_bytes
 from ..recover.stage import made_jobs
@@ -52,7 +53,7 @@ def evaluate(run: Run) -> dict[str, Any]:
             "train": seconds["train"],
             "evaluate": seconds["evaluate"],
         },
-        "versions": run.versions(),
+        "versions": versions(),
         **({} if origin is None else {"origin": {key: origin[key] for key in ("path", "layout", "sha256")}}),
     }
     once(lambda: write_json(run.out / "result.json", result))

@@ -12,6 +12,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from typing import Any, Literal
 
+from ..devices import versions
 from ..files import write_json
 from ..networks.fit import Divergence
 from ..recipe.settings import Ranking
@@ -100,7 +101,7 @@ def rank(run: Run) -> dict[str, Any]:
             for arm, entry in measured.items()
         },
         "scores": {f"top1_{epoch}": _scores(arms, measured, epoch) for epoch in EPOCHS},
-        "versions": run.versions(),
+        "versions": versions(),
     }
     once(lambda: write_json(run.out / "ranking.json", result))
     run.log.event("ranking", scores=result["scores"])

@@ -14,6 +14,7 @@ import torch
 from torch import Tensor, nn
 
 from ..data.real import split_batches, training_batches
+from ..devices import stopwatch
 from ..files import write_atomic, write_json
 from ..labels.labels import LabelSource, TeacherLabels, hard_labels, student_loss
 from ..labels.resident import place
@@ -165,7 +166,7 @@ def _student(run: Run, arm: Arm, number: int, condensed: CondensedSet, teachers:
     def evaluate(net: nn.Module) -> dict[str, float]:
         nonlocal evaluating
         answers.zero_()
-        with run.stopwatch() as watch:
+        with stopwatch(run.device) as watch:
             result = score(net, run.test_images, run.normalize, is_shared=True, answers=answers)
         evaluating += watch.seconds
         return result

@@ -18,6 +18,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Generic, NamedTuple, TypeVar
 
+from ..log import Log
 from .launched import attempt, launch_name
 
 Item = TypeVar("Item")
@@ -202,3 +203,12 @@ def _is_of_ended_attempt(path: Path) -> bool:
         _, name, before, _ = path.read_text().split("\n")
         return name == launch_name() and int(before) < attempt()
     return False
+
+
+def shared(log: Log, what: str, items: Items[Item]) -> Iterator[Draw[Item]]:
+    """This process' part of work that all processes on the run share, with progress; see `draw`."""
+    first = sum(map(items.is_finished, items.items))
+    with log.progress(what, len(items.items), first) as show:
+        for number, drawn in enumerate(draw(items)):
+            yield drawn
+            show(first + number + 1)
