@@ -131,10 +131,9 @@ def read_events(path: Path, kinds: Collection[str]) -> Iterator[dict[str, Any]]:
 
 def _is_complete(entry: dict[str, Any]) -> bool:
     fields: dict[str, type] = {"time": float} | _FIELDS.get(entry["event"], {})
-    values: list[tuple[Any, type]] = [(entry.get(name), kind) for name, kind in fields.items()]
-    return all(
-        isinstance(value, str)
-        if kind is str
-        else isinstance(value, (int, float) if kind is float else int) and abs(value) < 1e15  # finite
-        for value, kind in values
-    )
+    for name, kind in fields.items():
+        value = entry.get(name)
+        is_number = isinstance(value, int) or (kind is float and isinstance(value, float))
+        if not (isinstance(value, str) if kind is str else is_number and -1e15 < value < 1e15):  # finite, too
+            return False
+    return True

@@ -96,7 +96,7 @@ def _check_depth(file: BinaryIO) -> None:
         if name == "MARK":
             marks.append(len(stack))
         elif name in ("PUT", "BINPUT", "LONG_BINPUT", "MEMOIZE"):
-            number = len(memo) if argument is None else int(argument)
+            number = len(memo) if argument is None else int(argument or 0)
             if number > position:
                 raise _Refused(f"it numbers its objects from {number} on")
             memo[number] = stack[-1] if stack else 0
@@ -189,8 +189,8 @@ class _Array(np.ndarray):
             and math.prod(shape) * dtype.itemsize == len(content)
         ):
             raise ValueError("the bytes of an array are not those of its shape")
-        plain: Any = (1 if version is None else int(version), shape, dtype, bool(is_fortran), content)
-        super().__setstate__(plain)
+        state = 1 if version is None else int(version), shape, dtype, bool(is_fortran), content
+        super().__setstate__(state)  # type: ignore[arg-type]
 
 
 def _scalar(kind: _Dtype, content: bytes) -> Any:
@@ -241,7 +241,7 @@ _STAND_INS: list[Any] = [argparse.Namespace]
 _STAND_INS += [(_Dtype, "numpy.dtype"), (_Array, "numpy.ndarray"), (_no_bytes, "builtins.bytes")]
 for _module in ("numpy.core.multiarray", "numpy._core.multiarray"):  # before numpy 2, and since
     _STAND_INS += [(_scalar, f"{_module}.scalar"), (_reconstruct, f"{_module}._reconstruct")]
-_IN_PLAIN: dict[str, Any] = {name: function for function, name in _STAND_INS[1:]}
+_IN_PLAIN: dict[str, Callable[..., Any]] = {name: function for function, name in _STAND_INS[1:]}
 _IN_PLAIN["numpy.ndarray"] = _uncalled
 _IN_PLAIN["_codecs.encode"] = _encoded
 _IN_PLAIN["__builtin__.bytes"] = _no_bytes

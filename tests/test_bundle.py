@@ -14,9 +14,10 @@ from small import fastcondense
 from torchvision.datasets import ImageFolder
 
 from fastcondense.cli import main
-from fastcondense.files import read_json, read_tensors, write_tensors
+from fastcondense.files import read_json
 from fastcondense.sets import sealed_zip
 from fastcondense.sets.bundle import read_bundle, read_run
+from fastcondense.tensor_files import read_tensors, write_tensors
 
 
 @pytest.fixture(scope="module")
