@@ -135,6 +135,6 @@ def _is_complete(entry: dict[str, Any]) -> bool:
         value: Any = entry.get(name)
         if not isinstance(value, str if kind is str else (int, kind)):
             return False
-        if not isinstance(value, str) and not abs(value) < 1e15:  # nor is it finite
+        if isinstance(value, int | float) and not abs(value) < 1e15:  # it is not finite
             return False
     return True
