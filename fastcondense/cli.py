@@ -42,7 +42,7 @@ STAGES = {
 }
 """The functions of stages.py behind the commands, and what they do."""
 HELPED = {"run": "recover", "squeeze": "squeeze", "recover": "recover"}
-"""Of these commands a second launch on the run takes its part, and leaves to the first what only one may do."""
+"""Commands of which a second launch on the run takes its part, and that stage: the first does what only one may do."""
 PLAN = "RECIPE --gpus N: say what a run will need, before it: jobs, memory, disk and time, from a short measurement"
 TOOLS = {
     "bundle": (
@@ -66,8 +66,8 @@ TOOLS = {
         "condensed images as a folder, for Hugging Face, as tensors, for DD-Ranking",
     ),
 }
-"""What works on files, not on a run: module, function and options; the function takes these and a log, and returns the
-exit status or None for 0."""
+"""Commands that work on files, not on a run: module, function and options; the function takes these and a log, and
+returns the exit status or None for 0."""
 
 
 def main(arguments: list[str] | None = None) -> int:
@@ -182,8 +182,8 @@ def _run(command: str, options: Options, is_worker: bool) -> None:
 
 
 def _share(command: str, options: Options, device: torch.device) -> str:
-    """What launches have in common that may work on a run side by side, because they make the same bits; nothing if
-    this one must be alone."""
+    """A text that launches have in common if they may work on a run side by side, because they make the same bits;
+    empty if this one must be alone."""
     import torch
 
     from .data.jobs import with_batch_size

@@ -28,7 +28,7 @@ def choose_device(name: str) -> torch.device:
 
 
 def versions() -> dict[str, str]:
-    """What numbers are made with: versions by package, and the GPU's name."""
+    """Versions of the packages that make the numbers, by package, and the GPU's name."""
     found = {"python": platform.python_version()}
     for package in _PACKAGES:
         with contextlib.suppress(PackageNotFoundError):

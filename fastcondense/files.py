@@ -90,7 +90,7 @@ def write_json(path: Path, tree: Any) -> None:
 
 
 def read_json(path: Path) -> Any:
-    """What a JSON file holds. Raises ValueError that names a file which is missing or not JSON."""
+    """The content of a JSON file. Raises ValueError that names a file which is missing or not JSON."""
     with reading(path, "{path} is damaged: {error}"):
         return parse_json(path.read_bytes(), path)
 

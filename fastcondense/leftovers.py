@@ -20,7 +20,7 @@ _TEMPORARY = re.compile(r"\.(?P<name>.+)\.[\w.-]+-\d+-\d+\.tmp", re.ASCII | re.D
 
 
 def temporary_beside(path: Path) -> Path:
-    """Where this thread writes what becomes `path`."""
+    """The temporary path, beside `path`, at which this thread writes what becomes `path`."""
     writer = f"{socket.gethostname()}-{os.getpid()}-{threading.get_native_id()}"
     return path.with_name(f".{path.name}.{writer}.tmp")
 
@@ -51,7 +51,7 @@ def clean(run: Path) -> None:
 
 
 def _is_finished(path: Path) -> bool:
-    """Whether it is of work that was going on, and there is by now what it led to."""
+    """Whether the file is the state of work that has ended: what the work led to is there by now."""
     folder, name = path.parent, path.name
     if found := re.fullmatch(r"unfinished-(\d+)\.safetensors", name):
         return (folder / f"shard-{found[1]}.safetensors").exists()
@@ -85,7 +85,7 @@ def _walk(folder: Path) -> Iterator[Path]:
 
 
 def _is_held(path: Path) -> bool:
-    """Whether a living process writes it."""
+    """Whether a living process still writes the temporary at `path`."""
     try:
         file = os.open(path, (os.O_RDONLY if path.is_dir() else os.O_RDWR) | os.O_NOFOLLOW | os.O_NONBLOCK)
     except OSError:

@@ -44,8 +44,8 @@ class Options:
     store: bool = False
     """Store the labels that relabel replays, and train on them: the same as --labels.source stored."""
     track: tuple[TrackerName, ...] = ()
-    """Where losses, learning rates, accuracies, images a second and pictures go besides log.jsonl: tensorboard,
-    wandb."""
+    """Trackers that losses, learning rates, accuracies, images a second and pictures go to, besides log.jsonl:
+    tensorboard, wandb."""
     mixed_versions: bool = False
     """Add images to a set that other versions of torch, timm or fastcondense have begun, which may differ in bits."""
     bundle: tyro.conf.Suppress[Path | None] = None
@@ -56,10 +56,10 @@ class Options:
 
 @dataclass(frozen=True)
 class PlanOptions(Options):
-    """What is planned, and for whom: the options of a stage, most of all the recipe's fields, and these."""
+    """Options of `fastcondense plan`: those of a stage, most of all the recipe's fields, and these."""
 
     seconds: float = 60.0
-    """About so long is measured; steps that are larger than that allows are extrapolated, and it says so."""
+    """Seconds of measuring, about; steps that are larger than that allows are extrapolated, and the plan says so."""
 
 
 def parse_stage(command: str, description: str, arguments: list[str]) -> Options:
@@ -68,7 +68,7 @@ def parse_stage(command: str, description: str, arguments: list[str]) -> Options
 
 
 def parse_plan(kind: type[StageKind], command: str, description: str, arguments: list[str]) -> StageKind:
-    """The same for a command that wants no run: a recipe may be named without --recipe."""
+    """Options of a command that wants no run, as `parse_kind` reads them: a recipe may be named without --recipe."""
     if arguments and not arguments[0].startswith("-") and not Path(arguments[0]).is_dir():
         if not is_bundle(Path(arguments[0])):
             arguments = ["--recipe", *arguments]
@@ -150,7 +150,7 @@ def _take_run(arguments: list[str]) -> tuple[Path | None, list[str]]:
 
 
 def _of_run(run: Path) -> Options:
-    """What the run was made with; for a bundle, its recipe."""
+    """The options that the run was made with; of a bundle, its recipe."""
     if is_bundle(run):
         from .sets.bundle import read_recipe  # torch takes seconds
 

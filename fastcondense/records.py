@@ -48,7 +48,7 @@ class Replay(TypedDict):
 
 
 class Fingerprint(TypedDict):
-    """What a machine saw and answered on P probe views: [P, 2], and of the largest logits [P, at most 5]."""
+    """What a machine saw and answered on P sampled views: [P, 2], and of the largest logits [P, at most 5]."""
 
     tables: Sha256
     pixels: Annotated[list[tuple[float, float]], Meta(min_length=1, max_length=4096)]
@@ -125,7 +125,7 @@ class Network(TypedDict):
 
 
 class Bundled(TypedDict):
-    """What lies in a bundle."""
+    """The part of a bundle's manifest that says what else lies in the bundle."""
 
     format: Count
     teachers: dict[Name, Network]
@@ -175,7 +175,7 @@ class PrunedLayer(TypedDict):
 
 
 class PrunedLayers(TypedDict):
-    """Which layers of a teacher are matched."""
+    """A file that says which layers of a teacher are matched."""
 
     layers: list[PrunedLayer]
 

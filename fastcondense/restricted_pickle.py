@@ -30,7 +30,7 @@ _ROOM = 200_000_000  # bytes of tensors beyond twice the file
 
 
 def load(path: Path) -> Any:
-    """What torch.save wrote to `path`, in either of its formats, on the host; argparse.Namespace is let through too.
+    """Reads what torch.save wrote to `path`, in either format, on the host; argparse.Namespace is let through too.
 
     Raises FileNotFoundError, and ValueError for a damaged file or one that asks for anything else, whose name it says.
     """

@@ -30,12 +30,12 @@ from .user_functions import source_sha256
 from .workers.distributed import rank
 
 _DATA = "data.json"
-"""What tells a run's real images from others."""
+"""Name of the file that tells a run's real images from others."""
 
 
 @dataclass
 class Run:
-    """What every stage needs. Nothing is read or written before `open`."""
+    """A run: its folder and what every stage needs. Nothing is read or written before `open`."""
 
     recipe: Recipe
     out: Path

@@ -115,7 +115,7 @@ def rank(run: Run) -> None:
 
 
 def everything(run: Run) -> None:
-    """All stages in a row."""
+    """Runs all stages in a row."""
     stages: dict[str, Callable[[Run], object]] = {
         "recover": recover,
         "relabel": relabel,

@@ -23,7 +23,7 @@ PATHS = (
 """Settings that may be paths of files and folders."""
 
 _given: frozenset[str] | None = None
-"""None: a program that calls the library answers for its own recipes."""
+"""Names of code and paths that may be used; None: a program that calls the library answers for its own recipes."""
 _folder: Path | None = None
 
 

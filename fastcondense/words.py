@@ -2,7 +2,7 @@
 
 
 def bytes_in_words(count: int) -> str:
-    """Three digits or four, in B, kB, MB or GB."""
+    """Bytes in three digits or four, in B, kB, MB or GB."""
     if count < 1000:
         return f"{count} B"
     power = min(3, (len(str(count)) - 1) // 3)
@@ -10,7 +10,7 @@ def bytes_in_words(count: int) -> str:
 
 
 def seconds_in_words(value: float) -> str:
-    """In units that fit."""
+    """Seconds in the unit that fits: s, min or h."""
     if value < 120:
         return f"{value:.1f} s"
     return f"{value / 60:.1f} min" if value < 7200 else f"{value / 3600:.1f} h"

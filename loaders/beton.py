@@ -35,7 +35,7 @@ _VERSION = 2
 
 @dataclass(frozen=True)
 class Sidecar:
-    """What `<name>.beton.json` holds."""
+    """The content of `<name>.beton.json`."""
 
     classes: tuple[str, ...]
     """Label k of the .beton means classes[k]."""
@@ -46,7 +46,7 @@ class Sidecar:
     files: int
     """Image files in it."""
     sha256: str
-    """Of the settings and of every file's class, name and size, in order."""
+    """SHA-256 of the settings and of every file's class, name and size, in order."""
     settings: dict[str, Any]
     length: int
     """Bytes of the .beton file."""
@@ -56,7 +56,7 @@ class Sidecar:
     """SHA-256 of the other fields, and of the .beton file but for its pages."""
 
     def sealed(self, *index: bytes) -> Sidecar:
-        """With its digest; `index`: what stands before the pages, and after them."""
+        """The sidecar with its digest; `index`: what stands before the pages, and after them."""
         digest = hashlib.sha256(replace(self, digest="").json())
         for part in index:
             digest.update(part)
@@ -64,7 +64,7 @@ class Sidecar:
 
     @staticmethod
     def path(beton: Path) -> Path:
-        """Where the sidecar of a .beton file lies."""
+        """The path of the sidecar of a .beton file."""
         return beton.with_name(f"{beton.name}.json")
 
     def json(self) -> bytes:
@@ -103,7 +103,7 @@ class Beton:
         return data
 
     def name_of(self, sample: int) -> str:
-        """What messages call an image."""
+        """The name by which messages call an image."""
         return f"{self.path}: image {sample}, of class {self.sidecar.classes[self.samples['label'][sample]]}"
 
 
@@ -168,17 +168,17 @@ def _descriptors() -> np.ndarray:
 
 
 def data_start(samples: int, page_size: int) -> int:
-    """Where the first page begins if there may be so many samples."""
+    """The byte at which the first page begins if there may be so many samples."""
     before = HEADER.itemsize + len(_FIELDS) * FIELD.itemsize + samples * SAMPLE.itemsize
     return -(-before // page_size) * page_size
 
 
 def place(at: int, length: int, page_size: int) -> int:
-    """Where `length` bytes go if everything before `at` is taken: there, or at the next page's start."""
+    """The byte at which `length` bytes go if everything before `at` is taken: there, or at the next page's start."""
     return at if at % page_size + length <= page_size else -(-at // page_size) * page_size
 
 
 def head(samples: np.ndarray, page_size: int, allocations: int) -> bytes:
-    """What stands before the pages. allocations: the place of the table after them."""
+    """The bytes that stand before the pages. allocations: the place of the table after them."""
     header = np.array([(_VERSION, len(_FIELDS), page_size, len(samples), allocations)], dtype=HEADER)
     return header.tobytes() + _descriptors().tobytes() + samples.tobytes()

@@ -16,7 +16,7 @@ EXTENSIONS = frozenset(
     ".jpg .jpeg .jpe .jfif .png .apng .bmp .dib .webp .ppm .pgm .pbm .pnm .tif .tiff .gif .jp2 .j2k .avif".split()
 )
 _CODECS = {".avif": "avif", ".jp2": "jpg_2000", ".j2k": "jpg_2000", ".webp": "webp"}
-"""What Pillow needs to have been built with."""
+"""Codec that Pillow needs to have been built with, by the file's ending."""
 _SYSTEM = frozenset(
     (
         *("__macosx", "@eadir", "#recycle", "$recycle.bin", "system volume information", "lost+found", "__pycache__"),
@@ -24,7 +24,7 @@ _SYSTEM = frozenset(
     )
 )
 _NAMED = 3
-"""Of the files and folders that are left out, how many a sentence names."""
+"""Number of the left out files and folders that a sentence names."""
 
 
 def is_hidden(name: str) -> bool:
@@ -40,14 +40,14 @@ def is_read(ending: str) -> bool:
 
 @dataclass
 class LeftOut:
-    """What was met and not taken."""
+    """Files and folders that were met and not taken."""
 
     hidden: int = 0
     """Folders and files that are hidden, or made by an operating system; a folder counts as one."""
     others: Counter[str] = field(default_factory=Counter)
     """Files that are no images, by their endings."""
     example: dict[str, str] = field(default_factory=dict)
-    """One of each ending."""
+    """One such file of each ending."""
     loose: list[str] = field(default_factory=list)
     """Images that lie in no class folder."""
     cycles: list[str] = field(default_factory=list)
@@ -88,7 +88,7 @@ class ClassFolders:
     labels: np.ndarray
     classes: tuple[str, ...]
     said: tuple[str, ...] = ()
-    """What was left out."""
+    """Remarks on what was left out."""
 
 
 def folders_of(root: Path) -> list[Path]:
@@ -172,7 +172,7 @@ def _ending(name: str) -> str:
 
 TRAIN = ("train",)
 TEST = ("val", "test", "validation")
-"""What the folders of a split are called; of several the first is read."""
+"""Names of the folders of a split; of several the first is read."""
 _SPLIT_WORDS = frozenset("train training val valid validation test testing eval dev".split())
 
 

@@ -88,7 +88,7 @@ class _Batch:
             self._others[k] = self.workers.start(write_square, *arguments)
 
     def feed(self) -> Feed:
-        """What the pipeline is given."""
+        """The arrays that the pipeline is given."""
         files = [self.files[k] for k in self.rows]
         jpegs = [np.frombuffer(file.data, dtype=np.uint8) for file in files]
         if not isinstance(self.cut, Centered):

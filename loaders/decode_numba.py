@@ -21,7 +21,7 @@ from .beton import JPEG
 
 TOP, LEFT, HEIGHT, WIDTH, FLIP, ROLL_Y, ROLL_X, OUT_HEIGHT, OUT_WIDTH, OUT_TOP, OUT_LEFT = range(11)
 NUM_COLUMNS = 11
-"""Of a table of cuts: a window, the size in pixels that it is resized to, and where in that the square begins."""
+"""Columns of a table of cuts: a window, the size in pixels to which it is resized, where in that the square begins."""
 _BITS = 22
 _RGB, _ACCURATE_DCT = 0, 4096  # TJPF_RGB, TJFLAG_ACCURATEDCT
 
@@ -77,7 +77,7 @@ def decode_jpeg(data: np.ndarray, pixels: np.ndarray) -> bool:
 
 
 def _crc_tables() -> np.ndarray:
-    """What a byte does to a CRC-32 when k more bytes follow, uint32 [8, 256] by k."""
+    """The tables of what a byte does to a CRC-32 when k more bytes follow, uint32 [8, 256] by k."""
     tables = np.zeros((8, 256), np.uint32)
     tables[0] = np.arange(256)
     for _ in range(8):
@@ -109,7 +109,7 @@ def crc32(data: np.ndarray) -> np.uint32:
 
 @_inner
 def _weights(length: int, resized: int, start: int, count: int) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
-    """For each of `count` pixels from `start` on, of `length` pixels resized to `resized`: first read, number, weights.
+    """First pixel read, number and weights of each of `count` pixels from `start` on, of `length` resized to `resized`.
 
     The number is 0 outside, where it is black.
     """

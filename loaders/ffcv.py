@@ -79,7 +79,7 @@ class _WindowDecoder(SimpleRGBImageDecoder):
 
 
 class _Batches:
-    """What FFCV takes for its order of samples, sliced batch by batch whatever their lengths."""
+    """The order of samples that FFCV takes, sliced batch by batch whatever their lengths."""
 
     def __init__(self, batches: Sequence[np.ndarray], longest: int):
         self.batches, self.longest = batches, longest

@@ -37,13 +37,13 @@ class ImageFile:
 
     @staticmethod
     def read(path: Path) -> ImageFile:
-        """Raises ValueError that names a file which is missing, empty or not an image."""
+        """Opens a file. Raises ValueError that names one which is missing, empty or not an image."""
         with reading(path):
             return ImageFile.of(path, path.read_bytes())
 
     @staticmethod
     def of(path: Path, data: bytes) -> ImageFile:
-        """The same of a file's bytes; `path` is what messages call it."""
+        """Opens a file of these bytes, as `read`; `path` is what messages call it."""
         with naming(path):
             try:
                 return ImageFile(path, data, Image.open(io.BytesIO(data)))
@@ -99,7 +99,7 @@ def resized(height: int, width: int, resize: int) -> tuple[int, int]:
 
 
 def central(have: int, size: int) -> int:
-    """Where the central `size` of `have` pixels begin; negative if there are fewer. As torchvision's CenterCrop."""
+    """The first of the central `size` of `have` pixels; negative if there are fewer. As torchvision's CenterCrop."""
     # torchvision rounds a cut to even, and pads the smaller half first where the image is too small
     return round((have - size) / 2) if have >= size else -((size - have) // 2)
 

@@ -37,7 +37,7 @@ Track = Callable[[Sequence[Any], str], Iterable[Any]]
 
 @dataclass(frozen=True)
 class Packing:
-    """How images are stored."""
+    """The settings of a packed file: how images are stored."""
 
     max_resolution: int = 500
     """Images whose longer side has more pixels are resized to it (antialiased); 0 resizes none."""
@@ -45,7 +45,7 @@ class Packing:
     """jpeg: the file's own bytes if it is an RGB or grey JPEG that need not be resized, else encoded; raw: pixels;
     mixed: pixels where the JPEG would save little, else the JPEG."""
     quality: int = 90
-    """Of the JPEG files that are encoded here."""
+    """Quality of the JPEG files that are encoded here."""
 
     def check(self) -> None:
         """Raises ValueError if a value makes no sense."""
@@ -185,7 +185,7 @@ class _Partial:
         self.out, self.identity, self.page_size = out, identity, page_size
         self.path, self.journal_path = (out.with_name(f"{out.name}.{end}") for end in ("partial", "journal"))
         self.end = data_start(num_files, page_size)
-        """Where the next image may begin."""
+        """The byte at which the next image may begin."""
         self.chunks = 0
         self.samples: list[tuple[int, ...]] = []
         """label, mode, width, height, place, length, CRC-32."""

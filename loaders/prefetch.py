@@ -11,7 +11,7 @@ Batch = tuple[Tensor, Tensor]
 
 
 def on_device(batches: Iterator[Batch], device: torch.device) -> Iterator[Batch]:
-    """The same pixels and ids on `device`, in order; they belong to the caller.
+    """The batches' pixels and ids on `device`, in order; they belong to the caller.
 
     For a GPU, batches go through two pinned buffers and a stream of their own, one batch ahead of the caller. For the
     CPU they pass: the loaders decode ahead of the caller by themselves.

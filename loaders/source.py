@@ -38,7 +38,7 @@ Cut = Windowed | Centered
 
 @dataclass
 class Faults:
-    """What happens to a file that cannot be read: a ValueError that names it, or it is left out and listed here."""
+    """Files that cannot be read: each raises a ValueError that names it, or is left out and listed here."""
 
     policy: Literal["raise", "skip"] = "raise"
     skipped: dict[int, str] = field(default_factory=dict)

@@ -11,7 +11,7 @@ from fastcondense.data.real import Normalization
 from fastcondense.kernels.replay_crop import replay_crop
 from fastcondense.labels import fingerprint as fingerprints
 from fastcondense.labels import views
-from fastcondense.labels.fingerprint import compare, fingerprint, probe
+from fastcondense.labels.fingerprint import compare, fingerprint, sample_views
 from fastcondense.labels.labels import TeacherLabels
 from fastcondense.labels.views import ReplayedViews
 from fastcondense.recipe.settings import Dataset, Labels, Train
@@ -33,7 +33,7 @@ def teacher(seed=0, outputs=range(5), has_unfused=False):
 def look(pixels=PIXELS, made=None, seed=3, train=TRAIN, **labels):
     settings = Labels(**labels)
     source = TeacherLabels([made or teacher(has_unfused=settings.is_in_training)], settings, seed)
-    return probe(ReplayedViews(pixels, LABELS, settings, NORMALIZE, seed), source, train)
+    return sample_views(ReplayedViews(pixels, LABELS, settings, NORMALIZE, seed), source, train)
 
 
 def test_probes_are_the_first_views_of_the_first_and_the_last_epoch():
@@ -53,9 +53,9 @@ def test_probes_are_the_first_views_of_the_first_and_the_last_epoch():
 def test_a_set_smaller_than_the_probes_is_probed_as_a_whole():
     settings, few = Labels(), torch.arange(0, 300, 60)
     replayed = ReplayedViews(PIXELS[few], LABELS[few], settings, NORMALIZE, 0)
-    seen = probe(replayed, TeacherLabels([teacher()], settings, 0), TRAIN)
+    seen = sample_views(replayed, TeacherLabels([teacher()], settings, 0), TRAIN)
     assert seen.logits.shape == (10, 5) and compare(fingerprint(seen), seen).kind == "match"
-    once = probe(replayed, TeacherLabels([teacher()], settings, 0), dataclasses.replace(TRAIN, epochs=1))
+    once = sample_views(replayed, TeacherLabels([teacher()], settings, 0), dataclasses.replace(TRAIN, epochs=1))
     assert once.logits.shape == (5, 5)
 
 
@@ -122,5 +122,5 @@ def test_hard_labels_have_no_fingerprint():
     from fastcondense.labels.labels import hard_labels
 
     with pytest.raises(ValueError, match="hard labels"):
-        probe(ReplayedViews(PIXELS, LABELS, Labels(), NORMALIZE, 3), hard_labels, TRAIN)
-    assert fingerprints.PROBES == 256
+        sample_views(ReplayedViews(PIXELS, LABELS, Labels(), NORMALIZE, 3), hard_labels, TRAIN)
+    assert fingerprints.NUM_SAMPLED == 256

@@ -23,7 +23,7 @@ _MOST_AXES = 32
 def read_npz(
     path: Path, names: Collection[str], problem: str = "{path} cannot be read: {error}"
 ) -> dict[str, np.ndarray]:
-    """Those of the arrays `names` that a file of numpy.savez holds; nothing in it is unpickled.
+    """The arrays among `names` that a file of numpy.savez holds; nothing in it is unpickled.
 
     Raises ValueError that names a file which is missing or damaged; `problem` as in `reading`.
     """
@@ -40,7 +40,7 @@ def read_npz(
 def read_mat(
     path: Path, names: Collection[str], problem: str = "{path} cannot be read: {error}"
 ) -> dict[str, np.ndarray]:
-    """Those of the arrays of numbers `names` that a file of MATLAB's version 5 holds, in its order of axes.
+    """The arrays of numbers among `names` that a file of MATLAB's version 5 holds, in its order of axes.
 
     scipy's reader believes what a damaged file says of itself, and ends the process. Raises ValueError as `read_npz`.
     """

@@ -19,7 +19,7 @@ SPLITS = ("train", "val")
 
 @dataclass(frozen=True, kw_only=True)
 class PackOptions:
-    """What is packed where, and how."""
+    """Options of `fastcondense pack`: what is packed where, and how."""
 
     data: Path | None = None
     """Folder <class>/<image>, or one that holds such folders train/ and val/ (or test/, validation/, in any case)."""

@@ -57,7 +57,7 @@ class Normalization:
 
 
 def stored(levels: Tensor, storage: Storage) -> Tensor:
-    """What is kept of images with levels from 0 to 255, [N, 3, S, S]: uint8 on the host.
+    """Images with levels from 0 to 255, [N, 3, S, S], as a set keeps them: uint8 on the host.
 
     png: rounded. jpeg: truncated, written by Pillow as a JPEG of quality 75 and 4:2:0, its own settings and so those of
     published codes, and read again. The same bits from the same libjpeg.
@@ -172,7 +172,7 @@ def square_batches(
 
 
 def squares(split: Split, dataset: Dataset, device: torch.device) -> tuple[Tensor, Tensor]:
-    """All of `square_batches` on the host: uint8 [N, 3, S, S], contiguous, and the ids of those that could be read."""
+    """The images of `square_batches` on the host: uint8 [N, 3, S, S], contiguous, and ids of those that can be read."""
     result = torch.empty(len(split), 3, dataset.image_size, dataset.image_size, dtype=torch.uint8)
     ids: list[Tensor] = []
     count = 0

@@ -68,7 +68,7 @@ class RealData:
     train: Split
     test: Split
     said: tuple[str, ...] = ()
-    """What a reader should know: files and folders that are left out."""
+    """Remarks that a reader should know: files and folders that are left out."""
 
     def about(self) -> dict[str, Any]:
         """What tells these images from others: how many there are, and a digest of each split."""

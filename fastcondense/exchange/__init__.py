@@ -1,1 +1,1 @@
-"""What others get and give: bundles, exports, verification."""
+"""The commands that give a set to others and check theirs: export, bundle, verify."""

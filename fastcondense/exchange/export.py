@@ -34,7 +34,7 @@ _LABELLED_TOGETHER = 64
 
 @dataclass(frozen=True, kw_only=True)
 class ExportOptions:
-    """What is exported where, and how."""
+    """Options of `fastcondense export`: what is exported where, and how."""
 
     run: Positional[Path | None] = None
     """Folder of a run whose condensed images are finished, or a bundle."""
@@ -154,7 +154,7 @@ def _write_ddranking(run: Run, condensed: CondensedSet, folder: Path) -> None:
 
 
 def _data(run: Path) -> Path | None:
-    """Where the run found the real images."""
+    """The folder in which the run found the real images."""
     environment = run / "environment.json"
     data = read_checked(environment, Environment).get("data") if environment.is_file() else None
     return Path(data) if data else None

@@ -17,7 +17,7 @@ from ..data.real import Normalization
 from ..devices import choose_device
 from ..files import first_difference
 from ..labels.fingerprint import Verdict, compare
-from ..labels.relabel import TRANSFORM, num_bytes, specification, take_probe
+from ..labels.relabel import TRANSFORM, num_bytes, specification, take_sample
 from ..log import Log
 from ..networks import zoo
 from ..records import Network, TeacherMetadata, checked
@@ -31,7 +31,7 @@ from ..words import bytes_in_words
 
 @dataclass(frozen=True, kw_only=True)
 class BundleOptions:
-    """What is bundled where."""
+    """Options of `fastcondense bundle`: what is bundled where."""
 
     run: Annotated[Path, tyro.conf.Positional]
     """Folder of a run that has been relabelled."""
@@ -43,7 +43,7 @@ class BundleOptions:
 
 @dataclass(frozen=True, kw_only=True)
 class VerifyOptions:
-    """What is verified, and with which weights."""
+    """Options of `fastcondense verify`: what is verified, and with which weights."""
 
     path: Annotated[Path, tyro.conf.Positional]
     """A bundle, or the folder of a run."""
@@ -118,14 +118,14 @@ def check(contents: Contents, folder: Path | None, device: torch.device) -> Verd
         return Verdict("match", "labels are the classes; images, classes and recipe are those of its manifest")
     if "fingerprint" not in contents.manifest:
         return Verdict("mismatch", "it has no fingerprint of its labels")
-    seen = take_probe(recipe, condensed, teachers, Normalization.of(recipe.dataset, device))
+    seen = take_sample(recipe, condensed, teachers, Normalization.of(recipe.dataset, device))
     return compare(contents.manifest["fingerprint"], seen)
 
 
 def _weights(
     contents: Contents, name: str, folder: Path | None
 ) -> Iterator[tuple[dict[str, Tensor], Network | TeacherMetadata]]:
-    """Where a teacher's weights can come from, the best first: the set itself, a folder, a library that knows them."""
+    """The weights of a teacher from all places, the best first: the set itself, a folder, a library that knows them."""
     if name in contents.weights:
         state, metadata = contents.weights[name]
         yield state, checked(metadata, TeacherMetadata, f"teacher {name}", is_text=True)

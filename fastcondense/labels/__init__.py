@@ -1,1 +1,1 @@
-"""The stage that makes soft labels."""
+"""The stage that makes soft labels: views that are replayed, teachers' answers, stored labels, fingerprints."""

@@ -1,8 +1,8 @@
-"""What a machine sees and answers on probe views of a condensed set: a short text that tells whether another agrees.
+"""What a machine sees and answers on sampled views of a condensed set: a short text that tells whether another agrees.
 
-Probes are views as students are trained on, mixed and in their groups: of the first batches of epoch 0 and of the last
-epoch. Logits of other machines are never bit-equal, so they are compared within tolerances; windows, partners and boxes
-have to be the same integers everywhere.
+The views are such as students are trained on, mixed and in their groups: of the first batches of epoch 0 and of the
+last epoch. Logits of other machines are never bit-equal, so they are compared within tolerances; windows, partners and
+boxes have to be the same integers everywhere.
 """
 
 from __future__ import annotations
@@ -20,17 +20,17 @@ from .labels import LabelSource
 from .view_tables import ViewTable
 from .views import ReplayedViews
 
-PROBES = 256
+NUM_SAMPLED = 256
 TOP = 5
 PIXEL_TOLERANCE = 2e-3
-"""Of a view's mean and roughness, in normalised units; another resize kernel is far above."""
+"""Largest difference of a view's mean or roughness, in normalised units; another resize kernel is far above."""
 MATCH, DRIFT = 1e-3, 0.2
 """Largest difference of a logit, in units of the largest logits' root mean square: float32 elsewhere, and bfloat16."""
 
 
-class Probe(NamedTuple):
-    """The hash of what P views show; their mean and roughness, float32 [P, 2]; the teachers' mean logits [P, classes];
-    and the class of each, int64 [P]. All on the host."""
+class SampledViews(NamedTuple):
+    """P views: the hash of what they show; their mean and roughness, float32 [P, 2]; the teachers' mean logits [P,
+    classes]; and the class of each, int64 [P]. All on the host."""
 
     tables: str
     pixels: Tensor
@@ -46,11 +46,11 @@ class Verdict:
     reason: str
 
 
-def probe(views: ReplayedViews, source: LabelSource, train: Optimization) -> Probe:
-    """Looks at the probe views of a set and labels them. Raises ValueError for a source of hard labels."""
+def sample_views(views: ReplayedViews, source: LabelSource, train: Optimization) -> SampledViews:
+    """Looks at sampled views of a set and labels them. Raises ValueError for a source of hard labels."""
     digest, pixels, logits, labels = hashlib.sha256(), list[Tensor](), list[Tensor](), list[Tensor]()
     for epoch in sorted({0, train.epochs - 1}):
-        left = PROBES // 2
+        left = NUM_SAMPLED // 2
         for span in views.spans(epoch, train):
             count = min(left, span.end - span.begin)
             _update(digest, views.table([span]).rows(0, count))
@@ -64,11 +64,11 @@ def probe(views: ReplayedViews, source: LabelSource, train: Optimization) -> Pro
             left -= count
             if not left:
                 break
-    return Probe(digest.hexdigest(), torch.cat(pixels), torch.cat(logits), torch.cat(labels))
+    return SampledViews(digest.hexdigest(), torch.cat(pixels), torch.cat(logits), torch.cat(labels))
 
 
-def fingerprint(seen: Probe) -> Fingerprint:
-    """What is kept of a probe: a JSON-like tree."""
+def fingerprint(seen: SampledViews) -> Fingerprint:
+    """The fingerprint that is kept of sampled views: a JSON-like tree."""
     values, classes = seen.logits.topk(min(TOP, seen.logits.shape[1]), dim=1)
     return {
         "tables": seen.tables,
@@ -78,7 +78,7 @@ def fingerprint(seen: Probe) -> Fingerprint:
     }
 
 
-def compare(kept: Fingerprint, seen: Probe) -> Verdict:
+def compare(kept: Fingerprint, seen: SampledViews) -> Verdict:
     """Whether another machine's fingerprint holds here, from what must be equal to what may drift."""
     if kept["tables"] != seen.tables:
         return Verdict("mismatch", "windows, partners or boxes differ: another seed, set size, setting or generator")

@@ -67,7 +67,7 @@ class FKDViews(ReplayedViews):
         return [Span(epoch, int(batch[0]), int(batch[-1]) + 1) for batch in batches]
 
     def table(self, spans: Sequence[Span]) -> ViewTable:
-        """What is seen in some batches, one after another, on the host."""
+        """The views of some batches as a table, one batch after another, on the host."""
         table = _together([self._epoch(span.epoch).table.rows(span.begin, span.end) for span in spans])
         return table if self.settings.mix == "cutmix" else replace(table, boxes=None)
 
@@ -79,12 +79,12 @@ class FKDViews(ReplayedViews):
         return Wanted(moved.float()[None], batch.labels, batch.partners, batch.share)
 
     def num_hits(self, epochs: int) -> int:
-        """In how many views of the first epochs the largest logit is the class of the image that is theirs."""
+        """Number of views of the first epochs whose largest logit is the class of the image that is theirs."""
         labels, first = self.labels.cpu(), (self.read(epoch) for epoch in range(epochs))
         return sum(int((epoch.logits.argmax(1) == labels[epoch.table.ids]).sum()) for epoch in first)
 
     def read(self, epoch: int) -> _Epoch:
-        """All files of an epoch."""
+        """Reads all files of an epoch."""
         order, tables, logits, mixes = self.order(epoch), [], [], set()
         count, size = len(self.images), self.images.shape[-1]
         for number, begin in enumerate(range(0, count, self.batch_size)):
@@ -191,7 +191,7 @@ class BatchMixedViews(ReplayedViews):
         return FKDBatch(coords, flip, partner, float(lam[0]), (top, left, bottom, right))
 
     def table(self, spans: Sequence[Span]) -> ViewTable:
-        """What is seen in some batches, one after another, on the host."""
+        """The views of some batches as a table, one batch after another, on the host."""
         table = _together([self.batch(span).table(self._ids(span), self.images.shape[-1]) for span in spans])
         return table if self.settings.mix == "cutmix" else replace(table, boxes=None)
 

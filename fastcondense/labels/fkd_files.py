@@ -77,7 +77,7 @@ class FKDBatch:
         return "none" if self.share == 1 and self.box == (0, 0, 0, 0) else "cutmix"
 
     def table(self, ids: Tensor, size: int) -> ViewTable:
-        """What is seen of the images `ids`, int64 [b], of `size` pixels a side. Boxes are empty but for CutMix.
+        """The table of views of the images `ids`, int64 [b], of `size` pixels a side. Boxes are empty but for CutMix.
 
         Windows are rounded to pixels as Pillow does: their edges, to the nearest, halves to the even one.
         """

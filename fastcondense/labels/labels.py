@@ -154,7 +154,7 @@ def _norms(squares: Tensor) -> Tensor:
 
 @functools.cache
 def _weights(priors: tuple[float, ...], device: torch.device) -> Tensor:
-    """On the device, once: nothing is copied there in a step."""
+    """Weights of the teachers, [E, 1, 1], kept on the device: nothing is copied there in a step."""
     weights = torch.softmax(torch.tensor(priors, dtype=torch.float64) / _PRIOR_TEMPERATURE, 0)
     return (len(weights) * weights).float().to(device)[:, None, None]
 

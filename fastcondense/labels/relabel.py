@@ -18,7 +18,7 @@ from ..run import Run
 from ..sets.condensed import CondensedSet, digests
 from ..teachers.kept import labelling_teachers
 from ..teachers.teacher import Teacher
-from .fingerprint import Probe, fingerprint, probe
+from .fingerprint import SampledViews, fingerprint, sample_views
 from .labels import TeacherLabels
 from .resident import place
 from .stored_labels import store_labels
@@ -38,7 +38,7 @@ def relabel(run: Run) -> Replay:
         write_json(path, {**read_manifest(path), "replay": replay, "digests": digests(condensed)})
         run.log.say("relabel: labels are the classes; no teacher is asked")
         return replay
-    seen = take_probe(run.recipe, condensed, teachers, run.normalize)
+    seen = take_sample(run.recipe, condensed, teachers, run.normalize)
     kept = {"replay": replay, "digests": digests(condensed), "fingerprint": fingerprint(seen)}
     write_json(path, {**read_manifest(path), **kept})
     if run.recipe.labels.source == "stored":
@@ -82,12 +82,14 @@ def check_teachers(folder: Path, teachers: Sequence[Teacher]) -> None:
             )
 
 
-def take_probe(recipe: Recipe, condensed: CondensedSet, teachers: Sequence[Teacher], normalize: Normalization) -> Probe:
-    """The probe of the recipe's first seed, on the device of `normalize`."""
+def take_sample(
+    recipe: Recipe, condensed: CondensedSet, teachers: Sequence[Teacher], normalize: Normalization
+) -> SampledViews:
+    """The sampled views of the recipe's first seed, on the device of `normalize`."""
     device = normalize.gain.device
     pixels, labels = shown(recipe, condensed)
     views = ReplayedViews(place(pixels, device), labels.to(device), recipe.labels, normalize, recipe.seed)
-    return probe(views, TeacherLabels(teachers, recipe.labels, recipe.seed), recipe.train)
+    return sample_views(views, TeacherLabels(teachers, recipe.labels, recipe.seed), recipe.train)
 
 
 def num_bytes(tree: Any) -> int:

@@ -99,7 +99,7 @@ class BatchTable:
 
     @property
     def num_views(self) -> int:
-        """On all ranks."""
+        """Number of views on all ranks."""
         return len(self.whole)
 
     def clone(self) -> BatchTable:

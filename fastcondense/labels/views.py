@@ -62,7 +62,7 @@ class ReplayedViews:
         return (self.make(batch) for batch in self.tables(epoch, train, rank, world))
 
     def tables(self, epoch: int, train: Optimization, rank: int = 0, world: int = 1) -> Iterator[BatchTable]:
-        """What those batches are made from. Raises ValueError if a batch is too small to be shared by the ranks."""
+        """Tables that the batches of `epoch` are made from. Raises ValueError if one is too small for all ranks."""
         wholes = self.spans(epoch, train)
         mine = [share(whole, rank, world, self.unit(len(whole), train, world)) for whole in wholes]
         return self._batch_tables(wholes, mine)
@@ -108,7 +108,7 @@ class ReplayedViews:
         return ids if self.settings.mix == "none" else torch.cat((ids, partners))
 
     def spans(self, epoch: int, train: Optimization) -> list[Span]:
-        """Which batches those are: all of the epoch's own (`split_batches`), or as many drawn from the pool.
+        """The spans of the batches of an epoch: all of its own (`split_batches`), or as many drawn from the pool.
 
         The pool is the beginning of all epochs' full batches; LPLD, which draws with replacement too, exchanges an
         epoch's last batch for the one before, because it has lost the partial batch (spec fadrm_cvdd_cim_lpld 5.4).
@@ -125,7 +125,7 @@ class ReplayedViews:
         return [Span(drawn_epoch, begin, min(begin + size, count)) for drawn_epoch, begin in places]
 
     def table(self, spans: Sequence[Span]) -> ViewTable:
-        """What is seen in some batches, one after another, on the host."""
+        """The views of some batches as a table, one batch after another, on the host."""
         count, size, mix = len(self.images), self.images.shape[-1], self.settings.mix
         positions = np.concatenate([np.arange(span.begin, span.end) for span in spans])
         epochs = np.repeat([span.epoch for span in spans], [len(span) for span in spans])
@@ -226,7 +226,7 @@ class ReplayedViews:
         return replay_crop(images, rows, seen, images.shape[-1], gain=gain, offset=offset, **mixed)
 
     def _augmentations(self, ids: np.ndarray, epochs: Array) -> Tensor | None:
-        """What the settings' differentiable augmentations do to samples, before they are mixed."""
+        """The table of the settings' differentiable augmentations of samples, before they are mixed."""
         operations, size = self.settings.augment, self.images.shape[-1]
         if not operations:
             return None

@@ -86,7 +86,7 @@ def make_optimizer(net: nn.Module, optimization: Optimization, is_captured: bool
 
 
 def set_learning_rate(optimizer: torch.optim.Optimizer, rate: float) -> None:
-    """In place where it is on the device."""
+    """Sets the learning rate of all parameters, in place where it is on the device."""
     for group in optimizer.param_groups:
         if isinstance(group["lr"], Tensor):
             group["lr"].fill_(rate)

@@ -17,7 +17,7 @@ class Graphs:
         self.pool = torch.cuda.graph_pool_handle() if device.type == "cuda" else None
 
     def capture(self, step: Callable[[], None], rewind: Callable[[], object]) -> Callable[[], None]:
-        """What replays `step`; on other devices `step` itself.
+        """A function that replays `step` as a CUDA graph; on other devices `step` itself.
 
         A step works on static buffers alone. It is run WARM_UPS times before the capture, each time after `rewind`, so
         that kernels are compiled and libraries initialised: the caller resets its buffers afterwards, in place.

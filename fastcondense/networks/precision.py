@@ -41,7 +41,7 @@ def arithmetic(precision: Precision, is_reproducible: bool = True) -> Iterator[N
 
 @contextmanager
 def one_thread(device: torch.device) -> Iterator[None]:
-    """On a CPU the block runs on one thread: oneDNN's convolutions split sums in a way that depends on their number."""
+    """The block runs on one thread on a CPU: oneDNN's convolutions split sums in a way that depends on the number."""
     before = torch.get_num_threads()
     if device.type == "cpu":
         torch.set_num_threads(1)

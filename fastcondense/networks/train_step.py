@@ -37,7 +37,7 @@ def as_it_is(pair: tuple[Tensor, Any]) -> Batch:
 
 
 class StaticItem(Protocol):
-    """What a batch is made from without the host: tensors that can be overwritten by those of another batch."""
+    """An item that becomes a batch without the host: its tensors can be overwritten by those of another item."""
 
     @property
     def shape(self) -> Hashable: ...
@@ -135,12 +135,12 @@ class TrainStep:
             yield views[rows], wanted[rows], len(positions) / num_views
 
     def _exchange(self, is_due: bool) -> contextlib.AbstractContextManager[object]:
-        """Inside it, ranks exchange gradients in a backward only if that is due."""
+        """A context in which ranks exchange gradients in a backward only if that is due."""
         return contextlib.nullcontext() if self.replica is None or is_due else self.replica.no_sync()
 
 
 class CapturedStep(TrainStep):
-    """The same on static buffers, which items are copied into: on a GPU one CUDA graph for each shape of a batch.
+    """A TrainStep on static buffers, which items are copied into: on a GPU one CUDA graph for each shape of a batch.
 
     Items are StaticItems, and the optimizer can be captured. The step is the same on other devices, without a graph.
     """

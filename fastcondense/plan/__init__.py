@@ -1,1 +1,1 @@
-"""What a run will need."""
+"""The plan of a run: the jobs, memory, disk and time that it will need, from a short measurement."""

@@ -22,7 +22,7 @@ _HEADER = 1500  # of a safetensors file: names, shapes and metadata
 
 
 def weight_bytes(architecture: str, num_classes: int) -> int:
-    """Of a network's state dict."""
+    """Bytes of a network's state dict."""
     state = zoo.build(architecture, num_classes).state_dict()
     return sum(tensor.nbytes for tensor in state.values())
 
@@ -52,7 +52,7 @@ def disk_bytes(recipe: Recipe, size: Extent, jobs: Sequence[Job], matched: Mappi
 
 
 def _record_bytes(recipe: Recipe, job: Job, matched: Mapping[str, Teacher]) -> int:
-    """What a job's shard holds beside its images."""
+    """Bytes of what a job's shard holds beside its images."""
     recover, iterations = recipe.recover, recipe.recover.iterations
     bytes_ = _HEADER + 16 * job.num_images + 12 * iterations
     if recover.objective != "gradients":

@@ -20,7 +20,7 @@ class Extent:
 
 
 def extent(recipe: Recipe, data: Path | None) -> Extent:
-    """Of the data in `data`, or of the recipe's dataset.counts where none are given; digits are always at hand.
+    """The extent of the data in `data`, or the recipe's dataset.counts where none are given; digits are always at hand.
 
     Raises ValueError if neither says it.
     """

@@ -17,8 +17,9 @@ from torch.utils._pytree import tree_leaves
 from ..labels import resident
 
 SHARES = {"cuda": 0.9, "cpu": 0.6}
-"""Of the memory that is free; the rest is for what is not counted. On a GPU that is scratch and fragmentation; on the
-CPU the C library's heap, which held up to 1.5 times the bytes of the tensors in it (fastcondense plan measures it)."""
+"""Shares of the free memory that are used; the rest is for what is not counted. On a GPU that is scratch and
+fragmentation; on the CPU the C library's heap, which held up to 1.5 times the bytes of the tensors in it (fastcondense
+plan measures it)."""
 _CGROUP = Path("/sys/fs/cgroup")
 
 
@@ -58,7 +59,7 @@ class LiveTensors(TorchDispatchMode):
 
 
 class Allocated:
-    """The same of a GPU, as PyTorch's allocator counts it: beyond what was there at the beginning."""
+    """Bytes of the tensors on a GPU, as PyTorch's allocator counts them: beyond what was there at the beginning."""
 
     def __init__(self, device: torch.device):
         self.device = device
@@ -82,7 +83,7 @@ class Allocated:
 
 
 def meter(device: torch.device) -> LiveTensors | Allocated:
-    """What counts the bytes of tensors on the device: on a GPU measured, on the CPU computed."""
+    """The object that counts the bytes of tensors on the device: on a GPU measured, on the CPU computed."""
     return Allocated(device) if device.type == "cuda" else LiveTensors()
 
 

@@ -43,7 +43,7 @@ class Plan:
     num_workers: int
     jobs: list[Job]
     memory: dict[str, tuple[int, str]]
-    """Of a stage: bytes, and what they are known from."""
+    """Bytes of each stage, and what they are known from."""
     free: int
     """Bytes that a job may take here."""
     itself: int
@@ -115,7 +115,7 @@ class Planner:
         return lambda count: count * made.at(128) / 128
 
     def _weights(self) -> dict[str, str]:
-        """Where each teacher's weights come from."""
+        """The source of each teacher's weights, squeeze.weights, by its name."""
         squeeze = self.recipe.squeeze
         weights = squeeze.weights * len(squeeze.teachers) if len(squeeze.weights) == 1 else squeeze.weights
         return dict(zip(squeeze.teachers, weights, strict=True)) if squeeze.teachers else {}
@@ -123,7 +123,7 @@ class Planner:
     # --- stages ------------------------------------------------------------------------------------------------------
 
     def _squeeze(self) -> StageTime:
-        """Each teacher is made by one worker, or with squeeze.shared by all together."""
+        """The time of squeeze: each teacher is made by one worker, or with squeeze.shared by all together."""
         size, squeeze = self.size, self.recipe.squeeze
         gate = squeeze.gate_images * size.num_classes
         forward, share = self._forward(self.teachers), 1 / max(1, len(self.teachers))
@@ -166,7 +166,7 @@ class Planner:
         return StageTime("recover", one + shared, wall + shared / self.num_workers, source)
 
     def _job_seconds(self) -> tuple[list[float], str]:
-        """Of every job, and what that is known from."""
+        """Seconds of every job, and what they are known from."""
         recipe, recover, size = self.recipe, self.recipe.recover, self.size
         first = self.jobs[0]
         if recover.objective == "gradients":
@@ -281,7 +281,7 @@ class Planner:
 
 
 def _known_from(what: str, timing: Timing, wanted: int, num_workers: int, unit: str) -> str:
-    """In words: which sizes were measured, and whether what is told lies beyond them."""
+    """A text that says which sizes were measured, and whether what is told lies beyond them."""
     sizes = ", ".join(map(str, sorted(timing.seconds)))
     text = f"{what} measured with {sizes} {unit}"
     if not timing.is_measured(wanted):

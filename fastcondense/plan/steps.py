@@ -70,7 +70,7 @@ def recover_step(recipe: Recipe, job: Job, teachers: Sequence[Teacher], device: 
 
 
 def parts_of_recover_step(recipe: Recipe, num_teachers: int, job: Job) -> int:
-    """How many iterations `recover_step` makes."""
+    """Number of iterations that `recover_step` makes."""
     if recipe.recover.objective == "features":
         return 1
     return len(turns(recipe, num_teachers, job)) * len(stages(recipe))
@@ -154,7 +154,7 @@ def teacher_step(recipe: Recipe, architecture: str, num_images: int, num_classes
 
 
 def forward_step(recipe: Recipe, teachers: Sequence[Teacher], num_images: int, device: torch.device) -> Step:
-    """So many images through each of the teachers, without gradients, as scores and target statistics need it."""
+    """A pass of images through each of the teachers, without gradients, as scores and target statistics need it."""
     shown = stand_ins.images(recipe, num_images, device)
 
     def forward() -> None:

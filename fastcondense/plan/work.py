@@ -35,7 +35,7 @@ def views_an_epoch(recipe: Recipe, num_classes: int) -> int:
 
 
 def num_arms(recipe: Recipe) -> int:
-    """What students are trained on: the condensed set and the baselines."""
+    """Number of things that students are trained on: the condensed set and the baselines."""
     return 1 + len(recipe.evaluate.baselines)
 
 

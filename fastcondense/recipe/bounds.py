@@ -19,7 +19,7 @@ class AtLeast:
     least: float
 
     def allows(self, value: float) -> bool:
-        """Whether it is; not a number is not."""
+        """Whether the value is allowed; not a number is not."""
         return value >= self.least
 
     def __str__(self) -> str:
@@ -35,7 +35,7 @@ class Within:
     brackets: str = "[]"
 
     def allows(self, value: float) -> bool:
-        """Whether it is; not a number is not."""
+        """Whether the value is allowed; not a number is not."""
         is_above = value > self.low or (value == self.low and self.brackets[0] == "[")
         return is_above and (value < self.high or (value == self.high and self.brackets[1] == "]"))
 
@@ -48,7 +48,7 @@ class Positive:
     """A number above zero."""
 
     def allows(self, value: float) -> bool:
-        """Whether it is; not a number is not."""
+        """Whether the value is allowed; not a number is not."""
         return value > 0
 
     def __str__(self) -> str:

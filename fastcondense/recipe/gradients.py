@@ -20,7 +20,8 @@ class Gradients:
     """
 
     network: str = "zoo/convnet3_in"
-    """As squeeze.teachers; without BatchNorm, through which the images of a batch would see each other."""
+    """Network whose gradients are matched, named as squeeze.teachers are; without BatchNorm, through which the images
+    of a batch would see each other."""
     inner: Count = 100
     factor: Count = 2
     """Tiles a side of a stored image: each is enlarged, and is an image of its own to networks and students."""
@@ -55,7 +56,7 @@ class Gradients:
     net_images: CountOrZero = 2000
     """Real images that a network is trained on after each sweep."""
     net_augment: tuple[Operation, ...] = ("brightness", "saturation", "contrast", "crop")
-    """One draw an image."""
+    """Differentiable augmentations of the real images that a network is trained on, one draw an image."""
     net_cutmix: Share = 0.5
     """Probability that a batch is mixed, with one box."""
     pretrain_epochs: CountOrZero = 0

@@ -14,7 +14,7 @@ Storage = Literal["png", "jpeg"]
 
 @dataclass(frozen=True, kw_only=True)
 class Initial(Views):
-    """Where the optimisation of an image starts. Views: the crops that mosaics are chosen from."""
+    """The initial images, from which optimisation starts. Views: the crops that mosaics are chosen from."""
 
     kind: Literal["noise", "real", "herding", "medoid", "mosaic"] = "noise"
     """noise: normal, in normalised pixels; real: random training images; mosaic: the crops that teachers know best;
@@ -23,18 +23,18 @@ class Initial(Views):
     space: Literal["features", "pixels"] = "features"
     """What herding and medoid compare: what the first teacher has before its classifier, or pixels."""
     teachers: tuple[str, ...] = ()
-    """Those that score crops, by the mean of their logits, or the first of which gives features; empty: all of
+    """Teachers that score crops, by the mean of their logits, or the first of which gives features; empty: all of
     squeeze.teachers."""
     candidates: CountOrZero = 300
     """Random training images a class that crops are cut from (RDED's mipc); 0: all of them."""
     preselected: CountOrZero = 0
-    """Only so many of the candidates, those whose evaluation squares score best, are cropped (EDC: 300); 0: all."""
+    """Candidates that are cropped, namely those whose evaluation squares score best (EDC: 300); 0: all."""
     crops: CountOrZero = 5
     """Random crops of each; 0: its evaluation square instead (CIM)."""
     one_per_image: bool = True
     """Whether the best crop of an image alone is ranked, or all of its crops are (EDC)."""
     crop_size: Literal["tile", "image"] = "tile"
-    """What crops are resized to before they are scored. tile: image_size / factor, in a frame of mean colour (RDED);
+    """Size that crops have when they are scored. tile: image_size / factor, in a frame of mean colour (RDED);
     image: image_size, and a mosaic shows them smaller (CIM, EDC). Evaluation squares are always of image_size."""
     resize: Literal["nearest", "antialias"] = "nearest"
     """How a crop is resized to its tile where their sizes differ: nearest pixels as published, or bilinear."""
@@ -75,7 +75,7 @@ class Recover(Views):
     """statistics: cross-entropy and layers' statistics through the teachers; features: see recover.features (CIM);
     gradients: see recover.gradients (IDC, MDC)."""
     teachers: tuple[str, ...] = ()
-    """Those of squeeze.teachers that are matched; they take turns. Empty: all of them."""
+    """Teachers among squeeze.teachers that are matched; they take turns. Empty: all of them."""
     iterations: CountOrZero = 4000
     """0 keeps the initial images (RDED)."""
     snapshots: Annotated[CountOrZero, HOW] = 8
@@ -105,10 +105,10 @@ class Recover(Views):
     patch_size: Count = 16
     """Side of a patch: 16 for 224-pixel images, 4 for 32 and 64."""
     targets: tuple[Literal["global", "category"], ...] = ("global",)
-    """What they are matched with. global: the whole data set's; category: those of the batch's classes, averaged over
-    its images (EDC, LPLD)."""
+    """What the statistics are matched with. global: the whole data set's; category: those of the batch's classes,
+    averaged over its images (EDC, LPLD)."""
     target_weights: tuple[float, ...] = (1.0,)
-    """Of each of the targets: 0.5 0.5 for EDC's half global, half category."""
+    """Weight of each of the targets: 0.5 0.5 for EDC's half global, half category."""
     class_variance: Literal["within-image", "full"] = "within-image"
     """A class's variance: the mean of its images' own variances, as published, or that of all its pixels."""
     swapped_patches: bool = False
@@ -126,17 +126,17 @@ class Recover(Views):
     precision: Precision = "fp32"
     """Arithmetic of the teachers; images and statistics are float32 in any case."""
     reproducible: Annotated[bool, HOW] = True
-    """The same images from any number of workers and threads, to the bit: one thread a worker on a CPU, deterministic
-    algorithms of cuDNN on a GPU. Otherwise all threads, and whatever cuDNN finds to be fastest."""
+    """Whether images are the same from any number of workers and threads, to the bit: one thread a worker on a CPU,
+    deterministic algorithms of cuDNN on a GPU. Otherwise all threads, and whatever cuDNN finds to be fastest."""
     storage: Storage = "png"
     """What is kept of the finished images. png: all, rounded to bytes; jpeg: what is left of them, truncated to bytes,
     after a JPEG of quality 75 and 4:2:0, as several methods were published. In the set they are lossless either way."""
     tv_weight: float = 0.0
     l2_weight: float = 0.0
     densification_weight: float = 0.0
-    """Of G-VBSM's data densification: KL between a class's Gram eigenvalues as they are and flattened."""
+    """Weight of G-VBSM's data densification: KL between a class's Gram eigenvalues as they are and flattened."""
     flatness_weight: float = 0.0
-    """Of EDC's flatness: KL between the answers to the images and to their running mean."""
+    """Weight of EDC's flatness: KL between the answers to the images and to their running mean."""
     loss: str = ""
     """Your own term beside the others, file.py:function or module:function: it is called with what a teacher sees,
     normalised [N, 3, S, S], its logits [N, K] and the classes among them, int64 [N], and gives one number. On a GPU a

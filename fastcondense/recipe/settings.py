@@ -24,11 +24,11 @@ class Dataset:
     image_size: Count = 224
     """Side of the square that networks see and that is recovered, in pixels."""
     resize: Count = 256
-    """At evaluation the short side is resized to this before the central image_size square is cut."""
+    """Pixels that the short side is resized to at evaluation, before the central image_size square is cut."""
     mean: tuple[float, float, float] = (0.485, 0.456, 0.406)
     std: tuple[PositiveFloat, PositiveFloat, PositiveFloat] = (0.229, 0.224, 0.225)
     classes: tuple[str, ...] = ()
-    """Only these classes, in this order; empty takes all, in the data set's own order."""
+    """Classes that are taken alone, in this order; empty takes all, in the data set's own order."""
     counts: Annotated[tuple[CountOrZero, CountOrZero, CountOrZero], HOW] = (0, 0, 0)
     """Classes, training and test images, for `fastcondense plan` where the data are not at hand; 0 0 0: not known. Runs
     count what is there."""
@@ -88,7 +88,7 @@ class MoCo:
     queue: Count = 65536
     """Views of earlier batches that a view is told from; few images want fewer than there are of them."""
     decay: Share = 0.999
-    """Of the key encoder, a step: the running mean of the query encoder's weights."""
+    """Decay a step of the key encoder, which is the running mean of the query encoder's weights."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -146,8 +146,9 @@ class Squeeze(Optimization, Views):
     teachers: tuple[str, ...] = ("torchvision/resnet18",)
     """zoo/NAME (small images), torchvision/NAME, timm/NAME, or your own module:function(num_classes=...)."""
     weights: tuple[str, ...] = ("train",)
-    """One a teacher or one for all: train, torchvision's weights name or timm's tag (or "default"), or a checkpoint,
-    FILE, or FILE:KEY where it holds several (FILE:ema); those of MoCo, SwAV and DINO (its teacher) are recognised."""
+    """Weights, one a teacher or one for all: train, torchvision's weights name or timm's tag (or "default"), or a
+    checkpoint, FILE, or FILE:KEY where it holds several (FILE:ema); those of MoCo, SwAV and DINO (its teacher) are
+    recognised."""
     normalization: tuple[str, ...] = ("own",)
     """What a teacher's inputs are normalised by, one a teacher or one for all: own, as its pretrained weights say, or
     else dataset.mean and dataset.std; dataset, these; or R,G,B/R,G,B, mean and deviation of pixels in [0, 1]."""
@@ -162,7 +163,7 @@ class Squeeze(Optimization, Views):
     """Several workers train a teacher together, each on its part of every batch: faster, but the weights depend on the
     number of workers. Otherwise each teacher is trained by one of them, and teachers side by side."""
     sync_batch_norm: Annotated[bool, HOW] = False
-    """As train.sync_batch_norm, for teachers that are trained with `shared`."""
+    """Whether BatchNorms see a batch of all ranks, as with train.sync_batch_norm, in teachers trained with `shared`."""
     self_supervision: SelfSupervision = field(default_factory=SelfSupervision)
     probe: Probe = field(default_factory=Probe)
 
@@ -202,7 +203,7 @@ class Labels(Views):
     precision: Precision = "fp32"
     """Arithmetic of the teachers when they label; bf16: their weights and maps too."""
     teachers: tuple[str, ...] = ()
-    """Those of squeeze.teachers whose labels are averaged; empty: all of them."""
+    """Teachers among squeeze.teachers whose labels are averaged; empty: all of them."""
     ensemble: Literal["mean", "norm-equalized"] = "mean"
     """Mean of logits; norm-equalized: of logits scaled to the teachers' mean norm in the training batch (G-VBSM)."""
     priors: tuple[float, ...] = ()
@@ -210,7 +211,8 @@ class Labels(Views):
     batch_norm: Literal["eval", "train"] = "eval"
     """train: the teachers' BatchNorms take the statistics of batch_norm_size views that are seen together (CV-DD)."""
     batch_norm_size: Count = 8
-    """As many as the student's BatchNorms see, train.batch_size / train.accumulate, so that both see the same views."""
+    """Views that the teachers' BatchNorms see together: as many as the student's, train.batch_size / train.accumulate,
+    so that both see the same views."""
     dropout: bool = False
     """Whether the teachers' dropout layers are active, as in code that leaves teachers in training mode."""
     pool: ShareAboveZero = 1.0
@@ -261,7 +263,8 @@ class Train(Optimization):
     seeds: Count = 1
     """Students, each from another seed."""
     sync_batch_norm: Annotated[bool, HOW] = False
-    """With several ranks, on GPUs: BatchNorms see a batch of all ranks, as one rank's do, instead of each its share."""
+    """Whether BatchNorms see a batch of all ranks, as one rank's do, instead of each its share; with several
+    ranks, on GPUs."""
     prefix: CountOrZero = 0
     """Images of a class that are trained on, the first by rank, and as many random real ones; 0: all."""
 
@@ -280,7 +283,8 @@ class Evaluate:
     sizes: Annotated[tuple[Count, ...], HOW] = ()
     """Images per class at which the set is scored, each time the first of every class: `evaluate --ipc 1,2,5`."""
     compare: Annotated[tuple[Literal["independent", "stacked"], ...], HOW] = ()
-    """Beside them: sets made for each size (A), and sets of one image a class from other seeds put together (B)."""
+    """Sets scored beside them: those made for each size (A), and those put together from sets of one image a class of
+    other seeds (B)."""
     full_epochs: CountOrZero = 0
     """Epochs on the full data; 0 takes squeeze.epochs."""
 
@@ -290,7 +294,7 @@ class Ranking:
     """DD-Ranking's scores, which `fastcondense rank` makes; nothing else depends on these settings."""
 
     labels: Literal["soft", "hard"] = "soft"
-    """Of both sides of the improvement over random images, with the recipe's views and without."""
+    """Labels on both sides of the improvement over random images, with the recipe's views and without."""
     real_accuracy: Annotated[float, Within(0, 100)] = 0.0
     """Top-1 in % of students on all real images with hard labels, where it is known; 0: they are trained, as many
     epochs as evaluate.full_epochs says."""

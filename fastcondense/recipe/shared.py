@@ -11,7 +11,7 @@ Precision = Literal["fp32", "tf32", "bf16"]
 """fp32: IEEE single; tf32: the same, but a GPU's matrix units round their inputs to 10 bits; bf16: weights and maps."""
 
 Operation = Literal["flip", "brightness", "saturation", "contrast", "crop", "scale", "rotate", "cutout"]
-"""Of differentiable siamese augmentation (Zhao and Bilen, ICML'21)."""
+"""An operation of differentiable siamese augmentation (Zhao and Bilen, ICML'21)."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -23,7 +23,7 @@ class Views:
     crop_ratio: tuple[float, float] = (3 / 4, 4 / 3)
     """RandomResizedCrop: range of width / height."""
     padding: CountOrZero = 0
-    """If positive: RandomCrop of the image's own size after black padding of so many pixels, instead of the above."""
+    """Pixels of black padding, if positive: then RandomCrop of the image's own size, instead of the above."""
     flip: Share = 0.5
     """Probability of a horizontal mirror."""
     roll: tuple[int, int] = (0, 0)

@@ -1,1 +1,1 @@
-"""The stage that makes condensed images."""
+"""The stage that makes condensed images: initial images, schedules, and an engine with three objectives."""

@@ -49,7 +49,7 @@ def tile_windows(size: int, factor: int) -> Tensor:
 
 
 def augmentation_table(recipe: Recipe, job: Job) -> Tensor:
-    """What is done to all tiles and anchors in each iteration, float32 [T, 1, columns]."""
+    """Augmentations of all tiles and anchors in each iteration, float32 [T, 1, columns]."""
     stream, iterations = Stream(recipe.seed, "recover/augment"), np.arange(recipe.recover.iterations)
     size = recipe.dataset.image_size
     return augmentations(stream, _AUGMENT, np.array([job.index]), iterations[:, None], size)

@@ -122,7 +122,7 @@ class Condensing:
         self.losses[iteration] = torch.tensor([mean_loss, 0.0, mean_loss])
 
     def state(self) -> State:
-        """All that iterations have changed, not copied; of the subset as JSON."""
+        """All that iterations have changed, not copied; the state of the subset as JSON."""
         subset = json.dumps(self.subset and self.subset.state()).encode()
         return {
             "images": self.images,
@@ -198,7 +198,7 @@ class Condensing:
         images.sub_(velocity, alpha=self.rate)
 
     def _coast(self, row: int, steps: int) -> None:
-        """What `steps` steps of other classes do to a class: its velocity decays and moves it (spec 5.1)."""
+        """Applies what `steps` steps of other classes do to a class: its velocity decays and moves it (spec 5.1)."""
         momentum = self.settings.momentum
         travelled = sum(momentum**k for k in range(1, steps + 1))
         self.images[row].sub_(self.velocity[row], alpha=self.rate * travelled)

@@ -62,7 +62,7 @@ class RecoverStep:
         self.losses = torch.zeros(recover.iterations, 3, device=device)
         self.step = torch.zeros(1, dtype=torch.int64, device=device)
         self.updates = torch.zeros(1, device=device)
-        """Of the optimiser since the stage began."""
+        """Number of the optimiser's updates since the stage began."""
         self.load(job)
 
     def _matching(self, teacher: Teacher, target_sets: Sequence[tuple[float, Moments]]) -> Matching:
@@ -179,7 +179,7 @@ class RecoverStep:
         self.step += 1
 
     def _targets(self, teacher: Teacher, job: Job) -> list[Moments]:
-        """What the teacher's moments are compared with, for each of recover.targets."""
+        """Moments that the teacher's are compared with, for each of recover.targets."""
         return [
             teacher.matched_targets() if kind == "global" else teacher.category_targets(job.classes())
             for kind in self.recover.targets

@@ -84,7 +84,7 @@ class Recoverer(ABC):
 
 
 def kept_as_begun(recipe: Recipe, device: torch.device, initial_of: InitialImages) -> RecoverJob:
-    """What recovers jobs without iterations: their initial images are kept (RDED, herding, medoids)."""
+    """A function that recovers jobs without iterations: their initial images are kept (RDED, herding, medoids)."""
     levels = Normalization.of(recipe.dataset, device).levels
 
     def recover_job(job: Job, _unfinished: Unfinished | None = None, _ahead: Job | None = None) -> Recovered:

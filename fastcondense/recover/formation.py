@@ -86,7 +86,7 @@ class Formation:
 
 
 def shown(recipe: Recipe, condensed: CondensedSet) -> tuple[Tensor, Tensor]:
-    """What students see views of, by class: a set's first images by rank, or the tiles of its subset of that size.
+    """The images that students see views of, by class: a set's first by rank, or the tiles of its subset of that size.
 
     Returns uint8 [N, 3, S, S] and labels int64 [N].
     """

@@ -39,7 +39,7 @@ class GradientMatching:
         return loss
 
     def _gradients(self, images: Tensor, label: Tensor) -> Sequence[Tensor]:
-        """Of the summed cross-entropy, in each weight."""
+        """Gradients of the summed cross-entropy in each weight."""
         weights = [weight for weight in self.net.parameters() if weight.dim() > 2]
         entropy = F.cross_entropy(self.net(images), label.expand(len(images)), reduction="sum")
         return torch.autograd.grad(entropy, weights, create_graph=images.requires_grad)
@@ -59,7 +59,7 @@ class FeatureDistances:
 
     @torch.no_grad()
     def features(self, images: Tensor) -> Tensor:
-        """[N, ...] of images [N, 3, S, S]."""
+        """Features [N, ...] of images [N, 3, S, S]."""
         kept: list[Tensor] = []
         handle = self.module.register_forward_pre_hook(lambda _module, inputs: kept.append(inputs[0]))
         self.net(images)
@@ -67,7 +67,7 @@ class FeatureDistances:
         return kept[0]
 
     def __call__(self, real: Tensor, tiles: Tensor, levels: Tensor, num_images: int) -> Tensor:
-        """Of the subsets 1 ... num_images - 1, float32 [num_images - 1]; levels: int64 [D], as of `Formation`."""
+        """Distances of the subsets 1 ... num_images - 1, float32 [num_images - 1]; levels: int64 [D], a Formation's."""
         wanted, found = self.features(real).mean(0), self.features(tiles)
         sums = found.new_zeros(num_images, *found.shape[1:]).index_add_(0, levels - 1, found).cumsum(0)
         counts = torch.zeros(num_images, device=found.device).index_add_(0, levels - 1, torch.ones_like(levels).float())

@@ -16,16 +16,16 @@ class LearnableSubset:
 
     period: int
     size: int = 0
-    """Of the subset that is matched now; 0: none yet."""
+    """Size of the subset that is matched now; 0: none yet."""
     learned: list[int] = field(default_factory=list)
     """Sizes whose time is over: their images are frozen while a larger subset is matched."""
     ends: dict[int, int] = field(default_factory=dict)
     """The iteration from which a chosen size is among the learned."""
     distances: list[float] = field(default_factory=list)
-    """Of the sizes, when they were last measured."""
+    """Distance of each size, when they were last measured."""
 
     def begin(self, iteration: int) -> None:
-        """What is learned by the beginning of an iteration."""
+        """Adds the sizes that are learned by the beginning of an iteration."""
         self.learned += [size for size, end in self.ends.items() if end == iteration and size not in self.learned]
 
     @property

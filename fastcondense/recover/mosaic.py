@@ -43,7 +43,8 @@ class Ranked:
     ids: Tensor
     """Sample of the training split, int64 [n]."""
     crops: Tensor
-    """Which crop of it, int64 [n]; its window is that of `windows` in this epoch of the stream initial/windows."""
+    """Number of the crop of that sample, int64 [n]: the epoch of the stream initial/windows in which `windows` gives
+    its window."""
     scores: Tensor
     """Cross-entropy of the class, float32 [n], ascending."""
 
@@ -222,7 +223,7 @@ def _side(run: Run) -> int:
 
 
 def _most_crops(initial: Initial, num_images: int) -> int:
-    """How many crops of a class of so many images are ranked, if all can be read."""
+    """Number of crops of a class of so many images that are ranked, if all can be read."""
     num_images = min(num_images, initial.candidates or num_images, initial.preselected or num_images)
     return num_images if initial.one_per_image else num_images * max(1, initial.crops)
 
@@ -240,7 +241,7 @@ def _check_count(run: Run, label: int, count: int) -> None:
 
 
 def _folder(run: Run, teachers: Sequence[Teacher]) -> Path:
-    """Where rankings are kept: a folder named after all that decides them."""
+    """The folder where rankings are kept, named after all that decides them."""
     initial = dataclasses.asdict(run.recipe.recover.initial)
     observers = chosen(teachers, initial["teachers"])
     identity = run.identity("squeeze") | {

@@ -21,13 +21,13 @@ from ..teachers.teacher import Teacher
 from .schedule import Turn
 
 SNAPSHOT_CLASSES, SNAPSHOT_SIDE = 20, 64
-"""Of the first slot, small copies of so many classes are kept, of so many pixels a side at most."""
+"""Classes whose first slot is kept in small copies, and the most pixels that these have a side."""
 LAYER_ROWS = 64
 """Iterations of a teacher whose losses a layer are kept, at most."""
 
 
 def shown_rows(job: Job) -> Tensor:
-    """Which of the job's images have snapshots: the first of each class, int64."""
+    """Numbers of the job's images that have snapshots, the first of each class: int64."""
     return torch.nonzero((job.slots() == 0) & (job.classes() < SNAPSHOT_CLASSES))[:, 0]
 
 
@@ -47,11 +47,11 @@ class SnapshotRecorder:
         return iteration in self.moments
 
     def take(self, images: Tensor) -> None:
-        """images: all of the job's, normalised [N, 3, S, S]."""
+        """Takes a snapshot. images: all of the job's, normalised [N, 3, S, S]."""
         self.taken.append(self.normalize.pixels(shrunk(images.detach()[self.rows.to(images.device)], self.side)))
 
     def snapshots(self) -> Snapshots | None:
-        """All of them, on the host."""
+        """All snapshots, on the host; None if none was taken."""
         if not self.taken:
             return None
         return Snapshots(torch.stack(self.taken).cpu(), self.classes, torch.tensor(self.moments))
@@ -85,18 +85,18 @@ class JobRecorder:
         self.taken: list[list[Tensor]] = [[] for _ in teachers]
 
     def before(self, iteration: int, images: Tensor) -> None:
-        """images: normalised [N, 3, S, S]."""
+        """Takes a snapshot of images, normalised [N, 3, S, S], if one is due before the iteration."""
         if self.snapshots.is_due(iteration):
             self.snapshots.take(images)
 
     def after(self, iteration: int, layer_losses: Callable[[int], Tensor]) -> None:
-        """layer_losses: of a teacher, by number, in that iteration, [its layers]."""
+        """Takes the losses that are due after the iteration. layer_losses: of a teacher, by number, [its layers]."""
         for which, weight in self.order[iteration % len(self.order)]:
             if iteration in self.due[which]:
                 self.taken[which].append(weight * self.match_weight * layer_losses(which))
 
     def state(self) -> dict[str, Tensor]:
-        """What is taken so far, for `restore`."""
+        """All that was taken so far, for `restore`."""
         lists = {"snapshots": self.snapshots.taken, **{str(which): taken for which, taken in enumerate(self.taken)}}
         return {f"recorded/{name}": torch.stack(taken) for name, taken in lists.items() if taken}
 
@@ -112,7 +112,7 @@ class JobRecorder:
                     self.taken[int(which)] = taken
 
     def record(self) -> Record:
-        """All of it, on the host."""
+        """The record of the job, on the host."""
         names = [tuple(layer.name for layer in teacher.layers) for teacher in self.teachers]
         tables = [
             LayerLosses(teacher.name, names[which], torch.tensor(moments), torch.stack(taken).float().cpu())

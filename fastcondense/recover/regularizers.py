@@ -17,7 +17,7 @@ MAX_DOUBLINGS = 24
 """exp(A) is right for a norm of A up to 2^24: some 700 images a class, all of the largest normalised pixels."""
 
 TAYLOR_DEGREE = 18
-"""Of the series of exp(A) for a norm of A up to 1, to float64's precision."""
+"""Degree of the series of exp(A) for a norm of A up to 1, to float64's precision."""
 
 TRACE_EVERY = 4
 """Squarings until the trace is divided out, which falls from 1 to no less than m^-15 meanwhile; MAX_DOUBLINGS is a

@@ -32,7 +32,7 @@ _BATCH = 100  # images that go through a teacher together: fixed, because roundi
 
 @dataclass(frozen=True)
 class Rule:
-    """How images are chosen."""
+    """A rule by which images are chosen."""
 
     kind: Literal["herding", "medoid"]
     teacher: Teacher | None
@@ -90,7 +90,7 @@ def read_squares(run: Run, ids: np.ndarray) -> Tensor:
 
 
 def _vectors(run: Run, teacher: Teacher | None, label: int) -> tuple[Tensor, np.ndarray]:
-    """What is compared of a class's images, [N, D], and the samples that could be read, ascending."""
+    """The vectors by which a class's images are compared, [N, D], and the samples that could be read, ascending."""
     members = np.flatnonzero(run.real.train.labels == label)
     seen: Callable[[Tensor], Tensor] = (lambda pixels: pixels) if teacher is None else _features(run, teacher)
     vectors, read = [], []
@@ -119,7 +119,7 @@ def _path(folder: Path, label: int) -> Path:
 
 
 def _folder(run: Run, rule: Rule) -> Path:
-    """Where choices are kept: a folder named after all that decides them."""
+    """The folder where choices are kept, named after all that decides them."""
     identity = {
         "dataset": dataclasses.asdict(run.recipe.dataset),
         "classes": run.real.classes,

@@ -64,7 +64,7 @@ def live_layers(recipe: Recipe, job: Job, teacher: str, is_droppable: list[bool]
 
 
 def turns(recipe: Recipe, num_teachers: int, job: Job) -> list[Turn]:
-    """What happens in iterations 0, 1, ... and again from the first: each teacher alone, or a committee (spec 2.3)."""
+    """The turns of iterations 0, 1, ... and again from the first: each teacher alone, or a committee (spec 2.3)."""
     committee = recipe.recover.committee
     if committee.size == 1:
         return [((which, 1.0),) for which in range(num_teachers)]

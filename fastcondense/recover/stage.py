@@ -148,7 +148,7 @@ class Made:
 
 
 def _cells(job: Job) -> str:
-    """Which images a job makes, for a shard's metadata."""
+    """The images that a job makes, in words, for a shard's metadata."""
     of = f"slots {job.first_slot} + {job.num_slots}, classes {job.first_class} + {job.num_classes}"
     return of if job.num_images == job.num_slots * job.num_classes else f"{of}, {job.num_images} from {job.begin}"
 
@@ -162,7 +162,7 @@ def _note_size(run: Run) -> None:
 
 
 def _recoverer(run: Run, teachers: list[Teacher]) -> RecoverJob:
-    """What recovers the run's jobs, with all that it needs: initial images, target statistics, anchors."""
+    """The function that recovers the run's jobs, with all that it needs: initial images, target statistics, anchors."""
     recipe, recover = run.recipe, run.recipe.recover
     if recover.objective == "gradients":
         return ByGradients(run)

@@ -25,7 +25,7 @@ def _say_nothing(_: str) -> None:
 
 
 def unfinished_path(folder: Path, job: int) -> Path:
-    """Where the state of a job is kept until it is finished."""
+    """The file that keeps the state of a job until the job is finished."""
     return folder / f"unfinished-{job:05d}.safetensors"
 
 
@@ -39,7 +39,7 @@ class Unfinished:
     path: Path
     identity: str
     say: Callable[[str], None] = _say_nothing
-    """Is told how far the job is whenever that is written."""
+    """Function that is told how far the job is whenever that is written."""
     said_at: float = field(default_factory=time.monotonic)
 
     @staticmethod
@@ -68,7 +68,7 @@ class Unfinished:
         return int(metadata["iteration"]), tensors
 
     def remove(self) -> None:
-        """Once the job's shard is written."""
+        """Removes the file, once the job's shard is written."""
         self.path.unlink(missing_ok=True)
 
 

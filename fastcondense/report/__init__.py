@@ -1,1 +1,1 @@
-"""What a person looks at: tables, plots, the page."""
+"""The report that a person looks at: tables, plots, the page."""

@@ -21,18 +21,19 @@ _ITERATIONS, _PERPLEXITY, _BATCH = 500, 30.0, 64
 
 
 @dataclass(frozen=True)
-class Features:
+class ImageFeatures:
     """Features of images, float32 [n, d] by class: what the first teacher has before its classifier, or its logits."""
 
     condensed: dict[int, np.ndarray]
     real: dict[int, np.ndarray]
-    """Of random training images, in random order; of each class at least as many as condensed ones, if it has them."""
+    """Features of random training images, in random order: of each class at least as many as condensed ones, if it has
+    them."""
     layer: str
     """Name of the teacher's classifier, if what it reads are the features; empty for logits."""
 
 
-def image_features(run: Run, teacher: Teacher, images: Mapping[tuple[int, int], Tensor]) -> Features:
-    """Of condensed images, uint8 [3, S, S] by class and slot, and of random training images of the same classes."""
+def image_features(run: Run, teacher: Teacher, images: Mapping[tuple[int, int], Tensor]) -> ImageFeatures:
+    """Features of condensed images, uint8 [3, S, S] by class and slot, and of random training images of the classes."""
     network, layer = penultimate(teacher)
 
     def of(pixels: Tensor) -> np.ndarray:
@@ -45,7 +46,7 @@ def image_features(run: Run, teacher: Teacher, images: Mapping[tuple[int, int], 
         mine = torch.stack([image for (other, _), image in sorted(images.items()) if other == label])
         condensed[label] = of(mine)
         real[label] = of(_real(run, label, max(REAL_IMAGES, len(mine))))
-    return Features(condensed, real, layer)
+    return ImageFeatures(condensed, real, layer)
 
 
 def _real(run: Run, label: int, count: int) -> Tensor:
@@ -57,7 +58,7 @@ def _real(run: Run, label: int, count: int) -> Tensor:
 
 
 def embed(features: np.ndarray, seed: int) -> np.ndarray | None:
-    """Their t-SNE, float32 [n, 2] (van der Maaten and Hinton, 2008), from their principal components.
+    """The t-SNE of features, float32 [n, 2] (van der Maaten and Hinton, 2008), from their principal components.
 
     None for fewer than five, or if they are all the same.
     """

@@ -56,12 +56,12 @@ class Findings:
     num_jobs: int
     num_finished: int
     num_images: int
-    """In all finished jobs."""
+    """Images in all finished jobs."""
     losses: LossBand | None
-    """Of all finished jobs that have any."""
+    """Losses of all finished jobs that have any."""
     snapshots: Snapshots | None
     layers: list[LayerLosses]
-    """Of each teacher: the mean over all jobs."""
+    """Losses of the layers of each teacher: the mean over all jobs."""
     recover_seconds: float
     shard_bytes: int
     replay: Replay | None
@@ -70,11 +70,11 @@ class Findings:
     students: dict[str, list[Student]]
     """Finished ones of each arm."""
     result: Result | None
-    """What evaluate has written, as the other two, if it has run."""
+    """The scores that evaluate has written, as the other two, if it has run."""
     sizes: SizeCurve | None
     ranking: RankedScores | None
     hours: dict[str, tuple[float, str]] = field(default_factory=dict)
-    """What each stage has cost in all launches, as the log tells: workers times hours, and what these are called."""
+    """The cost of each stage in all launches, as the log tells: workers times hours, and what these are called."""
 
     @property
     def has_other_scores(self) -> bool:
@@ -161,7 +161,7 @@ class LayerMeans:
 
 
 def _all_snapshots(some: Sequence[Snapshots]) -> Snapshots | None:
-    """Those of all jobs, by class."""
+    """The snapshots of all jobs, by class."""
     some = [one for one in some if torch.equal(one.iterations, some[0].iterations)]
     if not some:
         return None

@@ -11,7 +11,7 @@ __all__ = ["Html", "escape"]
 
 
 def join(parts: Iterable[object]) -> Html:
-    """One after another."""
+    """The parts, one after another; text is escaped."""
     return Html("").join(escape(part) for part in parts)
 
 
@@ -32,12 +32,12 @@ def image(source: str, text: str, **attributes: object) -> Html:
 
 
 def note(*content: object) -> Html:
-    """What a section says about itself."""
+    """A paragraph of what a section says about itself."""
     return tag("p", *content, class_="note")
 
 
 def not_run(what: str, command: str) -> Html:
-    """In place of what a stage would have left."""
+    """A paragraph in place of what a stage would have left."""
     return tag("p", what, " ", tag("code", command), class_="not-run")
 
 
@@ -89,7 +89,7 @@ def sentence(parts: Sequence[str]) -> str:
 
 
 def counted(count: int, of: int, noun: str) -> str:
-    """So many things out of so many, or all of them."""
+    """The words for `count` things out of `of`, or for all of them."""
     things = noun if of == 1 else f"{noun}s"
     return f"{count} {things}" if count == of else f"{count} of {of} {things}"
 

@@ -11,7 +11,7 @@ import torch
 from ..recover.recording import shrunk
 from . import plots
 from .diversity import diversity
-from .embedding import Features, embed
+from .embedding import ImageFeatures, embed
 from .findings import Findings
 from .html import Html, details, figure, image, join, legend, not_run, note, section, sentence, short, table, tag
 from .images import LOSSLESS, THUMBNAIL, animation, thumbnail
@@ -126,7 +126,7 @@ def _heaviest(names: Sequence[str], values: np.ndarray) -> Html:
     return details(f"All {len(names)} layers in numbers", table(head, rows))
 
 
-def features(found: Findings, seen: Features | None) -> Html:
+def features(found: Findings, seen: ImageFeatures | None) -> Html:
     """The plane of the features of condensed and real images, and how much images of a class differ."""
     title = "What a teacher sees"
     if seen is None:
@@ -144,7 +144,7 @@ def features(found: Findings, seen: Features | None) -> Html:
     )
 
 
-def _plane(found: Findings, seen: Features) -> Html:
+def _plane(found: Findings, seen: ImageFeatures) -> Html:
     labels = list(seen.condensed)[:FORMING]
     parts = [
         (label, is_condensed, of[label])
@@ -169,7 +169,7 @@ def _plane(found: Findings, seen: Features) -> Html:
     return figure(join([tag("h3", "Real and condensed"), plot, legend(colors)]), caption)
 
 
-def _spread(found: Findings, seen: Features) -> Html:
+def _spread(found: Findings, seen: ImageFeatures) -> Html:
     """Diversity of each class beside that of as many real images."""
     head = tag("h3", "Diversity within classes")
     rows = {}
@@ -192,5 +192,5 @@ def _spread(found: Findings, seen: Features) -> Html:
 
 
 def _grid(size: int) -> str:
-    """How images of that many pixels are enlarged."""
+    """The CSS class that says how images of that many pixels are enlarged."""
     return "pixels" if size <= LOSSLESS else "photos"

@@ -11,7 +11,7 @@ from ..run import Run
 from ..teachers.kept import read_teachers
 from ..words import bytes_in_words
 from . import looks, scores
-from .embedding import Features, image_features
+from .embedding import ImageFeatures, image_features
 from .findings import Findings, read_findings
 from .html import Html, counted, details, facts, join, short, table, tag
 
@@ -35,15 +35,15 @@ def write_report(run: Run) -> Path:
     return path
 
 
-def _features(found: Findings) -> Features | None:
-    """Of condensed and real images, through the first teacher; None without images, or where a teacher is missing."""
+def _features(found: Findings) -> ImageFeatures | None:
+    """Features of condensed and real images by the first teacher; None without images or if a teacher is missing."""
     names = found.run.recipe.squeeze.teachers
     if not found.images or not names or len(found.teachers) < len(names):
         return None
     return image_features(found.run, read_teachers(found.run)[0], found.images)
 
 
-def page(found: Findings, seen: Features | None) -> str:
+def page(found: Findings, seen: ImageFeatures | None) -> str:
     """The whole page."""
     recipe = found.run.recipe
     style = (Path(__file__).parent / "report.css").read_text()
@@ -126,7 +126,7 @@ def _summary(found: Findings) -> str:
 
 
 def _stages(found: Findings) -> Html:
-    """How far each stage is."""
+    """The list of the stages, and how far each is."""
     recipe = found.run.recipe
     trained, wanted = sum(len(some) for some in found.students.values()), recipe.train.seeds * len(found.students)
     progress = {

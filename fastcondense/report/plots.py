@@ -46,7 +46,7 @@ _STYLE: dict[Any, Any] = {
     "svg.hashsalt": "fastcondense",
 }
 POINTS = 300
-"""Of a curve, at most."""
+"""Points of a curve, at most."""
 _ROW = 0.19  # inches of a row of a plot by classes or by layers
 
 
@@ -116,7 +116,7 @@ def epochs(histories: Mapping[str, Sequence[tuple[Sequence[float], Sequence[floa
 
 
 Curves = Mapping[str, Mapping[str, Mapping[str, float]]]
-"""By name and images a class, mean and deviation of top-1."""
+"""Mean and deviation of top-1, by name and images a class."""
 
 
 def sizes(curves: Curves) -> Html:
@@ -128,7 +128,7 @@ def sizes(curves: Curves) -> Html:
 
 
 def save_sizes(curves: Curves, path: Path) -> None:
-    """The same as a PNG with a legend."""
+    """Writes the plot of `sizes` as a PNG with a legend."""
     figure, axis = _axes(6, 4)
     _draw_sizes(axis, curves, [f"C{k}" for k in range(10)])
     axis.legend(fontsize="small")

@@ -65,7 +65,7 @@ def arm_title(arm: str, labels: str, is_imported: bool = False) -> str:
 
 
 def score_rows(result: Mapping[str, Any]) -> Rows:
-    """What was trained on, and its top-1 of the last and the best epoch and top-5 of the last, in words."""
+    """Rows of what was trained on, and its top-1 of the last and the best epoch and top-5 of the last, in words."""
     arms = {"condensed": result, **result["baselines"]}
     keys, seeds = ("top1_last", "top1_best", "top5_last"), result["seeds"]
     return [

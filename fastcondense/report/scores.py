@@ -186,7 +186,7 @@ def costs(found: Findings) -> Html:
 
 
 def _label_bytes(found: Findings) -> int | None:
-    """As the result says; before there is one, none are stored once they can be replayed."""
+    """Bytes of stored labels, as the result says; before there is one, none are stored once they can be replayed."""
     if found.result:
         return int(found.result["bytes"]["labels"])
     return 0 if found.replay is not None else None

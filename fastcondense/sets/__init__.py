@@ -1,1 +1,1 @@
-"""Condensed sets as files: shards of a run, bundles, imports and exports."""
+"""Condensed sets as files: shards of a run, bundles, and the sets that others have published."""

@@ -66,9 +66,9 @@ class Contents:
     condensed: CondensedSet
     manifest: Manifest
     weights: dict[str, Weights]
-    """By the teacher's name."""
+    """Weights of teachers, by name."""
     result: Result | None
-    """What evaluate wrote of this recipe."""
+    """The scores that evaluate wrote of this recipe."""
 
 
 def read_folder(folder: Path) -> Contents:
@@ -91,7 +91,7 @@ def read_folder(folder: Path) -> Contents:
 
 
 def read_run(folder: Path) -> Contents:
-    """The same, but raises ValueError for a set without what replays its labels too."""
+    """The set of a run, as `read_folder`, but raises ValueError for one without what replays its labels too."""
     contents = read_folder(folder)
     if "replay" not in contents.manifest or "digests" not in contents.manifest:
         raise ValueError(f"{folder} has no replay specification; run relabel first")
@@ -135,7 +135,7 @@ def read_recipe(path: Path) -> Recipe:
 
 
 def read_bundle(path: Path) -> Contents:
-    """What is in a bundle. Raises ValueError that names what is missing, damaged or does not belong there."""
+    """The contents of a bundle. Raises ValueError that names what is missing, damaged or does not belong there."""
     with sealed_zip.reading(path) as archive:
         source = f"manifest.json of {path}"
         manifest = check_manifest(parse_json(_text(archive, "manifest.json"), source), source)

@@ -40,7 +40,7 @@ class CondensedSet:
 
     @property
     def shape(self) -> tuple[int, ...]:
-        """Of `images`."""
+        """Shape of `images`."""
         return tuple(self._images.shape)
 
     @property
@@ -140,7 +140,7 @@ def read_set(folder: Path, made: Sequence[Job], ipc: int, classes: tuple[str, ..
 def read_present(
     folder: Path, everything: Sequence[Job], num_classes: int, num_slots: int
 ) -> tuple[dict[tuple[int, int], Tensor], list[Job]]:
-    """What is finished of the first classes and slots: uint8 [3, S, S] by class and slot; and all finished jobs."""
+    """The finished images of the first classes and slots: uint8 [3, S, S] by class and slot; and all finished jobs."""
     finished = [job for job in everything if shard_path(folder, job.index).exists()]
     images: dict[tuple[int, int], Tensor] = {}
     for job in finished:
@@ -154,7 +154,7 @@ def read_present(
 
 
 def read_record(folder: Path, job: int) -> Record:
-    """What a finished job keeps of how its images formed; nothing if it was made before that was kept."""
+    """The record of how the images of a finished job formed; empty if it was made before that was kept."""
     path = shard_path(folder, job)
     with naming(path):
         return Record.of(*read_tensors(path, "snapshots/", "layers/"))

@@ -24,7 +24,7 @@ from .published_sets import PublishedSet
 
 
 def read_origin(folder: Path) -> Origin | None:
-    """Where the images of a condensed set were imported from: path, layout, sha256; None if they were recovered."""
+    """The origin of a condensed set's images, if imported: path, layout, sha256; None if they were recovered."""
     path = folder / "manifest.json"
     return read_manifest(path).get("origin") if path.exists() else None
 
@@ -77,7 +77,7 @@ def read_imported(folder: Path, recipe: Recipe, classes: tuple[str, ...]) -> Con
 
 
 def _identity(recipe: Recipe, classes: Sequence[str]) -> dict[str, Any]:
-    """What shards of imported images depend on."""
+    """The identity of shards of imported images: all that they depend on."""
     layout = {key: getattr(recipe.recover, key) for key in ("batch_size", "slots_per_job", "classes_per_job")}
     tree: dict[str, Any] = {"dataset": {"image_size": recipe.dataset.image_size}, "recover": layout}
     if recipe.recover.slots_per_job != 1:

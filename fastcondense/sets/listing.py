@@ -38,15 +38,15 @@ class Listing:
     """Images and their classes."""
 
     layout: str
-    """In words."""
+    """Layout of the files, in words."""
     names: tuple[str, ...]
-    """Of the set's classes, in its own order; their numbers, "0" "1" ..., if `is_numbered`."""
+    """Names of the set's classes, in its own order; their numbers, "0" "1" ..., if `is_numbered`."""
     labels: np.ndarray
     """int64 [N]: the class of each image among `names`. Within a class, the order of images is that of slots."""
     read: Callable[[np.ndarray], Iterator[Picture]]
     """The images of some ids, int64 [n], in any order. Raises ValueError that names one that cannot be read."""
     said: tuple[str, ...] = ()
-    """What a reader should know."""
+    """Remarks that a reader should know."""
     is_numbered: bool = False
     """Whether the set has numbers alone: places in the order of the data set's classes, never their names."""
     stated: tuple[int | None, ...] = ()

@@ -14,11 +14,11 @@ from ..tensor_files import read_tensors
 
 @dataclass(frozen=True)
 class LossBand:
-    """Of total, cross-entropy and matching loss over the iterations: float64 [P, 3] each; middle: float64 [P]."""
+    """Mean, lowest and highest total, cross-entropy and matching loss of jobs at P points: float64 [P, 3] each."""
 
     num_jobs: int
     middle: np.ndarray
-    """Iteration of each of the P points."""
+    """Iteration of each of the P points, float64 [P]."""
     mean: np.ndarray
     low: np.ndarray
     high: np.ndarray

@@ -44,9 +44,9 @@ class PublishedSet:
     layout: str
     """Layout and file format, in words."""
     sha256: str
-    """Of the pixels, uint8 [classes, ipc, 3, S, S]."""
+    """SHA-256 of the pixels, uint8 [classes, ipc, 3, S, S]."""
     said: tuple[str, ...]
-    """What a reader should know: images and classes that are left out, values that are clamped."""
+    """Remarks that a reader should know: images and classes that are left out, values that are clamped."""
 
 
 def read_published(path: Path, classes: Sequence[str], ipc: int, dataset: Dataset) -> PublishedSet:
@@ -97,7 +97,7 @@ def pixels_sha256(images: Tensor) -> str:
 
 
 def list_images(path: Path, num_classes: int, dataset: Dataset) -> Listing:
-    """What is published at `path`: files of tensors or of parquet, a folder of them, or a folder of class folders."""
+    """Images published at `path`: files of tensors or of parquet, a folder of them, or a folder of class folders."""
     if not path.exists():
         raise ValueError(f"there is no {path}")
     if path.suffix.lower() in _PACKED:

@@ -30,13 +30,13 @@ class LayerLosses:
 
 @dataclass(frozen=True)
 class Record:
-    """What is kept of a job, on the host."""
+    """The record of how a job's images formed, on the host."""
 
     snapshots: Snapshots | None = None
     layers: list[LayerLosses] = field(default_factory=list)
 
     def tensors(self) -> dict[str, Tensor]:
-        """As a shard holds it, beside `metadata`."""
+        """The record as tensors of a shard, beside `metadata`."""
         found: dict[str, Tensor] = {}
         if self.snapshots is not None:
             found |= {f"snapshots/{name}": tensor for name, tensor in vars(self.snapshots).items()}
@@ -49,7 +49,7 @@ class Record:
 
     @staticmethod
     def of(tensors: Mapping[str, Tensor], metadata: Mapping[str, str]) -> Record:
-        """Read back from a shard, which may hold none of it."""
+        """The record read back from a shard, which may hold none of it."""
         parts = {name.removeprefix("snapshots/"): t for name, t in tensors.items() if name.startswith("snapshots/")}
         layers = [
             LayerLosses(

@@ -21,7 +21,7 @@ def shard_path(folder: Path, job: int) -> Path:
 
 @dataclass(frozen=True)
 class StoredImages:
-    """Which image of which shard is which: uint8 [classes, ipc, 3, S, S], read when they are asked for."""
+    """Images that lie in shards: uint8 [classes, ipc, 3, S, S], read when they are asked for."""
 
     paths: tuple[Path, ...]
     shards: Tensor
@@ -37,12 +37,12 @@ class StoredImages:
         return (*self.shards.shape, *self.shape_of_one)
 
     def cells(self, labels: Tensor, slots: Tensor) -> StoredImages:
-        """Those of other classes and slots, int64 [m, n] each."""
+        """The images of other classes and slots, int64 [m, n] each."""
         shards, rows = self.shards[labels, slots], self.rows[labels, slots]
         return StoredImages(self.paths, shards, rows, self.shape_of_one, self.known)
 
     def read(self) -> Tensor:
-        """All of them; one shard after another is open. Raises ValueError that names one which cannot be read."""
+        """Reads all images; one shard after another is open. Raises ValueError that names one which cannot be read."""
         images = torch.empty(self.shape, dtype=torch.uint8)
         for number in self.shards.unique().tolist():
             is_here = self.shards == number
@@ -69,7 +69,7 @@ def read_shard(folder: Path, job: Job, *prefixes: str) -> dict[str, Tensor]:
 
 
 def _shape(path: Path) -> tuple[int, ...]:
-    """Of a shard's images, which are not read. Raises ValueError as `read_shard`."""
+    """Shape of a shard's images, which are not read. Raises ValueError as `read_shard`."""
     with reading(path), safe_open(str(path), "pt") as file:
         if DIGESTS not in (file.metadata() or {}):
             raise ValueError(f"{path} has no digests of its tensors: another version wrote it, or it is damaged")

@@ -28,7 +28,7 @@ _LABELS = ("labels", "label", "label_syn", "targets", "y")
 _BESIDE = frozenset(("label", "labels", "lr", "lrs", "softlabels"))
 """Words in the names of files that lie beside images."""
 ABOUT = "ddranking.json"
-"""What our export for DD-Ranking says of its tensors: classes in their order, mean and deviation."""
+"""File in which our export for DD-Ranking describes its tensors: classes in their order, mean and deviation."""
 _UNIT = (-0.25, 1.25)
 """Images of [0, 1] that were optimised without a bound; normalised ones go far beyond."""
 _MOST_CLAMPED = 0.2
@@ -186,7 +186,7 @@ def _read(file: Path) -> _Found:
 
 
 def _load(file: Path) -> Any:
-    """What the file holds; classes of our own safetensors files are beside the tensors."""
+    """The content of the file; classes of our own safetensors files are beside the tensors."""
     if file.suffix.lower() != ".safetensors":
         return read_checkpoint(file)
     tensors, metadata = read_tensors(file)

@@ -1,1 +1,1 @@
-"""The stage that makes teachers."""
+"""The stage that makes teachers: training, self-supervision, checkpoints of others, and the gate."""

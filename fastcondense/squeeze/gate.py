@@ -16,9 +16,9 @@ from ..rng import Stream
 from ..teachers.teacher import Teacher
 
 _SURE = 1e-3
-"""What explains a result by chance with less than this probability is given up."""
+"""Probability of a result by chance, below which the explanation by chance is given up."""
 _LIKELY = 0.05
-"""Once an order is given up, groups of classes that chance explains with less are named as moved."""
+"""Probability of a group of classes by chance, below which it is named as moved once an order is given up."""
 _OTHER_INPUTS = {
     "pixels in [0, 1] without normalisation": ((0.0, 0.0, 0.0), (1.0, 1.0, 1.0)),
     "pixels in [0, 255]": ((0.0, 0.0, 0.0), (1 / 255, 1 / 255, 1 / 255)),
@@ -37,7 +37,7 @@ _NAMED = 20
 
 @dataclass(frozen=True)
 class Order:
-    """How answers fit labels: as they are, and in the order that fits them best."""
+    """The fit of answers to labels: as they are, and in the order that fits them best."""
 
     hits: int
     """Images that are named right as they are."""

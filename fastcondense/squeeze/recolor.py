@@ -74,12 +74,12 @@ def brightness(x: Tensor, factor: Tensor) -> Tensor:
 
 
 def contrast(x: Tensor, factor: Tensor) -> Tensor:
-    """From the image's mean luma (0) through x (1) and beyond, clamped."""
+    """x with another contrast: from the image's mean luma (factor 0) through x (1) and beyond, clamped."""
     return torch.lerp(grey(x).mean((2, 3), keepdim=True).expand_as(x), x, factor.expand_as(x)).clamp(0, 1)
 
 
 def saturation(x: Tensor, factor: Tensor) -> Tensor:
-    """From the pixel's luma (0) through x (1) and beyond, clamped."""
+    """x with another saturation: from the pixel's luma (factor 0) through x (1) and beyond, clamped."""
     return torch.lerp(grey(x).expand_as(x), x, factor.expand_as(x)).clamp(0, 1)
 
 

@@ -35,7 +35,7 @@ _LEFT_OUT = {
 
 @dataclass(frozen=True)
 class Imported:
-    """What was found in a checkpoint, under the network's own names."""
+    """The weights that were found in a checkpoint, under the network's own names."""
 
     state: dict[str, Tensor]
     """The backbone, and the classifier if there is one."""

@@ -1,1 +1,1 @@
-"""What the moments of a layer should be, from real images, and how far those of condensed images are from it."""
+"""Moments of layers: targets from real images, and how far those of condensed images are from them."""

@@ -18,7 +18,7 @@ _STATE = ("counts", "means", "squares")  # of a Pool
 
 
 class Members:
-    """Which entries of a batch belong to which group: groups int64 [n], every entry with the weight of num_images."""
+    """The group of each entry of a batch: groups int64 [n]; every entry has the weight of num_images."""
 
     def __init__(self, groups: Tensor, num_images: int):
         self.rows, self.row_of = groups.unique(return_inverse=True)  # int64 [r]: the groups that occur; [n]
@@ -51,7 +51,7 @@ class Pool:
 
     @staticmethod
     def of(counts: Tensor, means: Tensor, squares: Tensor) -> Pool:
-        """One of all images, as another has left it."""
+        """A pool of all images, as another has left it."""
         num_groups, length = means.shape
         pool = Pool(num_groups, length, means.device, has_between=True)
         pool.counts, pool.means, pool.squares = counts, means, squares
@@ -143,7 +143,7 @@ class Collector:
         }
 
     def class_targets(self) -> dict[str, tuple[Tensor, ...]]:
-        """The same with a row a class: float32 [classes, length]. Raises ValueError if a class has no image."""
+        """The `targets` with a row a class: float32 [classes, length]. Raises ValueError if a class has no image."""
         counts = [pools[0].counts for pools in self.class_pools.values()] or [torch.zeros(self.num_classes)]
         for number in [int(count.argmin()) for count in counts if bool((count == 0).any())]:
             raise ValueError(

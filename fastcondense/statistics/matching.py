@@ -52,7 +52,7 @@ class Matching:
         self.targets = torch.stack([self._flat(moments) for _, moments in target_sets])  # [K, S]
         self.average = torch.zeros_like(self.targets[0])
         self.rate = torch.empty_like(self.average)
-        """How much of the difference to the next value the running mean takes: 1 before the first one."""
+        """Share of the difference to the next value that the running mean takes: 1 before the first one."""
         self.reset()
 
     def set_targets(self, which: int, moments: Moments) -> None:

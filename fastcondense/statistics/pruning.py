@@ -35,7 +35,7 @@ from .matching import Matching, layer_weights
 from .targets import class_images
 
 NOISE_SHARES = (1.0, 0.75, 0.5, 0.25, 0.0)
-"""Of the variance of the images of each batch."""
+"""Share of noise in the variance of the images, for each batch that is looked at."""
 TAP_PASSES, NORM_PASSES = 4, 1
 """Reads and writes of a map for its moments: a tap reads it, and its backward reads it and the gradient and writes the
 sum; a BatchNorm has the map at hand forward, and its backward reads it."""
@@ -79,7 +79,7 @@ def _choose(run: Run, teacher: Teacher, path: Path) -> None:
 
 
 def _path(run: Run, teacher: Teacher) -> Path:
-    """Beside the teacher's weights, named after all that decides the choice."""
+    """The file of the choice, beside the teacher's weights, named after all that decides it."""
     identity = run.identity("squeeze") | {"teacher": teacher.sha256, "recover": run.recipe.parts("recover")["recover"]}
     digest = hashlib.sha256(json.dumps(identity, sort_keys=True).encode()).hexdigest()
     return teacher_path(run.out, teacher.name).with_name(f"pruning-{digest[:8]}.json")
@@ -123,7 +123,7 @@ def gradient_norms(teacher: Teacher, matching: Matching, images: Tensor) -> np.n
 
 
 def map_costs(teacher: Teacher, image_size: int) -> tuple[np.ndarray, np.ndarray]:
-    """Which maps each layer's moments are taken of, bool [layers, maps], and the bytes that each costs, [maps]."""
+    """Maps that each layer's moments are taken of, bool [layers, maps], and the bytes that each costs, [maps]."""
     parts = [[(keeper, what == "output") for keeper, what in layer.parts] for layer in teacher.layers]
     maps: dict[Map, int] = {key: k for k, key in enumerate(dict.fromkeys(key for own in parts for key in own))}
     costs = np.zeros(len(maps))

@@ -63,9 +63,11 @@ class PublishedStatistics:
         }
 
     def class_targets(self, image_size: int, log: Log) -> dict[str, tuple[Tensor, ...]]:
-        """As Teacher.class_targets; empty without has_classes. The published code (spec 6.1.2) writes the patches'
-        means under the variances' key and the reverse: where a variance is negative, the log says so, and the two are
-        exchanged."""
+        """The published statistics of each class, as Teacher.class_targets; empty without has_classes.
+
+        The published code (spec 6.1.2) writes the patches' means under the variances' key and the reverse: where a
+        variance is negative, the log says so, and the two are exchanged.
+        """
         if not self.has_classes:
             return {}
         lengths, outputs, layers = self._lengths(image_size), self.teacher.outputs.tolist(), self.teacher.layers
@@ -108,7 +110,7 @@ class PublishedStatistics:
         return self._network(self.folder / "BNFeatureHook" / f"class_{int(self.teacher.outputs[0])}")
 
     def _network(self, folder: Path) -> str:
-        """What the files of this teacher are named after, in the folder."""
+        """The name that the files of this teacher in the folder begin with."""
         if not folder.is_dir():
             raise ValueError(f"recover.statistics_files: there is no folder {folder}")
         found = sorted({path.name.partition("=")[0] for path in folder.iterdir() if "=" in path.name})
@@ -125,7 +127,7 @@ class PublishedStatistics:
         return kind
 
     def _lengths(self, image_size: int) -> dict[str, list[int]]:
-        """Of each layer's vectors, for images of that size."""
+        """Lengths of each layer's vectors, for images of that size."""
         black = torch.zeros(1, 3, image_size, image_size, device=self.teacher.outputs.device)
         moments = self.teacher.batch_targets(black.contiguous(memory_format=torch.channels_last))
         named = zip(self.teacher.layers, moments, strict=True)

@@ -67,7 +67,7 @@ def _make(run: Run, missing: Mapping[Path, Collector]) -> None:
 
 
 def _wanted(run: Run, teachers: Sequence[Teacher]) -> dict[Path, Collector]:
-    """What is to be collected for those teachers that lack targets, by the file that keeps it."""
+    """The collectors of those teachers that lack targets, by the file that keeps what is collected."""
     recover = run.recipe.recover
     has_classes = "category" in recover.targets
     wanted: dict[Path, Collector] = {}
@@ -97,7 +97,7 @@ def _fill(collector: Collector, path: Path, device: torch.device) -> None:
 
 
 def _path(run: Run, collector: Collector) -> Path:
-    """Beside the teacher's weights, named after all that decides the targets."""
+    """The file of the targets, beside the teacher's weights, named after all that decides them."""
     recover, teacher = run.recipe.recover, collector.teacher
     identity = run.identity("squeeze") | {
         "teacher": teacher.sha256,

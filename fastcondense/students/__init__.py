@@ -1,1 +1,1 @@
-"""The stages that train students and score them."""
+"""The stages that train students and score them: arms, baselines, sizes, DD-Ranking."""

@@ -57,7 +57,7 @@ def evaluate_sizes(run: Run) -> dict[str, Any]:
 
 
 def _sets(run: Run, size: int) -> Iterator[tuple[str, Run, CondensedSet]]:
-    """What is compared at a size: a name, the run whose folder keeps the students, and the images."""
+    """The sets that are compared at a size: a name, the run whose folder keeps the students, and the images."""
     of_size = replace(run, recipe=replace(run.recipe, ipc=size))
     yield "nested", of_size, condensed_set(of_size)
     for kind in run.recipe.evaluate.compare:

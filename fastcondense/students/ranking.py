@@ -46,7 +46,7 @@ def augmentation_robust_score(augmented: float, plain: float, weight: float = 0.
 
 @dataclass(frozen=True)
 class Arms:
-    """What the students are trained on whose accuracies the scores compare."""
+    """The arms whose students' accuracies the scores compare."""
 
     real_hard: Arm
     condensed_hard: Arm
@@ -57,7 +57,7 @@ class Arms:
 
     @staticmethod
     def of(settings: Ranking) -> Arms:
-        """Those that the settings mean; some of them may be the same."""
+        """The arms that the settings mean; some of them may be the same."""
         return Arms(
             Arm("full", "hard", "plain"),
             Arm("condensed", "hard", "plain"),

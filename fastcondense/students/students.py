@@ -46,7 +46,7 @@ WHOLE = Views(crop_scale=(1.0, 1.0), crop_ratio=(1.0, 1.0), flip=0.0)
 
 @dataclass(frozen=True)
 class Arm:
-    """What students are trained on, and at which learning rate."""
+    """An arm of the comparison: what students are trained on, and at which learning rate."""
 
     images: Literal["condensed", "random", "herding", "full"] = "condensed"
     """The condensed images, as many real ones, random or chosen by herding, or all real ones: those as the teacher is
@@ -56,11 +56,11 @@ class Arm:
     views: Literal["recipe", "plain"] = "recipe"
     """plain: the whole image, neither changed nor mixed."""
     lr: float | None = None
-    """None: the recipe's."""
+    """Learning rate; None: the recipe's."""
 
     @property
     def name(self) -> str:
-        """Of its folder, and of its scores in files."""
+        """Name of its folder, and of its scores in files."""
         kind = f"{self.images}_{self.labels}"
         short = {"condensed_soft": "condensed", "full_hard": "full"}.get(kind, kind)
         return short + "_plain" * (self.views == "plain") + ("" if self.lr is None else f"_lr{self.lr}")
@@ -265,7 +265,7 @@ def _replayed(run: Run, arm: Arm, seed: int, condensed: CondensedSet, teachers: 
 
 
 def plain(labels: Labels) -> Labels:
-    """The same labels on whole images, neither changed nor mixed."""
+    """The settings of the same labels on whole images, neither changed nor mixed."""
     return replace(labels, **vars(WHOLE), mix="none", tile_shuffle=1, tile_pick=1, augment=(), rand_augment=(0, 0))
 
 

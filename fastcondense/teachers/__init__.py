@@ -1,1 +1,1 @@
-"""Teachers: networks by name, their fusing for recover, and the squeeze that trains or takes them."""
+"""Teachers: frozen networks, fused for recover, that keep the moments of their layers; and their files."""

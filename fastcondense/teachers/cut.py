@@ -56,7 +56,7 @@ class Cut(nn.Module):
 
 
 def penultimate(teacher: Teacher) -> tuple[Callable[[Tensor], Tensor], str]:
-    """What a teacher has before its classifier, of normalised images, and the classifier's name.
+    """The function that gives what a teacher has before its classifier, of normalised images; the classifier's name.
 
     Its logits and "" where these are not made by one nn.Linear, or where the network cannot be traced.
     """

@@ -50,12 +50,12 @@ def check_kept(run: Run, architecture: str) -> None:
 
 
 def teacher_identity(run: Run, architecture: str) -> dict[str, Any]:
-    """What decides a teacher: the settings of squeeze, the data's classes, and which network it is."""
+    """All that decides a teacher: the settings of squeeze, the data's classes, and which network it is."""
     return run.identity("squeeze") | {"architecture": architecture, "classes": list(run.real.classes)}
 
 
 def read_statistics(known: Network | TeacherMetadata, source: object) -> PixelStatistics | None:
-    """What a finished teacher's inputs are normalised by, where that is not the data set's mean and deviation."""
+    """Statistics that normalise a finished teacher's inputs, where these are not the data set's mean and deviation."""
     if (text := known.get("pixel_statistics")) is None:
         return None
     tree = parse_json(text, source)
@@ -80,18 +80,18 @@ def frozen(
 
 
 def chosen(teachers: Sequence[Teacher], names: Sequence[str]) -> list[Teacher]:
-    """Those of the given names, in the names' order; all of them if none is named."""
+    """The teachers of the given names, in the names' order; all of them if none is named."""
     by_name = {teacher.name: teacher for teacher in teachers}
     return [by_name[name] for name in names] if names else list(teachers)
 
 
 def labelling_teachers(run: Run) -> list[Teacher]:
-    """Those whose labels students are trained on (labels.teachers), as `read_teachers` reads them."""
+    """The teachers whose labels students are trained on (labels.teachers), as `read_teachers` reads them."""
     return chosen(read_teachers(run), run.recipe.labels.teachers)
 
 
 def teacher_path(out: Path, architecture: str) -> Path:
-    """Where a teacher's weights are kept in the folder of a run."""
+    """The file of a teacher's weights in the folder of a run."""
     return out / "teachers" / slug(architecture) / "weights.safetensors"
 
 
@@ -107,7 +107,7 @@ def teacher_bytes(run: Run) -> int:
 
 
 def read_teacher(path: Path) -> TeacherMetadata:
-    """What the file of a finished teacher says of it."""
+    """The metadata in the file of a finished teacher."""
     return checked(read_metadata(path), TeacherMetadata, path, is_text=True)
 
 

@@ -42,21 +42,21 @@ class Teacher:
     note: str | None
     """Why the network could not be traced, if so."""
     dtype: torch.dtype | None = None
-    """Of its weights and feature maps, where that is not the images' own."""
+    """Type of its weights and feature maps, where that is not the images' own."""
     unfused: nn.Module | None = None
     """The network itself, frozen and in evaluation mode, if it was asked for: labels in training mode need it."""
     class_name: str = ""
     """The Python class of the network, after which published files of statistics are named."""
     class_targets: dict[str, tuple[Tensor, ...]] = field(default_factory=dict)
-    """The same for the images of each class: float32 [classes, length] each, on the host."""
+    """The targets for the images of each class: float32 [classes, length] each, on the host."""
     class_variance: Literal["within-image", "full"] = "within-image"
     """Which variances class_targets hold."""
     swapped_patches: bool = False
     """Whether category targets take patch means for variances and the reverse (EDC's published code)."""
     normalization: Normalization | None = None
-    """What its network sees, where that is not the data set's normalisation."""
+    """Normalisation that its network wants, where that is not the data set's."""
     adaptation: tuple[Tensor, Tensor] | None = None
-    """Then the factor and the summand, [3, 1, 1], that make it of the data set's."""
+    """Factor and summand, [3, 1, 1], that make that normalisation of the data set's."""
 
     @staticmethod
     def of(
@@ -257,7 +257,7 @@ def head_size(state: Mapping[str, Tensor], small: Mapping[str, Tensor], large: M
 
 
 def _strip_prefixes(state: Mapping[str, Tensor], wanted: Mapping[str, Tensor]) -> Mapping[str, Tensor]:
-    """Without prefixes that all its entries share, until some of its names are wanted."""
+    """The state without prefixes that all its entries share, until some of its names are wanted."""
     while not state.keys() & wanted.keys():
         prefix = next((p for p in _PREFIXES if state and all(key.startswith(p) for key in state)), None)
         if prefix is None:

@@ -1,1 +1,1 @@
-"""Which part of which image is seen, and how it is changed."""
+"""Views of images: which part of which image is seen, and how it is changed."""

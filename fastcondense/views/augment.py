@@ -43,7 +43,7 @@ def augmentations(
     size: int,
     geometric_ids: Array | None = None,
 ) -> Tensor:
-    """What is done to the samples `ids` in `epoch`, or to the batch or job `ids` in an iteration: [..., COLUMNS].
+    """Augmentations of the samples `ids` in `epoch`, or of the batch or job `ids` in an iteration: [..., COLUMNS].
 
     operations: any of OPERATIONS. Of crop, scale and rotate, one of those that are listed is drawn for each row.
     ids, epoch: int64 arrays or ints, broadcast to [...]. size: the images' side. geometric_ids: counters that decide,
@@ -145,7 +145,7 @@ def _warp(x: Tensor, table: Tensor) -> Tensor:
 
 
 def _cut_out(table: Tensor, size: int) -> Tensor:
-    """Where the squares are, bool [N, 1, S, S]."""
+    """Mask of the squares that are cut out, bool [N, 1, S, S]."""
     at = torch.arange(size, device=table.device)
     rows = (at >= table[:, CUT_TOP, None]) & (at < table[:, CUT_BOTTOM, None])
     columns = (at >= table[:, CUT_LEFT, None]) & (at < table[:, CUT_RIGHT, None])

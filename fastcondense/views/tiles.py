@@ -10,7 +10,7 @@ from ..rng import Array, Stream
 
 
 def strip_bounds(size: int, factor: int) -> np.ndarray:
-    """Where the `factor` strips of `size` pixels begin, and the last one's end: int64 [factor + 1].
+    """Pixels at which the `factor` strips of `size` pixels begin, and the last one's end: int64 [factor + 1].
 
     The first size % factor strips are a pixel wider than the others, as in the mosaics themselves.
     """

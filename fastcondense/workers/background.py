@@ -32,7 +32,7 @@ class Writer:
         self.thread.shutdown()
 
     def __call__(self, write: Callable[[], None]) -> None:
-        """Begins, once the call before has ended."""
+        """Begins to write, once the call before has ended."""
         self.settle()
         self.pending = self.thread.submit(write)
 
@@ -66,7 +66,7 @@ class Ahead(Generic[Key, Value]):
 
 
 def beside(device: torch.device, *functions: Callable[[Key], Value] | None) -> list[Any]:
-    """On a GPU the functions as `Ahead`, in one thread; a CPU has nothing to gain, and they stay what they are."""
+    """The functions as `Ahead` in one thread, on a GPU; a CPU has nothing to gain, and they stay what they are."""
     if device.type != "cuda":
         return list(functions)
     thread = ThreadPoolExecutor(1, "ahead")

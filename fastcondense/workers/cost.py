@@ -14,7 +14,7 @@ _inner: list[float] = []
 
 
 def cost_unit(device: str) -> str:
-    """What a worker's hours are called."""
+    """The name of a worker's hours on a device of that kind."""
     return "GPU-hours" if device == "cuda" else "worker-hours"
 
 

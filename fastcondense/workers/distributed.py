@@ -26,16 +26,16 @@ class Membership:
     world: int
     backend: str
     store: distributed.Store | None = None
-    """Over which they find each other, once they have to."""
+    """Store over which the processes find each other, once they have to."""
     connections: int = 0
-    """How often they have been connected, and have left their traces in the store."""
+    """Number of times that they have been connected, and have left their traces in the store."""
 
 
 _membership: Membership | None = None
 
 
 def rank() -> int:
-    """Of this process, from 0."""
+    """The rank of this process, from 0."""
     return _membership.rank if _membership else 0
 
 

@@ -25,14 +25,14 @@ _SECONDS_BETWEEN_LOOKS = 0.1
 
 @dataclass(frozen=True)
 class Launch:
-    """How many workers a stage has on this machine."""
+    """Number of workers that a stage has on this machine, and how often they may die."""
 
     gpus: int | None = None
     """Workers to start, one a GPU; 0: on CPUs. Without, this process does the work alone."""
     workers: int = field(default_factory=lambda: os.cpu_count() or 1)
     """Workers to start with --gpus 0."""
     restarts: int = 10
-    """How often workers are started again after one has died, before the launch fails."""
+    """Number of times that workers are started again after one has died, before the launch fails."""
 
     @property
     def num_local(self) -> int:

@@ -27,5 +27,5 @@ def launch_name() -> str:
 
 
 def attempt() -> int:
-    """How often the processes of this launch have been started again."""
+    """Number of times that the processes of this launch have been started again."""
     return int(os.environ.get(ATTEMPT) or os.environ.get("TORCHELASTIC_RESTART_COUNT") or 0)

@@ -95,7 +95,7 @@ def _try(file: TextIO, kind: int) -> bool | None:
 
 
 def _read(file: TextIO) -> dict[str, Any]:
-    """What the holder has written; nothing while it writes."""
+    """The holder's note about itself; empty while it is being written."""
     file.seek(0)
     with contextlib.suppress(ValueError):
         found = json.loads(file.read())

@@ -25,7 +25,7 @@ _RECENT = 5  # jobs of a worker that its rate is taken from
 
 @dataclass(frozen=True, kw_only=True)
 class StatusOptions:
-    """Which run, and how often."""
+    """Options of `fastcondense status`: which run, and how often."""
 
     run: Annotated[Path, tyro.conf.Positional]
     """Folder of a run."""
@@ -39,9 +39,9 @@ class Worker:
 
     name: str
     jobs: int
-    """That it has finished."""
+    """Jobs that it has finished."""
     seconds: float
-    """That these took."""
+    """Seconds that these took."""
     rate: float
     """Images a second in its last jobs."""
     now: str
@@ -52,13 +52,13 @@ class Worker:
 
 @dataclass(frozen=True)
 class Status:
-    """All of a run."""
+    """The progress of a whole run."""
 
     workers: list[Worker]
     jobs: int
-    """That there are; 0 before recover has begun."""
+    """Jobs of the run; 0 before recover has begun."""
     images: int
-    """Of these jobs."""
+    """Images of these jobs."""
     finished: int
     """Jobs whose shards are there."""
     finished_images: int
@@ -67,7 +67,7 @@ class Status:
 
     @property
     def hours(self) -> float:
-        """Of workers, for all jobs: GPU-hours where they are GPUs."""
+        """Hours of all workers in all jobs: GPU-hours where they are GPUs."""
         return sum(worker.seconds for worker in self.workers) / 3600
 
     @property
@@ -77,12 +77,12 @@ class Status:
 
     @property
     def seconds_left(self) -> float | None:
-        """None while no rate is known."""
+        """Seconds until the images are finished; None while no rate is known."""
         return (self.images - self.finished_images) / self.rate if self.rate else None
 
 
 def status(options: StatusOptions, log: Log) -> None:
-    """Says it once, or again and again. Raises ValueError if the folder is not that of a run."""
+    """Says the status of a run, once or again and again. Raises ValueError if the folder is not that of a run."""
     while True:
         found = read_status(options.run)
         log.console.print(_table(found))
@@ -92,7 +92,7 @@ def status(options: StatusOptions, log: Log) -> None:
 
 
 def read_status(run: Path) -> Status:
-    """What a run's folder tells. Raises ValueError if it has no log."""
+    """The status that a run's folder tells. Raises ValueError if it has no log."""
     paths = sorted(run.glob("log*.jsonl"), key=lambda path: (len(path.name), path.name))
     if not paths:
         raise ValueError(f"{run} is not the folder of a run: it has no log.jsonl")

@@ -43,14 +43,14 @@ class Items(Generic[Item]):
     """A list that all processes know alike."""
 
     name: str
-    """Which no other list in `folder` has."""
+    """Name that no other list in `folder` has."""
     folder: Path
-    """In the run's folder; claims are made in a folder of their own there, which goes when there are none."""
+    """A folder in that of the run; claims are made in a folder of their own there, which goes when there are none."""
     items: Sequence[Item]
     is_finished: Callable[[Item], bool]
     """Whether what the item makes is there, whoever made it."""
     settle: Callable[[], None] = lambda: None
-    """Called before others are waited for: finishes what this process has in hand, such as files being written."""
+    """Is called before others are waited for: finishes what this process has in hand, such as files being written."""
 
 
 def draw(work: Items[Item]) -> Iterator[Draw[Item]]:
@@ -114,7 +114,7 @@ class _Claims:
         self.mine: dict[int, Path] = {}
         self.seen: dict[int, Path] = {}
         self.sights: dict[int, tuple[tuple[str, int], float]] = {}
-        """What was last seen of a claim, its name and time, and when by this process' clock."""
+        """The last sight of each claim: its name and time, and when by this process' clock."""
         self.touching: threading.Thread | None = None
         self.ended = threading.Event()
 

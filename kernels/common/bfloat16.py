@@ -87,7 +87,7 @@ def _(row, buffer):
 
 
 def wide_of(row, buffer):
-    """Where float32 values are made before `round_` stores them in row: in itself, or in a buffer like `widened`'s."""
+    """The array where float32 values are made before `round_` stores them in row: row, or a buffer like `widened`'s."""
     raise NotImplementedError("for numba's loops only")
 
 

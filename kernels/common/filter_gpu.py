@@ -32,7 +32,7 @@ def visible(start, length, extent):
 
 @triton.jit
 def taps(length, SIZE: tl.constexpr):
-    """How many source positions an output may see."""
+    """Number of source positions that an output may see."""
     return (2 * tl.maximum(length, SIZE) + SIZE - 1) // SIZE
 
 

@@ -55,7 +55,7 @@ def device_of(x: Tensor) -> AbstractContextManager[object]:
 
 
 def moments_gradients(dmean: Tensor | None, dvar: Tensor | None, dummy: Tensor) -> tuple[bool, Tensor, Tensor]:
-    """Whether there is one, and both, contiguous: zeros for one that is None; `dummy`, which nobody reads, for two."""
+    """Whether any gradient is given, and both, contiguous: zeros for one that is None; the unread `dummy` for two."""
     if dmean is None and dvar is None:
         return False, dummy, dummy
     given = [torch.zeros_like(dummy) if gradient is None else gradient.contiguous() for gradient in (dmean, dvar)]

@@ -54,7 +54,7 @@ def launch(function: Callable[..., Any], *arguments: Tensor | int | float | bool
 
 
 def array(x: Tensor) -> np.ndarray:
-    """The same memory as a numpy array, also of a tensor that requires gradients; bfloat16 as uint16."""
+    """The memory of x as a numpy array, also of a tensor that requires gradients; bfloat16 as uint16."""
     x = x.detach()
     return (x.view(torch.uint16) if x.dtype == torch.bfloat16 else x).numpy()
 

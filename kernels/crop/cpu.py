@@ -16,14 +16,14 @@ from ..common.threads import kernel, launch, planes
 
 
 class Bands(NamedTuple):
-    """What each of S targets reads along one axis, for K windows; unused taps weigh 0."""
+    """The taps that each of S targets reads along one axis, for K windows; unused taps weigh 0."""
 
     taps: Tensor
     """int32 [K]: taps in use."""
     position: Tensor
-    """int32 [K, T, S]."""
+    """int32 [K, T, S]: what the taps read."""
     weight: Tensor
-    """float32 [K, T, S]."""
+    """float32 [K, T, S]: the taps' weights."""
 
 
 @kernel
@@ -103,7 +103,7 @@ def empty_bands(num_windows: int, num_taps: int, size: int) -> Bands:
 
 
 def axis_bands(windows: Tensor, axis: int, extent: int, size: int) -> Bands:
-    """What each of `size` outputs reads of `extent` source positions along an axis (0: y, 1: x); windows: int32 [K, 7].
+    """Bands of `size` outputs over `extent` source positions along an axis (0: y, 1: x); windows: int32 [K, 7].
 
     Output o reads the triangle of half-width max(length / size, 1) around its centre, cut at the window's and the
     image's ends and normalised.
@@ -115,7 +115,7 @@ def axis_bands(windows: Tensor, axis: int, extent: int, size: int) -> Bands:
 
 
 def transposed(bands: Bands, lengths: Tensor, extent: int) -> Bands:
-    """Which outputs read each of `extent` source positions, in windows of these lengths."""
+    """Bands of `extent` source positions: which outputs read each, in windows of these lengths."""
     size = bands.position.shape[2]
     shortest = max(1, min([size, *lengths.tolist()]))
     result = empty_bands(len(bands.taps), min(size, -(-2 * size // shortest)), extent)

@@ -148,7 +148,7 @@ def backward_kernel(
 
 
 def kept(activation: str, has_residual: bool, has_output: bool) -> str:
-    """What backward reads beside dy and x, which without a residual tell everything.
+    """The name of what backward reads beside dy and x, which without a residual tell everything.
 
     The sign of y is one bit an element. y itself is somebody's input and alive anyway.
     """
@@ -160,7 +160,7 @@ def kept(activation: str, has_residual: bool, has_output: bool) -> str:
 
 
 def forward_tiles(num_rows: int, channels: int, has_output: bool) -> RowTiles:
-    """Four sums an element instead of two: half the elements a thread, so that the registers suffice."""
+    """Tiles of the forward: four sums an element take half the elements a thread, so that the registers suffice."""
     return row_tiles(num_rows, channels, TILE // 2 if has_output else TILE)
 
 

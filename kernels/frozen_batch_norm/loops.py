@@ -52,7 +52,7 @@ def _activate(z, activation):
 
 @inline
 def _derivative(z, activation):
-    """Of the activation; at its kinks torch's."""
+    """Derivative of the activation; at its kinks torch's."""
     slope = ONE
     if activation == RELU:
         slope = ONE if z > ZERO else ZERO

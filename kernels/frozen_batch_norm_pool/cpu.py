@@ -207,7 +207,7 @@ def _rows(x: Tensor) -> Tensor:
 
 
 def _line(mean: Tensor, dmean: Tensor | None, dvar: Tensor | None, size: int) -> Tensor:
-    """What moments' gradients bring an element x: line[1] + line[2] * (x - line[0]). [3, C], or [3, 0] if nothing."""
+    """The line that moments' gradients add to dx: line[1] + line[2] * (x - line[0]). [3, C], or [3, 0] if nothing."""
     if dmean is None and dvar is None:
         return mean.new_empty(3, 0)
     num_rows = size / mean.numel()  # d mean / dx = 1 / R and d var / dx = 2 (x - mean) / R

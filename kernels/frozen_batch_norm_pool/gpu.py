@@ -149,7 +149,7 @@ def _window(dy_ptr, argmax_ptr, live):
 
 @triton.jit
 def _line(mean_ptr, dmean_ptr, dvar_ptr, c, live_c, count):
-    """What moments' gradients bring an element x: offset + slope * (x - mean). Returns mean, offset and slope."""
+    """The line that moments' gradients add to dx: offset + slope * (x - mean). Returns mean, offset and slope."""
     mean = tl.load(mean_ptr + c, mask=live_c, other=0.0)[None, :]
     offset = (tl.load(dmean_ptr + c, mask=live_c, other=0.0) / count)[None, :]
     slope = (tl.load(dvar_ptr + c, mask=live_c, other=0.0) * 2 / count)[None, :]

@@ -16,7 +16,7 @@ from ..common.threads import inline, kernel, launch, part
 
 @inline
 def _unrolled(o, size, flip, roll):
-    """Where output o lies in the resized window, before the roll and the mirror."""
+    """The place of output o in the resized window, before the roll and the mirror."""
     o = (o - roll) % size
     return size - 1 - o if flip else o
 

@@ -39,6 +39,6 @@ def soft_label_loss_reference(
 
 
 def scales(kind: Kind, batch: int, temperature: float) -> tuple[float, float]:
-    """What the sum of the rows' losses, and the rows' gradients, are to be multiplied by."""
+    """Factors of the sum of the rows' losses, and of the rows' gradients."""
     power = 2 if kind == "kl_t2" else 0
     return temperature**power / batch, (temperature ** (power - 1) if kind in ("kl", "kl_t2") else 1.0) / batch
