@@ -34,7 +34,8 @@ from fastcondense.files import write_json
 from fastcondense.labels.fkd import FKDViews
 from fastcondense.labels.labels import Wanted, hard_labels
 from fastcondense.labels.stored_labels import FORMAT, StoredLabels, array_shapes, compress, first_rows
-from fastcondense.labels.views import ReplayedViews, ViewBatch
+from fastcondense.labels.view_tables import ViewBatch
+from fastcondense.labels.views import ReplayedViews
 from fastcondense.networks.precision import arithmetic
 from fastcondense.recipe.settings import Train
 

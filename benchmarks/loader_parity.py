@@ -22,7 +22,6 @@ from session import Session
 from torch import Tensor, nn
 
 from fastcondense.data.real import Normalization
-from fastcondense.files import read_checkpoint
 from fastcondense.loaders.class_folders import index_folder
 from fastcondense.loaders.source import Centered, Cut, Faults, Loader, Windowed
 from fastcondense.networks import zoo
@@ -30,6 +29,7 @@ from fastcondense.recipe.settings import Dataset
 from fastcondense.recipe.shared import Views
 from fastcondense.rng import Stream
 from fastcondense.teachers.teacher import load_weights, state_dict
+from fastcondense.tensor_files import read_checkpoint
 from fastcondense.views.windows import windows
 from fastcondense.vision import timm
 from loaders import is_usable, our_loaders, packed

@@ -52,6 +52,8 @@ PLAIN_OF = {
 DTYPE_OF = {name: "bfloat16" for name, plain in PLAIN_OF.items() if plain == "plain-bf16"} | {"ours-tf32": "tf32"}
 QUICK = {"network": "zoo/resnet20", "images": 4, "size": 32, "repeats": 4, "warmup": 1}
 ON_CPU = ["plain", "plain-channels_last", "published", "ours-unmatched", "ours-fp32"]
+if DEVICE.type == "cpu" and torch.cpu._is_amx_tile_supported():  # elsewhere bf16 is no faster than fp32
+    ON_CPU += ["plain-bf16", "published-bf16", "ours-bf16"]
 
 
 def make(variant: str, network: str, num_images: int, size: int, objective: Objective) -> Callable[[], None]:
@@ -122,7 +124,9 @@ def compare(session: Session, objective: Objective, options: argparse.Namespace)
     chosen = options.variants or (list(PLAIN_OF) if DEVICE.type == "cuda" else ON_CPU)
     for variant in PLAIN_OF if options.variants is None else ():
         if variant not in chosen:
-            session.skip(f"{objective.statistics} {variant}", "not on a CPU: bf16, TF32 and compilers are a GPU's")
+            session.skip(
+                f"{objective.statistics} {variant}", "not on this CPU: TF32 and compilers are a GPU's, bf16 needs AMX"
+            )
     steps: dict[str, Callable[[], object]] = {}
     for variant in chosen:
         name, shapes = f"{objective.statistics} {variant}", (options.network, options.images, options.size)

@@ -13,7 +13,8 @@ from torch import Tensor
 
 from fastcondense.data.real import Normalization
 from fastcondense.labels.labels import TeacherLabels, Wanted, student_loss
-from fastcondense.labels.views import BatchTable, ReplayedViews, ViewBatch
+from fastcondense.labels.view_tables import BatchTable, ViewBatch
+from fastcondense.labels.views import ReplayedViews
 from fastcondense.networks import zoo
 from fastcondense.networks.fit import make_optimizer
 from fastcondense.networks.precision import arithmetic

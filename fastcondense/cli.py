@@ -4,62 +4,70 @@ from __future__ import annotations
 
 import contextlib
 import difflib
+import importlib
 import os
 import subprocess
 import sys
 import traceback
 from collections.abc import Callable
 from pathlib import Path
-from typing import Any, NoReturn
+from typing import TYPE_CHECKING, Any, NoReturn
 
-import torch
-
-from . import __version__, stages, trust
-from .data.jobs import with_batch_size
-from .data.pack import PackOptions, pack_folders
-from .devices import choose_device
-from .exchange.export import ExportOptions, export
-from .exchange.verify import BundleOptions, VerifyOptions, bundle, verify
-from .log import Log
-from .options import Options, PlanOptions, parse_plan, parse_stage, parse_tool
+from . import __version__, trust
 from .recipe import recipe
-from .run import Run
-from .sets.bundle import unpack
-from .sets.imported import import_images
-from .sets.published_sets import read_published
 from .words import printable
-from .workers import distributed, interrupt, lock
-from .workers.launch import launch, refuse
-from .workers.status import StatusOptions, status
+from .workers import interrupt
+from .workers.launched import is_launched
 
-STAGES: dict[str, tuple[Callable[[Run], object], str]] = {
-    "run": (stages.everything, "squeeze, recover, relabel, train and evaluate, in a row; goes on where it was stopped"),
-    "squeeze": (stages.squeeze, "train or load the teachers, and check them on real images"),
-    "recover": (stages.recover, "make the condensed images"),
-    "relabel": (stages.relabel, "write what replays the soft labels, and with --store the labels themselves"),
-    "train": (stages.train, "train students on the condensed set and on the baselines"),
-    "evaluate": (stages.evaluate, "score the students, print the honest table, write result.json"),
-    "rank": (stages.rank, "DD-Ranking's scores: train the students that they need, print them, write ranking.json"),
+if TYPE_CHECKING:
+    import torch
+
+    from .options import Options
+    from .run import Run
+
+# What torch or a command's own libraries are needed for is imported when it runs: they take seconds, and help, the
+# list of recipes and a typo need none of them.
+STAGES = {
+    "run": ("everything", "squeeze, recover, relabel, train and evaluate, in a row; goes on where it was stopped"),
+    "squeeze": ("squeeze", "train or load the teachers, and check them on real images"),
+    "recover": ("recover", "make the condensed images"),
+    "relabel": ("relabel", "write what replays the soft labels, and with --store the labels themselves"),
+    "train": ("train", "train students on the condensed set and on the baselines"),
+    "evaluate": ("evaluate", "score the students, print the honest table, write result.json"),
+    "rank": ("rank", "DD-Ranking's scores: train the students that they need, print them, write ranking.json"),
     "inspect": (
-        stages.inspect,
+        "inspect",
         "write report.html of what the run has made so far: images, losses, features, accuracy, costs",
     ),
 }
-# of these commands a second launch on the run takes its part, and leaves to the first what only one may do
-HELPED: dict[str, Callable[[Run], object]] = {
-    "run": stages.recover,
-    "squeeze": stages.squeeze,
-    "recover": stages.recover,
-}
+"""The functions of stages.py behind the commands, and what they do."""
+HELPED = {"run": "recover", "squeeze": "squeeze", "recover": "recover"}
+"""Of these commands a second launch on the run takes its part, and leaves to the first what only one may do."""
 PLAN = "RECIPE --gpus N: say what a run will need, before it: jobs, memory, disk and time, from a short measurement"
-# what works on files, not on a run: a function of its options and a log, which returns the exit status or None for 0
-TOOLS: dict[str, tuple[Callable[[Any, Log], int | None], type, str]] = {
-    "bundle": (bundle, BundleOptions, "RUN: its images, replay specification and teachers, as one file"),
-    "verify": (verify, VerifyOptions, "BUNDLE or RUN: does this machine give the same labels?"),
-    "status": (status, StatusOptions, "RUN: what its workers have done, are doing, and how long it will take"),
-    "pack": (pack_folders, PackOptions, "image folders into files that the ffcv loader reads"),
-    "export": (export, ExportOptions, "condensed images as a folder, for Hugging Face, as tensors, for DD-Ranking"),
+TOOLS = {
+    "bundle": (
+        "exchange.verify",
+        "bundle",
+        "BundleOptions",
+        "RUN: its images, replay specification and teachers, as one file",
+    ),
+    "verify": ("exchange.verify", "verify", "VerifyOptions", "BUNDLE or RUN: does this machine give the same labels?"),
+    "status": (
+        "workers.status",
+        "status",
+        "StatusOptions",
+        "RUN: what its workers have done, are doing, and how long it will take",
+    ),
+    "pack": ("data.pack", "pack_folders", "PackOptions", "image folders into files that the ffcv loader reads"),
+    "export": (
+        "exchange.export",
+        "export",
+        "ExportOptions",
+        "condensed images as a folder, for Hugging Face, as tensors, for DD-Ranking",
+    ),
 }
+"""What works on files, not on a run: module, function and options; the function takes these and a log, and returns the
+exit status or None for 0."""
 
 
 def main(arguments: list[str] | None = None) -> int:
@@ -69,13 +77,15 @@ def main(arguments: list[str] | None = None) -> int:
         return _main(arguments)
     except BaseException as error:
         if isinstance(error, KeyboardInterrupt) or interrupt.is_requested():  # libraries may raise what they like then
-            if not distributed.is_launched():  # else the launcher says so
+            if not is_launched():  # else the launcher says so
                 sys.stderr.write(interrupt.NOTICE)
             return interrupt.status_of(error)
-        if not isinstance(error, (ValueError, OSError, torch.OutOfMemoryError)):
+        if not isinstance(error, (ValueError, OSError)) and type(error).__name__ != "OutOfMemoryError":  # torch's
             raise
         if os.environ.get("FASTCONDENSE_TRACEBACK"):
             traceback.print_exc()
+        from .workers.launch import refuse
+
         text = " ".join(str(error).split())
         if not refuse(text):
             _complain(text)
@@ -99,32 +109,50 @@ def _main(arguments: list[str]) -> int:
         return 0
     if command == "bench":
         return _bench(rest)
+    if command not in {*STAGES, *TOOLS, "plan"}:
+        near = difflib.get_close_matches(command, [*STAGES, *TOOLS, "plan", "recipes", "bench"], 1, 0.0)[0]
+        raise ValueError(f"there is no command {command!r}; the nearest is {near!r}")
+    from .options import PlanOptions, parse_plan, parse_stage, parse_tool
+
+    if command in TOOLS:
+        name, function, options_name, description = TOOLS[command]
+        module = importlib.import_module(f".{name}", __package__)
+        chosen: Any = parse_tool(command, description, getattr(module, options_name), rest)
+        from .log import Log
+
+        with trust.only(getattr(chosen, "code", ())):
+            return int(getattr(module, function)(chosen, Log()) or 0)
     if command == "plan":
         planned = parse_plan(PlanOptions, command, PLAN, rest)
+        from . import stages
+        from .log import Log
+
         with trust.only(planned.given):
             stages.plan(planned, Log())
         return 0
-    if command in TOOLS:
-        tool, kind, description = TOOLS[command]
-        chosen: Any = parse_tool(command, description, kind, rest)
-        with trust.only(getattr(chosen, "code", ())):
-            return int(tool(chosen, Log()) or 0)
-    if command not in STAGES:
-        near = difflib.get_close_matches(command, [*STAGES, *TOOLS, "plan", "recipes", "bench"], 1, 0.0)[0]
-        raise ValueError(f"there is no command {command!r}; the nearest is {near!r}")
-    stage, description = STAGES[command]
-    options = parse_stage(command, description, rest)
-    is_worker = distributed.is_launched()
+    options = parse_stage(command, STAGES[command][1], rest)
+    is_worker = is_launched()
     if options.launch.gpus is not None and not is_worker:
+        from .workers.launch import launch
+
         options.launch.check()
         return launch(options.launch, [command, *rest])
     with interrupt.listening(with_parent=is_worker), trust.only(options.given, options.out):
-        _run(command, options, stage, is_worker)
+        _run(command, options, is_worker)
     return 0
 
 
-def _run(command: str, options: Options, stage: Callable[[Run], object], is_worker: bool) -> None:
+def _run(command: str, options: Options, is_worker: bool) -> None:
     """Runs a stage in this process, which may be one of several workers."""
+    from . import stages
+    from .devices import choose_device
+    from .log import Log
+    from .run import Run
+    from .sets.bundle import unpack
+    from .sets.imported import import_images
+    from .sets.published_sets import read_published
+    from .workers import distributed, lock
+
     assert options.out is not None
     device = choose_device("cpu" if options.launch.gpus == 0 else options.device)
     if is_worker:
@@ -143,7 +171,8 @@ def _run(command: str, options: Options, stage: Callable[[Run], object], is_work
         if published is not None:
             import_images(published, run.out / "condensed", run.recipe, run.log)
         with run.cost(command):
-            (HELPED[command] if is_helper else stage)(run)
+            stage: Callable[[Run], object] = getattr(stages, HELPED[command] if is_helper else STAGES[command][0])
+            stage(run)
         if is_helper:
             log.say(f"helped another launch on {options.out}, which does what is left of the run")
         elif not distributed.rank():
@@ -154,6 +183,10 @@ def _run(command: str, options: Options, stage: Callable[[Run], object], is_work
 def _share(command: str, options: Options, device: torch.device) -> str:
     """What launches have in common that may work on a run side by side, because they make the same bits; nothing if
     this one must be alone."""
+    import torch
+
+    from .data.jobs import with_batch_size
+
     settings = options.settings
     if command not in HELPED or options.images is not None or options.bundle is not None:
         return ""
@@ -176,7 +209,7 @@ def _usage() -> str:
         "bench": "benchmarks of a checkout: bench all --quick; bench --help lists them",
     }
     helps = {name: text for name, (_, text) in STAGES.items()}
-    helps |= {name: text for name, (_, _, text) in TOOLS.items()} | others
+    helps |= {name: text for name, (*_, text) in TOOLS.items()} | others
     lines = [f"  {name:10}{text}" for name, text in helps.items()]
     return (
         "usage: fastcondense COMMAND --recipe NAME-or-FILE [--data DIR] [--out DIR] [--seed N] [--FIELD VALUE ...]\n"
@@ -196,6 +229,6 @@ def _end(status: int) -> NoReturn:
 
 if __name__ == "__main__":
     exit_status = main()
-    if distributed.is_launched():
+    if is_launched():
         _end(exit_status)
     sys.exit(exit_status)

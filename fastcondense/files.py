@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import contextlib
 import errno
-import hashlib
 import json
 import os
 import shutil
@@ -12,18 +11,9 @@ from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import Any, BinaryIO
 
-import torch
-from safetensors import safe_open
-from safetensors.torch import save as safetensors_bytes
-from torch import Tensor
-
-from . import restricted_pickle
 from .leftovers import hold, sweep, temporary_beside
 from .loaders.reading import check_file, reading
-from .records import checked, parse_json
-
-DIGESTS = "tensors_sha256"
-"""Key of a safetensors file's metadata: sha256 by tensor, as JSON."""
+from .records import parse_json
 
 
 @contextlib.contextmanager
@@ -119,66 +109,6 @@ def read_lines(path: Path, what: str) -> list[str]:
     if not any(lines):
         raise ValueError(f"{what}: {path} is empty")
     return [line for line in lines if line]
-
-
-def write_tensors(path: Path, tensors: Mapping[str, Tensor], metadata: Mapping[str, str]) -> None:
-    """A safetensors file, atomically. Its metadata hold the sha256 of every tensor, which `read_tensors` checks."""
-    plain = {name: tensor.detach().cpu().contiguous() for name, tensor in tensors.items()}
-    digests = json.dumps({name: _sha256(tensor) for name, tensor in sorted(plain.items())})
-    write_atomic(path, safetensors_bytes(plain, {**metadata, DIGESTS: digests}))
-
-
-def read_tensors(path: Path, *prefixes: str, is_known: bool = False) -> tuple[dict[str, Tensor], dict[str, str]]:
-    """Tensors and metadata of a safetensors file; with prefixes, only the tensors whose names begin with one of them.
-
-    Raises ValueError that names a file which is missing or damaged, and a tensor that is not the one that was written;
-    is_known: that is not looked at again. Files of others have no digests.
-    """
-    with reading(path), safe_open(str(path), "pt") as file:
-        metadata = dict(file.metadata() or {})
-        digests = checked(parse_json(metadata.pop(DIGESTS, "{}"), path), dict[str, str], path)
-        names = [name for name in file.keys() if not prefixes or name.startswith(prefixes)]
-        tensors = {name: file.get_tensor(name) for name in names}
-        for name in digests.keys() ^ file.keys() if digests else ():
-            raise ValueError(f"{path} is damaged: {name!r} is not among its tensors or digests")
-        for name, tensor in tensors.items() if digests and not is_known else ():
-            if _sha256(tensor) != digests[name]:
-                raise ValueError(f"{path} is damaged: its {name!r} are not those that were written")
-    return tensors, metadata
-
-
-def read_metadata(path: Path) -> dict[str, str]:
-    """The metadata alone of a safetensors file. Raises ValueError that names a file which is missing or damaged."""
-    with reading(path), safe_open(str(path), "pt") as file:
-        return {key: value for key, value in (file.metadata() or {}).items() if key != DIGESTS}
-
-
-def _sha256(tensor: Tensor) -> str:
-    digest = hashlib.sha256(f"{tensor.dtype} {tuple(tensor.shape)}\n".encode())
-    digest.update(tensor.reshape(-1).view(torch.uint8).numpy().data)
-    return digest.hexdigest()
-
-
-def read_checkpoint(path: Path) -> Any:
-    """A torch checkpoint, read without running any code in it (weights_only); safetensors files too.
-
-    Numbers of numpy and argparse.Namespace of plain values, which published ones hold beside weights, are let through.
-    Raises ValueError that names a file which is missing, damaged or asks for code.
-    """
-    if path.suffix == ".safetensors":
-        return read_tensors(path)[0]
-    with reading(path, "checkpoint {path} cannot be read as weights: {error}"):
-        return restricted_pickle.load(path)
-
-
-def state_sha256(state: Mapping[str, Tensor]) -> str:
-    """Hash of a state dict's names, shapes, dtypes and bytes, independent of the file that held it."""
-    digest = hashlib.sha256()
-    for name in sorted(state):
-        tensor = state[name].detach().cpu().contiguous()
-        digest.update(f"{name} {tensor.dtype} {tuple(tensor.shape)}\n".encode())
-        digest.update(tensor.reshape(-1).view(torch.uint8).numpy().tobytes())
-    return digest.hexdigest()
 
 
 def first_difference(old: Any, new: Any, where: str = "") -> str:

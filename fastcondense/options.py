@@ -16,7 +16,7 @@ from . import trust
 from .recipe import recipe
 from .recipe.recipe import Recipe
 from .records import Environment, read_checked
-from .sets.bundle import is_bundle, read_recipe
+from .sets.sealed_zip import is_bundle
 from .tracking import TrackerName
 from .workers.launch import Launch
 
@@ -150,6 +150,8 @@ def _take_run(arguments: list[str]) -> tuple[Path | None, list[str]]:
 def _of_run(run: Path) -> Options:
     """What the run was made with; for a bundle, its recipe."""
     if is_bundle(run):
+        from .sets.bundle import read_recipe  # torch takes seconds
+
         return Options(out=Path("runs") / run.stem, bundle=run, settings=read_recipe(run))
     settings = recipe.load(str(run / "recipe.toml"))
     environment = run / "environment.json"

@@ -13,6 +13,7 @@ from __future__ import annotations
 import argparse
 import hashlib
 import json
+import re
 import subprocess
 import sys
 import tempfile
@@ -37,8 +38,10 @@ def made(folder: Path) -> dict[str, Any]:
         for name, tensor in sorted(load_file(path).items()):
             if not name.startswith("snapshots/"):
                 digest.update(name.encode() + tensor.contiguous().numpy().tobytes())
-        kind = path.relative_to(folder).parts
-        found["/".join(part for part in kind if not part.startswith("zoo-"))] = digest.hexdigest()
+        # without the networks' names and the hashes of settings that names of files hold
+        kind = re.sub(r"-[0-9a-f]{8}\b", "", path.relative_to(folder).as_posix())
+        kind = "/".join(part for part in kind.split("/") if not part.startswith("zoo-"))
+        found[kind] = sorted([*found.get(kind, []), digest.hexdigest()])
     result = json.loads((folder / "result.json").read_text())
     found["scores"] = [
         result[key]["values"] if "values" in result[key] else result[key]["mean"] for key in ("top1_last", "top5_last")

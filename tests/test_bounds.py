@@ -65,7 +65,8 @@ def declared(settings, where=""):
         if is_dataclass(value):
             yield from declared(value, f"{where}{one.name}.")
         elif typing.get_origin(hint) is Annotated:
-            yield f"{where}{one.name}", *typing.get_args(hint)
+            kind, *marks = typing.get_args(hint)
+            yield from ((f"{where}{one.name}", kind, mark) for mark in marks if hasattr(mark, "allows"))
 
 
 def changed(settings, path, value):
@@ -92,3 +93,19 @@ def test_an_unknown_type_in_toml_is_still_refused():
         recipe.from_toml("ipc = 3\n[squeeze]\nepochs = 2\n", "mine.toml", ipc="x")
     with pytest.raises(ValueError, match=r"labels\.pool must be of type float, got 'all'"):
         recipe.from_toml("[labels]\npool = 'all'\n", "mine.toml")
+
+
+def test_what_says_how_a_run_is_carried_out_stands_in_no_hash():
+    plain = Recipe()
+    how = replace(
+        plain,
+        name="another",
+        dataset=replace(plain.dataset, workers=7, loader="folder", on_error="skip", counts=(3, 4, 5)),
+        squeeze=replace(plain.squeeze, shared=True, sync_batch_norm=True),
+        recover=replace(plain.recover, snapshots=0, reproducible=False),
+        train=replace(plain.train, sync_batch_norm=True),
+        evaluate=replace(plain.evaluate, sizes=(1, 2), compare=("stacked",)),
+        ranking=replace(plain.ranking, real_accuracy=50.0),
+    )
+    assert how.sha256() == plain.sha256()
+    assert replace(plain, recover=replace(plain.recover, lr=0.5)).sha256() != plain.sha256()

@@ -15,9 +15,10 @@ from PIL import Image
 from small import FLAGS, fastcondense, image_folder, shards
 
 from fastcondense.cli import main
-from fastcondense.files import read_json, read_tensors
+from fastcondense.files import read_json
 from fastcondense.options import parse_stage
 from fastcondense.recover import stage as condense
+from fastcondense.tensor_files import read_tensors
 
 
 @pytest.fixture(scope="module")
@@ -35,11 +36,28 @@ def said(capsys) -> str:
     return lines[0]
 
 
-def test_the_command_line_starts_without_libraries_that_take_long_to_import():
+@pytest.mark.parametrize(
+    ("command", "status"),
+    [
+        ("--help", 0),
+        ("--version", 0),
+        ("recipes", 0),
+        ("status RUN", 0),
+        ("recove", 1),
+        ("run --recipe sre2l/digitz", 1),
+        ("run --recipe sre2l/digits-ipc1 --recover.iteratons 3", 1),
+    ],
+)
+def test_what_needs_no_tensor_answers_without_torch(command, status, tmp_path):
+    (tmp_path / "recipe.toml").write_text('name = "mine"')
+    (tmp_path / "log.jsonl").write_text("")
+    arguments = [str(tmp_path) if word == "RUN" else word for word in command.split()]
     code = (
-        "import sys, fastcondense.cli; print(*{'torchvision', 'timm', 'matplotlib', 'scipy.stats'} & set(sys.modules))"
+        f"import sys\nfrom fastcondense.cli import main\nassert main({arguments!r}) == {status}\n"
+        "assert not {'torch', 'torchvision', 'numba', 'timm', 'matplotlib', 'scipy'} & set(sys.modules)"
     )
-    assert subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True).stdout == "\n"
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True)
+    assert done.returncode == 0, done.stderr
 
 
 def test_run_leaves_all_files_and_an_honest_result(finished):

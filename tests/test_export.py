@@ -15,12 +15,13 @@ from small import image_folder, shards
 
 from fastcondense.cli import main
 from fastcondense.exchange.export import folder_names
-from fastcondense.files import read_json, read_tensors
+from fastcondense.files import read_json
 from fastcondense.networks import zoo
 from fastcondense.recipe.settings import Dataset
 from fastcondense.sets.condensed import CondensedSet
 from fastcondense.sets.parquet_sets import write_rows
 from fastcondense.sets.published_sets import read_published
+from fastcondense.tensor_files import read_tensors
 from fastcondense.vision import torchvision
 
 IPC = 2

@@ -15,7 +15,8 @@ from torch.utils.data import BatchSampler, RandomSampler
 from fastcondense.data.real import Normalization
 from fastcondense.labels.fkd import BatchMixedViews, FKDViews, read_fkd
 from fastcondense.labels.fkd_files import SamplerOrder, check_settings, is_fkd, num_bytes, read_batch
-from fastcondense.labels.views import ReplayedViews, Span
+from fastcondense.labels.view_tables import Span
+from fastcondense.labels.views import ReplayedViews
 from fastcondense.log import Log
 from fastcondense.recipe.recipe import Recipe
 from fastcondense.recipe.settings import Dataset, Labels, Train

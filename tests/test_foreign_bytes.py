@@ -26,7 +26,7 @@ from safetensors.torch import save
 from fastcondense.data import datasets
 from fastcondense.data.array_files import read_mat
 from fastcondense.data.jobs import Job
-from fastcondense.files import read_checkpoint, read_json, write_tensors
+from fastcondense.files import read_json
 from fastcondense.labels.fkd_files import read_batch
 from fastcondense.loaders.beton import Sidecar, read_beton
 from fastcondense.loaders.folder import FolderLoader, decode
@@ -37,6 +37,7 @@ from fastcondense.recipe.settings import Dataset
 from fastcondense.sets import parquet_sets, tensor_sets
 from fastcondense.sets.stored_images import find_images
 from fastcondense.teachers.teacher import state_dict
+from fastcondense.tensor_files import read_checkpoint, write_tensors
 
 IMAGES = np.random.default_rng(0).integers(0, 256, (6, 8, 8, 3), dtype=np.uint8)
 LABELS = np.arange(6) % 3

@@ -10,7 +10,7 @@ from PIL import Image
 from sklearn.datasets import load_digits
 from small import fastcondense
 
-from fastcondense.files import read_tensors
+from fastcondense.tensor_files import read_tensors
 
 SCRIPT = str(ROOT / "scripts" / "gallery.py")
 

@@ -22,7 +22,6 @@ from small import image_folder
 from fastcondense import records
 from fastcondense.cli import main
 from fastcondense.data.jobs import Job, jobs
-from fastcondense.files import read_tensors, write_tensors
 from fastcondense.log import Log
 from fastcondense.recipe.recipe import Recipe, from_toml
 from fastcondense.records import Result, check_manifest, checked, parse_json
@@ -31,6 +30,7 @@ from fastcondense.sets import sealed_zip
 from fastcondense.sets.bundle import read_bundle
 from fastcondense.sets.condensed import read_set, write_shard
 from fastcondense.sets.stored_images import read_shard, shard_path
+from fastcondense.tensor_files import read_tensors, write_tensors
 from fastcondense.words import printable
 
 FAST = settings(

@@ -13,10 +13,10 @@ import torch
 
 from fastcondense.cli import main
 from fastcondense.data.jobs import jobs
-from fastcondense.files import write_tensors
 from fastcondense.recipe.recipe import load
 from fastcondense.sets.condensed import CondensedSet, digests, read_set, shard_path, write_shard
 from fastcondense.sets.loss_bands import read_loss_band
+from fastcondense.tensor_files import write_tensors
 
 ROOT = Path(__file__).parents[1]
 SIDE, MORE = 64, 400

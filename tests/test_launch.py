@@ -11,7 +11,8 @@ from safetensors.numpy import load_file
 from small import fastcondense, shards
 
 from fastcondense.cli import main
-from fastcondense.files import read_json, read_tensors
+from fastcondense.files import read_json
+from fastcondense.tensor_files import read_tensors
 
 
 @pytest.fixture(scope="module")

@@ -35,7 +35,7 @@ def start(tmp_path, code, more):
 
 
 def ended(tmp_path, process, status):
-    process.join(60)
+    process.join(200)
     said = (tmp_path / "said").read_text()
     assert process.exitcode == status, said
     return said
@@ -49,6 +49,20 @@ def test_workers_are_told_who_they_are_and_to_talk_over_loopback(tmp_path):
     )
     assert ended(tmp_path, launcher(tmp_path, code), 0) == ""
     assert [(tmp_path / str(rank)).read_text() for rank in (0, 1)] == ["0 0 2 lo lo -", "1 1 2 lo lo -"]
+
+
+def test_workers_that_are_connected_listen_at_the_loopback_address_alone(tmp_path):
+    code = (
+        "import psutil, torch\n"
+        "from fastcondense.workers import distributed\n"
+        "distributed.join(torch.device('cpu'))\n"
+        "total = distributed.all_sum(torch.tensor(1.0 + int(rank)))\n"
+        "found = {s.laddr.ip for s in psutil.Process().net_connections('inet') if s.status == psutil.CONN_LISTEN}\n"
+        "distributed.meet()\n"
+        "open(FOLDER + '/' + rank, 'w').write(f'{total.item()} {sorted(found)}')\n"
+    )
+    assert ended(tmp_path, launcher(tmp_path, code), 0) == ""
+    assert [(tmp_path / str(rank)).read_text() for rank in (0, 1)] == ["3.0 ['127.0.0.1']"] * 2
 
 
 def test_all_are_started_again_when_one_has_died(tmp_path):

@@ -16,6 +16,7 @@ GROUND = (
     "records",
     "trust",
     "files",
+    "tensor_files",
     "leftovers",
     "restricted_pickle",
     "rng",

@@ -118,7 +118,7 @@ def test_time_of_recover_is_that_of_a_clock(finished):
     recipe = load(str(finished / "recipe.toml"))
     planned = Planner(recipe, extent(recipe, None), 1, CPU, 4.0)
     seconds, _ = planned._job_seconds()
-    from fastcondense.files import read_metadata
+    from fastcondense.tensor_files import read_metadata
 
     paths = sorted(finished.glob("condensed/shard-*"))
     clock = sorted(float(read_metadata(path)["seconds"]) for path in paths)

@@ -8,13 +8,13 @@ from torch import nn
 
 from fastcondense.cli import main
 from fastcondense.data import datasets
-from fastcondense.files import read_tensors
 from fastcondense.networks import fit as fit_module
 from fastcondense.networks import zoo
 from fastcondense.recipe import recipe
 from fastcondense.run import Run
 from fastcondense.squeeze import probe as probe_module
 from fastcondense.squeeze.probe import read_probe, train_probe
+from fastcondense.tensor_files import read_tensors
 
 FLAGS = (
     "--recipe sre2l/digits-ipc2 --squeeze.teachers zoo/convnet3_w32 --squeeze.gate-images 4 --device cpu "

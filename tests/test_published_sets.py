@@ -17,10 +17,11 @@ from PIL import Image
 from small import fastcondense, shards
 
 from fastcondense.data.datasets import load
-from fastcondense.files import read_json, read_tensors
+from fastcondense.files import read_json
 from fastcondense.recipe.settings import Dataset
 from fastcondense.sets.imported import judge_order
 from fastcondense.sets.published_sets import class_order, read_published
+from fastcondense.tensor_files import read_tensors
 from fastcondense.vision import timm
 
 SIZE, CLASSES, COUNT, IPC = 9, 12, 3, 2

@@ -8,7 +8,6 @@ import pytest
 import torch
 from rich.console import Console
 
-from fastcondense.files import read_tensors
 from fastcondense.log import Log
 from fastcondense.networks import zoo
 from fastcondense.recipe.recipe import Recipe, load
@@ -16,6 +15,7 @@ from fastcondense.recipe.recover import Recover
 from fastcondense.run import Run
 from fastcondense.statistics import targets
 from fastcondense.teachers.teacher import Teacher
+from fastcondense.tensor_files import read_tensors
 
 NAME = "zoo/convnet3_w32"
 SIZE, P, NUM_CLASSES = 8, 4, 10

@@ -10,7 +10,7 @@ import pytest
 import torch
 from small import fastcondense
 
-from fastcondense.files import read_json, read_tensors
+from fastcondense.files import read_json
 from fastcondense.networks import zoo
 from fastcondense.recipe import recipe
 from fastcondense.recipe.settings import Ranking
@@ -20,6 +20,7 @@ from fastcondense.squeeze.stage import squeeze
 from fastcondense.students import students
 from fastcondense.students.ranking import augmentation_robust_score, label_robust_score, normalized
 from fastcondense.students.students import BASELINES, CONDENSED, Arm
+from fastcondense.tensor_files import read_tensors
 
 FAST = (
     "--squeeze.teachers zoo/convnet1 --squeeze.epochs 1 --squeeze.gate-images 0 --recover.iterations 1 "

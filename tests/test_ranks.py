@@ -15,7 +15,8 @@ from workers import free_port
 
 from fastcondense.data.real import Normalization
 from fastcondense.labels.labels import TeacherLabels, student_loss
-from fastcondense.labels.views import ReplayedViews, Span, share
+from fastcondense.labels.view_tables import Span
+from fastcondense.labels.views import ReplayedViews, share
 from fastcondense.networks.fit import fit
 from fastcondense.networks.train_step import Batch
 from fastcondense.recipe.recipe import Recipe

@@ -12,7 +12,6 @@ from torch import nn
 
 from fastcondense.data.jobs import Job, jobs
 from fastcondense.data.real import Normalization
-from fastcondense.files import read_tensors, write_tensors
 from fastcondense.recipe.recipe import Recipe
 from fastcondense.recipe.recover import Committee, Recover
 from fastcondense.recipe.settings import Dataset
@@ -22,6 +21,7 @@ from fastcondense.recover.schedule import turns
 from fastcondense.sets.condensed import read_record, write_shard
 from fastcondense.sets.record import Record
 from fastcondense.teachers.teacher import Teacher
+from fastcondense.tensor_files import read_tensors, write_tensors
 
 CPU = torch.device("cpu")
 DATASET = Dataset(name="digits", image_size=12, resize=12)

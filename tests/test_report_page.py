@@ -16,7 +16,7 @@ from PIL import Image
 from small import fastcondense
 
 from fastcondense.data import datasets
-from fastcondense.files import read_json, read_tensors, write_json, write_tensors
+from fastcondense.files import read_json, write_json
 from fastcondense.networks import zoo
 from fastcondense.recipe import recipe
 from fastcondense.report.diversity import diversity
@@ -27,6 +27,7 @@ from fastcondense.report.images import animation, thumbnail
 from fastcondense.run import Run
 from fastcondense.sets.record import LayerLosses
 from fastcondense.squeeze.stage import squeeze
+from fastcondense.tensor_files import read_tensors, write_tensors
 
 FAST = (
     "--squeeze.epochs 1 --squeeze.gate-images 0 --recover.iterations 10 --train.epochs 3 --train.evaluate-every 1 "

@@ -12,7 +12,7 @@ from small import fastcondense, image_folder
 from torch import nn
 
 from fastcondense.data.jobs import Job
-from fastcondense.files import read_json, read_tensors
+from fastcondense.files import read_json
 from fastcondense.log import Log
 from fastcondense.networks import zoo
 from fastcondense.recipe.recipe import Recipe
@@ -24,6 +24,7 @@ from fastcondense.recover.selection import herding, inner_products, medoids
 from fastcondense.rng import Stream
 from fastcondense.run import Run
 from fastcondense.teachers.teacher import Teacher
+from fastcondense.tensor_files import read_tensors
 
 DIGITS = Dataset(name="digits", image_size=8, resize=8, mean=(0.3, 0.4, 0.5), std=(0.3, 0.2, 0.25))
 FILES = dataclasses.replace(DIGITS, name="folder", image_size=27, resize=31)  # odd sizes, cut and resized

@@ -7,8 +7,8 @@ import numpy as np
 import pytest
 import torch
 
-from fastcondense.files import read_checkpoint
 from fastcondense.restricted_pickle import load
+from fastcondense.tensor_files import read_checkpoint
 
 
 class Call:

@@ -8,12 +8,12 @@ import pytest
 import torch
 from small import fastcondense
 
-from fastcondense.files import read_tensors
 from fastcondense.networks import fit as fit_module
 from fastcondense.networks import zoo
 from fastcondense.recipe import recipe
 from fastcondense.run import Run
 from fastcondense.squeeze.self_supervision import pretrain
+from fastcondense.tensor_files import read_tensors
 
 VIEWS = (
     "--squeeze.self-supervision.epochs 3 --squeeze.self-supervision.batch-size 64 --squeeze.self-supervision.flip 0 "

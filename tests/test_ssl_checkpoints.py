@@ -7,10 +7,10 @@ import pytest
 import torch
 from torch import nn
 
-from fastcondense.files import read_checkpoint
 from fastcondense.networks import zoo
 from fastcondense.squeeze.ssl_checkpoints import import_backbone, is_self_supervised
 from fastcondense.teachers.teacher import load_weights
+from fastcondense.tensor_files import read_checkpoint
 
 CLASSIFIERS = {"zoo/resnet20": "linear", "zoo/convnet2": "head", "torchvision/resnet18": "fc"}
 

@@ -12,7 +12,7 @@ import torch
 from small import fastcondense
 from torch.nn import functional as F
 
-from fastcondense.files import read_json, read_tensors
+from fastcondense.files import read_json
 from fastcondense.labels import stored_labels
 from fastcondense.labels.fkd import FKDViews, write_fkd
 from fastcondense.labels.labels import TeacherLabels
@@ -25,6 +25,7 @@ from fastcondense.run import Run
 from fastcondense.sets.condensed import CondensedSet
 from fastcondense.squeeze.stage import squeeze
 from fastcondense.teachers.kept import chosen
+from fastcondense.tensor_files import read_tensors
 
 FAST = (
     "--squeeze.teachers zoo/convnet3_w32 zoo/convnet1 --squeeze.epochs 2 --squeeze.gate-images 0 "

@@ -11,11 +11,12 @@ from small import fastcondense
 from fastcondense.data.datasets import load
 from fastcondense.data.jobs import jobs
 from fastcondense.data.real import Normalization
-from fastcondense.files import read_json, read_tensors
+from fastcondense.files import read_json
 from fastcondense.labels.views import ReplayedViews
 from fastcondense.networks import fit, zoo
 from fastcondense.recipe import recipe
 from fastcondense.sets.condensed import read_set
+from fastcondense.tensor_files import read_tensors
 
 FAST = (
     "--squeeze.teachers zoo/convnet3_w32 zoo/convnet1 --squeeze.epochs 1 --squeeze.gate-images 0 "

@@ -10,7 +10,6 @@ from torch import nn
 
 from fastcondense.data.jobs import Job
 from fastcondense.data.real import squares
-from fastcondense.files import read_tensors
 from fastcondense.log import Log
 from fastcondense.networks import zoo
 from fastcondense.recipe.recipe import Recipe, load
@@ -21,6 +20,7 @@ from fastcondense.sets.condensed import shard_path
 from fastcondense.statistics import collection, targets
 from fastcondense.statistics.collector import Collector
 from fastcondense.teachers.teacher import Teacher
+from fastcondense.tensor_files import read_tensors
 
 DATASET = Dataset(name="digits", image_size=18, resize=18)
 

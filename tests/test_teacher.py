@@ -11,11 +11,11 @@ from torch import nn
 from torch.nn import functional as F
 
 from fastcondense.data.datasets import load
-from fastcondense.files import read_checkpoint
 from fastcondense.networks import zoo
 from fastcondense.recipe.settings import Dataset
 from fastcondense.teachers.cut import Cut
 from fastcondense.teachers.teacher import Teacher, choose_state, load_weights, match_classes, state_dict
+from fastcondense.tensor_files import read_checkpoint
 
 
 def network(seed):

@@ -13,6 +13,7 @@ import numpy as np
 import pytest
 import torch
 from meter import KERNELS, Meter, launches, metered, size_of
+from peers import Objective
 from torch import Tensor, nn
 from torch.nn import functional as F
 from traffic import OBJECTIVES, ours, published, traffic
@@ -232,3 +233,8 @@ def test_passes_over_a_layer(monkeypatch: pytest.MonkeyPatch) -> None:
     assert fused_edc.passes("convolution input", plain)["last"] == pytest.approx(4, abs=0.3)
     assert fused_edc.passes("BatchNorm")["all"] == pytest.approx(5, abs=0.4)
     assert (hooks.syncs, fused.syncs, fused_edc.syncs) == (1, 0, 0)
+
+
+def test_a_step_of_sre2l_launches_nothing_for_gradients_that_are_none() -> None:
+    meter = ours("torchvision/resnet18", Objective("sre2l"), 64, 2)
+    assert len(meter.records) <= 160 and "zeros_like" not in {record.name for record in meter.records}

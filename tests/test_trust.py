@@ -14,8 +14,8 @@ from test_bundle import rewritten, said
 
 from fastcondense import trust
 from fastcondense.cli import main
-from fastcondense.files import read_tensors, write_tensors
 from fastcondense.recipe.recipe import Recipe, from_toml
+from fastcondense.tensor_files import read_tensors, write_tensors
 
 PLAIN = {  # free text that is neither code nor a path
     "name",

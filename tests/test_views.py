@@ -6,7 +6,8 @@ import torch
 
 from fastcondense.data.real import Normalization, split_batches
 from fastcondense.kernels.crop import crop
-from fastcondense.labels.views import ReplayedViews, Span
+from fastcondense.labels.view_tables import Span
+from fastcondense.labels.views import ReplayedViews
 from fastcondense.recipe.settings import Dataset, Labels, Train
 from fastcondense.rng import Stream
 from fastcondense.views.augment import augment, augmentations

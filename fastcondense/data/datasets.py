@@ -210,8 +210,8 @@ def _svhn(data: Path, name: str) -> RealData:
     digits = tuple(str(digit) for digit in range(10))
     for folder in folders:
         if (folder / "train_32x32.mat").is_file():
-            paths = (folder / f"{part}_32x32.mat" for part in ("train", "test"))
-            return RealData(name, digits, *(_mat(_required(path), digits) for path in paths))
+            train, test = (_mat(_required(folder / f"{part}_32x32.mat"), digits) for part in ("train", "test"))
+            return RealData(name, digits, train, test)
         if (folder / "train.npz").is_file():
             return RealData(name, *_npz_splits(folder, digits))
     raise ValueError(
@@ -256,5 +256,5 @@ def _packed(data: Path, name: str) -> RealData:
         odd = sorted(set(train.sidecar.classes) ^ set(test.sidecar.classes))
         detail = f"{odd[0]!r} is in one of them only" if odd else "they are in another order"
         raise ValueError(f"{_BETONS[0]} and {_BETONS[1]} in {data} differ in their classes: {detail}")
-    splits = (Split(packed.labels, beton=packed.path, rows=np.arange(len(packed))) for packed in (train, test))
-    return RealData(name, train.sidecar.classes, *splits)
+    first, second = (Split(packed.labels, beton=packed.path, rows=np.arange(len(packed))) for packed in (train, test))
+    return RealData(name, train.sidecar.classes, first, second)

@@ -57,8 +57,8 @@ def index_splits(data: Path) -> tuple[ClassFolders, ClassFolders] | None:
 def read_folders(data: Path, name: str) -> RealData:
     """<split>/<class>/**/<image>, or <class>/**/<image>, a fixed fifth of each class held out for testing."""
     if (splits := index_splits(data)) is not None:
-        parts = (Split(found.labels, files=tuple(found.files)) for found in splits)
-        return RealData(name, splits[0].classes, *parts, splits[0].said + splits[1].said)
+        train, test = (Split(found.labels, files=tuple(found.files)) for found in splits)
+        return RealData(name, splits[0].classes, train, test, splits[0].said + splits[1].said)
     found = index_classes(data)
     whole = Split(found.labels, files=tuple(found.files))
     order = Stream(0, "datasets/hold-out").permutation(len(found.files))

@@ -41,7 +41,9 @@ class Split:
     def digest(self) -> str:
         """A hash of all labels, all files' names, and the bytes of a few images spread over the split."""
         digest = hashlib.sha256(np.ascontiguousarray(self.labels, dtype="<i8").tobytes())
-        ids = np.unique(np.linspace(0, max(0, len(self) - 1), _SAMPLED).astype(np.int64)) if len(self) else []
+        ids: list[int] = (
+            np.unique(np.linspace(0, len(self) - 1, _SAMPLED).astype(np.int64)).tolist() if len(self) else []
+        )
         if self.images is not None:
             digest.update(str(self.images.shape).encode())
             for sample in ids:

@@ -13,16 +13,17 @@ from ..devices import choose_device
 from ..files import new_folder, write_json
 from ..labels.fkd import write_fkd
 from ..labels.labels import TeacherLabels
-from ..labels.views import Span
+from ..labels.view_tables import Span
 from ..log import Log
 from ..recipe.recipe import Recipe
 from ..records import Environment, Origin, Result, read_checked
 from ..run import Run
-from ..sets.bundle import is_bundle, read_bundle, read_folder
+from ..sets.bundle import read_bundle, read_folder
 from ..sets.condensed import CondensedSet
 from ..sets.encoded import encode
 from ..sets.parquet_sets import write_rows
 from ..sets.published_sets import CLASSES_FILE
+from ..sets.sealed_zip import is_bundle
 from ..sets.tensor_sets import ABOUT, write_image_tensors
 from ..teachers.kept import labelling_teachers, teacher_path
 from ..words import bytes_in_words

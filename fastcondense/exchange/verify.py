@@ -15,24 +15,17 @@ from torch import Tensor
 
 from ..data.real import Normalization
 from ..devices import choose_device
-from ..files import first_difference, read_tensors, state_sha256
+from ..files import first_difference
 from ..labels.fingerprint import Verdict, compare
 from ..labels.relabel import TRANSFORM, num_bytes, specification, take_probe
 from ..log import Log
 from ..networks import zoo
 from ..records import Network, TeacherMetadata, checked
-from ..sets.bundle import (
-    Contents,
-    first_wrong_class,
-    is_bundle,
-    needed_teachers,
-    read_bundle,
-    read_run,
-    write_bundle,
-)
-from ..sets.sealed_zip import is_sealed, read_seal
+from ..sets.bundle import Contents, first_wrong_class, needed_teachers, read_bundle, read_run, write_bundle
+from ..sets.sealed_zip import is_bundle, is_sealed, read_seal
 from ..teachers.kept import read_statistics, read_teacher, rebuild, teacher_path
 from ..teachers.teacher import Teacher
+from ..tensor_files import read_tensors, state_sha256
 from ..words import bytes_in_words
 
 

@@ -17,7 +17,8 @@ from torch import Tensor
 from ..recipe.settings import Optimization
 from ..records import Fingerprint
 from .labels import LabelSource
-from .views import ReplayedViews, ViewTable
+from .view_tables import ViewTable
+from .views import ReplayedViews
 
 PROBES = 256
 TOP = 5

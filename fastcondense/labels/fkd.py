@@ -25,7 +25,8 @@ from ..views.boxes import cutmix_boxes
 from .fkd_files import FKDBatch, Mix, SamplerOrder, check_settings, epoch_numbers, num_bytes, numbers_in, read_batch
 from .labels import TeacherLabels, Wanted
 from .resident import place
-from .views import ReplayedViews, Span, ViewBatch, ViewTable
+from .view_tables import Span, ViewBatch, ViewTable
+from .views import ReplayedViews
 
 # --- reading ---------------------------------------------------------------------------------------------------------
 

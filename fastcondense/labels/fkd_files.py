@@ -29,7 +29,7 @@ from torch import Tensor
 from .. import restricted_pickle
 from ..loaders.reading import naming, reading
 from ..recipe.settings import Labels
-from .views import ViewTable
+from .view_tables import ViewTable
 
 Mix = Literal["none", "cutmix", "mixup"]
 _CHANGES = ("padding", "roll", "tile_shuffle", "tile_pick", "augment", "rand_augment", "pool")

@@ -24,7 +24,7 @@ from ..recipe.settings import Labels, Train
 from ..rng import Stream
 from ..teachers.teacher import Teacher
 from ..workers.distributed import all_sum
-from .views import Span, ViewBatch
+from .view_tables import Span, ViewBatch
 
 _PRIOR_TEMPERATURE = 10.0  # of CV-DD's weights
 

@@ -40,7 +40,8 @@ from .fkd import read_fkd
 from .fkd_files import is_fkd, num_bytes
 from .labels import LabelSource, TeacherLabels, Wanted
 from .resident import place
-from .views import ReplayedViews, Span, ViewBatch
+from .view_tables import Span, ViewBatch
+from .views import ReplayedViews
 
 FORMAT = 1
 Shapes = Mapping[str, tuple[tuple[int, ...], Any]]

@@ -12,9 +12,10 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from ..files import read_checkpoint, write_atomic
+from ..files import write_atomic
 from ..recipe.settings import Optimization
 from ..rng import Stream
+from ..tensor_files import read_checkpoint
 from ..workers.distributed import rank
 from .precision import arithmetic
 from .train_step import Batch, CapturedStep, TrainStep, as_it_is

@@ -54,7 +54,8 @@ def build(architecture: str, num_classes: int, weights: str | None = None) -> nn
         if weights is None:
             return vision.timm.create_model(name, num_classes=num_classes)
         net = vision.timm.create_model(name if weights == "default" else f"{name}.{weights}", pretrained=True)
-        setattr(net, _STATISTICS, (tuple(net.pretrained_cfg["mean"]), tuple(net.pretrained_cfg["std"])))
+        config: Any = net.pretrained_cfg
+        setattr(net, _STATISTICS, (tuple(config["mean"]), tuple(config["std"])))
         return net
     raise ValueError(f"architecture {architecture!r} must be zoo/NAME, torchvision/NAME, timm/NAME or module:function")
 

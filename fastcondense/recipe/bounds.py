@@ -1,4 +1,7 @@
-"""Bounds of settings, declared beside their types (``epochs: Annotated[int, AtLeast(1)]``), and a check of them all."""
+"""What settings declare beside their types: bounds (``epochs: Annotated[int, AtLeast(1)]``), and HOW.
+
+HOW marks what says how a run is carried out and decides neither images nor scores: it stands in no hash.
+"""
 
 from __future__ import annotations
 
@@ -52,6 +55,12 @@ class Positive:
         return "be positive"
 
 
+@dataclass(frozen=True)
+class How:
+    """The mark of a setting that decides no bit of what a run makes."""
+
+
+HOW = How()
 Count = Annotated[int, AtLeast(1)]
 CountOrZero = Annotated[int, AtLeast(0)]
 PositiveFloat = Annotated[float, Positive()]
@@ -73,6 +82,17 @@ def check_bounds(settings: Any, where: str = "") -> None:
         for bound, part in _bounded(hints[field.name], value):
             if not bound.allows(part):
                 raise ValueError(f"{name} must {bound}, got {value}")
+
+
+def deciding(settings: Any) -> dict[str, Any]:
+    """The values that decide what a run makes, as a tree: those of all fields of a dataclass that are not HOW."""
+    hints = typing.get_type_hints(type(settings), include_extras=True)
+    found = {}
+    for field in dataclasses.fields(settings):
+        value, hint = getattr(settings, field.name), hints[field.name]
+        if HOW not in (typing.get_args(hint)[1:] if typing.get_origin(hint) is Annotated else ()):
+            found[field.name] = deciding(value) if dataclasses.is_dataclass(value) else value
+    return found
 
 
 def _bounded(hint: Any, value: Any) -> Iterator[tuple[Any, Any]]:

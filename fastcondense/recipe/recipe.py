@@ -21,10 +21,10 @@ from typing import Annotated, Any, Literal
 
 import tomli_w
 
-from ..recipe.shared import Views
-from .bounds import Count, Within, check_bounds
+from .bounds import HOW, Count, Within, check_bounds, deciding
 from .recover import Recover
 from .settings import Dataset, Evaluate, Labels, Ranking, Squeeze, Train
+from .shared import Views
 from .toml_text import parse_toml
 
 RECIPES = Path(__file__).parents[1] / "recipes"
@@ -36,7 +36,7 @@ _NAME = re.compile(r"[\w.-]+(/[\w.-]+)*")
 class Recipe:
     """One run from real images to a score."""
 
-    name: str = "custom"
+    name: Annotated[str, HOW] = "custom"
     method: str = "custom"
     seed: Annotated[int, Within(0, 2**64, "[)")] = 0
     ipc: Count = 10
@@ -47,7 +47,7 @@ class Recipe:
     labels: Labels = field(default_factory=Labels)
     train: Train = field(default_factory=Train)
     evaluate: Evaluate = field(default_factory=Evaluate)
-    ranking: Ranking = field(default_factory=Ranking)
+    ranking: Annotated[Ranking, HOW] = field(default_factory=Ranking)
 
     def check(self) -> Recipe:
         """Returns self; raises ValueError for values that no run could mean."""
@@ -154,17 +154,7 @@ class Recipe:
 
     def parts(self, *names: str) -> dict[str, Any]:
         """The named parts as a JSON-like tree (all that decides results, if none is named)."""
-        tree = json.loads(json.dumps(dataclasses.asdict(self)))
-        del tree["name"], tree["ranking"]
-        for key in ("workers", "loader", "on_error", "counts"):
-            del tree["dataset"][key]
-        if not self.recover.loss:  # sets that were made before there was such a setting are the same
-            del tree["recover"]["loss"]
-        for key in ("snapshots", "reproducible"):
-            del tree["recover"][key]
-        for part, key in (("squeeze", "shared"), ("squeeze", "sync_batch_norm"), ("train", "sync_batch_norm")):
-            del tree[part][key]
-        del tree["evaluate"]["sizes"], tree["evaluate"]["compare"]
+        tree = json.loads(json.dumps(deciding(self)))
         return {name: tree[name] for name in names} if names else tree
 
     def sha256(self, *names: str) -> str:

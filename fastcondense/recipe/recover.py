@@ -3,9 +3,9 @@
 from __future__ import annotations
 
 from dataclasses import dataclass, field
-from typing import Literal
+from typing import Annotated, Literal
 
-from .bounds import Count, CountOrZero, Decay, ShareAboveZero
+from .bounds import HOW, Count, CountOrZero, Decay, ShareAboveZero
 from .gradients import Gradients
 from .shared import Precision, Views
 
@@ -78,7 +78,7 @@ class Recover(Views):
     """Those of squeeze.teachers that are matched; they take turns. Empty: all of them."""
     iterations: CountOrZero = 4000
     """0 keeps the initial images (RDED)."""
-    snapshots: CountOrZero = 8
+    snapshots: Annotated[CountOrZero, HOW] = 8
     """Moments, evenly spread over the iterations, at which small copies of some images are kept for the report: the
     first slot's, of up to 20 classes."""
     lr: float = 0.25
@@ -125,7 +125,7 @@ class Recover(Views):
     """Probability that a convolution is not matched in an iteration (G-VBSM's beta)."""
     precision: Precision = "fp32"
     """Arithmetic of the teachers; images and statistics are float32 in any case."""
-    reproducible: bool = True
+    reproducible: Annotated[bool, HOW] = True
     """The same images from any number of workers and threads, to the bit: one thread a worker on a CPU, deterministic
     algorithms of cuDNN on a GPU. Otherwise all threads, and whatever cuDNN finds to be fastest."""
     storage: Storage = "png"

@@ -8,7 +8,7 @@ from __future__ import annotations
 from dataclasses import dataclass, field
 from typing import Annotated, Literal
 
-from .bounds import AtLeast, Count, CountOrZero, Decay, PositiveFloat, Share, ShareAboveZero, Within
+from .bounds import HOW, AtLeast, Count, CountOrZero, Decay, PositiveFloat, Share, ShareAboveZero, Within
 from .shared import Operation, Precision, Views
 
 PixelStatistics = tuple[tuple[float, float, float], tuple[float, float, float]]
@@ -29,14 +29,14 @@ class Dataset:
     std: tuple[PositiveFloat, PositiveFloat, PositiveFloat] = (0.229, 0.224, 0.225)
     classes: tuple[str, ...] = ()
     """Only these classes, in this order; empty takes all, in the data set's own order."""
-    counts: tuple[CountOrZero, CountOrZero, CountOrZero] = (0, 0, 0)
+    counts: Annotated[tuple[CountOrZero, CountOrZero, CountOrZero], HOW] = (0, 0, 0)
     """Classes, training and test images, for `fastcondense plan` where the data are not at hand; 0 0 0: not known. Runs
     count what is there."""
-    workers: CountOrZero = 2
+    workers: Annotated[CountOrZero, HOW] = 2
     """Threads that decode images."""
-    loader: Literal["auto", "ffcv", "dali", "folder"] = "auto"
+    loader: Annotated[Literal["auto", "ffcv", "dali", "folder"], HOW] = "auto"
     """What reads the images: ffcv needs packed ones, dali and folder (Pillow) read files. They differ by rounding."""
-    on_error: Literal["raise", "skip"] = "raise"
+    on_error: Annotated[Literal["raise", "skip"], HOW] = "raise"
     """A file that cannot be read ends the run, or it is left out and listed in the log."""
 
 
@@ -158,10 +158,10 @@ class Squeeze(Optimization, Views):
     """Text file with the class name of each output of the checkpoints, one a line, if it differs from the data set."""
     gate_images: CountOrZero = 10
     """Real training images a class on which every teacher must beat chance before anything is recovered; 0: no gate."""
-    shared: bool = False
+    shared: Annotated[bool, HOW] = False
     """Several workers train a teacher together, each on its part of every batch: faster, but the weights depend on the
     number of workers. Otherwise each teacher is trained by one of them, and teachers side by side."""
-    sync_batch_norm: bool = False
+    sync_batch_norm: Annotated[bool, HOW] = False
     """As train.sync_batch_norm, for teachers that are trained with `shared`."""
     self_supervision: SelfSupervision = field(default_factory=SelfSupervision)
     probe: Probe = field(default_factory=Probe)
@@ -260,7 +260,7 @@ class Train(Optimization):
     """mse_ce's classes of a mixed view: both by their shares, or the base image's alone as published."""
     seeds: Count = 1
     """Students, each from another seed."""
-    sync_batch_norm: bool = False
+    sync_batch_norm: Annotated[bool, HOW] = False
     """With several ranks, on GPUs: BatchNorms see a batch of all ranks, as one rank's do, instead of each its share."""
     prefix: CountOrZero = 0
     """Images of a class that are trained on, the first by rank, and as many random real ones; 0: all."""
@@ -277,9 +277,9 @@ class Evaluate:
     """random_soft, random_hard: random real images of the same IPC with soft or hard labels; herding_soft,
     herding_hard: those that herding chooses in the features of the first labelling teacher, or in pixels if there is
     no teacher; full: all real images."""
-    sizes: tuple[Count, ...] = ()
+    sizes: Annotated[tuple[Count, ...], HOW] = ()
     """Images per class at which the set is scored, each time the first of every class: `evaluate --ipc 1,2,5`."""
-    compare: tuple[Literal["independent", "stacked"], ...] = ()
+    compare: Annotated[tuple[Literal["independent", "stacked"], ...], HOW] = ()
     """Beside them: sets made for each size (A), and sets of one image a class from other seeds put together (B)."""
     full_epochs: CountOrZero = 0
     """Epochs on the full data; 0 takes squeeze.epochs."""

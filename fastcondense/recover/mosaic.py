@@ -19,7 +19,6 @@ from torch.nn import functional as F
 
 from ..data.jobs import Job
 from ..data.real import square_batches, window_batches
-from ..files import read_tensors, write_tensors
 from ..loaders.source import Windowed
 from ..networks.precision import arithmetic
 from ..recipe.recover import Initial
@@ -27,6 +26,7 @@ from ..rng import Stream
 from ..run import Run
 from ..teachers.kept import chosen
 from ..teachers.teacher import Teacher
+from ..tensor_files import read_tensors, write_tensors
 from ..views.windows import windows
 from ..workers.work import Items
 

@@ -19,11 +19,11 @@ import torch
 from torch import Tensor
 
 from ..data.real import square_batches
-from ..files import read_tensors, write_tensors
 from ..networks.precision import arithmetic
 from ..run import Run
 from ..teachers.cut import penultimate
 from ..teachers.teacher import Teacher
+from ..tensor_files import read_tensors, write_tensors
 from ..workers.work import Items
 from .selection import herding, inner_products, medoids
 

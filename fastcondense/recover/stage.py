@@ -9,7 +9,7 @@ import json
 from dataclasses import replace
 
 from ..data.jobs import Job, jobs
-from ..files import read_metadata, read_tensors, write_json
+from ..files import write_json
 from ..networks.precision import one_thread
 from ..records import read_manifest
 from ..run import Run
@@ -18,6 +18,7 @@ from ..sets.imported import check_order, read_imported, read_origin
 from ..statistics import pruning, targets
 from ..teachers.kept import chosen
 from ..teachers.teacher import Teacher
+from ..tensor_files import read_metadata, read_tensors
 from ..workers.background import Writer, beside
 from ..workers.distributed import rank
 from ..workers.work import Items

@@ -12,7 +12,7 @@ import torch
 from torch import Tensor
 
 from ..data.jobs import Job
-from ..files import read_tensors, write_tensors
+from ..tensor_files import read_tensors, write_tensors
 from ..workers.interrupt import check, held, is_requested
 
 _SECONDS_BETWEEN = 60.0

@@ -12,19 +12,8 @@ import torch
 from torch import Tensor
 
 from .. import vision
-from ..files import read_metadata
 from ..log import read_events
-from ..records import (
-    Environment,
-    Kind,
-    Origin,
-    RankedScores,
-    Replay,
-    Result,
-    SizeCurve,
-    read_checked,
-    read_manifest,
-)
+from ..records import Environment, Kind, Origin, RankedScores, Replay, Result, SizeCurve, read_checked, read_manifest
 from ..recover.stage import made_jobs
 from ..run import Run
 from ..sets.condensed import read_present, read_record, shard_path
@@ -33,6 +22,7 @@ from ..sets.loss_bands import LossBand, read_loss_band
 from ..sets.record import LayerLosses, Snapshots
 from ..students.students import Student, arms, read_student, student_folder
 from ..teachers.kept import read_teacher, teacher_path
+from ..tensor_files import read_metadata
 from . import plots
 
 CLASSES, SLOTS = 20, 20

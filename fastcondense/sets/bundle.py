@@ -14,7 +14,6 @@ from __future__ import annotations
 import io
 import itertools
 import json
-import zipfile
 from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, replace
@@ -27,7 +26,7 @@ from PIL import Image
 from torch import Tensor
 
 from ..data.jobs import jobs
-from ..files import read_tensors, slug, write_atomic, write_json, write_tensors
+from ..files import slug, write_atomic, write_json
 from ..leftovers import sweep
 from ..loaders.reading import naming
 from ..recipe.recipe import Recipe, from_toml
@@ -43,6 +42,7 @@ from ..records import (
     read_manifest,
 )
 from ..teachers.kept import read_teacher, teacher_path
+from ..tensor_files import read_tensors, write_tensors
 from . import sealed_zip
 from .condensed import CondensedSet, digests, read_set, write_shard
 from .sealed_zip import SealedReader
@@ -69,11 +69,6 @@ class Contents:
     """By the teacher's name."""
     result: Result | None
     """What evaluate wrote of this recipe."""
-
-
-def is_bundle(path: Path) -> bool:
-    """Whether the path is a zip file."""
-    return path.is_file() and zipfile.is_zipfile(path)
 
 
 def read_folder(folder: Path) -> Contents:

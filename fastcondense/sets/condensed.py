@@ -12,9 +12,10 @@ import torch
 from torch import Tensor
 
 from ..data.jobs import Job
-from ..files import first_difference, read_tensors, write_json, write_tensors
+from ..files import first_difference, write_json
 from ..loaders.reading import naming
 from ..records import read_manifest
+from ..tensor_files import read_tensors, write_tensors
 from .record import Record
 from .stored_images import StoredImages, find_images, read_shard, shard_path
 

@@ -11,13 +11,14 @@ from torch import Tensor
 
 from ..data.jobs import jobs
 from ..data.real import Normalization
-from ..files import first_difference, read_tensors, write_json
+from ..files import first_difference, write_json
 from ..log import Log
 from ..recipe.recipe import Recipe
 from ..recipe.settings import Dataset
 from ..records import Origin, read_manifest
 from ..squeeze.gate import is_chance, judge
 from ..teachers.teacher import Teacher
+from ..tensor_files import read_tensors
 from .condensed import CondensedSet, read_set, shard_path, write_shard
 from .published_sets import PublishedSet
 

@@ -8,8 +8,8 @@ from pathlib import Path
 
 import numpy as np
 
-from ..files import read_tensors
 from ..loaders.reading import naming
+from ..tensor_files import read_tensors
 
 
 @dataclass(frozen=True)

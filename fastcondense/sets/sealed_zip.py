@@ -118,3 +118,8 @@ def _digest(path: Path) -> str:
             digest.update(part)
             left -= len(part)
     return digest.hexdigest()
+
+
+def is_bundle(path: Path) -> bool:
+    """Whether the path is a zip file."""
+    return path.is_file() and zipfile.is_zipfile(path)

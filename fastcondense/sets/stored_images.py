@@ -11,8 +11,8 @@ from safetensors import safe_open
 from torch import Tensor
 
 from ..data.jobs import Job
-from ..files import DIGESTS, read_tensors
 from ..loaders.reading import reading
+from ..tensor_files import DIGESTS, read_tensors
 
 
 def shard_path(folder: Path, job: int) -> Path:

@@ -14,9 +14,10 @@ from torch import Tensor
 
 from ..data.arrays import checked_labels
 from ..data.real import Normalization
-from ..files import read_checkpoint, read_json, read_tensors, write_tensors
+from ..files import read_json
 from ..loaders.reading import reading
 from ..recipe.settings import Dataset
+from ..tensor_files import read_checkpoint, read_tensors, write_tensors
 from .condensed import CondensedSet
 from .listing import Listing, Picture, numbers_as_names
 from .parts import in_order

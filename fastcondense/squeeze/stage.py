@@ -13,7 +13,7 @@ from torch.nn import functional as F
 
 from .. import trust
 from ..data.real import split_batches, training_batches
-from ..files import read_checkpoint, read_json, read_lines, write_json, write_tensors
+from ..files import read_json, read_lines, write_json
 from ..loaders.complete import check_files
 from ..networks import zoo
 from ..networks.encoders import classifier_name, feature_size
@@ -25,6 +25,7 @@ from ..rng import Stream
 from ..run import Run
 from ..teachers.kept import check_kept, frozen, read_teachers, teacher_identity, teacher_path
 from ..teachers.teacher import Teacher, choose_state, count_outputs, head_size, load_weights, match_classes
+from ..tensor_files import read_checkpoint, write_tensors
 from ..workers.distributed import all_sum, rank, world_size
 from ..workers.work import Items, draw
 from .gate import check_gate

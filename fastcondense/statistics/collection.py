@@ -15,9 +15,9 @@ import torch
 from torch import Tensor
 
 from ..data.real import training_batches
-from ..files import read_tensors, write_tensors
 from ..rng import Stream
 from ..run import Run
+from ..tensor_files import read_tensors, write_tensors
 from ..workers.work import Items
 from .collector import Collector
 

@@ -14,12 +14,12 @@ from torch import Tensor
 from .. import trust
 from ..data.jobs import Job
 from ..data.real import square_batches
-from ..files import read_tensors, write_tensors
 from ..networks.precision import arithmetic
 from ..rng import Stream
 from ..run import Run
 from ..teachers.kept import teacher_path
 from ..teachers.teacher import Teacher
+from ..tensor_files import read_tensors, write_tensors
 from ..workers.work import Items, draw
 from .collection import Collection, NamedVectors
 from .collector import Collector

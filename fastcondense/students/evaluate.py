@@ -6,13 +6,14 @@ import statistics
 from collections.abc import Sequence
 from typing import Any
 
-from ..files import read_metadata, write_json
+from ..files import write_json
 from ..labels.stored_labels import stored_bytes
 from ..recover.stage import made_jobs
 from ..run import Run
 from ..sets.condensed import shard_path
 from ..sets.imported import read_origin
 from ..teachers.kept import teacher_bytes, teacher_seconds
+from ..tensor_files import read_metadata
 from ..workers.distributed import once
 from .students import CONDENSED, Arm, arms, last_score, read_student
 

@@ -14,11 +14,12 @@ import torch
 from torch import Tensor, nn
 
 from ..data.real import split_batches, training_batches
-from ..files import read_tensors, write_atomic, write_json, write_tensors
+from ..files import write_atomic, write_json
 from ..labels.labels import LabelSource, TeacherLabels, hard_labels, student_loss
 from ..labels.resident import place
 from ..labels.stored_labels import read_labels
-from ..labels.views import BatchTable, ReplayedViews, Span, ViewBatch
+from ..labels.view_tables import BatchTable, Span, ViewBatch
+from ..labels.views import ReplayedViews
 from ..loaders.reading import naming
 from ..networks import zoo
 from ..networks.fit import fit
@@ -35,6 +36,7 @@ from ..run import Run
 from ..sets.condensed import CondensedSet
 from ..sets.imported import read_origin
 from ..teachers.teacher import Teacher
+from ..tensor_files import read_tensors, write_tensors
 from ..workers.distributed import once, rank, world_size
 
 WHOLE = Views(crop_scale=(1.0, 1.0), crop_ratio=(1.0, 1.0), flip=0.0)

@@ -48,7 +48,7 @@ class FrozenConvolution(nn.Conv2d):
         if x.shape not in self.packed:
             if len(self.packed) == _MOST_SHAPES:
                 self.packed.clear()
-            self.packed[x.shape] = Packed(self.weight.detach(), self.padding[0], self.stride[0], x.shape)
+            self.packed[x.shape] = Packed(self.weight.detach(), int(self.padding[0]), self.stride[0], x.shape)
         x = x.contiguous(memory_format=torch.channels_last)
         y: Tensor = PackedConvolution.apply(x, self.bias, self.packed[x.shape])
         return y.contiguous(memory_format=torch.channels_last)

@@ -8,12 +8,13 @@ from typing import Any
 
 from torch import Tensor, nn
 
-from ..files import first_difference, read_metadata, read_tensors, slug, state_sha256
+from ..files import first_difference, slug
 from ..loaders.reading import naming
 from ..networks import zoo
 from ..recipe.settings import PixelStatistics
 from ..records import Color, Count, Network, TeacherMetadata, checked, parse_json
 from ..run import Run
+from ..tensor_files import read_metadata, read_tensors, state_sha256
 from .teacher import Teacher
 
 

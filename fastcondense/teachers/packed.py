@@ -7,6 +7,7 @@ mirrored and transposed, of stride 2 as oneDNN's transposed convolution.
 from __future__ import annotations
 
 import functools
+from typing import Any
 
 import torch
 from torch import Tensor, nn
@@ -100,7 +101,7 @@ def _block_weight(weight: Tensor) -> Tensor:
 
 
 def _packed(weight: Tensor, padding: int, stride: int, shape: list[int]) -> Tensor:
-    reorder = torch._C._nn.mkldnn_reorder_conv2d_weight
+    reorder: Any = torch._C._nn.mkldnn_reorder_conv2d_weight  # its annotation lacks the last argument
     return reorder(weight.contiguous().to_mkldnn(), [padding] * 2, [stride] * 2, [1, 1], 1, shape)
 
 

@@ -14,11 +14,11 @@ from torch import Tensor, nn
 
 from .. import vision
 from ..data.real import Normalization
-from ..files import state_sha256
 from ..loaders.reading import naming
 from ..networks.precision import cast
 from ..networks.zoo import channels_last
 from ..recipe.settings import Dataset, PixelStatistics
+from ..tensor_files import state_sha256
 from .fuse import fuse
 from .moments import FrozenBatchNorm, Keeper, Layer, Moments
 

@@ -3,8 +3,6 @@
 from __future__ import annotations
 
 import os
-import socket
-import time
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
@@ -14,13 +12,10 @@ from pathlib import Path
 import torch
 from torch import Tensor, distributed, nn
 
-LAUNCHER = "FASTCONDENSE_LAUNCHER"
-"""The variable in which `--gpus` names a folder to its workers; other launchers, such as torchrun, set none."""
-NAME, ATTEMPT = "FASTCONDENSE_LAUNCH", "FASTCONDENSE_ATTEMPT"
-"""The variables in which it tells them its own name, and how often they have been started again."""
+from .launched import LAUNCHER, attempt
+
 _PATIENCE = timedelta(days=2)  # rank 0 may do something long while the others wait; the launcher ends them if it fails
 _MEETING = timedelta(minutes=3)  # for all to come and connect
-_STARTED = time.time_ns()
 
 
 @dataclass
@@ -47,24 +42,6 @@ def rank() -> int:
 def world_size() -> int:
     """Number of processes."""
     return _membership.world if _membership else 1
-
-
-def is_launched() -> bool:
-    """Whether `--gpus`, torchrun, or something that sets their variables, has started this process."""
-    is_ranked = all(name in os.environ for name in ("RANK", "WORLD_SIZE", "LOCAL_RANK"))
-    return is_ranked and (LAUNCHER in os.environ or all(name in os.environ for name in ("MASTER_ADDR", "MASTER_PORT")))
-
-
-def launch_name() -> str:
-    """The name of the launch that this process belongs to, which all its processes know and no others have."""
-    names = (NAME, "TORCHELASTIC_RUN_ID", "MASTER_ADDR", "MASTER_PORT", "SLURM_JOB_ID", "SLURM_STEP_ID")
-    shared = [os.environ[name] for name in names if name in os.environ]
-    return " ".join(shared) if is_launched() else f"{socket.gethostname()} {os.getpid()} {_STARTED}"
-
-
-def attempt() -> int:
-    """How often the processes of this launch have been started again."""
-    return int(os.environ.get(ATTEMPT) or os.environ.get("TORCHELASTIC_RESTART_COUNT") or 0)
 
 
 def join(device: torch.device) -> torch.device:

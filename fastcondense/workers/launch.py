@@ -15,10 +15,8 @@ import time
 from dataclasses import dataclass, field
 from pathlib import Path
 
-import torch
-
-from .distributed import ATTEMPT, LAUNCHER, NAME, launch_name
 from .interrupt import PARENT, held, listening
+from .launched import ATTEMPT, LAUNCHER, NAME, launch_name
 
 _COMMAND = (sys.executable, "-m", "fastcondense.cli")
 _SECONDS_TO_END = 8.0  # for workers that are told to; they themselves need six at most
@@ -43,6 +41,8 @@ class Launch:
 
     def check(self) -> None:
         """Raises ValueError if the workers cannot be started here."""
+        import torch  # takes seconds, and options are parsed without it
+
         if self.gpus and self.gpus > (found := torch.cuda.device_count()):
             raise ValueError(f"--gpus {self.gpus}: this machine has {found}; --gpus 0 --workers N starts CPU workers")
         if (self.gpus or 0) < 0 or self.workers < 1 or self.restarts < 0:

@@ -19,7 +19,7 @@ from pathlib import Path
 from typing import Any, TextIO
 
 from ..leftovers import clean
-from .distributed import launch_name
+from .launched import launch_name
 
 _SECONDS_TO_WAIT = 20.0  # for a launch that is just ending
 _NAME = ".lock"

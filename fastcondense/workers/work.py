@@ -18,7 +18,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Generic, NamedTuple, TypeVar
 
-from .distributed import attempt, launch_name
+from .launched import attempt, launch_name
 
 Item = TypeVar("Item")
 PATIENCE = 30.0

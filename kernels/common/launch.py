@@ -58,8 +58,8 @@ def moments_gradients(dmean: Tensor | None, dvar: Tensor | None, dummy: Tensor) 
     """Whether there is one, and both, contiguous: zeros for one that is None; `dummy`, which nobody reads, for two."""
     if dmean is None and dvar is None:
         return False, dummy, dummy
-    given = (torch.zeros_like(dummy) if gradient is None else gradient.contiguous() for gradient in (dmean, dvar))
-    return True, *given
+    given = [torch.zeros_like(dummy) if gradient is None else gradient.contiguous() for gradient in (dmean, dvar)]
+    return True, given[0], given[1]
 
 
 @dataclass(frozen=True)

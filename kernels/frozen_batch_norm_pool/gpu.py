@@ -255,8 +255,9 @@ class FrozenBatchNormPool(torch.autograd.Function):
         tiles = pool_tiles(num_images, channels, *argmax.shape[2:])
         dy = torch.zeros_like(argmax, dtype=x.dtype) if dy is None else dy.contiguous(memory_format=torch.channels_last)
         dx = torch.empty_like(x, memory_format=torch.channels_last)
-        has_input, *of_input = moments_gradients(*dmoments[:2], scale)
-        has_output, *of_output = moments_gradients(*(dmoments[2:] or (None, None)), scale)
+        has_input, *of_input = moments_gradients(dmoments[0], dmoments[1], scale)
+        dmean, dvar = dmoments[2:] or (None, None)
+        has_output, *of_output = moments_gradients(dmean, dvar, scale)
         with device_of(x):
             backward_kernel[(tiles.num_tiles, tiles.num_columns)](
                 x, dy, argmax, dx, scale, shift, means[0], *of_input, means[-1], *of_output, num_images, height,
