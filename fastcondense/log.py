@@ -133,8 +133,8 @@ def _is_complete(entry: dict[str, Any]) -> bool:
     fields: dict[str, type] = {"time": float} | _FIELDS.get(entry["event"], {})
     for name, kind in fields.items():
         value: Any = entry.get(name)
-        is_number = isinstance(value, int) or (kind is float and isinstance(value, float))
-        is_right = isinstance(value, str) if kind is str else is_number and abs(float(value)) < 1e15  # finite, too
-        if not is_right:
+        if not isinstance(value, str if kind is str else (int, kind)):
+            return False
+        if isinstance(value, int | float) and not abs(value) < 1e15:  # it is not finite, or no float
             return False
     return True
