@@ -138,7 +138,7 @@ def _is_complete(entry: dict[str, Any]) -> bool:
     for name, kind in fields.items():
         value: Any = entry.get(name)
         is_number = isinstance(value, int) or (kind is float and isinstance(value, float))
-        is_right = isinstance(value, str) if kind is str else is_number and abs(float(value)) < 1e15  # finite, too
+        is_right = isinstance(value, str) if kind is str else is_number and -1e15 < value < 1e15  # finite, too
         if not is_right:
             return False
     return True

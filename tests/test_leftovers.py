@@ -97,6 +97,7 @@ TORN = (
     b'{"time": 3.0, "event": "cost", "stage": [], "hours": 1, "unit": "x"}',
     b'{"time": 3.0, "event": "cost", "stage": "train", "hours": NaN, "unit": "x"}',
     b'{"time": 1e999, "event": "cost", "stage": "train", "hours": 1, "unit": "x"}',
+    b'{"time": 1' + b"0" * 400 + b', "event": "cost", "stage": "train", "hours": 1, "unit": "x"}',
     b'["event"]',
     b"\xff\xfe{}",
 )
