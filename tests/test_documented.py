@@ -4,10 +4,10 @@ import argparse
 import ast
 import contextlib
 import dataclasses
+import importlib
 import re
 import runpy
 import sys
-import zipfile
 from collections.abc import Sequence
 from pathlib import Path
 from types import SimpleNamespace
@@ -18,6 +18,7 @@ from documents import ROOT, WRITTEN, blocks, cells, commands, shell_lines, spans
 
 from fastcondense import cli, options
 from fastcondense.recipe import recipe
+from fastcondense.sets import sealed_zip
 
 NAME = "sre2l/digits-ipc10"
 PLACEHOLDERS = {"RUN-or-BUNDLE": "RUN", "NAME-or-FILE": NAME, "NAME": NAME, "METHOD/digits-ipc10": NAME}
@@ -39,10 +40,14 @@ def fields(kind: type) -> set[str]:
 
 
 SETTINGS = {name.replace("_", "-") for name in dotted(dataclasses.asdict(recipe.Recipe()))}
-KINDS = (options.Options, *options.Options.__subclasses__(), *(kind for _, kind, _ in cli.TOOLS.values()))
+TOOLS = [getattr(importlib.import_module(f"fastcondense.{module}"), kind) for module, _, kind, _ in cli.TOOLS.values()]
+KINDS = (options.Options, *options.Options.__subclasses__(), *TOOLS)
 FLAGS = SETTINGS | {name.replace("_", "-") for kind in KINDS for name in fields(kind)}
 BENCHMARKS = {
-    flag for path in (ROOT / "benchmarks").glob("*.py") for flag in re.findall(r'"--([\w-]+)"', path.read_text())
+    flag
+    for folder in ("benchmarks", "scripts")
+    for path in (ROOT / folder).glob("*.py")
+    for flag in re.findall(r'"--([\w-]+)"', path.read_text())
 }
 
 
@@ -74,8 +79,8 @@ def make_run(path: Path) -> None:
     text = recipe.load(name if name.rpartition("-ipc")[0] in recipe.names() else NAME).to_toml()
     path.parent.mkdir(parents=True, exist_ok=True)
     if path.suffix == ".zip":
-        with zipfile.ZipFile(path, "w") as archive:
-            archive.writestr("recipe.toml", text)
+        with sealed_zip.writing(path) as archive:
+            archive.put("recipe.toml", text.encode())
     else:
         path.mkdir(exist_ok=True)
         (path / "recipe.toml").write_text(text)
