@@ -19,6 +19,11 @@ def is_launched() -> bool:
     return is_ranked and (LAUNCHER in os.environ or all(name in os.environ for name in ("MASTER_ADDR", "MASTER_PORT")))
 
 
+def num_launched() -> int:
+    """How many processes this launch has."""
+    return int(os.environ["WORLD_SIZE"]) if is_launched() else 1
+
+
 def launch_name() -> str:
     """The name of the launch that this process belongs to, which all its processes know and no others have."""
     names = (NAME, "TORCHELASTIC_RUN_ID", "MASTER_ADDR", "MASTER_PORT", "SLURM_JOB_ID", "SLURM_STEP_ID")

@@ -19,7 +19,7 @@ from pathlib import Path
 from typing import Generic, NamedTuple, TypeVar
 
 from ..log import Log
-from .launched import attempt, launch_name
+from .launched import attempt, launch_name, num_launched
 
 Item = TypeVar("Item")
 PATIENCE = 30.0
@@ -60,6 +60,7 @@ def draw(work: Items[Item]) -> Iterator[Draw[Item]]:
     OSError if nothing can be claimed in the folder.
     """
     todo, pause, ahead = dict(enumerate(work.items)), POLLS[0], None
+    num_others = num_launched() - 1  # who may not have claimed anything yet
     with contextlib.closing(_Claims(work.folder / f".{work.name}.claims")) as claims:
         while todo:
             if ahead is None or work.is_finished(work.items[ahead]):  # this process may have been frozen for long
@@ -74,7 +75,7 @@ def draw(work: Items[Item]) -> Iterator[Draw[Item]]:
                     pause = min(2 * pause, POLLS[1] * max(1.0, len(claims.seen) / 1000))
                 continue
             ahead, pause = None, POLLS[0]
-            if len(todo) - len(claims.mine) > AHEAD * len(claims.seen.keys() - claims.mine):
+            if len(todo) - len(claims.mine) > AHEAD * max(num_others, len(claims.seen.keys() - claims.mine)):
                 ahead = _next(work, todo, claims)
             yield Draw(work.items[number], None if ahead is None else work.items[ahead])
         claims.look()
