@@ -172,7 +172,7 @@ def campaign(name: str, base: Path, work: Path, most: int) -> dict[str, Any]:
         raise SystemExit(f"{name} without a kill ends with {status}: {said}")
     whole, places = contents(work), range(1, operations + 1)
     if most and most < operations:
-        places = sorted({round(place) for place in np.linspace(1, operations, most)})
+        places = sorted({1 + int(operations * (k + 0.5) / most) for k in range(most)})
     killed = 0
     for place in places:
         begin()

@@ -13,8 +13,8 @@ ROOT = Path(__file__).parents[1]
 
 def test_a_killed_command_ends_with_the_same_bits_when_it_is_repeated():
     script = ROOT / "scripts" / "kill_everywhere.py"
-    found = subprocess.run([sys.executable, str(script), "--most", "3"], capture_output=True, text=True, cwd=ROOT)
+    found = subprocess.run([sys.executable, str(script), "--most", "1"], capture_output=True, text=True, cwd=ROOT)
     lines = [json.loads(line) for line in found.stdout.splitlines()]
     assert found.returncode == 0 and not any(line["wrong"] for line in lines), found.stdout + found.stderr
     assert [line["command"] for line in lines] == "run relabel evaluate bundle export tensors pack".split()
-    assert all(line["kills"] == 3 <= line["operations"] for line in lines)
+    assert all(line["kills"] == 1 <= line["operations"] for line in lines)
