@@ -99,7 +99,10 @@ def read_lines(path: Path, what: str) -> list[str]:
     """The lines of a user's text file in UTF-8, with or without a byte order mark, that are not empty, without spaces
     around them. Raises ValueError that names it and `what`, the setting.
     """
-    check_file(path)
+    try:
+        check_file(path)
+    except ValueError as error:
+        raise ValueError(f"{what}: {error}") from None
     try:
         lines = [line.strip() for line in path.read_text(encoding="utf-8-sig").splitlines()]
     except UnicodeDecodeError as error:

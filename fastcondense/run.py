@@ -65,7 +65,7 @@ class Run:
     def _check_data(self) -> None:
         """Raises ValueError if the run was begun with other real images."""
         path = self.out / _DATA
-        if path.exists():
+        if path.exists() and self._has_made():
             kept, now = read_json(path), self.real.about()
             if difference := first_difference(kept["images"], now):
                 part = difference.split(".")[0]
@@ -76,6 +76,11 @@ class Run:
                     f"other data ({difference}); choose another --out, or the first --data"
                 )
 
+    def _has_made(self) -> bool:
+        """Whether anything is there that was made from real images."""
+        weights, shards = self.out.glob("teachers/*/weights.safetensors"), self.out.glob("condensed/shard-*")
+        return any(weights) or any(shards)
+
     def open(self, *, is_helper: bool = False) -> None:
         """Makes the run's folder with its recipe, environment and log.
 
@@ -83,7 +88,7 @@ class Run:
         """
         loader, reason = choose(self.real.train, self.recipe.dataset, self.device)
         self.out.mkdir(parents=True, exist_ok=True)
-        if rank() == 0 and not (self.out / _DATA).exists():
+        if rank() == 0 and not ((self.out / _DATA).exists() and self._has_made()):
             where = str(self.data.resolve()) if self.data else None
             write_json(self.out / _DATA, {"name": self.real.name, "path": where, "images": self.real.about()})
         if rank() == 0:

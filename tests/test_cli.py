@@ -112,7 +112,7 @@ def test_images_are_the_classes_of_the_manifest(finished):
             shard["classes"].tolist() == list(range(5 * (k % 2), 5 * (k % 2) + 5))
             and shard["slots"].tolist() == [k // 2] * 5
         )
-    assert np.asarray(Image.open(finished / "condensed" / "grid.png")).shape == (10 * 66 + 2, 2 * 66 + 2, 3)
+    assert np.asarray(Image.open(finished / "condensed" / "grid.png")).shape == (10 * 68 - 4, 2 * 68 - 4, 3)
 
 
 def test_a_second_run_changes_nothing(finished, capsys):
@@ -231,7 +231,10 @@ def test_train_before_recover_and_evaluate_before_train(tmp_path, capsys):
         (["run", "--recipe", "sre2l/cifar10", "--data", "."], "is empty"),
         (["run", "--recipe", "sre2l/digits", "--device", "abacus"], "there is no device 'abacus'"),
         (["run", "--recipe", "sre2l/digits", "--squeeze.teachers", "zoo/resnet19"], "nearest is 'resnet18'"),
-        (["run", "--recipe", "sre2l/digits", "--squeeze.weights", "absent.pth"], "no checkpoint absent.pth"),
+        (
+            ["run", "--recipe", "sre2l/digits", "--squeeze.weights", "absent.pth"],
+            "absent.pth cannot be read: there is no such file",
+        ),
     ],
 )
 def test_wrong_words_are_one_line(arguments, words, capsys, tmp_path, monkeypatch):

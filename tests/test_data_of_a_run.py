@@ -98,7 +98,11 @@ def test_what_a_checkpoint_holds_is_said_and_a_key_chooses(tmp_path, images, cap
 
 @pytest.mark.parametrize(
     ("content", "words"),
-    [(None, "cannot be read: No such file"), (b"caf\xe9\n", "is no UTF-8 text (byte 3)"), (b"\n \n", "is empty")],
+    [
+        (None, "cannot be read: there is no such file"),
+        (b"caf\xe9\n", "is no UTF-8 text (byte 3)"),
+        (b"\n \n", "is empty"),
+    ],
 )
 def test_a_file_of_class_names_is_named_with_its_setting(tmp_path, images, made, capsys, content, words):
     path, teacher = tmp_path / "names.txt", next(made.glob("teachers/*/weights.safetensors"))

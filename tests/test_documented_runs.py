@@ -21,6 +21,7 @@ NOT_RUN = {
     r"^bench ": "minutes of measuring: parsed in test_documented.py, run by scripts/gpu_suite.sh",
     r"my_recipe\.toml": "run in test_own_page.py",
     r"^(run|recover|squeeze|pack) .*--data /data/": "needs ImageNet or CIFAR-10; parsed in test_documented.py",
+    r"runs/my-teacher": "the run of own.md's teacher: run in test_own_page.py",
     r"imagenet1k": "in the folder of a run on ImageNet",
     r"--data DIR --out DIR-packed": "run in test_pack.py",
     r"runs/sizes": "a curve of many students: run in test_curve.py",

@@ -352,12 +352,12 @@ def test_digests_are_looked_at_once(tmp_path, monkeypatch):
     whole = Job(0, 0, 2, 0, 3)
     write_shard(tmp_path, whole, PIXELS, torch.zeros(0, 3), {})
     found, seen = read_set(tmp_path, [whole], 2, tuple("abc")), []
-    monkeypatch.setattr("fastcondense.files._sha256", lambda tensor: seen.append(tensor.shape) or SHA)
+    monkeypatch.setattr("fastcondense.tensor_files._sha256", lambda tensor: seen.append(tensor.shape) or SHA)
     with pytest.raises(ValueError, match="its 'images' are not those that were written"):
         found.of_class(0)
     monkeypatch.undo()
     assert torch.equal(found.of_class(1), PIXELS[2:4])
-    monkeypatch.setattr("fastcondense.files._sha256", lambda _: pytest.fail("again"))
+    monkeypatch.setattr("fastcondense.tensor_files._sha256", lambda _: pytest.fail("again"))
     assert torch.equal(found.first(1).images[:, 0], PIXELS[::2])
 
 

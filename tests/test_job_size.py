@@ -7,6 +7,7 @@ import pytest
 import torch
 from small import fastcondense, shards
 
+from fastcondense import stages
 from fastcondense.data.jobs import jobs, with_batch_size
 from fastcondense.plan import job_size
 from fastcondense.plan.job_size import check_fits, largest_batch, recover_footprint
@@ -85,9 +86,7 @@ def test_a_size_that_was_chosen_before_the_first_job_stays(tmp_path, monkeypatch
     monkeypatch.setattr(job_size, "usable_bytes", lambda _: 1030)
     assert fastcondense("recover", tmp_path, "--recover.batch-size", "0", "--squeeze.gate-images", "10000") == 1
     assert fastcondense("recover", tmp_path, "--recover.batch-size", "0", "--recover.iterations", "0") == 1
-    import fastcondense.recover.stage as condense
-
-    monkeypatch.setattr(condense, "squeeze", refuse)
+    monkeypatch.setattr(stages, "squeeze", refuse)
     with pytest.raises(AssertionError):
         fastcondense("recover", tmp_path, "--recover.batch-size", "0")
     assert load(str(tmp_path / "recipe.toml")).recover.batch_size == 3  # four groups of ten classes

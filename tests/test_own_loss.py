@@ -103,8 +103,7 @@ def test_it_needs_an_optimisation_that_it_could_be_part_of(change):
         recipe(loss="terms.py:margin", **change).check()
 
 
-def test_recipes_without_it_are_what_they_were():
-    assert "loss" not in recipe().parts("recover")["recover"]
+def test_a_loss_is_part_of_what_a_recipe_is():
     assert recipe().sha256() != recipe(loss="terms.py:margin").sha256()
 
 

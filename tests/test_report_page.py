@@ -258,6 +258,7 @@ def test_nothing_is_made_for_a_report(tmp_path):
     assert fastcondense("inspect", out, *FAST) == 0
     assert sorted(path.name for path in out.iterdir()) == [
         ".lock",
+        "data.json",
         "environment.json",
         "log.jsonl",
         "recipe.toml",

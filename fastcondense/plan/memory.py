@@ -46,10 +46,14 @@ class LiveTensors(TorchDispatchMode):
         return result
 
     def _note(self, tensor: Tensor) -> None:
-        storage = tensor.untyped_storage()
-        key, size = storage._cdata, storage.nbytes()
+        if tensor.is_mkldnn:  # in oneDNN's own layout, without a storage
+            owner: Any = tensor
+            key, size = id(tensor), tensor.numel() * tensor.element_size()
+        else:
+            owner = tensor.untyped_storage()
+            key, size = owner._cdata, owner.nbytes()
         if key not in self.known:
-            self.known[key] = weakref.finalize(storage, self._forget, key, size)
+            self.known[key] = weakref.finalize(owner, self._forget, key, size)
             self.live += size
             self.peak = max(self.peak, self.live)
 
