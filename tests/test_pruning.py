@@ -132,16 +132,22 @@ def digits_run(tmp_path, **recover):
     given = {"statistics": STATISTICS, "patch_size": 4, "match_weight": 1.0, "iterations": 60, "lr": 0.1}
     recipe = dataclasses.replace(recipe, recover=dataclasses.replace(recipe.recover, **given | recover))
     run = Run(recipe, tmp_path / "run", log=Log())
-    run.teachers = [make("zoo/convnet3_w32", 8, 4)]
+    run.kept["teachers"] = [make("zoo/convnet3_w32", 8, 4)]
     return run
 
 
 def test_everything_is_matched_by_default(tmp_path):
     run = digits_run(tmp_path)
-    targets.complete(run, run.teachers)
-    layers, switches = list(run.teachers[0].layers), [vars(keeper).copy() for keeper in run.teachers[0].keepers]
-    pruning.prune(run, run.teachers)
-    assert run.teachers[0].layers == layers and [vars(keeper) for keeper in run.teachers[0].keepers] == switches
+    targets.complete(run, run.kept["teachers"])
+    layers, switches = (
+        list(run.kept["teachers"][0].layers),
+        [vars(keeper).copy() for keeper in run.kept["teachers"][0].keepers],
+    )
+    pruning.prune(run, run.kept["teachers"])
+    assert (
+        run.kept["teachers"][0].layers == layers
+        and [vars(keeper) for keeper in run.kept["teachers"][0].keepers] == switches
+    )
     assert not list((tmp_path / "run").rglob("pruning-*"))
 
 
@@ -151,11 +157,11 @@ TARGETS = {"targets": ("global", "category"), "target_weights": (0.5, 0.25)}
 @pytest.mark.parametrize("settings", [{}, TARGETS], ids=["global", "all"])
 def test_a_run_keeps_the_cheapest_layers_with_the_share_and_still_matches(tmp_path, settings):
     run = digits_run(tmp_path, gradient_share=0.97, **settings)
-    targets.complete(run, run.teachers)
-    teacher, whole = run.teachers[0], list(run.teachers[0].layers)
+    targets.complete(run, run.kept["teachers"])
+    teacher, whole = run.kept["teachers"][0], list(run.kept["teachers"][0].layers)
     shares, (maps, costs) = pruning.gradient_shares(run, teacher), pruning.map_costs(teacher, 8)
     assert shares.sum() == pytest.approx(1) and (shares > 0).all()
-    pruning.prune(run, run.teachers)
+    pruning.prune(run, run.kept["teachers"])
     subsets = [np.array(bits, bool) for bits in itertools.product((0, 1), repeat=len(whole)) if bits[0]]
     best = min((own for own in subsets if shares[own].sum() >= 0.97), key=lambda own: costs[maps[own].any(0)].sum())
     kept = [layer.name for layer, is_kept in zip(whole, best, strict=True) if is_kept]
@@ -165,10 +171,10 @@ def test_a_run_keeps_the_cheapest_layers_with_the_share_and_still_matches(tmp_pa
     assert [entry["name"] for entry in tree["layers"] if entry["is_matched"]] == kept
     assert tree["gradient_share"] == pytest.approx(shares[best].sum()) and tree["cost_share"] < 1
     made_at = path.stat().st_mtime_ns
-    for teachers in (run.teachers, [make("zoo/convnet3_w32", 8, 4)]):  # again, and a process that goes on
+    for teachers in (run.kept["teachers"], [make("zoo/convnet3_w32", 8, 4)]):  # again, and a process that goes on
         targets.complete(run, teachers)
         pruning.prune(run, teachers)
         assert [layer.name for layer in teachers[0].layers] == kept and path.stat().st_mtime_ns == made_at
     if not settings:
-        images, losses, *_ = ByStatistics(run.recipe, run.teachers, run.device)(jobs(run.recipe, 10)[0])
+        images, losses, *_ = ByStatistics(run.recipe, run.kept["teachers"], run.device)(jobs(run.recipe, 10)[0])
         assert images.dtype == torch.uint8 and float(losses[-1, 2]) < 0.8 * float(losses[0, 2])

@@ -97,7 +97,7 @@ def test_every_layout_is_read_once_and_kept(tmp_path, network, aims):
     assert "swapped" not in said.getvalue()
     (path,) = (tmp_path / "run" / "teachers").rglob("targets-*.safetensors")
     kept, again = path.stat().st_mtime_ns, make_run(tmp_path, **aims)[0]
-    targets.complete(again, again.teachers)
+    targets.complete(again, again.kept["teachers"])
     assert path.stat().st_mtime_ns == kept
     assert_read(again, everything, by_class)
     assert read_tensors(path)[1]["teacher"] == run.kept["teachers"][0].sha256
@@ -108,7 +108,7 @@ def test_statistics_of_channels_or_of_patches_alone_are_taken_from_the_same_file
     everything, _ = publish(run, tmp_path / "statistic", "ConvNet")
     for statistics, taken in ((("conv",), slice(0, 2)), (("patch",), slice(2, 4))):
         other, _ = make_run(tmp_path, statistics=statistics, **BOTH)
-        targets.complete(other, other.teachers)
+        targets.complete(other, other.kept["teachers"])
         assert_read(other, {name: vectors[taken] for name, vectors in everything.items()}, {})
 
 
@@ -141,7 +141,7 @@ def test_changed_files_are_read_again(tmp_path):
     everything["convs.0"] = [vector + 1 for vector in everything["convs.0"]]
     write(tmp_path / "statistic" / "ConvFeatureHook" / "ConvNet=convs.0" / "running.npz", everything["convs.0"])
     again, _ = make_run(tmp_path)
-    targets.complete(again, again.teachers)
+    targets.complete(again, again.kept["teachers"])
     assert_read(again, everything, {})
 
 

@@ -321,7 +321,8 @@ def test_a_run_of_before_is_shown_without_what_it_did_not_keep(changed):
 def test_other_scores_are_shown_if_there_are_any(changed):
     scores = {"1": {"mean": 31.0, "std": 1.0}, "2": {"mean": 45.5, "std": 2.0}}
     write_json(
-        changed / "curve.json", {"student": "s", "epochs": 3, "top1_last": {"nested": scores, "random_soft": scores}}
+        changed / "curve.json",
+        {"student": "s", "epochs": 3, "sizes": [1, 2], "top1_last": {"nested": scores, "random_soft": scores}},
     )
     ranked = {"mean": 0.2345, "std": 0.0}
     keys = ("hard_label_recovery", "improvement_over_random", "improvement_over_random_plain")
