@@ -20,7 +20,7 @@ from ..sets.record import Record
 from ..statistics.matching import Matching, layer_weights
 from ..teachers.moments import Moments
 from ..teachers.teacher import Teacher
-from ..workers.background import prepare
+from .background import prepare
 from .canvas import Canvas, resized
 from .engine import Recoverer
 from .recording import JobRecorder

@@ -20,10 +20,10 @@ from ..statistics import pruning, targets
 from ..teachers.kept import chosen
 from ..teachers.teacher import Teacher
 from ..tensor_files import read_metadata, read_tensors
-from ..workers.background import Writer, beside
 from ..workers.distributed import rank
 from ..workers.work import Items, shared
 from . import initial
+from .background import Writer, beside
 from .by_features import ByFeatures
 from .by_gradients import ByGradients
 from .by_statistics import ByStatistics

@@ -29,7 +29,7 @@ from ..networks.precision import arithmetic
 from ..records import PrunedLayers, read_checked
 from ..run import Run
 from ..teachers.kept import teacher_path
-from ..teachers.moments import ConvolutionTap, FrozenBatchNorm, Keeper, Moments
+from ..teachers.moments import BatchNormKeeper, ConvolutionTap, Keeper, Moments
 from ..teachers.teacher import Teacher
 from .matching import Matching, layer_weights
 from .targets import class_images
@@ -177,7 +177,7 @@ def restrict(teacher: Teacher, names: Collection[str]) -> None:
     teacher.class_targets = {name: vectors for name, vectors in teacher.class_targets.items() if name in names}
     kept = {part for layer in teacher.layers for part in layer.parts}
     for keeper in teacher.keepers:
-        if isinstance(keeper, FrozenBatchNorm):
+        if isinstance(keeper, BatchNormKeeper):
             keeper.keeps_output = (keeper, "output") in kept
         elif isinstance(keeper, ConvolutionTap):
             keeper.has_channels = (keeper, "input") in kept

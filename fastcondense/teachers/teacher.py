@@ -20,7 +20,7 @@ from ..networks.zoo import channels_last
 from ..recipe.settings import Dataset, PixelStatistics
 from ..tensor_files import state_sha256
 from .fuse import fuse
-from .moments import FrozenBatchNorm, Keeper, Layer, Moments
+from .moments import BatchNormKeeper, Keeper, Layer, Moments
 
 _CONTAINERS = ("state_dict", "model", "model_state_dict", "net", "teacher")
 _PREFIXES = ("module.", "_orig_mod.", "model.", "net.", "backbone.", "encoder.")
@@ -85,7 +85,7 @@ class Teacher:
             layer.name: (keeper.running_mean, keeper.running_var)
             for layer in layers
             for keeper, what in layer.parts
-            if isinstance(keeper, FrozenBatchNorm) and what == "input"
+            if isinstance(keeper, BatchNormKeeper) and what == "input"
         }
         unfused = channels_last(copy.deepcopy(net).eval().requires_grad_(False)) if has_unfused else None
         output_of_class = torch.tensor(outputs)
