@@ -16,7 +16,7 @@ from ..recover.recording import LAYER_ROWS, SNAPSHOT_SIDE, shown_rows
 from ..recover.schedule import turns
 from ..teachers.teacher import Teacher
 from .extent import Extent
-from .work import crops_a_class, num_arms, views_an_epoch
+from .work import crops_a_class, views_an_epoch
 
 _HEADER = 1500  # of a safetensors file: names, shapes and metadata
 
@@ -43,7 +43,7 @@ def disk_bytes(recipe: Recipe, size: Extent, jobs: Sequence[Job], matched: Mappi
         "targets": _target_bytes(recipe, size.num_classes, matched),
         "rankings": 0,
         "labels": _label_bytes(recipe, size.num_classes),
-        "students": num_arms(recipe) * recipe.train.seeds * (student + _HEADER),
+        "students": (1 + len(recipe.evaluate.baselines)) * recipe.train.seeds * (student + _HEADER),
         "checkpoint": student * (1 + (1 if recipe.train.optimizer == "sgd" else 2) + (recipe.train.ema > 0)),
     }
     if recover.initial.kind == "mosaic" and recover.objective != "gradients":
