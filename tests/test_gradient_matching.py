@@ -402,11 +402,11 @@ def test_an_interrupted_job_goes_on_to_the_same_bits(tmp_path):
     for iteration in range(2):
         mine.advance(iteration)
     job = jobs(run.recipe, 3)[0]
-    unfinished = Unfinished.of(run.out / "condensed", job, "this recipe")
+    unfinished = Unfinished(run.out / "condensed", job, "this recipe")
     unfinished.write(2, mine.state())
     resumed = ByGradients(run)(job, unfinished)
     assert torch.equal(resumed.images, whole.images) and torch.equal(resumed.losses, whole.losses)
-    assert Unfinished.of(run.out / "condensed", job, "another recipe").read() is None
+    assert Unfinished(run.out / "condensed", job, "another recipe").read() is None
 
 
 def test_classes_in_jobs_of_their_own_are_the_same(tmp_path):

@@ -95,6 +95,14 @@ def digests(condensed: CondensedSet) -> list[str]:
     return [hashlib.sha256(condensed.of_class(label).contiguous().numpy().data).hexdigest() for label in classes]
 
 
+def images_sha256(condensed: CondensedSet) -> str:
+    """SHA-256 of all pixels, in the order of the classes and slots."""
+    digest = hashlib.sha256()
+    for label in range(len(condensed.classes)):
+        digest.update(condensed.of_class(label).contiguous().numpy().data)
+    return digest.hexdigest()
+
+
 def open_folder(folder: Path, manifest: Mapping[str, Any], versions: dict[str, str]) -> dict[str, str]:
     """Starts or continues a condensed set; one without images yet is started anew. Returns the versions that it was
     begun with.

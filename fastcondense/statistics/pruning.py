@@ -11,8 +11,6 @@ for an image beyond the network's own. Layers that share a map pay for it once.
 
 from __future__ import annotations
 
-import hashlib
-import json
 import math
 from collections.abc import Collection, Sequence
 from pathlib import Path
@@ -24,7 +22,7 @@ from torch import Tensor
 from ..data.jobs import Job, jobs
 from ..data.noise import noise
 from ..devices import stopwatch
-from ..files import write_json
+from ..files import tree_sha256, write_json
 from ..networks.precision import arithmetic
 from ..records import PrunedLayers, read_checked
 from ..run import Run
@@ -81,8 +79,7 @@ def _choose(run: Run, teacher: Teacher, path: Path) -> None:
 def _path(run: Run, teacher: Teacher) -> Path:
     """The file of the choice, beside the teacher's weights, named after all that decides it."""
     identity = run.identity("squeeze") | {"teacher": teacher.sha256, "recover": run.recipe.parts("recover")["recover"]}
-    digest = hashlib.sha256(json.dumps(identity, sort_keys=True).encode()).hexdigest()
-    return teacher_path(run.out, teacher.name).with_name(f"pruning-{digest[:8]}.json")
+    return teacher_path(run.out, teacher.name).with_name(f"pruning-{tree_sha256(identity)[:8]}.json")
 
 
 def gradient_shares(run: Run, teacher: Teacher) -> np.ndarray:
