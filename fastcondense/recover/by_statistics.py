@@ -54,13 +54,8 @@ class RecoverStep:
         self.wanted = [teacher.outputs[job.classes().to(device)] for teacher in teachers]
         targets = [list(zip(recover.target_weights, self._targets(teacher, job), strict=True)) for teacher in teachers]
         self.matching = [
-            Matching(
-                sets,
-                layer_weights(len(teacher.layers), device),
-                ema=recover.statistics_ema,
-                ema_start=recover.ema_start,
-            )
-            for teacher, sets in zip(teachers, targets, strict=True)
+            Matching(sets, layer_weights(len(one.layers), device), recover.statistics_ema, recover.ema_start)
+            for one, sets in zip(teachers, targets, strict=True)
         ]
         self.own_loss = own_loss(recover.loss) if recover.loss else None
         self.live = [live.to(device) for live in self._live(job)]
