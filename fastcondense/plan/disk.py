@@ -12,8 +12,6 @@ from ..data.real import split_batches
 from ..labels.stored_labels import array_shapes
 from ..networks import zoo
 from ..recipe.recipe import Recipe
-from ..recover.recording import LAYER_ROWS, SNAPSHOT_SIDE, shown_rows
-from ..recover.schedule import turns
 from ..teachers.teacher import Teacher
 from .extent import Extent
 from .work import crops_a_class, views_an_epoch
@@ -28,7 +26,7 @@ def weight_bytes(architecture: str, num_classes: int) -> int:
 
 
 def disk_bytes(recipe: Recipe, size: Extent, jobs: Sequence[Job], matched: Mapping[str, Teacher]) -> dict[str, int]:
-    """Images, and what their shards hold beside them; teachers and their targets; students; rankings; labels.
+    """Images; teachers and their targets; students; rankings; labels. What shards hold beside images is hardly a share.
 
     matched: the teachers that recover asks, whose layers' vectors are counted. The weights of students in training are
     there twice to four times while it lasts: `checkpoint`.
@@ -38,7 +36,6 @@ def disk_bytes(recipe: Recipe, size: Extent, jobs: Sequence[Job], matched: Mappi
     student = weight_bytes(recipe.train.student, size.num_classes)
     found = {
         "images": sum(job.num_images for job in jobs) * 3 * side**2,
-        "records of images": sum(_record_bytes(recipe, job, matched) for job in jobs),
         "teachers": sum(weights + _HEADER for weights in teachers.values()),
         "targets": _target_bytes(recipe, size.num_classes, matched),
         "rankings": 0,
@@ -49,24 +46,6 @@ def disk_bytes(recipe: Recipe, size: Extent, jobs: Sequence[Job], matched: Mappi
     if recover.initial.kind == "mosaic" and recover.objective != "gradients":
         found["rankings"] = size.num_classes * (20 * crops_a_class(recipe, size)[1] + _HEADER)
     return found
-
-
-def _record_bytes(recipe: Recipe, job: Job, matched: Mapping[str, Teacher]) -> int:
-    """Bytes of what a job's shard holds beside its images."""
-    recover, iterations = recipe.recover, recipe.recover.iterations
-    bytes_ = _HEADER + 16 * job.num_images + 12 * iterations
-    if recover.objective != "gradients":
-        side = min(SNAPSHOT_SIDE, recipe.dataset.image_size)
-        bytes_ += len(shown_rows(job)) * min(recover.snapshots, iterations) * 3 * side**2
-    if recover.objective != "statistics" or not iterations:
-        return bytes_
-    order = turns(recipe, len(matched), job)
-    for number, teacher in enumerate(matched.values()):
-        places = [place for place, turn in enumerate(order) if number in (which for which, _ in turn)]
-        seen = sum(len(range(place, iterations, len(order))) for place in places)
-        bytes_ += min(LAYER_ROWS, seen) * (4 * len(teacher.layers) + 8)
-        bytes_ += sum(len(layer.name) + 4 for layer in teacher.layers)
-    return bytes_
 
 
 def _target_bytes(recipe: Recipe, num_classes: int, matched: Mapping[str, Teacher]) -> int:
