@@ -14,7 +14,6 @@ from fastcondense.cli import main
 from fastcondense.data.jobs import jobs
 from fastcondense.options import PlanOptions, parse_plan
 from fastcondense.plan import timing, work
-from fastcondense.plan.disk import disk_bytes
 from fastcondense.plan.extent import Extent, extent
 from fastcondense.plan.memory import Footprint, LiveTensors
 from fastcondense.plan.plan import Plan
@@ -104,8 +103,7 @@ def finished(tmp_path_factory):
 
 def test_disk_is_what_a_run_leaves(finished):
     recipe = load(str(finished / "recipe.toml"))
-    planner = Plan(recipe, extent(recipe, None), 1, CPU, 1.0)
-    planned = disk_bytes(recipe, planner.size, planner.jobs, {t.name: t for t in planner._matched()})
+    planned = Plan(recipe, extent(recipe, None), 1, CPU, 1.0).disk
 
     def held(pattern: str) -> int:
         return sum(path.stat().st_size for path in finished.glob(pattern))

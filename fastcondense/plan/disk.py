@@ -3,11 +3,10 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 
 import numpy as np
 
-from ..data.jobs import Job
 from ..data.real import split_batches
 from ..labels.stored_labels import array_shapes
 from ..networks import zoo
@@ -25,18 +24,18 @@ def weight_bytes(architecture: str, num_classes: int) -> int:
     return sum(tensor.nbytes for tensor in state.values())
 
 
-def disk_bytes(recipe: Recipe, size: Extent, jobs: Sequence[Job], matched: Mapping[str, Teacher]) -> dict[str, int]:
-    """Images; teachers and their targets; students; rankings; labels. What shards hold beside images is hardly a share.
+def disk_bytes(recipe: Recipe, size: Extent, matched: Sequence[Teacher]) -> dict[str, int]:
+    """Images; teachers and their targets; students; rankings; labels.
 
     matched: the teachers that recover asks, whose layers' vectors are counted. The weights of students in training are
-    there twice to four times while it lasts: `checkpoint`.
+    there twice to four times while it lasts: `checkpoint`. Losses and snapshots in shards are left out: they are small
+    beside any teacher.
     """
     recover, side = recipe.recover, recipe.dataset.image_size
-    teachers = {name: weight_bytes(name, size.num_classes) for name in recipe.squeeze.teachers}
     student = weight_bytes(recipe.train.student, size.num_classes)
     found = {
-        "images": sum(job.num_images for job in jobs) * 3 * side**2,
-        "teachers": sum(weights + _HEADER for weights in teachers.values()),
+        "images": size.num_classes * recipe.ipc * 3 * side**2,
+        "teachers": sum(weight_bytes(name, size.num_classes) + _HEADER for name in recipe.squeeze.teachers),
         "targets": _target_bytes(recipe, size.num_classes, matched),
         "rankings": 0,
         "labels": _label_bytes(recipe, size.num_classes),
@@ -48,13 +47,13 @@ def disk_bytes(recipe: Recipe, size: Extent, jobs: Sequence[Job], matched: Mappi
     return found
 
 
-def _target_bytes(recipe: Recipe, num_classes: int, matched: Mapping[str, Teacher]) -> int:
+def _target_bytes(recipe: Recipe, num_classes: int, matched: Sequence[Teacher]) -> int:
     """Statistics of the data set that BatchNorms do not hold, and those of each class."""
     recover = recipe.recover
     if recover.objective != "statistics":
         return 0
     total = 0
-    for teacher in matched.values():
+    for teacher in matched:
         for layer in teacher.layers:
             length = sum(len(vector) for vector in teacher.targets[layer.name])
             total += 4 * length * (not layer.is_batch_norm) + 4 * length * num_classes * ("category" in recover.targets)

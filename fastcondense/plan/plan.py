@@ -68,7 +68,7 @@ class Plan:
     @cached_property
     def disk(self) -> dict[str, int]:
         """Bytes on disk, by part."""
-        return disk_bytes(self.recipe, self.size, self.jobs, {teacher.name: teacher for teacher in self._matched()})
+        return disk_bytes(self.recipe, self.size, self._matched())
 
     # --- what is measured --------------------------------------------------------------------------------------------
 
