@@ -7,7 +7,6 @@ from collections.abc import Sequence
 
 import numpy as np
 
-from ..data.real import split_batches
 from ..labels.stored_labels import array_shapes
 from ..networks import zoo
 from ..recipe.recipe import Recipe
@@ -69,6 +68,6 @@ def _label_bytes(recipe: Recipe, num_classes: int) -> int:
         pooled = max(1, math.floor(recipe.labels.pool * recipe.train.epochs * num_full + 1e-6))
         rows = pooled * min(recipe.train.batch_size, views)
     else:
-        rows = recipe.train.epochs * sum(map(len, split_batches(np.arange(views), recipe.train.batch_size)))
+        rows = recipe.train.epochs * views
     shapes = array_shapes(rows, num_classes, recipe.labels.top_k).values()
     return recipe.train.seeds * sum(math.prod(shape) * np.dtype(kind).itemsize for shape, kind in shapes)
