@@ -142,7 +142,7 @@ def _main(arguments: list[str]) -> int:
         from .workers.launch import launch
 
         options.launch.check()
-        return launch(options.launch, [command, *rest])
+        return launch(options.launch, [command, *rest], _complain)
     with interrupt.listening(with_parent=is_worker), trust.only(options.given, options.out):
         _run(command, options, is_worker)
     return 0
