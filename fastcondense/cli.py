@@ -71,10 +71,11 @@ TOOLS = {
 """Commands that work on files, not on a run: module, function and options; the function takes these and a log, and
 returns the exit status or None for 0."""
 
+SHELLS = ("bash", "zsh", "fish", "tcsh")
 OTHERS = {
     "plan": PLAN,
     "recipes": "[PATTERN | show NAME]: list the recipes, or one with every value and where it comes from",
-    "completion": "bash, zsh or tcsh: the script that completes commands and options there",
+    "completion": f"{', '.join(SHELLS)}: the script that completes commands and options there",
     "bench": "benchmarks of a checkout: bench all --quick; bench --help lists them",
 }
 """The other commands."""
@@ -259,15 +260,15 @@ def _completion(arguments: list[str]) -> str:
 
     def completed(kind: type[Options]) -> type:
         return dataclasses.make_dataclass(
-            "Named", [("recipe", Literal[recipe.names()], "")], bases=(kind,), frozen=True
+            "Named", [("recipe", Literal[recipe.names()], recipe.names()[0])], bases=(kind,), frozen=True
         )
 
     commands = {name: (completed(Options), text) for name, (_, text) in STAGES.items()}
     commands["plan"] = (completed(PlanOptions), PLAN)
     for name, (module, _, options_name, text) in TOOLS.items():
         commands[name] = (getattr(importlib.import_module(f".{module}", __package__), options_name), text)
-    if len(arguments) != 1:
-        raise ValueError("completion needs a shell: bash, zsh or tcsh")
+    if len(arguments) != 1 or arguments[0] not in SHELLS:
+        raise ValueError(f"completion needs a shell, one of {', '.join(SHELLS)}")
     return completion("fastcondense", commands, arguments[0])
 
 

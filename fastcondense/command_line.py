@@ -58,7 +58,7 @@ def flags(kind: type[Kind], default: Kind | None) -> list[str]:
 
 
 def completion(program: str, commands: dict[str, tuple[type, str]], shell: str) -> str:
-    """The script that completes a program's commands and options in bash, zsh or tcsh.
+    """The script that completes a program's commands and options in bash, zsh, fish or tcsh.
 
     commands: dataclass and description of each. Raises ValueError for other shells.
     """

@@ -286,7 +286,7 @@ def test_every_option_has_a_text():
         ("export r --format zip", "invalid choice 'zip' for argument '--format'"),
         ("recipes cifar11", "there is no recipe 'cifar11'; the nearest is"),
         ("recipes show sre2l", "there is no recipe 'sre2l'; the nearest is 'sre2l/"),
-        ("completion fish", "fish"),
+        ("completion ksh", "one of bash, zsh, fish, tcsh"),
     ],
 )
 def test_what_tyro_refuses_is_one_line_too(arguments, words, capsys):
