@@ -66,8 +66,8 @@ class ImageFile:
 def _rgb(image: Image.Image) -> Image.Image:
     if (image.mode == "I" and image.format in ("PNG", "PPM")) or image.mode.startswith("I;16"):
         values = np.asarray(image).astype(np.uint32)
-        if values.size and 0 < values.max() <= 255:
-            raise OSError("it has 16 bits, but no value above 255: is it an image of 8 bits?")
+        if (highest := int(values.max(initial=0))) and (bits := next((k for k in (8, 12) if highest < 1 << k), None)):
+            raise OSError(f"it has 16 bits, but no value above {(1 << bits) - 1}: is it an image of {bits} bits?")
         image = Image.fromarray(((values * 255 + 32767) // 65535).astype(np.uint8))
     elif image.mode in ("I", "F"):
         raise OSError(

@@ -81,17 +81,27 @@ def test_splits_of_the_usual_names_are_found_and_what_is_not_read_is_said(tmp_pa
     assert load(Dataset(), tmp_path).said == splits.said
 
 
+@pytest.mark.parametrize("parts", [("training", "testing"), ("train", "valid"), ("training", "dev"), ("train", "eval")])
+def test_splits_of_other_usual_names_are_found(tmp_path, parts):
+    for k, part in enumerate(parts):
+        classes(tmp_path / part, "a", "b", count=3 + k)
+    real = load(Dataset(), tmp_path)
+    assert (real.classes, len(real.train), len(real.test), real.said) == (("a", "b"), 6, 8, ())
+
+
 @pytest.mark.parametrize(
     ("parts", "words"),
     [
         (("Training", "Testing"), r"holds Testing/, Training/, which look like splits, not classes"),
         (("Train", "Val"), r"holds Train/, Val/, which look like splits"),
+        (("train", "training", "val"), r"holds train/, val/, training/: which are its splits"),
+        (
+            ("train", "Test"),
+            "needs both train/ or training/ and one of val/, .* eval/, or neither; it has Test/, train/",
+        ),
         (("seg_train", "seg_test", "seg_pred"), r"holds seg_pred/, seg_test/, seg_train/, which look like splits"),
         (("TRAIN", "VALID"), "look like splits"),
-        (
-            ("train", "extra"),
-            "needs both train/ and one of val/, test/, validation/, or neither; it has extra/, train/",
-        ),
+        (("train", "extra"), "or neither; it has extra/, train/"),
         (("train", "Train", "val"), "which are its splits"),
         (("inner/train", "inner/val"), "holds one folder alone, inner/, and that holds train/, val/: is the data set"),
         (("inner",), "holds one folder alone, inner/, and that holds a/, b/"),
@@ -144,7 +154,8 @@ def test_sixteen_bits_are_scaled(tmp_path, name):
     [
         (RAMP.astype(np.int32), "its pixels are integers of 32 bits"),
         (RAMP.astype(np.float32) / 65535, "its pixels are floats"),
-        (RAMP // 1040, "16 bits, but no value above 255"),
+        (RAMP // 1040, "16 bits, but no value above 255: is it an image of 8 bits"),
+        (RAMP // 16, "16 bits, but no value above 4095: is it an image of 12 bits"),
     ],
 )
 def test_depths_of_unknown_range_are_refused_by_name(tmp_path, pixels, words):

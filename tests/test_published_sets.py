@@ -5,6 +5,7 @@ import json
 import os
 import shutil
 import sys
+from dataclasses import replace
 
 import datasets
 import numpy as np
@@ -19,8 +20,10 @@ from small import fastcondense, shards
 from fastcondense.data.datasets import load
 from fastcondense.files import read_json
 from fastcondense.recipe.settings import Dataset
+from fastcondense.sets.condensed import CondensedSet
 from fastcondense.sets.imported import judge_order
 from fastcondense.sets.published_sets import class_order, read_published
+from fastcondense.sets.tensor_sets import write_image_tensors
 from fastcondense.tensor_files import read_tensors
 from fastcondense.vision import timm
 
@@ -172,6 +175,22 @@ def test_tensors_go_back_to_the_very_pixels(tmp_path, layout):
     images = pixels()
     torch.save(TENSORS[layout](normalised(images)), tmp_path / "x.pt")
     published = read_published(tmp_path / "x.pt", NAMES, IPC, DATASET)
+    assert is_truth(published, images)
+    assert any("taken as normalised by mean (0.485, 0.456, 0.406)" in text for text in published.said)
+
+
+@pytest.mark.parametrize("name", ["condensed.pt", "condensed.safetensors", "ddranking"])
+def test_our_own_tensors_say_how_they_were_normalised(tmp_path, name):
+    """Middle greys, which in ImageNet's normalisation look like pixels in [0, 1], read by a recipe of other numbers."""
+    images = pixels() // 8 + 120
+    condensed = CondensedSet(torch.from_numpy(images).permute(0, 1, 4, 2, 3).contiguous(), NAMES)
+    paths = write_image_tensors(condensed, tmp_path / "set", DATASET)
+    if name == "ddranking":
+        torch.save(torch.load(paths[0])["images"], tmp_path / "images.pt")
+        about = {"classes": NAMES, "mean": DATASET.mean, "std": DATASET.std}
+        (tmp_path / "ddranking.json").write_text(json.dumps(about))
+    path = tmp_path / "images.pt" if name == "ddranking" else tmp_path / "set" / name
+    published = read_published(path, NAMES, IPC, replace(DATASET, mean=(0.0, 0.0, 0.0), std=(1.0, 1.0, 1.0)))
     assert is_truth(published, images)
     assert any("taken as normalised by mean (0.485, 0.456, 0.406)" in text for text in published.said)
 
