@@ -1,5 +1,8 @@
 """Image folders: what is a class, a split, an image; what is left out and said; pixels of every depth."""
 
+import struct
+import zlib
+
 import numpy as np
 import pytest
 from PIL import Image
@@ -162,6 +165,30 @@ def test_depths_of_unknown_range_are_refused_by_name(tmp_path, pixels, words):
     Image.fromarray(pixels).save(tmp_path / "x.tif")
     with pytest.raises(ValueError, match=rf"x\.tif cannot be read: .*{words}"):
         decode(tmp_path / "x.tif")
+
+
+def deep_png(path, values):
+    """A PNG of 16 bits a channel, which Pillow cannot write. values: uint16 [H, W, 3]."""
+    height, width, _ = values.shape
+    rows = b"".join(b"\0" + row.astype(">u2").tobytes() for row in values)
+    chunks = {
+        b"IHDR": struct.pack(">IIBBBBB", width, height, 16, 2, 0, 0, 0),
+        b"IDAT": zlib.compress(rows),
+        b"IEND": b"",
+    }
+    with path.open("wb") as file:
+        file.write(b"\x89PNG\r\n\x1a\n")
+        for kind, data in chunks.items():
+            file.write(struct.pack(">I", len(data)) + kind + data + struct.pack(">I", zlib.crc32(kind + data)))
+
+
+def test_colours_of_sixteen_bits_are_scaled_and_those_of_twelve_refused(tmp_path):
+    values = np.dstack([RAMP, RAMP[::-1], RAMP // 2])
+    deep_png(tmp_path / "x.png", values)
+    assert np.abs(np.asarray(decode(tmp_path / "x.png")) - values / 257).max() <= 1  # Pillow truncates colours
+    deep_png(tmp_path / "x.png", values >> 4)
+    with pytest.raises(ValueError, match=r"x\.png cannot be read: it has 16 bits, but no value above 4095"):
+        decode(tmp_path / "x.png")
 
 
 def test_what_is_transparent_stands_before_white(tmp_path):

@@ -74,6 +74,14 @@ def test_folders_are_read_in_class_order(tmp_path, layout):
     assert published.said == ("of 3 images a class the first 2 are taken",)
 
 
+@pytest.mark.parametrize("is_inside", [False, True])
+def test_a_class_of_a_set_may_be_called_train(tmp_path, is_inside):
+    images, names = pixels()[:2], ("plane", "train")
+    write_folder(tmp_path / "train" if is_inside else tmp_path, images, lambda k: names[k], lambda _, i: f"{i}.png")
+    found = read_published(tmp_path, names, IPC, DATASET).condensed.images
+    assert torch.equal(found, torch.from_numpy(images[:, :IPC]).permute(0, 1, 4, 2, 3))
+
+
 def test_folders_are_renamed_by_classes_json(tmp_path):
     images = pixels()
     write_folder(tmp_path / "set", images, lambda k: f"{CLASSES - k:02d}", lambda _, i: f"{i}.png")
