@@ -9,7 +9,7 @@ import os
 import subprocess
 import sys
 import traceback
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, NoReturn
 
@@ -67,7 +67,7 @@ TOOLS = {
     ),
 }
 """Commands that work on files, not on a run: module, function and options; the function takes these and a log, and
-returns the exit status or None for 0."""
+yields tables, or returns the exit status or None for 0."""
 
 
 def main(arguments: list[str] | None = None) -> int:
@@ -120,8 +120,14 @@ def _main(arguments: list[str]) -> int:
         chosen: Any = parse_tool(command, description, getattr(module, options_name), rest)
         from .log import Log
 
+        log = Log()
         with trust.only(getattr(chosen, "code", ())):
-            return int(getattr(module, function)(chosen, Log()) or 0)
+            result = getattr(module, function)(chosen, log)
+            if not isinstance(result, Iterator):
+                return int(result or 0)
+            for table in result:
+                log.console.print(table)
+        return 0
     if command == "plan":
         planned = parse_plan(PlanOptions, command, PLAN, rest)
         from . import stages
@@ -136,7 +142,7 @@ def _main(arguments: list[str]) -> int:
         from .workers.launch import launch
 
         options.launch.check()
-        return launch(options.launch, [command, *rest])
+        return launch(options.launch, [command, *rest], _complain)
     with interrupt.listening(with_parent=is_worker), trust.only(options.given, options.out):
         _run(command, options, is_worker)
     return 0

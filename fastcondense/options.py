@@ -15,7 +15,7 @@ import tyro
 from . import trust
 from .recipe import recipe
 from .recipe.recipe import Recipe
-from .records import Environment, read_checked
+from .records import read_data
 from .sets.sealed_zip import is_bundle
 from .tracking import TrackerName
 from .workers.launch import Launch
@@ -156,9 +156,7 @@ def _of_run(run: Path) -> Options:
 
         return Options(out=Path("runs") / run.stem, bundle=run, settings=read_recipe(run))
     settings = recipe.load(str(run / "recipe.toml"))
-    environment = run / "environment.json"
-    data = read_checked(environment, Environment).get("data") if environment.is_file() else None
-    return Options(data=Path(data) if data else None, out=run, settings=settings)
+    return Options(data=read_data(run), out=run, settings=settings)
 
 
 def _parse(

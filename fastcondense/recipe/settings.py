@@ -167,6 +167,12 @@ class Squeeze(Optimization, Views):
     self_supervision: SelfSupervision = field(default_factory=SelfSupervision)
     probe: Probe = field(default_factory=Probe)
 
+    @property
+    def sources(self) -> dict[str, str]:
+        """The source of each teacher's weights, by its name."""
+        weights = self.weights * len(self.teachers) if len(self.weights) == 1 else self.weights
+        return dict(zip(self.teachers, weights, strict=True)) if self.teachers else {}
+
     def pixel_statistics(self, teacher: int, own: PixelStatistics | None) -> PixelStatistics | None:
         """Mean and deviation for a teacher whose weights say `own`; None: the data set's. Raises ValueError for others
         than `normalization` may be.

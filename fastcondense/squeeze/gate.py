@@ -115,19 +115,17 @@ def _by_chance(gains: int, losses: int) -> float:
 
 def _groups(own: np.ndarray, best: np.ndarray) -> list[list[int]]:
     """The classes whose outputs differ between two orders, those that pass outputs on to each other together."""
+    from scipy.sparse import coo_array  # a part of scipy that few runs need
+    from scipy.sparse.csgraph import connected_components
+
     class_of = {output: k for k, output in enumerate(own.tolist())}
-    left = {k for k in range(len(own)) if own[k] != best[k]}
-    groups = []
-    while left:
-        group = [min(left)]
-        while (following := class_of.get(int(best[group[-1]]))) is not None and following != group[0]:
-            group.append(following)
-        taker = {int(best[k]): k for k in left}
-        while (before := taker.get(int(own[group[0]]))) is not None and before not in group:
-            group.insert(0, before)
-        left -= set(group)
-        groups.append(group)
-    return groups
+    moved = np.flatnonzero(own != best)
+    passed = np.array([(k, class_of.get(output, k)) for k, output in zip(moved, best[moved].tolist(), strict=True)])
+    if not len(moved):
+        return []
+    graph = coo_array((np.ones(len(passed)), passed.T), shape=(len(own), len(own)))
+    group_of = connected_components(graph, directed=False)[1][moved]
+    return [moved[group_of == group].tolist() for group in np.unique(group_of)]
 
 
 def _moved_by_one_image(
