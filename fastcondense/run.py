@@ -101,7 +101,7 @@ class Run:
         helper = f"-{socket.gethostname()}-{os.getpid()}" if is_helper else ""
         self.log.write_to(self.out / (f"log-{rank()}{helper}.jsonl" if rank() or is_helper else "log.jsonl"))
         self.log.say(f"loader: {loader}; {reason}")
-        for text in self.real.said:
+        for text in (*self.real.said, *self.real.untested()):
             self.log.say(f"data: {text}")
         self.log.event("start", recipe=self.recipe.name, sha256=self.recipe.sha256(), versions=versions())
 

@@ -25,7 +25,8 @@ def test_values_come_from_where_they_are_written():
     assert origins["train.batch_size"] == "shared/rded/budget, [by_ipc.1]"
     budget = tomllib.loads((recipe.RECIPES / "shared" / "rded" / "budget.toml").read_text())
     assert budget["by_ipc"]["1"]["train"] == {"batch_size": load("rded/cifar10-ipc1").train.batch_size}
-    assert origins["squeeze.teachers"] == "shared/sre2l/teacher-cifar" and origins["train.temperature"] == "shared/rded/budget"
+    assert origins["squeeze.teachers"] == "shared/sre2l/teacher-cifar"
+    assert origins["train.temperature"] == "shared/rded/budget"
     assert origins["ipc"] == "ipc" and origins["recover.betas"] == "default"
 
 

@@ -64,6 +64,14 @@ def test_text_order_is_found_with_few_images_and_with_weak_teachers(count, right
     assert len(found.moved) > 40 and found.best_hits > found.hits
 
 
+@pytest.mark.parametrize(("classes", "count"), [(10, 2), (100, 2), (100, 3)])
+def test_exchanged_pairs_are_found_of_which_no_single_one_is_likely(classes, count):
+    """Two images a class prove no exchange of two classes, but half of all classes exchanged."""
+    found = drawn(range(classes - 1, -1, -1), count, 0.95)
+    right = [k for k in found.moved if found.best[k] == classes - 1 - k]
+    assert len(right) >= 0.8 * classes and len(found.moved) - len(right) <= 0.05 * classes
+
+
 @pytest.mark.parametrize(("classes", "count"), [(2, 3), (2, 50), (10, 1), (10, 10), (60, 1), (100, 3), (300, 2)])
 def test_the_right_order_is_never_doubted(classes, count):
     for seed in range(4):
@@ -129,6 +137,13 @@ def trained():
 def gate(net, digits, dataset=DIGITS, outputs=range(10), classes="0123456789", **options):
     teacher = Teacher.of(net, "mine", classes, list(outputs), dataset)
     return check_gate(teacher, *digits, classes, dataset, CPU, **options)
+
+
+def test_two_classes_of_three_images_each_are_refused_as_chance_with_what_another_order_gives():
+    pixels = torch.tensor([0, 0, 0, 20, 20, 20], dtype=torch.uint8)[:, None, None, None].expand(-1, 3, 8, 8)
+    labels = torch.tensor([1, 1, 1, 0, 0, 0])
+    with pytest.raises(ValueError, match=r"at chance: 0 of 6 .* right, and 6 in the class order that fits best, which"):
+        gate(nn.Sequential(nn.Flatten(), Levels(2)), (pixels, labels), outputs=range(2), classes="ab")
 
 
 def test_a_trained_teacher_passes_with_its_accuracy(trained, digits):

@@ -6,6 +6,7 @@ import json
 import os
 import shutil
 import sys
+from dataclasses import replace
 
 import datasets
 import numpy as np
@@ -17,7 +18,9 @@ from datasets.table import embed_table_storage
 from PIL import Image
 from set_files import CLASSES, COUNT, DATASET, IPC, LAYOUTS, NAMES, SIZE, first, pixels, png, write_folder
 
+from fastcondense.sets.condensed import CondensedSet
 from fastcondense.sets.published_sets import read_published
+from fastcondense.sets.tensor_sets import write_image_tensors
 
 
 def is_truth(published, images) -> bool:
@@ -30,6 +33,14 @@ def test_folders_are_read_in_class_order(tmp_path, layout):
     published = read_published(write_folder(tmp_path / "set", images, *LAYOUTS[layout]), NAMES, IPC, DATASET)
     assert is_truth(published, images) and published.layout.endswith(", PNG")
     assert published.said == ("of 3 images a class the first 2 are taken",)
+
+
+@pytest.mark.parametrize("is_inside", [False, True])
+def test_a_class_of_a_set_may_be_called_train(tmp_path, is_inside):
+    images, names = pixels()[:2], ("plane", "train")
+    write_folder(tmp_path / "train" if is_inside else tmp_path, images, lambda k: names[k], lambda _, i: f"{i}.png")
+    found = read_published(tmp_path, names, IPC, DATASET).condensed.images
+    assert torch.equal(found, torch.from_numpy(images[:, :IPC]).permute(0, 1, 4, 2, 3))
 
 
 def test_folders_are_renamed_by_classes_json(tmp_path):
@@ -133,6 +144,22 @@ def test_tensors_go_back_to_the_very_pixels(tmp_path, layout):
     images = pixels()
     torch.save(TENSORS[layout](normalised(images)), tmp_path / "x.pt")
     published = read_published(tmp_path / "x.pt", NAMES, IPC, DATASET)
+    assert is_truth(published, images)
+    assert any("taken as normalised by mean (0.485, 0.456, 0.406)" in text for text in published.said)
+
+
+@pytest.mark.parametrize("name", ["condensed.pt", "condensed.safetensors", "ddranking"])
+def test_our_own_tensors_say_how_they_were_normalised(tmp_path, name):
+    """Middle greys, which in ImageNet's normalisation look like pixels in [0, 1], read by a recipe of other numbers."""
+    images = pixels() // 8 + 120
+    condensed = CondensedSet(torch.from_numpy(images).permute(0, 1, 4, 2, 3).contiguous(), NAMES)
+    paths = write_image_tensors(condensed, tmp_path / "set", DATASET)
+    if name == "ddranking":
+        torch.save(torch.load(paths[0])["images"], tmp_path / "images.pt")
+        about = {"classes": NAMES, "mean": DATASET.mean, "std": DATASET.std}
+        (tmp_path / "ddranking.json").write_text(json.dumps(about))
+    path = tmp_path / "images.pt" if name == "ddranking" else tmp_path / "set" / name
+    published = read_published(path, NAMES, IPC, replace(DATASET, mean=(0.0, 0.0, 0.0), std=(1.0, 1.0, 1.0)))
     assert is_truth(published, images)
     assert any("taken as normalised by mean (0.485, 0.456, 0.406)" in text for text in published.said)
 

@@ -20,7 +20,7 @@ import torch
 
 from .. import vision
 from ..files import read_json
-from ..loaders.class_folders import index_classes
+from ..loaders.class_folders import has_images, index_classes
 from ..loaders.folder import ImageFile
 from ..recipe.settings import Dataset
 from . import parquet_sets, tensor_sets
@@ -107,7 +107,9 @@ def list_images(path: Path, num_classes: int, dataset: Dataset) -> Listing:
 
 def _list_folder(root: Path, workers: int) -> Listing:
     """root/<class>/<image>, or root/train/<class>/<image>. Folders are numbers or names; classes.json renames them."""
-    inside = root / "train" if (root / "train").is_dir() else root
+    inside = root / "train"
+    if not inside.is_dir() or has_images(inside):  # a class may be called train
+        inside = root
     found = index_classes(inside)
     files, labels, folders = found.files, found.labels, found.classes
     names, layout, stated = folders, "folders of class names", _stated(files, labels, folders)

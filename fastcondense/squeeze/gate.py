@@ -102,7 +102,10 @@ def _moved_by_halves(
     # groups were chosen by all images, so of their sum nothing follows, but of the sum over all classes
     if not groups or min(min(chances) * len(groups), _by_chance(int(gained.sum()), int(lost.sum()))) >= _SURE:
         return []
-    return sorted(k for group, chance in zip(groups, chances, strict=True) if chance < _LIKELY for k in group)
+    likely = [group for group, chance in zip(groups, chances, strict=True) if chance < _LIKELY]
+    # of two images a class no single exchange is likely, but all of them together are: then those that gain are named
+    named = likely or [group for group, (gains, losses) in zip(groups, counts, strict=True) if gains > losses]
+    return sorted(k for group in named for k in group)
 
 
 def _by_chance(gains: int, losses: int) -> float:
@@ -216,7 +219,10 @@ def check_gate(
     message = f"teacher {teacher.name} is at chance: {hits} of {len(labels)} real images of {num_classes} classes right"
     if name and not is_chance(better, count, num_classes):
         raise ValueError(f"{message}. Likeliest cause: preprocessing. {advice} (squeeze.normalization)")
-    raise ValueError(f"{message}. No class order and no usual preprocessing mends it: untrained or wrong weights")
+    raise ValueError(
+        f"{message}, and {order.best_hits} in the class order that fits best, which proves nothing. No usual "
+        "preprocessing mends it: untrained or wrong weights, or wrong squeeze.classes_file"
+    )
 
 
 def _normalization(mean: Sequence[float], std: Sequence[float], device: torch.device) -> Normalization:
