@@ -41,6 +41,7 @@ class Log:
         self.console = console or PlainConsole(highlight=False, soft_wrap=True, quiet=is_silent)
         self.path: Path | None = None
         self.trackers: list[Tracker] = []
+        self._advance: Callable[[float], None] | None = None
 
     def write_to(self, path: Path) -> None:
         """Goes on in the file, on a line of its own if the last one was torn.
@@ -95,6 +96,13 @@ class Log:
                 yield item
                 show(done + 1)
 
+    def within(self, part: float, text: str) -> None:
+        """Shows how much of the item in hand is done: on the bar that there is, else in words."""
+        if self._advance is not None:
+            self._advance(part)
+        else:
+            self.tell(text)
+
     @contextlib.contextmanager
     def progress(self, what: str, total: int, first: int = 0) -> Iterator[Callable[[int], None]]:
         """Takes how many of `total` are done, from `first` on: a bar on a terminal, or a line every ten seconds."""
@@ -103,7 +111,9 @@ class Log:
             columns = (name, BarColumn(), MofNCompleteColumn(), TimeElapsedColumn())
             with Progress(*columns, TimeRemainingColumn(), console=self.console, transient=True) as bar:
                 task = bar.add_task(what, total=total, completed=first)
+                self._advance = lambda part: bar.update(task, completed=int(bar.tasks[task].completed) + part)
                 yield lambda done: bar.update(task, completed=done)
+            self._advance = None
             return
         said_at = started_at = time.monotonic()
 

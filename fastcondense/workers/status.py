@@ -123,8 +123,15 @@ def _worker(path: Path, events: list[dict[str, Any]], silent: float) -> Worker:
     longest = max((event["seconds"] for event in recent), default=0.0)
     is_working = last is not None and last["event"] == "working" and silent < max(_SILENT, 3 * longest)
     rate = sum(event["images"] for event in recent) / seconds if seconds else 0.0
-    doing = f"job {last['job']}" if is_working and last is not None else ""
+    doing = _doing(last) if is_working and last is not None else ""
     return Worker(path.stem, len(jobs), sum(event["seconds"] for event in jobs), rate, doing, silent)
+
+
+def _doing(event: dict[str, Any]) -> str:
+    """A job, and how far it is once that was told."""
+    done, count = event.get("iteration"), event.get("iterations")
+    far = f", iteration {done} of {count}" if isinstance(done, int) and isinstance(count, int) else ""
+    return f"job {event['job']}{far}"
 
 
 def _clock(run: Path) -> float:
