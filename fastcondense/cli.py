@@ -221,12 +221,14 @@ def _share(command: str, options: Options, device: torch.device) -> str:
     import torch
 
     from .data.jobs import with_batch_size
+    from .recipe.precision import PARTS, with_precisions
 
     settings = options.settings
     if command not in HELPED or options.images is not None or options.bundle is not None:
         return ""
-    # batch_size 0 becomes what fits, and the run's from then on
-    return f"{with_batch_size(settings, 0).sha256()} {device.type} torch {torch.__version__} {__version__}"
+    # batch_size 0 and precision auto become what is chosen once, and the run's from then on
+    settings = with_precisions(with_batch_size(settings, 0), dict.fromkeys(PARTS, "auto"))
+    return f"{settings.sha256()} {device.type} torch {torch.__version__} {__version__}"
 
 
 def _bench(arguments: list[str]) -> int:

@@ -127,8 +127,11 @@ class Recover(Views):
     """The running mean's first value: the first batch's, or 0 as in the published code."""
     drop_rate: Decay = 0.0
     """Probability that a convolution is not matched in an iteration (G-VBSM's beta)."""
-    precision: Precision = "fp32"
-    """Arithmetic of the teachers; images and statistics are float32 in any case."""
+    precision: Precision = "auto"
+    """Arithmetic of the teachers; images and statistics are float32 in any case. auto: bf16 where the device multiplies
+    it natively, which are GPUs of compute capability 8.0 or more and CPUs with AMX (amx_bf16), else tf32 on a GPU and
+    fp32 on a CPU; it is chosen when a run begins, and stands in its recipe.toml from then on. As published: tf32 on a
+    GPU."""
     reproducible: Annotated[bool, HOW] = True
     """Whether images are the same from any number of workers and threads, to the bit: one thread a worker on a CPU,
     deterministic algorithms of cuDNN on a GPU. Otherwise all threads, and whatever cuDNN finds to be fastest."""

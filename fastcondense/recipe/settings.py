@@ -79,8 +79,8 @@ class Optimization:
     """Parts that a batch is split into for the network's forward: BatchNorm sees a part, the optimiser the batch."""
     evaluate_every: Count = 10
     """Epochs between evaluations; the last is always evaluated."""
-    precision: Precision = "fp32"
-    """Arithmetic of the network; bf16 is autocast, with float32 weights."""
+    precision: Precision = "auto"
+    """Arithmetic of the network; bf16 is autocast, with float32 weights; auto as in recover."""
 
     @property
     def part_size(self) -> int:
@@ -224,8 +224,8 @@ class Labels(Views):
     """Folder of stored labels: ours (`relabel --store`), or FKD files of published code; empty: labels/ of the run."""
     top_k: CountOrZero = 0
     """Logits that a stored label keeps, the largest ones; 0: all of them."""
-    precision: Precision = "fp32"
-    """Arithmetic of the teachers when they label; bf16: their weights and maps too."""
+    precision: Precision = "auto"
+    """Arithmetic of the teachers when they label; bf16: their weights and maps too; auto as in recover."""
     teachers: tuple[str, ...] = ()
     """Teachers among squeeze.teachers whose labels are averaged; empty: all of them."""
     ensemble: Literal["mean", "norm-equalized"] = "mean"
