@@ -146,6 +146,7 @@ def _run(command: str, options: Options, is_worker: bool) -> None:
     """Runs a stage in this process, which may be one of several workers."""
     from . import stages
     from .devices import choose_device
+    from .loaders.reading import check_folder
     from .log import Log
     from .run import Run
     from .sets.bundle import unpack
@@ -159,6 +160,7 @@ def _run(command: str, options: Options, is_worker: bool) -> None:
     if is_worker:
         device = distributed.join(device)
     log = Log(is_silent=distributed.rank() > 0)
+    check_folder(options.out)
     run = Run(options.settings, options.out, options.data, device, log, options.track, options.mixed_versions)
     run.check()
     published = None

@@ -20,10 +20,10 @@ from .data.jobs import kept_batch_size, with_batch_size
 from .data.real import EvaluationImages, Normalization, squares
 from .data.sources import choose, skipped
 from .devices import versions
-from .files import first_difference, read_json, write_atomic, write_json
+from .files import first_difference, write_atomic, write_json
 from .log import Log
 from .recipe.recipe import SQUEEZE_PARTS, Recipe
-from .records import check_names
+from .records import RealImages, check_names, read_checked
 from .rng import Stream
 from .tracking import open_trackers
 from .user_functions import source_sha256
@@ -66,10 +66,10 @@ class Run:
         """Raises ValueError if the run was begun with other real images."""
         path = self.out / _DATA
         if path.exists() and self._has_made():
-            kept, now = read_json(path), self.real.about()
+            kept, now = read_checked(path, RealImages), self.real.about()
             if difference := first_difference(kept["images"], now):
-                part = difference.split(".")[0]
-                if kept["images"][part]["images"] == now[part]["images"]:
+                part: Any = difference.split(".")[0]
+                if kept["images"][part]["images"] == now[part]["images"]:  # type: ignore[literal-required]
                     difference = f"as many images of {part}, but other files or labels"
                 raise ValueError(
                     f"{self.out} was made from {kept['path'] or kept['name']}, and {self.data or self.real.name} is "

@@ -15,7 +15,7 @@ import torch
 from PIL import Image, ImageChops, UnidentifiedImageError
 from torch import Tensor
 
-from .reading import naming, reading
+from .reading import naming, read_file, reading
 from .source import Centered, Cut, Faults
 
 Item = TypeVar("Item")
@@ -39,7 +39,7 @@ class ImageFile:
     def read(path: Path) -> ImageFile:
         """Opens a file. Raises ValueError that names one which is missing, empty or not an image."""
         with reading(path):
-            return ImageFile.of(path, path.read_bytes())
+            return ImageFile.of(path, read_file(path))
 
     @staticmethod
     def of(path: Path, data: bytes) -> ImageFile:

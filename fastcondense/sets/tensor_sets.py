@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
+import math
 import re
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
@@ -19,7 +20,7 @@ from ..loaders.reading import reading
 from ..recipe.settings import Dataset
 from ..tensor_files import read_checkpoint, read_tensors, write_tensors
 from .condensed import CondensedSet
-from .listing import Listing, Picture, numbers_as_names
+from .listing import Listing, Picture, check_size, numbers_as_names
 from .parts import in_order
 
 _SUFFIXES = (".pt", ".pth", ".safetensors")
@@ -31,6 +32,8 @@ ABOUT = "ddranking.json"
 """File in which our export for DD-Ranking describes its tensors: classes in their order, mean and deviation."""
 _UNIT = (-0.25, 1.25)
 """Images of [0, 1] that were optimised without a bound; normalised ones go far beyond."""
+_BLOCK = 8_000_000
+"""Values that are converted at a time."""
 _MOST_CLAMPED = 0.2
 """Share of normalised values beyond black and white; more come from another normalisation."""
 
@@ -98,7 +101,7 @@ def _listed(files: Sequence[Path], num_classes: int, dataset: Dataset) -> Listin
     beside = read_json(about) if about.is_file() and len(files) == 1 else {}
     if "mean" in beside and "std" in beside:
         dataset = replace(dataset, mean=tuple(beside["mean"]), std=tuple(beside["std"]))
-    images, said = to_pixels(torch.cat([part.images for part in parts]), dataset, files[0])
+    images, said = to_pixels([part.images for part in parts], dataset, files[0])
     if parts[0].labels is None:
         if len(images) % num_classes:
             raise ValueError(f"{files[0]} has no labels, and its {len(images)} images are not of {num_classes} classes")
@@ -119,44 +122,69 @@ def _listed(files: Sequence[Path], num_classes: int, dataset: Dataset) -> Listin
             f"{files[0]} needs class numbers from 0 to {len(names) - 1}, got {numbers.min()} to {numbers.max()}"
         )
 
-    def read(ids: np.ndarray) -> Iterator[Picture]:
+    def read(ids: np.ndarray, size: int = 0) -> Iterator[Picture]:
+        if size and len(ids):
+            check_size(f"image {ids[0]} of {files[0]}", images.shape[3], images.shape[2], size)
         for place, sample in enumerate(ids.tolist()):
             yield Picture(place, images[sample], f"image {sample} of {files[0]}", str(parts[0].images.dtype)[6:])
 
     return Listing(f"tensors ({', '.join(file.name for file in files)})", names, numbers, read, said, given is None)
 
 
-def to_pixels(images: Tensor, dataset: Dataset, path: Path) -> tuple[Tensor, tuple[str, ...]]:
+def to_pixels(parts: Sequence[Tensor], dataset: Dataset, path: Path) -> tuple[Tensor, tuple[str, ...]]:
     """uint8 images of any usual values, and what was done; rounded, not truncated.
 
-    Raises ValueError for values that are no pixels, in [0, 255] or [0, 1], nor normalised ones.
+    A few images are converted at a time. Raises ValueError for values that are no pixels, in [0, 255] or [0, 1], nor
+    normalised ones.
     """
-    if images.dtype == torch.uint8:
-        return images, ()
-    values = images.double() if images.dtype == torch.float64 else images.float()
-    if not bool(values.isfinite().all()):
-        raise ValueError(f"{path} has values that are not finite")
-    low, high = float(values.min()), float(values.max())
+    kind = parts[0].dtype
+    if kind == torch.uint8:
+        return parts[0] if len(parts) == 1 else torch.cat(list(parts)), ()
+    low, high = math.inf, -math.inf
+    for values in _blocks(parts):
+        if not bool(values.isfinite().all()):
+            raise ValueError(f"{path} has values that are not finite")
+        low, high = min(low, float(values.min())), max(high, float(values.max()))
     where = f"values from {low:.3g} to {high:.3g}"
-    if not images.is_floating_point() or (low >= 0 and high > 8):
+    if not kind.is_floating_point or (low >= 0 and high > 8):
         if low < 0 or high > 255:
             raise ValueError(f"{path} has {where}, which are no pixels")
-        return values.round().to(torch.uint8), (f"{where}: taken as pixels in [0, 255]",)
+        return _converted(parts, Tensor.round), (f"{where}: taken as pixels in [0, 255]",)
     if _UNIT[0] <= low and high <= _UNIT[1]:
-        share = float(((values < 0) | (values > 1)).float().mean())
+        share = _share(parts, lambda values: (values < 0) | (values > 1))
         text = f"{where}: taken as pixels in [0, 1]{_clamped(share)}"
-        return (255 * values).clamp(0, 255).round().to(torch.uint8), (text,)
+        return _converted(parts, lambda values: (255 * values).clamp(0, 255).round()), (text,)
     normalize = Normalization.of(dataset, torch.device("cpu"))
     black, white = (bound[:, None, None] for bound in normalize.range())
     step = (white - black) / 255
-    share = float(((values < black - step / 2) | (values > white + step / 2)).float().mean())
+    share = _share(parts, lambda values: (values < black - step / 2) | (values > white + step / 2))
     if share > _MOST_CLAMPED:
         raise ValueError(
             f"{path} has {where}, {100 * share:.0f} % of them beyond black and white: they were not normalised by "
             "dataset.mean and dataset.std (whitened images cannot be read)"
         )
     text = f"{where}: taken as normalised by mean {dataset.mean} and deviation {dataset.std}{_clamped(share)}"
-    return normalize.pixels(values.float()), (text,)
+    return _converted(parts, lambda values: normalize.pixels(values.float())), (text,)
+
+
+def _blocks(parts: Sequence[Tensor]) -> Iterator[Tensor]:
+    """The images as float32, or float64 as they are, a few after the other."""
+    for part in parts:
+        for block in part.split(max(1, _BLOCK // math.prod(part.shape[1:]))):
+            yield block if block.dtype == torch.float64 else block.float()
+
+
+def _share(parts: Sequence[Tensor], condition: Callable[[Tensor], Tensor]) -> float:
+    return sum(int(condition(values).sum()) for values in _blocks(parts)) / sum(part.numel() for part in parts)
+
+
+def _converted(parts: Sequence[Tensor], convert: Callable[[Tensor], Tensor]) -> Tensor:
+    images = torch.empty(sum(map(len, parts)), *parts[0].shape[1:], dtype=torch.uint8)
+    begin = 0
+    for values in _blocks(parts):
+        images[begin : begin + len(values)] = convert(values)
+        begin += len(values)
+    return images
 
 
 def _clamped(share: float) -> str:

@@ -16,6 +16,7 @@ from typing import Annotated, Any
 import tyro
 from rich.table import Table
 
+from ..loaders.reading import check_folder
 from ..log import Log, read_events
 from .lock import is_held
 
@@ -93,6 +94,7 @@ def status(options: StatusOptions, log: Log) -> None:
 
 def read_status(run: Path) -> Status:
     """The status that a run's folder tells. Raises ValueError if it has no log."""
+    check_folder(run)
     paths = sorted(run.glob("log*.jsonl"), key=lambda path: (len(path.name), path.name))
     if not paths:
         raise ValueError(f"{run} is not the folder of a run: it has no log.jsonl")
