@@ -171,7 +171,7 @@ class Splits(TypedDict):
     test: SplitDigest
 
 
-class RealImages(TypedDict):
+class MadeFrom(TypedDict):
     """data.json: the real images that a run was made from."""
 
     name: str

@@ -33,6 +33,7 @@ from fastcondense.data.jobs import Job
 from fastcondense.files import read_json
 from fastcondense.labels.fkd_files import read_batch
 from fastcondense.loaders.beton import Sidecar, read_beton
+from fastcondense.loaders.complete import fault
 from fastcondense.loaders.folder import FolderLoader, ImageFile, decode
 from fastcondense.loaders.pack import Packing, pack
 from fastcondense.loaders.source import Centered, Faults
@@ -419,6 +420,7 @@ def test_a_pipe_among_images_is_left_out_and_named(tmp_path):
     batches = FolderLoader(files, 0).batches([np.arange(3)], Centered(8, 8), faults)
     assert [ids.tolist() for _, ids in batches] == [[0, 2]]
     assert list(faults.skipped) == [1] and "1.png is a pipe, not a file" in faults.skipped[1]
+    assert fault(files[1]) == f"{files[1]} is a pipe, not a file"
 
 
 # --- memory of large files -------------------------------------------------------------------------------------------

@@ -485,4 +485,4 @@ def test_a_tree_of_many_values_in_few_bytes_is_refused():
 @pytest.mark.parametrize("value", [None, 3, [], {}, {"train": 1, "test": 2}])
 def test_data_of_a_run_are_checked(value):
     with pytest.raises(ValueError, match=r"^D is damaged: field images"):
-        checked({"name": "digits", "path": None, "images": value}, records.RealImages, "D")
+        checked({"name": "digits", "path": None, "images": value}, records.MadeFrom, "D")
