@@ -27,6 +27,8 @@ if TYPE_CHECKING:
     from .options import Options
     from .run import Run
 
+_LONGEST_COMPLAINT = 2000  # characters: names of others may be in it
+
 # What torch or a command's own libraries are needed for is imported when it runs: they take seconds, and help, the
 # list of recipes and a typo need none of them.
 STAGES = {
@@ -113,7 +115,10 @@ def main(arguments: list[str] | None = None) -> int:
 
 
 def _complain(text: str) -> None:
-    sys.stderr.write(f"fastcondense: {printable(text)}\n")
+    text = printable(text)
+    if len(text) > _LONGEST_COMPLAINT:
+        text = f"{text[: _LONGEST_COMPLAINT // 2]} ... {text[-_LONGEST_COMPLAINT // 2 :]}"
+    sys.stderr.write(f"fastcondense: {text}\n")
 
 
 def _main(arguments: list[str]) -> int:

@@ -24,7 +24,7 @@ from hypothesis import HealthCheck, Phase, given, settings
 from hypothesis import strategies as st
 from image_files import jpeg, scene
 from memory import begin_peak, peak
-from PIL import Image
+from PIL import EpsImagePlugin, Image
 from safetensors.torch import save
 
 from fastcondense.data import datasets
@@ -33,6 +33,7 @@ from fastcondense.data.jobs import Job
 from fastcondense.files import read_json
 from fastcondense.labels.fkd_files import read_batch
 from fastcondense.loaders.beton import Sidecar, read_beton
+from fastcondense.loaders.class_folders import EXTENSIONS, is_read
 from fastcondense.loaders.complete import fault
 from fastcondense.loaders.folder import FolderLoader, ImageFile, decode
 from fastcondense.loaders.pack import Packing, pack
@@ -423,6 +424,28 @@ def test_a_pipe_among_images_is_left_out_and_named(tmp_path):
     assert fault(files[1]) == f"{files[1]} is a pipe, not a file"
 
 
+POSTSCRIPT = b"%!PS-Adobe-3.0 EPSF-3.0\n%%BoundingBox: 0 0 8 8\n(ran) (w) file closefile\nshowpage\n"
+
+
+def test_no_program_is_started_for_an_image(tmp_path, monkeypatch):
+    """Pillow hands PostScript, whatever the file is called, to Ghostscript."""
+    monkeypatch.setattr(EpsImagePlugin, "Ghostscript", lambda *_: pytest.fail("started"))
+    (tmp_path / "x.png").write_bytes(POSTSCRIPT)
+    for read in (decode, lambda path: ImageFile.of(path, path.read_bytes()).decode()):
+        with pytest.raises(ValueError, match=r"x\.png is not an image"):
+            read(tmp_path / "x.png")
+    assert fault(tmp_path / "x.png") == f"{tmp_path / 'x.png'} is not an image"
+
+
+def test_every_kind_of_image_that_is_listed_is_read(tmp_path):
+    for ending in sorted(EXTENSIONS):
+        if is_read(ending):
+            path = tmp_path / f"x{ending}"
+            picture = Image.new("L" if ending in (".pgm", ".pbm") else "RGB", (8, 8), "white")
+            picture.save(path, {".apng": "PNG", ".pnm": "PPM", ".jpe": "JPEG"}.get(ending))
+            assert decode(path).size == (8, 8), ending
+
+
 # --- memory of large files -------------------------------------------------------------------------------------------
 
 MEASURE = """
@@ -430,7 +453,7 @@ import sys
 from pathlib import Path
 sys.path.insert(0, sys.argv[1])
 from memory import begin_peak, peak
-from PIL import Image
+from PIL import EpsImagePlugin, Image
 from fastcondense.recipe.settings import Dataset
 from fastcondense.sets import tensor_sets
 held = begin_peak()
