@@ -27,6 +27,8 @@ if TYPE_CHECKING:
     from .options import Options
     from .run import Run
 
+_LONGEST_COMPLAINT = 2000  # characters: names of others may be in it
+
 # What torch or a command's own libraries are needed for is imported when it runs: they take seconds, and help, the
 # list of recipes and a typo need none of them.
 STAGES = {
@@ -113,7 +115,10 @@ def main(arguments: list[str] | None = None) -> int:
 
 
 def _complain(text: str) -> None:
-    sys.stderr.write(f"fastcondense: {printable(text)}\n")
+    text = printable(text)
+    if len(text) > _LONGEST_COMPLAINT:
+        text = f"{text[: _LONGEST_COMPLAINT // 2]} ... {text[-_LONGEST_COMPLAINT // 2 :]}"
+    sys.stderr.write(f"fastcondense: {text}\n")
 
 
 def _main(arguments: list[str]) -> int:
@@ -190,6 +195,7 @@ def _run(command: str, options: Options, is_worker: bool) -> None:
     """Runs a stage in this process, which may be one of several workers."""
     from . import stages
     from .devices import choose_device
+    from .loaders.reading import check_folder
     from .log import Log
     from .run import Run
     from .sets.bundle import unpack
@@ -203,6 +209,7 @@ def _run(command: str, options: Options, is_worker: bool) -> None:
     if is_worker:
         device = distributed.join(device)
     log = Log(is_silent=distributed.rank() > 0)
+    check_folder(options.out)
     run = Run(options.settings, options.out, options.data, device, log, options.track, options.mixed_versions)
     run.check()
     published = None

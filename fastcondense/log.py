@@ -14,11 +14,14 @@ from rich.console import Console
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeElapsedColumn, TimeRemainingColumn
 from rich.text import Text
 
+from .loaders.reading import open_file
 from .tracking import Tracker, scalars_of
 from .words import printable
 
 Item = TypeVar("Item")
 _SECONDS_BETWEEN_LINES = 10.0
+_LONGEST_LINE = 1 << 20
+"""Bytes of a line; the parts of a longer one, which we do not write, are left out."""
 _FIELDS: dict[str, dict[str, type]] = {  # of events, what readers count with
     "cost": {"stage": str, "hours": float, "unit": str},
     "recover": {"jobs": int, "images": int},
@@ -135,8 +138,8 @@ def read_events(path: Path, kinds: Collection[str]) -> Iterator[dict[str, Any]]:
     """
     if not path.is_file():
         return
-    with path.open("rb") as file:
-        for line in file:
+    with open_file(path) as file:
+        while line := file.readline(_LONGEST_LINE):
             with contextlib.suppress(ValueError, RecursionError):
                 entry = json.loads(line)
                 if isinstance(entry, dict) and entry.get("event") in kinds and _is_complete(entry):

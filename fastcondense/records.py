@@ -13,7 +13,11 @@ from typing import Annotated, Any, Literal, NotRequired, TypedDict, TypeVar, cas
 import msgspec
 from msgspec import Meta
 
+from .loaders.reading import read_file
+
 Kind = TypeVar("Kind")
+_NODE, _ROOM = 100, 150_000_000
+"""Bytes in memory of a value of a JSON tree, about, and of a tree beyond twice its text."""
 
 Sha256 = Annotated[str, Meta(pattern="^[0-9a-f]{64}$")]
 Count = Annotated[int, Meta(ge=0, le=2**53)]
@@ -157,6 +161,24 @@ class Environment(TypedDict, total=False):
     gpu: str
 
 
+class SplitDigest(TypedDict):
+    images: Count
+    sha256: Sha256
+
+
+class Splits(TypedDict):
+    train: SplitDigest
+    test: SplitDigest
+
+
+class MadeFrom(TypedDict):
+    """data.json: the real images that a run was made from."""
+
+    name: str
+    path: str | None
+    images: Splits
+
+
 class TeacherMetadata(TypedDict):
     """The metadata of a teacher's weights; numbers are text there."""
 
@@ -251,11 +273,19 @@ class RankedScores(TypedDict):
 
 
 def parse_json(text: str | bytes, source: object) -> Any:
-    """The tree of a JSON text. Raises ValueError that names the source of one that is damaged, or nested too deep."""
+    """The tree of a JSON text. Raises ValueError that names the source of one that is damaged, or nested too deep, or
+    whose tree would be many times its size."""
     try:
+        _check_nodes(text.encode(errors="surrogatepass") if isinstance(text, str) else text)
         return json.loads(text)
     except (ValueError, RecursionError) as error:
         raise ValueError(f"{source} is damaged: {error}") from None
+
+
+def _check_nodes(text: bytes) -> None:
+    size = _NODE * sum(text.count(mark) for mark in (b",", b"[", b"{"))
+    if size > 2 * len(text) + _ROOM:
+        raise ValueError(f"it holds {size // _NODE:,} values in {len(text):,} bytes")
 
 
 def checked(tree: Any, kind: type[Kind], source: object, *, is_text: bool = False) -> Kind:
@@ -274,12 +304,12 @@ def checked(tree: Any, kind: type[Kind], source: object, *, is_text: bool = Fals
 
 def read_checked(path: Path, kind: type[Kind]) -> Kind:
     """A JSON file of that kind. Raises ValueError that names the file and the field."""
-    return checked(parse_json(path.read_bytes(), path), kind, path)
+    return checked(parse_json(read_file(path), path), kind, path)
 
 
 def read_manifest(path: Path) -> Manifest:
     """condensed/manifest.json of a run."""
-    return check_manifest(parse_json(path.read_bytes(), path), path)
+    return check_manifest(parse_json(read_file(path), path), path)
 
 
 def read_data(run: Path) -> Path | None:

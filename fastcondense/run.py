@@ -20,11 +20,12 @@ from .data.jobs import kept_batch_size, with_batch_size
 from .data.real import EvaluationImages, Normalization, squares
 from .data.sources import choose, skipped
 from .devices import fastest_arithmetic, versions
-from .files import first_difference, read_json, write_atomic, write_json
+from .files import first_difference, write_atomic, write_json
+from .loaders.reading import read_file
 from .log import Log
 from .recipe.precision import PARTS, precisions, settled
 from .recipe.recipe import SQUEEZE_PARTS, Recipe, from_toml
-from .records import check_names
+from .records import MadeFrom, check_names, read_checked
 from .rng import Stream
 from .tracking import open_trackers
 from .user_functions import source_sha256
@@ -69,10 +70,10 @@ class Run:
         """Raises ValueError if the run was begun with other real images."""
         path = self.out / _DATA
         if path.exists() and self._has_made():
-            kept, now = read_json(path), self.real.about()
+            kept, now = read_checked(path, MadeFrom), self.real.about()
             if difference := first_difference(kept["images"], now):
-                part = difference.split(".")[0]
-                if kept["images"][part]["images"] == now[part]["images"]:
+                part: Any = difference.split(".")[0]
+                if kept["images"][part]["images"] == now[part]["images"]:  # type: ignore[literal-required]
                     difference = f"as many images of {part}, but other files or labels"
                 raise ValueError(
                     f"{self.out} was made from {kept['path'] or kept['name']}, and {self.data or self.real.name} is "
@@ -114,7 +115,7 @@ class Run:
     def _begun(self) -> Recipe | None:
         """The recipe that the run was begun with."""
         path = self.out / "recipe.toml"
-        return from_toml(path.read_bytes(), str(path)) if path.exists() else None
+        return from_toml(read_file(path), str(path)) if path.exists() else None
 
     def _settled(self, begun: Recipe | None) -> Recipe:
         native, single, _ = fastest_arithmetic(self.device)

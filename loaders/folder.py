@@ -2,23 +2,25 @@
 
 from __future__ import annotations
 
+import functools
 import io
 from collections import deque
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, TypeVar
+from typing import Any, BinaryIO, TypeVar
 
 import numpy as np
 import torch
 from PIL import Image, ImageChops, UnidentifiedImageError
 from torch import Tensor
 
-from .reading import naming, reading
+from .reading import naming, read_file, reading
 from .source import Centered, Cut, Faults
 
 Item = TypeVar("Item")
+_FORMATS = "JPEG MPO PNG BMP DIB WEBP PPM TIFF GIF JPEG2000 AVIF".split()  # of the endings in class_folders
 _MOST_PIXELS = 60_000_000  # beyond one a byte of the file
 AHEAD = 2  # batches that are read, and as many that are decoded, before they are asked for
 
@@ -39,14 +41,14 @@ class ImageFile:
     def read(path: Path) -> ImageFile:
         """Opens a file. Raises ValueError that names one which is missing, empty or not an image."""
         with reading(path):
-            return ImageFile.of(path, path.read_bytes())
+            return ImageFile.of(path, read_file(path))
 
     @staticmethod
     def of(path: Path, data: bytes) -> ImageFile:
         """Opens a file of these bytes, as `read`; `path` is what messages call it."""
         with naming(path):
             try:
-                return ImageFile(path, data, Image.open(io.BytesIO(data)))
+                return ImageFile(path, data, open_image(io.BytesIO(data)))
             except UnidentifiedImageError:
                 raise ValueError(f"{path} is not an image") from None
 
@@ -62,6 +64,19 @@ class ImageFile:
             is_deep = any(";16" in str(tile[-1]) for tile in getattr(self.header, "tile", ()))
             self.header.load()
             return _rgb(self.header, is_deep)
+
+
+def open_image(file: BinaryIO) -> Image.Image:
+    """The header of an image of a format that we read, whatever the file is called: Pillow starts programs for some
+    others, Ghostscript for PostScript. Raises UnidentifiedImageError, or whatever damaged bytes ask for.
+    """
+    return Image.open(file, formats=_readable())
+
+
+@functools.cache
+def _readable() -> tuple[str, ...]:
+    Image.init()
+    return tuple(name for name in _FORMATS if name in Image.OPEN)
 
 
 def _rgb(image: Image.Image, is_deep: bool) -> Image.Image:

@@ -17,6 +17,7 @@ from typing import Annotated, Any
 import tyro
 from rich.table import Table
 
+from ..loaders.reading import check_folder
 from ..log import Log, read_events
 from .lock import is_held
 
@@ -99,6 +100,7 @@ def status(options: StatusOptions, _log: Log) -> Iterator[Table]:
 
 def read_status(run: Path) -> Status:
     """The status that a run's folder tells. Raises ValueError if it has no log."""
+    check_folder(run)
     paths = sorted(run.glob("log*.jsonl"), key=lambda path: (len(path.name), path.name))
     if not paths:
         raise ValueError(f"{run} is not the folder of a run: it has no log.jsonl")
