@@ -36,12 +36,7 @@ from fastcondense.teachers.moments import BatchNormKeeper, ConvolutionTap
 
 PARTS = ("image", "BatchNorm", "convolution input", "convolution", "rest of network", "loss", "update")
 QUICK = {"network": "zoo/resnet20", "size": 32}
-PRIOR = {"tv_weight": 1e-4, "l2_weight": 1e-5}  # SRe2L's defaults
-OBJECTIVES = {
-    "plain": Objective(),
-    "sre2l": Objective("sre2l", **PRIOR),
-    "edc": Objective("edc", match_weight=0.1),
-}
+OBJECTIVES = {"plain": Objective(), "sre2l": Objective("sre2l"), "edc": Objective("edc", match_weight=0.1)}
 CPU = torch.device("cpu")
 Place = tuple[str, str]  # part and layer
 

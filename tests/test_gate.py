@@ -4,11 +4,10 @@ import math
 
 import numpy as np
 import pytest
+import small
 import torch
 from torch import nn
-from torch.nn import functional as F
 
-from fastcondense.data.datasets import load
 from fastcondense.networks import zoo
 from fastcondense.recipe.settings import Dataset
 from fastcondense.squeeze.gate import check_gate, is_chance, judge
@@ -127,25 +126,12 @@ def test_chance_is_what_the_binomial_distribution_says(hits, count, classes, wan
 
 @pytest.fixture(scope="module")
 def digits():
-    split = load(Dataset(name="digits"), None).test
-    return torch.from_numpy(split.images).permute(0, 3, 1, 2).contiguous()[:150], torch.from_numpy(split.labels)[:150]
+    return [part[:150] for part in small.digits("test")]
 
 
 @pytest.fixture(scope="module")
 def trained():
-    """A small network for pixels in [0, 1]."""
-    split = load(Dataset(name="digits"), None).train
-    pixels, labels = torch.from_numpy(split.images).permute(0, 3, 1, 2).contiguous(), torch.from_numpy(split.labels)
-    torch.manual_seed(0)
-    net = zoo.build("zoo/convnet3_w32", 10)
-    optimizer = torch.optim.Adam(net.parameters(), lr=5e-3)
-    for _ in range(4):
-        for ids in torch.randperm(len(labels)).split(64):
-            loss = F.cross_entropy(net(pixels[ids] / 255), labels[ids])
-            optimizer.zero_grad()
-            loss.backward()
-            optimizer.step()
-    return net.eval()
+    return small.trained_network()
 
 
 def gate(net, digits, dataset=DIGITS, outputs=range(10), classes="0123456789", **options):

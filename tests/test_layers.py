@@ -13,6 +13,7 @@ PACKAGE = ROOT / "fastcondense"
 GROUND = (
     "__init__",
     "words",
+    "command_line",
     "records",
     "trust",
     "files",

@@ -19,7 +19,7 @@ from fastcondense.recover.by_statistics import ByStatistics
 from fastcondense.run import Run
 from fastcondense.statistics import pruning, targets
 from fastcondense.statistics.matching import Matching, layer_weights
-from fastcondense.teachers.moments import BatchNormKeeper, ConvolutionTap
+from fastcondense.teachers.moments import BatchNormKeeper, ConvolutionTap, take_patch_moments
 from fastcondense.teachers.teacher import Teacher
 
 STATISTICS = ("bn", "conv", "patch")
@@ -97,9 +97,10 @@ def test_costs_are_bytes_and_a_map_is_paid_for_once():
 def counted(teacher, images):
     """How many moments a forward really takes."""
     teacher.fused(images)
+    take_patch_moments(teacher.keepers)
     count = sum(len(keeper.kept) for keeper in teacher.keepers)
     for keeper in teacher.keepers:
-        keeper.kept.clear()
+        keeper.forget()
     return count
 
 

@@ -11,6 +11,8 @@ from functools import cached_property, partial
 import torch
 
 from ..data.jobs import Job, jobs, with_batch_size
+from ..devices import fastest_arithmetic
+from ..recipe.precision import precisions, settled
 from ..recipe.recipe import Recipe
 from ..teachers.kept import chosen
 from ..teachers.teacher import Teacher
@@ -43,6 +45,10 @@ class Plan:
     def __init__(self, recipe: Recipe, size: Extent, num_workers: int, device: torch.device, budget: float = 60.0):
         self.size, self.num_workers, self.device, self.budget = size, num_workers, device, budget
         self.notes: list[str] = []
+        native, single, why = fastest_arithmetic(device)
+        if "auto" in precisions(recipe).values():
+            recipe = settled(recipe, native, single)
+            self.notes.append(f"precision auto would be {native} here: {why}")
         self.free, self.itself = usable_bytes(device), resident_bytes()
         self.footprint: Footprint | None = None
         if has_step(recipe):

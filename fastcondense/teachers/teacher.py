@@ -20,7 +20,7 @@ from ..networks.zoo import channels_last
 from ..recipe.settings import Dataset, PixelStatistics
 from ..tensor_files import state_sha256
 from .fuse import fuse
-from .moments import BatchNormKeeper, Keeper, Layer, Moments
+from .moments import BatchNormKeeper, Keeper, Layer, Moments, take_patch_moments
 
 _CONTAINERS = ("state_dict", "model", "model_state_dict", "net", "teacher")
 _PREFIXES = ("module.", "_orig_mod.", "model.", "net.", "backbone.", "encoder.")
@@ -80,6 +80,7 @@ class Teacher:
         num_outputs = count_outputs(fused, dataset.image_size, name)
         if num_outputs <= max(outputs):
             raise ValueError(f"teacher {name} has {num_outputs} outputs, but {len(class_names)} classes are needed")
+        take_patch_moments(module for module in fused.modules() if isinstance(module, Keeper))
         layers = [layer for layer in layers if layer.moments is not None]  # those that the forward really uses
         targets: dict[str, tuple[Tensor, ...]] = {
             layer.name: (keeper.running_mean, keeper.running_var)
@@ -136,9 +137,10 @@ class Teacher:
 
     def _forward(self, x: Tensor) -> tuple[Tensor, Moments]:
         logits = self.fused(x)
+        take_patch_moments(self.keepers)
         moments = [layer.moments or () for layer in self.layers]
         for keeper in self.keepers:
-            keeper.kept.clear()  # the caller alone decides how long the autograd graph lives
+            keeper.forget()
         return logits.float() if self.dtype is not None else logits, moments
 
     def adapted(self, x: Tensor) -> Tensor:
