@@ -7,7 +7,7 @@ from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import Any
 
-from .folder import decode, open_image
+from .folder import decode, has_more_bits, open_image
 from .reading import open_file
 
 _ENDS = {"JPEG": b"\xff\xd9", "PNG": b"IEND"}
@@ -18,12 +18,13 @@ Track = Callable[[Sequence[Any], str], Iterable[Any]]
 
 
 def fault(path: Path) -> str:
-    """Why a file cannot be read as an image; empty if it can. Only files that look cut off, or that are neither JPEG
-    nor PNG, are decoded.
+    """Why a file cannot be read as an image; empty if it can. Only files that look cut off, that have more than 8 bits,
+    or that are neither JPEG nor PNG, are decoded.
     """
     try:
         with open_file(path) as file:
-            end = _ENDS.get(open_image(file).format or "")
+            image = open_image(file)
+            end = None if has_more_bits(image) else _ENDS.get(image.format or "")
             file.seek(max(0, file.seek(0, 2) - _TAIL))
             is_whole = end is not None and end in file.read()
     except Exception:  # what damaged bytes raise has no list; the decoder names it

@@ -61,9 +61,9 @@ class ImageFile:
             width, height = self.header.size
             if width * height > _MOST_PIXELS + len(self.data):
                 raise ValueError(f"it claims {width} x {height} pixels, in {len(self.data):,} bytes")
-            is_deep = any(";16" in str(tile[-1]) for tile in getattr(self.header, "tile", ()))
+            has_more = has_more_bits(self.header)  # it is known until the pixels are read
             self.header.load()
-            return _rgb(self.header, is_deep)
+            return _rgb(self.header, has_more)
 
 
 def open_image(file: BinaryIO) -> Image.Image:
@@ -79,21 +79,23 @@ def _readable() -> tuple[str, ...]:
     return tuple(name for name in _FORMATS if name in Image.OPEN)
 
 
-def _rgb(image: Image.Image, is_deep: bool) -> Image.Image:
+def has_more_bits(header: Image.Image) -> bool:
+    """Whether an image that is open, and not read yet, has more than 8 bits a channel."""
+    return header.mode[0] in "IF" or any(";16" in str(tile[-1]) for tile in getattr(header, "tile", ()))
+
+
+def _rgb(image: Image.Image, has_more: bool) -> Image.Image:
     if (image.mode == "I" and image.format in ("PNG", "PPM")) or image.mode.startswith("I;16"):
         values = np.asarray(image).astype(np.uint32)
         if (highest := int(values.max(initial=0))) and (bits := next((k for k in (8, 12) if highest < 1 << k), None)):
             raise OSError(f"it has 16 bits, but no value above {(1 << bits) - 1}: is it an image of {bits} bits?")
         image = Image.fromarray(((values * 255 + 32767) // 65535).astype(np.uint8))
-    elif (
-        is_deep and np.asarray(image.getchannel(0) if image.mode == "LA" else image.convert("RGB")).max(initial=0) < 16
-    ):
-        # Pillow keeps the upper of two bytes of colours
-        raise OSError("it has 16 bits, but no value above 4095: is it an image of 8 or 12 bits?")
     elif image.mode in ("I", "F"):
         raise OSError(
             f"its pixels are {'integers of 32 bits' if image.mode == 'I' else 'floats'}: save it with 8 or 16"
         )
+    elif has_more and max(highest for _, highest in image.convert("RGB").getextrema()) < 16:  # the upper of two bytes
+        raise OSError("it has 16 bits, but no value above 4095: is it an image of 8 or 12 bits?")
     if image.has_transparency_data:
         layer = image.convert("RGBA")
         return Image.alpha_composite(Image.new("RGBA", layer.size, "white"), layer).convert("RGB")
