@@ -18,12 +18,12 @@ from .data import datasets
 from .data.datasets import RealData, Split
 from .data.jobs import kept_batch_size, with_batch_size
 from .data.real import EvaluationImages, Normalization, squares
-from .data.sources import choose, skipped
+from .data.sources import choose, decoder_of, skipped
 from .devices import versions
 from .files import first_difference, read_json, write_atomic, write_json
 from .log import Log
 from .recipe.recipe import SQUEEZE_PARTS, Recipe
-from .records import check_names
+from .records import Environment, check_names, read_checked
 from .rng import Stream
 from .tracking import open_trackers
 from .user_functions import source_sha256
@@ -87,6 +87,7 @@ class Run:
         is_helper: another launch works in the folder already, and this one has a log of its own beside.
         """
         loader, reason = choose(self.real.train, self.recipe.dataset, self.device)
+        begun, now = self._begun_with(), (loader, decoder_of(loader))
         self.out.mkdir(parents=True, exist_ok=True)
         if rank() == 0 and not ((self.out / _DATA).exists() and self._has_made()):
             where = str(self.data.resolve()) if self.data else None
@@ -100,7 +101,9 @@ class Run:
             self._record_environment()
         helper = f"-{socket.gethostname()}-{os.getpid()}" if is_helper else ""
         self.log.write_to(self.out / (f"log-{rank()}{helper}.jsonl" if rank() or is_helper else "log.jsonl"))
-        self.log.say(f"loader: {loader}; {reason}")
+        self.log.say(f"loader: {_named(*now)}; {reason}")
+        if begun not in (None, now):
+            self.log.say(f"loader: the run was begun with {_named(*begun)}; its pixels may differ by rounding")
         for text in self.real.said:
             self.log.say(f"data: {text}")
         self.log.event("start", recipe=self.recipe.name, sha256=self.recipe.sha256(), versions=versions())
@@ -112,8 +115,15 @@ class Run:
 
     def _record_environment(self) -> None:
         loader, _ = choose(self.real.train, self.recipe.dataset, self.device)
-        where = {"device": str(self.device), "loader": loader, "data": str(self.data.resolve()) if self.data else None}
+        data = str(self.data.resolve()) if self.data else None
+        where = {"device": str(self.device), "loader": loader, "decoder": decoder_of(loader), "data": data}
         write_json(self.out / "environment.json", versions() | where)
+
+    def _begun_with(self) -> tuple[str, str | None] | None:
+        """The loader and decoder of environment.json, if there is one that names them."""
+        path = self.out / "environment.json"
+        kept = read_checked(path, Environment) if path.is_file() else Environment()
+        return (kept["loader"], kept.get("decoder")) if "loader" in kept else None
 
     def identity(self, stage: str) -> dict[str, Any]:
         """The settings that decide what `stage` ("squeeze" or "recover") makes, and the file of a loss that they name.
@@ -169,3 +179,7 @@ class Run:
                 if reason not in self._skipped:
                     self._skipped.add(reason)
                     self.log.say(f"skipped: {reason}")
+
+
+def _named(loader: str, decoder: str | None) -> str:
+    return f"{loader} ({decoder})" if decoder else loader
