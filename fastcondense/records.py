@@ -158,6 +158,7 @@ class Environment(TypedDict, total=False):
     data: str | None
     device: str
     loader: str
+    decoder: str | None
     gpu: str
 
 

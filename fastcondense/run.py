@@ -18,14 +18,14 @@ from .data import datasets
 from .data.datasets import RealData, Split
 from .data.jobs import kept_batch_size, with_batch_size
 from .data.real import EvaluationImages, Normalization, squares
-from .data.sources import choose, skipped
+from .data.sources import choose, decoder_of, skipped
 from .devices import fastest_arithmetic, versions
 from .files import first_difference, write_atomic, write_json
 from .loaders.reading import read_file
 from .log import Log
 from .recipe.precision import PARTS, precisions, settled
 from .recipe.recipe import SQUEEZE_PARTS, Recipe, from_toml
-from .records import MadeFrom, check_names, read_checked
+from .records import Environment, MadeFrom, check_names, read_checked
 from .rng import Stream
 from .tracking import open_trackers
 from .user_functions import source_sha256
@@ -91,6 +91,7 @@ class Run:
         is_helper: another launch works in the folder already, and this one has a log of its own beside.
         """
         loader, reason = choose(self.real.train, self.recipe.dataset, self.device)
+        begun, now = self._begun_with(), (loader, decoder_of(loader))
         self.out.mkdir(parents=True, exist_ok=True)
         said = self._settle_precision(is_helper)
         if rank() == 0 and not ((self.out / _DATA).exists() and self._has_made()):
@@ -105,7 +106,9 @@ class Run:
             self._record_environment()
         helper = f"-{socket.gethostname()}-{os.getpid()}" if is_helper else ""
         self.log.write_to(self.out / (f"log-{rank()}{helper}.jsonl" if rank() or is_helper else "log.jsonl"))
-        self.log.say(f"loader: {loader}; {reason}")
+        self.log.say(f"loader: {_named(*now)}; {reason}")
+        if begun not in (None, now):
+            self.log.say(f"loader: the run was begun with {_named(*begun)}; its pixels may differ by rounding")
         if said:
             self.log.say(f"precision: {said}")
         for text in (*self.real.said, *self.real.untested()):
@@ -155,8 +158,15 @@ class Run:
 
     def _record_environment(self) -> None:
         loader, _ = choose(self.real.train, self.recipe.dataset, self.device)
-        where = {"device": str(self.device), "loader": loader, "data": str(self.data.resolve()) if self.data else None}
+        data = str(self.data.resolve()) if self.data else None
+        where = {"device": str(self.device), "loader": loader, "decoder": decoder_of(loader), "data": data}
         write_json(self.out / "environment.json", versions() | where)
+
+    def _begun_with(self) -> tuple[str, str | None] | None:
+        """The loader and decoder of environment.json, if there is one that names them."""
+        path = self.out / "environment.json"
+        kept = read_checked(path, Environment) if path.is_file() else Environment()
+        return (kept["loader"], kept.get("decoder")) if "loader" in kept else None
 
     def identity(self, stage: str) -> dict[str, Any]:
         """The settings that decide what `stage` ("squeeze" or "recover") makes, and the file of a loss that they name.
@@ -212,3 +222,7 @@ class Run:
                 if reason not in self._skipped:
                     self._skipped.add(reason)
                     self.log.say(f"skipped: {reason}")
+
+
+def _named(loader: str, decoder: str | None) -> str:
+    return f"{loader} ({decoder})" if decoder else loader

@@ -1,4 +1,4 @@
-"""Image files decoded by Pillow: the dependency-light loader, and the truth for tests of the others."""
+"""Image files decoded on the CPU: those of any kind that Pillow reads, and what other loaders leave to it."""
 
 from __future__ import annotations
 
@@ -13,11 +13,13 @@ from typing import Any, BinaryIO, TypeVar
 
 import numpy as np
 import torch
-from PIL import Image, ImageChops, UnidentifiedImageError
+from PIL import Image, UnidentifiedImageError
 from torch import Tensor
 
 from .reading import naming, read_file, reading
-from .source import Centered, Cut, Faults
+from .resize import NUM_COLUMNS, central, cut_square, resized, table_of_cuts
+from .source import Cut, Faults
+from .turbo import decoded
 
 Item = TypeVar("Item")
 _FORMATS = "JPEG MPO PNG BMP DIB WEBP PPM TIFF GIF JPEG2000 AVIF".split()  # of the endings in class_folders
@@ -58,12 +60,22 @@ class ImageFile:
         16 bits a channel are scaled to 8, and what is transparent stands before white.
         """
         with naming(self.path):
-            width, height = self.header.size
-            if width * height > _MOST_PIXELS + len(self.data):
-                raise ValueError(f"it claims {width} x {height} pixels, in {len(self.data):,} bytes")
+            self._check_size()
             has_more = has_more_bits(self.header)  # it is known until the pixels are read
             self.header.load()
             return _rgb(self.header, has_more)
+
+    def pixels(self) -> np.ndarray:
+        """The pixels of `decode`, uint8 [H, W, 3], by the faster decoder where there is one. Raises as `decode`."""
+        with naming(self.path):
+            self._check_size()
+            pixels = decoded(self.data, self.header)
+        return np.asarray(self.decode()) if pixels is None else pixels
+
+    def _check_size(self) -> None:
+        width, height = self.header.size
+        if width * height > _MOST_PIXELS + len(self.data):
+            raise ValueError(f"it claims {width} x {height} pixels, in {len(self.data):,} bytes")
 
 
 def open_image(file: BinaryIO) -> Image.Image:
@@ -107,26 +119,6 @@ def decode(path: Path) -> Image.Image:
     return ImageFile.read(path).decode()
 
 
-def cut_window(image: Image.Image, window: Iterable[int], size: int) -> Image.Image:
-    """Crop to the window (top, left, height, width, flip, roll_y, roll_x), resize to size x size, mirror, roll."""
-    top, left, height, width, flip, roll_y, roll_x = (int(value) for value in window)
-    square = image.crop((left, top, left + width, top + height)).resize((size, size), Image.Resampling.BILINEAR)
-    square = square.transpose(Image.Transpose.FLIP_LEFT_RIGHT) if flip else square
-    return ImageChops.offset(square, roll_x, roll_y) if roll_x or roll_y else square  # circular
-
-
-def resized(height: int, width: int, resize: int) -> tuple[int, int]:
-    """Height and width after the short side is resized to `resize`, rounded as torchvision's Resize does."""
-    long = int(resize * max(height, width) / min(height, width))
-    return (long, resize) if width <= height else (resize, long)
-
-
-def central(have: int, size: int) -> int:
-    """The first of the central `size` of `have` pixels; negative if there are fewer. As torchvision's CenterCrop."""
-    # torchvision rounds a cut to even, and pads the smaller half first where the image is too small
-    return round((have - size) / 2) if have >= size else -((size - have) // 2)
-
-
 def cut_center(image: Image.Image, resize: int, size: int) -> Image.Image:
     """Short side to `resize`, then the central size x size square, as torchvision's Resize and CenterCrop."""
     height, width = resized(image.height, image.width, resize)
@@ -140,7 +132,7 @@ def cut_center(image: Image.Image, resize: int, size: int) -> Image.Image:
 
 
 class Workers:
-    """Threads, or the caller's own if there are none. Pillow decodes and resizes without the interpreter's lock."""
+    """Threads, or the caller's own if there are none. Decoders and numba work without the interpreter's lock."""
 
     def __init__(self, count: int):
         self.pool = ThreadPoolExecutor(count, "decode") if count else None
@@ -162,11 +154,13 @@ class Workers:
                 yield drawn.popleft()
         yield from drawn
 
-    def read(self, files: Sequence[Path], ids: Iterable[np.ndarray]) -> Iterator[tuple[np.ndarray, list[Any]]]:
-        """Every array of ids with its samples' ImageFile, or ValueError, a list."""
-        started = ((batch, [self.start(ImageFile.read, files[sample]) for sample in batch]) for batch in ids)
+    def read(
+        self, read: Callable[[int], ImageFile], ids: Iterable[np.ndarray]
+    ) -> Iterator[tuple[np.ndarray, list[Any]]]:
+        """Every array of ids with what `read` makes of its samples, or the ValueError that it raised, a list."""
+        started = ((batch, [self.start(read, int(sample)) for sample in batch]) for batch in ids)
         for batch, reads in self.ahead(started):
-            yield batch, [read.result() for read in reads]
+            yield batch, [file.result() for file in reads]
 
 
 def _attempt(function: Callable[..., Item], *arguments: Any) -> Item | ValueError:
@@ -176,23 +170,21 @@ def _attempt(function: Callable[..., Item], *arguments: Any) -> Item | ValueErro
         return error
 
 
-def windows_of_files(files: Sequence[ImageFile | ValueError], batch: np.ndarray, cut: Cut) -> np.ndarray:
-    """Window table of a batch, int32 [B, 7]; rows of files that could not be read, and of Centered, are 0."""
-    table = np.zeros((len(batch), 7), dtype=np.int32)
-    sizes = {k: (file.header.height, file.header.width) for k, file in enumerate(files) if isinstance(file, ImageFile)}
-    if sizes and not isinstance(cut, Centered):
-        read, (heights, widths) = list(sizes), np.array(list(sizes.values())).T
-        table[read] = cut.windows_of(batch[read], heights, widths)
+def cuts_of_files(files: Sequence[ImageFile | ValueError], batch: np.ndarray, cut: Cut) -> np.ndarray:
+    """Table of cuts of a batch, int32 [B, 11] (resize.py); rows of files that could not be read are 0."""
+    table = np.zeros((len(batch), NUM_COLUMNS), dtype=np.int32)
+    sizes = {k: file.header.size for k, file in enumerate(files) if isinstance(file, ImageFile)}
+    if sizes:
+        read, (widths, heights) = list(sizes), np.array(list(sizes.values())).T
+        table[read] = table_of_cuts(cut, batch[read], heights, widths)
     return table
 
 
-def write_square(file: ImageFile, cut: Cut, window: np.ndarray, out: np.ndarray) -> None:
-    """Decodes and cuts the file into out, uint8 [size, size, 3]."""
-    image = file.decode()
-    if isinstance(cut, Centered):
-        out[...] = np.asarray(cut_center(image, cut.resize, cut.size))
-    else:
-        out[...] = np.asarray(cut_window(image, window, cut.size))
+def write_square(file: ImageFile | ValueError, row: np.ndarray, out: np.ndarray) -> None:
+    """Decodes and cuts the file into out, uint8 [size, size, 3], by its row of a table of cuts; or raises the error."""
+    if isinstance(file, ValueError):
+        raise file
+    cut_square(file.pixels(), row, out)
 
 
 def finished(
@@ -217,21 +209,18 @@ class FolderLoader:
     def __len__(self) -> int:
         return len(self.files)
 
+    def read(self, sample: int) -> ImageFile:
+        """Opens a sample. Raises ValueError that names what cannot be read."""
+        return ImageFile.read(self.files[sample])
+
     def batches(self, ids: Sequence[np.ndarray], cut: Cut, faults: Faults) -> Iterator[tuple[Tensor, Tensor]]:
         """See source.Loader. Batches are channels_last."""
-        started = (self._start(batch, files, cut) for batch, files in self.workers.read(self.files, ids))
+        started = (self._start(batch, files, cut) for batch, files in self.workers.read(self.read, ids))
         for batch, pixels, outcomes in self.workers.ahead(started):
             if result := finished(batch, pixels, [outcome.result() for outcome in outcomes], faults):
                 yield result
 
     def _start(self, batch: np.ndarray, files: list[Any], cut: Cut) -> tuple[np.ndarray, Tensor, list[Future[Any]]]:
         pixels = torch.empty(len(batch), cut.size, cut.size, 3, dtype=torch.uint8)
-        table, slots = windows_of_files(files, batch, cut), pixels.numpy()
-        jobs = zip(files, table, slots, strict=True)
-        return batch, pixels, [self.workers.start(_write_if_read, file, cut, row, slot) for file, row, slot in jobs]
-
-
-def _write_if_read(file: ImageFile | ValueError, cut: Cut, window: np.ndarray, out: np.ndarray) -> None:
-    if isinstance(file, ValueError):
-        raise file
-    write_square(file, cut, window, out)
+        jobs = zip(files, cuts_of_files(files, batch, cut), pixels.numpy(), strict=True)
+        return batch, pixels, [self.workers.start(write_square, *job) for job in jobs]

@@ -32,11 +32,12 @@ from fastcondense.data.array_files import read_mat
 from fastcondense.data.jobs import Job
 from fastcondense.files import read_json
 from fastcondense.labels.fkd_files import read_batch
-from fastcondense.loaders.beton import Sidecar, read_beton
+from fastcondense.loaders.beton import Sidecar
 from fastcondense.loaders.class_folders import EXTENSIONS, is_read
 from fastcondense.loaders.complete import fault
 from fastcondense.loaders.folder import FolderLoader, ImageFile, decode
 from fastcondense.loaders.pack import Packing, pack
+from fastcondense.loaders.packed import PackedLoader
 from fastcondense.loaders.source import Centered, Faults
 from fastcondense.log import read_events
 from fastcondense.recipe.settings import Dataset
@@ -124,8 +125,8 @@ def read_shard(path):
 
 
 def read_images(path):
-    found = read_beton(path)
-    return [found.stored(sample) for sample in range(len(found))]
+    loader = PackedLoader(path)
+    return [loader.read(sample).pixels() for sample in range(len(loader))]
 
 
 def read_weights(path):
@@ -163,7 +164,7 @@ READERS = {
     "FKD": (fkd, lambda path: read_batch(path, 8), "batch_0.tar"),
     "parquet": (parquet, lambda path: read_all(parquet_sets.list_rows([path], 0)), "x.parquet"),
     "PNG": (png, decode, "x.png"),
-    "JPEG": (lambda: jpeg(scene(20, 17, 0)), decode, "x.jpg"),
+    "JPEG": (lambda: jpeg(scene(20, 17, 0)), lambda path: ImageFile.read(path).pixels(), "x.jpg"),
     "beton": (lambda: beton()[0], read_images, "x.beton"),
     "sidecar": (lambda: beton()[1], lambda path: read_images(path.with_suffix("")), "x.beton.json"),
     "JSON": (lambda: json.dumps({"a": [1, {"b": None}], "c": "x" * 40}).encode(), read_json, "x.json"),

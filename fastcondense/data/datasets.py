@@ -250,7 +250,7 @@ def is_packed(dataset: Dataset, data: Path) -> bool:
     if not any((data / name).is_file() for name in _BETONS):
         return False
     has_files, has_ffcv = (data / "train").is_dir(), find_spec("ffcv") is not None
-    return dataset.loader == "ffcv" or not has_files or (dataset.loader == "auto" and has_ffcv)
+    return dataset.loader in ("ffcv", "packed") or not has_files or (dataset.loader == "auto" and has_ffcv)
 
 
 def _packed(data: Path, name: str) -> RealData:

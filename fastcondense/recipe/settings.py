@@ -34,10 +34,11 @@ class Dataset:
     counts: Annotated[tuple[CountOrZero, CountOrZero, CountOrZero], HOW] = (0, 0, 0)
     """Classes, training and test images, for `fastcondense plan` where the data are not at hand; 0 0 0: not known. Runs
     count what is there."""
-    workers: Annotated[CountOrZero, HOW] = 2
-    """Threads that decode images."""
-    loader: Annotated[Literal["auto", "ffcv", "dali", "folder"], HOW] = "auto"
-    """What reads the images: ffcv needs packed ones, dali and folder (Pillow) read files. They differ by rounding."""
+    workers: Annotated[CountOrZero, HOW] = 0
+    """Threads that decode images; 0: the machine's cores over the workers on it."""
+    loader: Annotated[Literal["auto", "ffcv", "packed", "dali", "folder"], HOW] = "auto"
+    """What reads the images: ffcv and packed, which needs no library, read packed ones, dali and folder read files.
+    They differ by rounding."""
     on_error: Annotated[Literal["raise", "skip"], HOW] = "raise"
     """A file that cannot be read ends the run, or it is left out and listed in the log."""
 

@@ -19,6 +19,7 @@ import numpy as np
 import torch
 
 from .. import vision
+from ..data.sources import decoding_threads
 from ..files import read_json
 from ..loaders.class_folders import has_images, index_classes
 from ..loaders.folder import ImageFile
@@ -96,12 +97,12 @@ def list_images(path: Path, num_classes: int, dataset: Dataset) -> Listing:
     if path.suffix.lower() in _PACKED:
         raise ValueError(f"{path} is still packed; unpack it and give the folder")
     if files := parquet_sets.find(path):
-        return parquet_sets.list_rows(files, dataset.workers)
+        return parquet_sets.list_rows(files, decoding_threads(dataset))
     if files := tensor_sets.find(path):
         return tensor_sets.list_tensors(files, num_classes, dataset)
     if path.is_file():
         raise ValueError(f"{path} is no image set: needed is a folder, or a file .parquet, .pt, .pth or .safetensors")
-    return _list_folder(path, dataset.workers)
+    return _list_folder(path, decoding_threads(dataset))
 
 
 def _list_folder(root: Path, workers: int) -> Listing:

@@ -117,6 +117,7 @@ def _environment(options: Launch, folder: Path, attempt: int, rank: int) -> dict
         PARENT: str(os.getpid()),
         "RANK": str(rank),
         "LOCAL_RANK": str(rank),
+        "LOCAL_WORLD_SIZE": str(options.num_local),
         "WORLD_SIZE": str(options.num_local),
         "GLOO_SOCKET_IFNAME": loopback,
         "NCCL_SOCKET_IFNAME": loopback,
