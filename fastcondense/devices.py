@@ -11,7 +11,10 @@ from importlib.metadata import PackageNotFoundError, version
 
 import torch
 
-_PACKAGES = ("fastcondense", "torch", "torchvision", "timm", "numpy", "triton", "pillow", "ffcv", "nvidia-dali-cuda130")
+_PACKAGES = (
+    *("fastcondense", "torch", "torchvision", "timm", "numpy", "triton", "pillow", "ffcv"),
+    *("nvidia-dali-cuda130", "nvidia-dali-cuda120"),
+)
 
 
 def choose_device(name: str) -> torch.device:
