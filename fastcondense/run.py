@@ -19,15 +19,17 @@ from .data.datasets import RealData, Split
 from .data.jobs import kept_batch_size, with_batch_size
 from .data.real import EvaluationImages, Normalization, squares
 from .data.sources import choose, skipped
-from .devices import versions
+from .devices import fastest_arithmetic, versions
 from .files import first_difference, read_json, write_atomic, write_json
 from .log import Log
-from .recipe.recipe import SQUEEZE_PARTS, Recipe
+from .recipe.precision import PARTS, precisions, settled
+from .recipe.recipe import SQUEEZE_PARTS, Recipe, from_toml
 from .records import check_names
 from .rng import Stream
 from .tracking import open_trackers
 from .user_functions import is_own, source_sha256
 from .workers.distributed import rank
+from .workers.work import Items, draw
 
 _DATA = "data.json"
 """Name of the file that tells a run's real images from others."""
@@ -55,7 +57,8 @@ class Run:
         self.recipe.check()
         check_names(self.real.classes, f"the classes of {self.data}")
         if self.recipe.recover.batch_size == 0:
-            self.recipe = with_batch_size(self.recipe, kept_batch_size(self.out, self.recipe))
+            as_begun = self._settled(begun) if (begun := self._begun()) is not None else self.recipe
+            self.recipe = with_batch_size(self.recipe, kept_batch_size(self.out, as_begun))
         self._check_data()
         needed = [name for name in self.recipe.evaluate.baselines if name.startswith(("random", "herding"))]
         if needed:
@@ -88,6 +91,7 @@ class Run:
         """
         loader, reason = choose(self.real.train, self.recipe.dataset, self.device)
         self.out.mkdir(parents=True, exist_ok=True)
+        said = self._settle_precision(is_helper)
         if rank() == 0 and not ((self.out / _DATA).exists() and self._has_made()):
             where = str(self.data.resolve()) if self.data else None
             write_json(self.out / _DATA, {"name": self.real.name, "path": where, "images": self.real.about()})
@@ -101,9 +105,47 @@ class Run:
         helper = f"-{socket.gethostname()}-{os.getpid()}" if is_helper else ""
         self.log.write_to(self.out / (f"log-{rank()}{helper}.jsonl" if rank() or is_helper else "log.jsonl"))
         self.log.say(f"loader: {loader}; {reason}")
-        for text in self.real.said:
+        if said:
+            self.log.say(f"precision: {said}")
+        for text in (*self.real.said, *self.real.untested()):
             self.log.say(f"data: {text}")
         self.log.event("start", recipe=self.recipe.name, sha256=self.recipe.sha256(), versions=versions())
+
+    def _begun(self) -> Recipe | None:
+        """The recipe that the run was begun with."""
+        path = self.out / "recipe.toml"
+        return from_toml(path.read_bytes(), str(path)) if path.exists() else None
+
+    def _settled(self, begun: Recipe | None) -> Recipe:
+        native, single, _ = fastest_arithmetic(self.device)
+        return settled(self.recipe, native, single, begun)
+
+    def _settle_precision(self, is_helper: bool) -> str:
+        """Puts what the run computes in in the place of "auto", and says it in words.
+
+        One process of all that begin the run chooses and writes it down; the others find it there. Raises ValueError
+        for a helper that was asked for another precision than the run has.
+        """
+
+        def is_settled(_: int = 0) -> bool:
+            begun = self._begun()
+            return begun is not None and "auto" not in precisions(begun).values()
+
+        asked, was_settled = precisions(self.recipe), is_settled()
+        if "auto" in asked.values():
+            for _ in draw(Items("precision", self.out, [0], is_settled)):
+                self.recipe = self._settled(self._begun())
+                self.record()
+            self.recipe = self._settled(self._begun())
+        now, first = precisions(self.recipe), precisions(self._begun() or self.recipe)
+        if is_helper and (other := [part for part in PARTS if now[part] != first[part]]):
+            raise ValueError(
+                f"another launch works on {self.out} with {other[0]}.precision {first[other[0]]}, not "
+                f"{now[other[0]]}; wait for it, or choose another --out"
+            )
+        chosen = ", ".join(f"{part} {now[part]}" for part in now if asked[part] == "auto" and "." not in part)
+        why = "as the run was begun" if was_settled else f"for {fastest_arithmetic(self.device)[2]}"
+        return f"{chosen}, {why}" if chosen else ""
 
     def record(self) -> None:
         """Writes environment.json and recipe.toml; a recipe that a stage refuses must not replace what is there."""

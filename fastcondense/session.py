@@ -12,6 +12,7 @@ from .data.jobs import with_batch_size
 from .devices import choose_device
 from .log import Log
 from .options import Options
+from .recipe.precision import PARTS, with_precisions
 from .run import Run
 from .sets.bundle import unpack
 from .sets.imported import import_images
@@ -69,5 +70,6 @@ def _share(stage: str, options: Options, device: torch.device) -> str:
     empty if this one must be alone."""
     if stage not in _HELPED or options.images is not None or options.bundle is not None:
         return ""
-    # batch_size 0 becomes what fits, and the run's from then on
-    return f"{with_batch_size(options.settings, 0).sha256()} {device.type} torch {torch.__version__} {__version__}"
+    # batch_size 0 and precision auto become what is chosen once, and the run's from then on
+    settings = with_precisions(with_batch_size(options.settings, 0), dict.fromkeys(PARTS, "auto"))
+    return f"{settings.sha256()} {device.type} torch {torch.__version__} {__version__}"
