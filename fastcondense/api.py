@@ -14,7 +14,6 @@ Whatever a user can mend is a ValueError of one line.
 from __future__ import annotations
 
 import dataclasses
-import fnmatch
 import os
 from collections.abc import Mapping, Sequence
 from pathlib import Path
@@ -26,6 +25,7 @@ from . import trust
 from .files import read_json
 from .options import Options, for_student, take_run
 from .options import of_run as options_of_run
+from .recipe import catalogue
 from .recipe import recipe as shipped
 from .recipe.recipe import Recipe
 from .tracking import TrackerName
@@ -43,11 +43,11 @@ Row = dict[str, str | float]
 
 
 def recipes(pattern: str = "*") -> list[str]:
-    """Names of the recipes that ship and fit a pattern of the shell, as `*/cifar10*`, sorted.
+    """Names of the recipes that ship and fit a pattern, as `*/cifar10*`, or whose names hold a text without stars.
 
-    Append -ipc<n> for another number of images per class.
+    Append -ipc<n> for another number of images per class. Raises ValueError if there is none.
     """
-    return fnmatch.filter(shipped.names(), pattern)
+    return catalogue.find(pattern)
 
 
 def recipe(name_or_file: AnyPath, **settings: Any) -> Recipe:

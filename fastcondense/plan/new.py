@@ -17,7 +17,7 @@ from ..recipe.recipe import Recipe, from_toml
 from ..recipe.settings import Dataset
 from ..words import bytes_in_words, seconds_in_words
 from .extent import Extent
-from .plan import Planner
+from .plan import Plan
 
 _SHOWN = 10
 """Classes and files that are named."""
@@ -61,7 +61,7 @@ def new(options: NewOptions, log: Log) -> None:
     log.say(f"{out}: a recipe for {'a GPU' if device.type == 'cuda' else 'a CPU'}; change it at will")
     if options.seconds > 0:
         size = Extent(len(found.real.classes), len(found.real.train), len(found.real.test), "the data")
-        made = Planner(recipe, size, 1, device, options.seconds).plan()
+        made = Plan(recipe, size, 1, device, options.seconds)
         times = ", ".join(f"{stage.name} {seconds_in_words(stage.wall)}" for stage in made.times)
         wall, memory = sum(stage.wall for stage in made.times), max(size for size, _ in made.memory.values())
         log.say(
@@ -89,50 +89,51 @@ def recipe_text(found: Survey, data: Path, device: torch.device, ipc: int = 0) -
     has_bad = bool(broken or found.unread)
     numbers = [", ".join(f"{value:.3f}" for value in values) for values in (mean, [max(d, 1e-3) for d in deviation])]
     epochs = min(100, max(20, round(_VIEWS / len(real.train))))
-    squeeze = (
+    least, _, most = found.short_sides
+    teacher = (
         [
-            'teachers = ["torchvision/resnet18"]       # pretrained on ImageNet, which is downloaded',
-            'weights = ["default"]',
-            'probe_weights = ["train"]                 # a new last layer for these classes, fitted on them',
+            ('teachers = ["torchvision/resnet18"]', "pretrained on ImageNet, which is downloaded"),
+            ('weights = ["default"]', ""),
+            ('probe_weights = ["train"]', "a new last layer for these classes, fitted on them"),
         ]
         if is_large
         else [
-            'teachers = ["zoo/convnet3_w64"]           # small, and trained here',
-            f"epochs = {epochs}",
-            "batch_size = 64",
-            "lr = 3e-3",
-            "crop_scale = [0.4, 1.0]",
+            ('teachers = ["zoo/convnet3_w64"]', "small, and trained here"),
+            (f"epochs = {epochs}", ""),
+            ("batch_size = 64", ""),
+            ("lr = 3e-3", ""),
+            ("crop_scale = [0.4, 1.0]", ""),
         ]
     )
-    student, batch = ("torchvision/resnet18", 50) if is_large else ("zoo/convnet3_w64", 50)
     lines = [
-        f"# {len(real.train)} training and {len(real.test)} test images in {len(counts)} classes; for a "
-        f"{'GPU' if device.type == 'cuda' else 'CPU'}. Made by `fastcondense new`.",
-        'method = "rded"                           # no optimisation: real crops that the teacher knows best',
-        f"ipc = {wanted:<34} # images of each class that are left",
-        "[dataset]",
-        'name = "folder"',
-        f"image_size = {size:<27} # pixels; the photos' short sides are {found.short_sides[0]} to "
-        f"{found.short_sides[2]}",
-        f"resize = {resize}",
-        f"mean = [{numbers[0]}]",
-        f"std = [{numbers[1]}]",
-        *(['on_error = "skip"                         # files that cannot be read are left out'] if has_bad else []),
-        "[squeeze]                                 # the teacher",
-        *squeeze,
-        *([f"gate_images = {min(counts)}"] if min(counts) < _GATE else []),
-        "[recover]",
-        "iterations = 0",
-        f'initial = {{ kind = "mosaic", factor = {2 if is_large else 1}, crop_scale = [0.3, 1.0] }}',
-        "[labels]                                  # what students see of an image",
-        "crop_scale = [0.5, 1.0]",
-        "[train]                                   # the student, on these images and on as many random ones",
-        f'student = "{student}"',
-        f"epochs = {300 if is_large else 100}",
-        f"batch_size = {batch}",
-        *([] if is_large else ["lr = 3e-3", "temperature = 4.0"]),
+        ('method = "rded"', "no optimisation: real crops that the teacher knows best"),
+        (f"ipc = {wanted}", "images of each class that are left"),
+        ("[dataset]", ""),
+        ('name = "folder"', ""),
+        (f"image_size = {size}", f"pixels; the short sides of these images are {least} to {most}"),
+        (f"resize = {resize}", ""),
+        (f"mean = [{numbers[0]}]", ""),
+        (f"std = [{numbers[1]}]", ""),
+        *([('on_error = "skip"', "files that cannot be read are left out")] if has_bad else []),
+        ("[squeeze]", "the teacher"),
+        *teacher,
+        *([(f"gate_images = {min(counts)}", "")] if min(counts) < _GATE else []),
+        ("[recover]", ""),
+        ("iterations = 0", ""),
+        (f'initial = {{ kind = "mosaic", factor = {2 if is_large else 1}, crop_scale = [0.3, 1.0] }}', ""),
+        ("[labels]", "what students see of an image"),
+        ("crop_scale = [0.5, 1.0]", ""),
+        ("[train]", "the student, on these images and on as many random ones"),
+        (f'student = "{"torchvision/resnet18" if is_large else "zoo/convnet3_w64"}"', ""),
+        (f"epochs = {300 if is_large else 100}", ""),
+        ("batch_size = 50", ""),
+        *([] if is_large else [("lr = 3e-3", ""), ("temperature = 4.0", "")]),
     ]
-    return "\n".join(lines) + "\n"
+    head = (
+        f"# {len(real.train)} training and {len(real.test)} test images in {len(counts)} classes; for a "
+        f"{'GPU' if device.type == 'cuda' else 'CPU'}. Made by `fastcondense new`.\n"
+    )
+    return head + "".join(f"{setting:<36} # {why}\n" if why else f"{setting}\n" for setting, why in lines)
 
 
 def _describe(found: Survey, recipe: Recipe, log: Log) -> None:

@@ -11,7 +11,7 @@ from ..labels.labels import answers
 from .students import Task
 
 
-class Epoch:
+class SeenEpoch:
     """The batches of an epoch: pairs of views, float32 [B, 3, S, S], normalised, and labels, float32 [B, classes].
 
     It can be walked through again and again, to the same bits.
@@ -30,7 +30,7 @@ class Epoch:
             yield batch.views, answers(batch.wanted, self._num_classes, self._temperature)
 
 
-class EpochViews(Sequence[Epoch]):
+class EpochViews(Sequence[SeenEpoch]):
     """What a student of the recipe sees, epoch by epoch: views[3] is the fourth."""
 
     def __init__(self, task: Task, num_classes: int, temperature: float | None, epochs: int):
@@ -40,12 +40,12 @@ class EpochViews(Sequence[Epoch]):
         return self._epochs
 
     @overload
-    def __getitem__(self, index: int) -> Epoch: ...
+    def __getitem__(self, index: int) -> SeenEpoch: ...
     @overload
-    def __getitem__(self, index: slice) -> list[Epoch]: ...
-    def __getitem__(self, index: int | slice) -> Epoch | list[Epoch]:
+    def __getitem__(self, index: slice) -> list[SeenEpoch]: ...
+    def __getitem__(self, index: int | slice) -> SeenEpoch | list[SeenEpoch]:
         numbers = range(self._epochs)[index]
         task, num_classes, temperature = self._of
         if isinstance(numbers, range):
-            return [Epoch(task, number, num_classes, temperature) for number in numbers]
-        return Epoch(task, numbers, num_classes, temperature)
+            return [SeenEpoch(task, number, num_classes, temperature) for number in numbers]
+        return SeenEpoch(task, numbers, num_classes, temperature)
