@@ -12,7 +12,7 @@ import sys
 import traceback
 from collections.abc import Iterator
 from pathlib import Path
-from typing import Literal, NoReturn
+from typing import Any, Literal, NoReturn
 
 from . import __version__, trust
 from .recipe import recipe
@@ -129,17 +129,27 @@ def _main(arguments: list[str]) -> int:
     if command not in {*STAGES, *TOOLS, "plan", "completion"}:
         near = difflib.get_close_matches(command, [*STAGES, *TOOLS, *OTHERS], 1, 0.0)[0]
         raise ValueError(f"there is no command {command!r}; the nearest is {near!r}")
-    from .command_line import parse
-    from .options import PlanOptions, parse_plan, parse_stage
-
     if command == "completion":
         sys.stdout.write(_completion(rest))
         return 0
+    from .command_line import Help
+
+    try:
+        return _with_options(command, rest)
+    except Help as text:
+        sys.stdout.write(str(text))
+        return 0
+
+
+def _with_options(command: str, rest: list[str]) -> int:
+    """A command that takes options. Raises Help where that is asked for."""
+    from .command_line import parse
+    from .options import PlanOptions, parse_plan, parse_stage
 
     if command in TOOLS:
         name, function, options_name, description = TOOLS[command]
         module = importlib.import_module(f".{name}", __package__)
-        chosen = parse(getattr(module, options_name), f"fastcondense {command}", description, rest, None, [])
+        chosen: Any = parse(getattr(module, options_name), f"fastcondense {command}", description, rest, None, [])
         from .log import Log
 
         log = Log()
