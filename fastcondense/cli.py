@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import contextlib
 import dataclasses
 import difflib
 import importlib
@@ -11,21 +10,15 @@ import signal
 import subprocess
 import sys
 import traceback
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, Literal, NoReturn
+from typing import Any, Literal, NoReturn
 
 from . import __version__, trust
 from .recipe import recipe
 from .words import printable
 from .workers import interrupt
 from .workers.launched import is_launched
-
-if TYPE_CHECKING:
-    import torch
-
-    from .options import Options
-    from .run import Run
 
 _LONGEST_COMPLAINT = 2000  # characters: names of others may be in it
 
@@ -45,10 +38,14 @@ STAGES = {
     ),
 }
 """The functions of stages.py behind the commands, and what they do."""
-HELPED = {"run": "recover", "squeeze": "squeeze", "recover": "recover"}
-"""Commands of which a second launch on the run takes its part, and that stage: the first does what only one may do."""
 PLAN = "RECIPE --gpus N: say what a run will need, before it: jobs, memory, disk and time, from a short measurement"
 TOOLS = {
+    "new": (
+        "plan.new",
+        "new",
+        "NewOptions",
+        "--data DIR: look at an image folder, and write a recipe for it and this machine",
+    ),
     "bundle": (
         "exchange.verify",
         "bundle",
@@ -191,65 +188,12 @@ def _with_options(command: str, rest: list[str]) -> int:
         options.launch.check()
         return launch(options.launch, [command, *rest], _complain)
     with interrupt.listening(with_parent=is_worker), trust.only(options.given, options.out):
-        _run(command, options, is_worker)
+        from . import session
+        from .workers import distributed
+
+        session.carry_out(STAGES[command][0], session.prepare(options, is_worker=is_worker), options, command)
+        distributed.leave()
     return 0
-
-
-def _run(command: str, options: Options, is_worker: bool) -> None:
-    """Runs a stage in this process, which may be one of several workers."""
-    from . import stages
-    from .devices import choose_device
-    from .loaders.reading import check_folder
-    from .log import Log
-    from .run import Run
-    from .sets.bundle import unpack
-    from .sets.imported import import_images
-    from .sets.published_sets import read_published
-    from .workers import distributed, lock
-    from .workers.cost import cost
-
-    assert options.out is not None
-    device = choose_device("cpu" if options.launch.gpus == 0 else options.device)
-    if is_worker:
-        device = distributed.join(device)
-    log = Log(is_silent=distributed.rank() > 0)
-    check_folder(options.out)
-    run = Run(options.settings, options.out, options.data, device, log, options.track, options.mixed_versions)
-    run.check()
-    published = None
-    if options.images is not None:
-        published = read_published(options.images, run.real.classes, run.recipe.ipc, run.recipe.dataset)
-    with contextlib.closing(log), lock.locked(options.out, _share(command, options, device)) as is_helper:
-        if options.bundle is not None:
-            with distributed.first_alone():
-                unpack(options.bundle, options.out)
-        run.open(is_helper=is_helper)
-        if published is not None:
-            import_images(published, run.out / "condensed", run.recipe, run.log)
-        with cost(log, device.type, command):
-            stage: Callable[[Run], object] = getattr(stages, HELPED[command] if is_helper else STAGES[command][0])
-            stage(run)
-        if is_helper:
-            log.say(f"helped another launch on {options.out}, which does what is left of the run")
-        elif not distributed.rank():
-            run.record()
-    distributed.leave()
-
-
-def _share(command: str, options: Options, device: torch.device) -> str:
-    """A text that launches have in common if they may work on a run side by side, because they make the same bits;
-    empty if this one must be alone."""
-    import torch
-
-    from .data.jobs import with_batch_size
-    from .recipe.precision import PARTS, with_precisions
-
-    settings = options.settings
-    if command not in HELPED or options.images is not None or options.bundle is not None:
-        return ""
-    # batch_size 0 and precision auto become what is chosen once, and the run's from then on
-    settings = with_precisions(with_batch_size(settings, 0), dict.fromkeys(PARTS, "auto"))
-    return f"{settings.sha256()} {device.type} torch {torch.__version__} {__version__}"
 
 
 def _bench(arguments: list[str]) -> int:

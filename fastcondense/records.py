@@ -8,7 +8,7 @@ from __future__ import annotations
 import json
 from collections.abc import Iterable
 from pathlib import Path
-from typing import Annotated, Any, Literal, NotRequired, TypedDict, TypeVar, cast
+from typing import Annotated, Any, NotRequired, TypedDict, TypeVar, cast
 
 import msgspec
 from msgspec import Meta
@@ -24,7 +24,6 @@ Count = Annotated[int, Meta(ge=0, le=2**53)]
 Name = Annotated[str, Meta(min_length=1, max_length=1000)]
 Digits = Annotated[str, Meta(pattern="^[0-9]{1,9}$")]
 Color = Annotated[list[float], Meta(min_length=3, max_length=3)]
-Baseline = Literal["random_soft", "random_hard", "herding_soft", "herding_hard", "full"]
 
 
 class MadeBy(TypedDict, total=False):
@@ -32,6 +31,7 @@ class MadeBy(TypedDict, total=False):
 
     recover: dict[str, Any]
     loss_sha256: Sha256
+    initial_sha256: Sha256
 
 
 class Replay(TypedDict):
@@ -49,6 +49,7 @@ class Replay(TypedDict):
     images: Sha256
     classes: Sha256
     teachers: dict[Name, Sha256]
+    source_sha256: NotRequired[Sha256]
 
 
 class Fingerprint(TypedDict):
@@ -112,7 +113,7 @@ class Result(Scores):
     seeds: Count
     labels: str
     test_images: Count
-    baselines: dict[Baseline, Scores]
+    baselines: dict[Name, Scores]
     bytes: Sizes
     seconds: Seconds
     versions: dict[str, str]

@@ -28,7 +28,7 @@ from .recipe.recipe import SQUEEZE_PARTS, Recipe, from_toml
 from .records import Environment, MadeFrom, check_names, read_checked
 from .rng import Stream
 from .tracking import open_trackers
-from .user_functions import source_sha256
+from .user_functions import is_own, source_sha256
 from .workers.distributed import rank
 from .workers.work import Items, draw
 
@@ -169,13 +169,16 @@ class Run:
         return (kept["loader"], kept.get("decoder")) if "loader" in kept else None
 
     def identity(self, stage: str) -> dict[str, Any]:
-        """The settings that decide what `stage` ("squeeze" or "recover") makes, and the file of a loss that they name.
+        """The settings that decide what `stage` ("squeeze" or "recover") makes, and the files of functions in them.
 
         Raises ValueError if there is no such function.
         """
         parts = self.recipe.parts(*{"squeeze": SQUEEZE_PARTS, "recover": self.recipe.recover_parts()}[stage])
-        if stage == "recover" and self.recipe.recover.loss:
-            parts["loss_sha256"] = source_sha256(self.recipe.recover.loss, "recover.loss")
+        recover = self.recipe.recover
+        if stage == "recover" and recover.loss:
+            parts["loss_sha256"] = source_sha256(recover.loss, "recover.loss")
+        if stage == "recover" and is_own(recover.initial.kind):
+            parts["initial_sha256"] = source_sha256(recover.initial.kind, "recover.initial.kind")
         return parts
 
     @cached_property

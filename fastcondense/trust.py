@@ -11,7 +11,16 @@ from collections.abc import Iterable, Iterator
 from pathlib import Path
 from typing import Any
 
-CODE = ("squeeze.teachers", "train.student", "recover.gradients.network", "recover.loss")
+CODE = (
+    "squeeze.teachers",
+    "train.student",
+    "recover.gradients.network",
+    "recover.loss",
+    "recover.initial.kind",
+    "labels.source",
+    "evaluate.baselines",
+    "dataset.name",
+)
 """Settings that may name code: module:function, file.py:function."""
 PATHS = (
     "squeeze.weights",

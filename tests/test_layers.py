@@ -49,6 +49,8 @@ ROOMS = (
     "plan",
     "options",
     "stages",
+    "session",
+    "api",
     "cli",
 )
 """Low to high. `recipe` is the first package: it imports nothing of ours, so that anything may read settings."""
@@ -97,6 +99,7 @@ def test_imports_point_to_earlier_rooms():
         f"{module} imports {name}"
         for module in MODULES
         for name in imported(module)
+        if module != "__init__"  # the door to the API, for type checkers alone
         if name in MODULES and ROOMS.index(room(name)) > ROOMS.index(room(module))
     ]
     assert not sorted(upward)

@@ -1,4 +1,4 @@
-"""How numba kernels run: over torch's memory, on torch's threads, cached where that is possible; memory that is kept."""
+"""How numba kernels run: over torch's memory, on torch's threads, cached where that can be; memory that is kept."""
 
 import os
 import subprocess
