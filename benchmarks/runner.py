@@ -112,10 +112,8 @@ def run(name: str, arguments: Sequence[str]) -> int:
     session = Session(name, out, options.quick, not options.no_gate)
     options.gate = None if options.no_gate else Gate(record=options.tested)
     problem = options.gate.problem(gate_tests(benchmark)) if options.gate else None
-    if problem is not None:
-        session.refuse(name, problem)
-    else:
-        module.run(session, options)
+    session.mark(name, problem)
+    module.run(session, options)
     return session.finish()
 
 

@@ -14,7 +14,10 @@ from typing import Literal
 
 import torch
 
-_PACKAGES = ("fastcondense", "torch", "torchvision", "timm", "numpy", "triton", "pillow", "ffcv", "nvidia-dali-cuda130")
+_PACKAGES = (
+    *("fastcondense", "torch", "torchvision", "timm", "numpy", "triton", "pillow", "simplejpeg", "ffcv"),
+    *("nvidia-dali-cuda130", "nvidia-dali-cuda120"),
+)
 _M_TRIM_THRESHOLD, _M_MMAP_THRESHOLD = -1, -3  # of malloc.h
 
 

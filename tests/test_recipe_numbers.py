@@ -388,6 +388,27 @@ def test_images_are_stored_as_published_and_lossless_where_corrected(name):
     assert is_jpeg == ("stored as JPEG, as published; corrected: lossless." in header(f"{method}/{data}"))
 
 
+def with_referred(name: str, seen: tuple[str, ...] = ()) -> str:
+    """The header with those of the recipes that it refers to: "as edc/imagenet10"."""
+    text = header(name)
+    referred = {other for other in re.findall(r"\bas ([a-z0-9+-]+/[a-z0-9-]+)", text) if other not in (*seen, name)}
+    return " ".join([text, *(with_referred(other, (*seen, name)) for other in sorted(referred))])
+
+
+@pytest.mark.parametrize("name", recipe.names())
+def test_headers_name_what_differs_wherever_it_does(name):
+    method, data = name.removesuffix("-corrected").split("/")
+    found, text = load(name), with_referred(f"{method}/{data}")
+    if data == "digits" or method == "fastcondense":
+        return  # our own settings
+    assert found.labels.mix != "cutmix" or "partners from all images" in text
+    has_variances = method in ("edc", "gvbsm") and found.recover.match_weight
+    assert not has_variances or "published ones are means of batches' variances" in text
+    assert (method == "edc" and found.recover.initial.kind == "mosaic") == ("cut to squares, not squashed" in text)
+    is_exact = found.recover.storage == "jpeg" or name.endswith("-corrected") or method in ("idc", "mdc", "cim")
+    assert is_exact or "the published code truncates them" in text
+
+
 def published_files() -> list[str]:
     return [name for name in recipe.names() if not name.endswith("-corrected")]
 

@@ -1,4 +1,4 @@
-"""How numba kernels run: on torch's memory and threads, cached where that is possible; and memory that is kept."""
+"""How numba kernels run: over torch's memory, on torch's threads, cached where that can be; memory that is kept."""
 
 import os
 import subprocess

@@ -14,7 +14,6 @@ over. train.loss mse_ce has no temperature: there the others share their mean, w
 
 from __future__ import annotations
 
-import hashlib
 import itertools
 import math
 import os
@@ -34,7 +33,7 @@ from ..recipe.recipe import Recipe
 from ..recipe.settings import Train
 from ..records import StoredEpochs, read_checked
 from ..run import Run
-from ..sets.condensed import CondensedSet
+from ..sets.condensed import CondensedSet, images_sha256
 from ..teachers.teacher import Teacher
 from .fkd import read_fkd
 from .fkd_files import is_fkd, num_bytes
@@ -184,14 +183,6 @@ def compress(logits: Tensor, top_k: int, temperature: float | None) -> dict[str,
 def expand(classes: Tensor, logits: Tensor, rest: Tensor, num_classes: int) -> Tensor:
     """Logits float32 [B, num_classes] of rows that `compress` made of the k largest ones."""
     return rest.float()[:, None].repeat(1, num_classes).scatter_(1, classes.long(), logits.float())
-
-
-def images_sha256(condensed: CondensedSet) -> str:
-    """Hash of the pixels, in the order of the classes and slots."""
-    digest = hashlib.sha256()
-    for label in range(len(condensed.classes)):
-        digest.update(condensed.of_class(label).contiguous().numpy().data)
-    return digest.hexdigest()
 
 
 def replay_specification(

@@ -16,10 +16,11 @@ Storage = Literal["png", "jpeg"]
 class Initial(Views):
     """The initial images, from which optimisation starts. Views: the crops that mosaics are chosen from."""
 
-    kind: Literal["noise", "real", "herding", "medoid", "mosaic"] = "noise"
+    kind: Literal["noise", "real", "herding", "medoid", "mosaic"] | str = "noise"
     """noise: normal, in normalised pixels; real: random training images; mosaic: the crops that teachers know best;
     herding: real images whose mean is nearest to their class's, one after another; medoid: those with the least mean
-    distance to the images of their class."""
+    distance to the images of their class. Or your own module:function or file.py:function, which gives the image [3, S,
+    S] of a place: function(images of the class uint8 [N, 3, S, S], place), levels from 0 to 255."""
     space: Literal["features", "pixels"] = "features"
     """What herding and medoid compare: what the first teacher has before its classifier, or pixels."""
     teachers: tuple[str, ...] = ()
@@ -44,7 +45,9 @@ class Initial(Views):
     """Which ranks tile an image. rank-major: tile q of image j of n has rank q n + j, as published; contiguous: image j
     has the ranks j factor^2 to (j + 1) factor^2 - 1: the first images are what RDED chooses for a smaller ipc."""
     flip: float = 0.0
+    """Probability that a crop is mirrored."""
     crop_ratio: tuple[float, float] = (1.0, 1.0)
+    """Range of a crop's width / height."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -82,7 +85,9 @@ class Recover(Views):
     """Moments, evenly spread over the iterations, at which small copies of some images are kept for the report: the
     first slot's, of up to 20 classes."""
     lr: float = 0.25
+    """Learning rate of the pixels, in normalised units, at its highest."""
     betas: tuple[float, float] = (0.5, 0.9)
+    """Adam's decays of the gradient's mean and of its square."""
     batch_size: CountOrZero = 100
     """Images optimised together, at most; 0: as many as fit in memory. What a job makes depends on the number, so it is
     chosen once, when recover begins a set, and stands in recipe.toml and in the manifest from then on."""
@@ -135,7 +140,9 @@ class Recover(Views):
     """What is kept of the finished images. png: all, rounded to bytes; jpeg: what is left of them, truncated to bytes,
     after a JPEG of quality 75 and 4:2:0, as several methods were published. In the set they are lossless either way."""
     tv_weight: float = 0.0
+    """Weight of the images' total variation."""
     l2_weight: float = 0.0
+    """Weight of the images' L2 norm."""
     densification_weight: float = 0.0
     """Weight of G-VBSM's data densification: KL between a class's Gram eigenvalues as they are and flattened."""
     flatness_weight: float = 0.0

@@ -19,23 +19,28 @@ PixelStatistics = tuple[tuple[float, float, float], tuple[float, float, float]]
 class Dataset:
     """The real images."""
 
-    name: Literal["digits", "cifar10", "cifar100", "svhn", "tiny-imagenet", "folder"] = "folder"
-    """digits ships with scikit-learn; the others come from --data. folder: <split>/<class>/<image>, as ImageNet."""
+    name: Literal["digits", "cifar10", "cifar100", "svhn", "tiny-imagenet", "folder"] | str = "folder"
+    """digits ships with scikit-learn; the others come from --data. folder: <split>/<class>/<image>, as ImageNet. Or
+    your own module:function: function(--data or None) gives the classes' names, and images and labels of training and
+    of test, as pairs; images are uint8 [N, H, W, 3] or paths of files."""
     image_size: Count = 224
     """Side of the square that networks see and that is recovered, in pixels."""
     resize: Count = 256
     """Pixels that the short side is resized to at evaluation, before the central image_size square is cut."""
     mean: tuple[float, float, float] = (0.485, 0.456, 0.406)
+    """Mean of red, green and blue in [0, 1], which networks' inputs are normalised by."""
     std: tuple[PositiveFloat, PositiveFloat, PositiveFloat] = (0.229, 0.224, 0.225)
+    """Their deviation."""
     classes: tuple[str, ...] = ()
     """Classes that are taken alone, in this order; empty takes all, in the data set's own order."""
     counts: Annotated[tuple[CountOrZero, CountOrZero, CountOrZero], HOW] = (0, 0, 0)
     """Classes, training and test images, for `fastcondense plan` where the data are not at hand; 0 0 0: not known. Runs
     count what is there."""
-    workers: Annotated[CountOrZero, HOW] = 2
-    """Threads that decode images."""
-    loader: Annotated[Literal["auto", "ffcv", "dali", "folder"], HOW] = "auto"
-    """What reads the images: ffcv needs packed ones, dali and folder (Pillow) read files. They differ by rounding."""
+    workers: Annotated[CountOrZero, HOW] = 0
+    """Threads that decode images; 0: the machine's cores over the workers on it."""
+    loader: Annotated[Literal["auto", "ffcv", "packed", "dali", "folder"], HOW] = "auto"
+    """What reads the images: ffcv and packed, which needs no library, read packed ones, dali and folder read files.
+    They differ by rounding."""
     on_error: Annotated[Literal["raise", "skip"], HOW] = "raise"
     """A file that cannot be read ends the run, or it is left out and listed in the log."""
 
@@ -45,13 +50,18 @@ class Optimization:
     """How a network is trained."""
 
     epochs: Count = 300
+    """Passes over the images."""
     batch_size: Count = 128
+    """Images a step, of all workers together."""
     optimizer: Literal["adamw", "adam", "sgd"] = "adamw"
+    """sgd is with momentum."""
     lr: float = 1e-3
+    """Learning rate at its highest."""
     weight_decay: float = 0.01
     """Applied to parameters of more than one dimension that are named weights, unless decay_all: not to biases, norms,
     position embeddings, class tokens, bias tables or layer scales."""
     decay_all: bool = False
+    """Whether every parameter decays."""
     momentum: Decay = 0.9
     """SGD's."""
     schedule: Literal["cosine", "linear", "constant", "cosine_drop", "multistep"] = "cosine"
@@ -63,6 +73,7 @@ class Optimization:
     milestones: tuple[float, ...] = ()
     """Shares of all epochs after which a multistep schedule multiplies the learning rate by gamma."""
     gamma: float = 0.1
+    """Factor of the learning rate at each of the milestones."""
     warmup_epochs: CountOrZero = 0
     """Linear from a hundredth of the learning rate."""
     ema: Decay = 0.0
@@ -85,6 +96,7 @@ class MoCo:
     """Momentum contrast: an image's two views agree, and differ from those of a queue of other images (MoCo v2)."""
 
     temperature: PositiveFloat = 0.2
+    """What similarities are divided by before their softmax."""
     queue: Count = 65536
     """Views of earlier batches that a view is told from; few images want fewer than there are of them."""
     decay: Share = 0.999
@@ -101,11 +113,16 @@ class SelfSupervision(Optimization, Views):
     method: Literal["none", "moco"] = "none"
     """none: teachers are trained with labels. moco: MoCo v2."""
     epochs: Count = 200
+    """Passes over the images."""
     batch_size: Annotated[int, AtLeast(2)] = 256
+    """Images a step."""
     optimizer: Literal["adamw", "adam", "sgd"] = "sgd"
+    """sgd is with momentum."""
     lr: float = 0.03
+    """Learning rate at its highest."""
     weight_decay: float = 1e-4
     decay_all: bool = True
+    """Whether every parameter decays."""
     accumulate: Count = 1
     """Parts of a batch whose BatchNorms are apart; MoCo's keys are shuffled among them (published: 8, one a GPU)."""
     crop_scale: tuple[float, float] = (0.2, 1.0)
@@ -133,9 +150,13 @@ class Probe(Optimization):
     """
 
     epochs: Count = 100
+    """Passes over the images."""
     batch_size: Count = 256
+    """Images a step."""
     optimizer: Literal["adamw", "adam", "sgd"] = "sgd"
+    """sgd is with momentum."""
     lr: float = 0.1
+    """Learning rate at its highest."""
     weight_decay: float = 0.0
 
 
@@ -167,6 +188,12 @@ class Squeeze(Optimization, Views):
     self_supervision: SelfSupervision = field(default_factory=SelfSupervision)
     probe: Probe = field(default_factory=Probe)
 
+    @property
+    def sources(self) -> dict[str, str]:
+        """The source of each teacher's weights, by its name."""
+        weights = self.weights * len(self.teachers) if len(self.weights) == 1 else self.weights
+        return dict(zip(self.teachers, weights, strict=True)) if self.teachers else {}
+
     def pixel_statistics(self, teacher: int, own: PixelStatistics | None) -> PixelStatistics | None:
         """Mean and deviation for a teacher whose weights say `own`; None: the data set's. Raises ValueError for others
         than `normalization` may be.
@@ -194,8 +221,9 @@ class Squeeze(Optimization, Views):
 class Labels(Views):
     """Soft labels: computed on the fly by the teachers, on views that a seed replays."""
 
-    source: Literal["teachers", "stored", "hard"] = "teachers"
-    """teachers: a label is computed when its view is seen; stored: read from files; hard: the classes themselves."""
+    source: Literal["teachers", "stored", "hard"] | str = "teachers"
+    """teachers: a label is computed when its view is seen; stored: read from files; hard: the classes themselves. Or
+    your own module:function: function(views [B, 3, S, S], classes [B], partners [B], share [B]) gives logits [B, K]."""
     stored: str = ""
     """Folder of stored labels: ours (`relabel --store`), or FKD files of published code; empty: labels/ of the run."""
     top_k: CountOrZero = 0
@@ -218,9 +246,11 @@ class Labels(Views):
     pool: ShareAboveZero = 1.0
     """Share of all batches of views that exist; below 1, epochs draw theirs from the first of them (LPLD's pruning)."""
     mix: Literal["none", "cutmix", "mixup"] = "cutmix"
+    """How a view is mixed with that of another image."""
     mix_alpha: PositiveFloat = 1.0
     """lambda ~ Beta(alpha, alpha)."""
     mix_probability: Share = 1.0
+    """Probability that a batch of views is mixed."""
     tile_shuffle: Annotated[int, Within(1, 64)] = 1
     """Columns, and rows, of tiles an image that are permuted before the crop (RDED)."""
     tile_pick: Annotated[int, Within(1, 64)] = 1
@@ -254,10 +284,13 @@ class Train(Optimization):
     """Students on the condensed set."""
 
     student: str = "torchvision/resnet18"
+    """Network that is trained, named as squeeze.teachers are."""
     loss: Literal["kl", "kl_t2", "mse_ce"] = "kl"
     """kl: KL(teacher || student) at `temperature`; kl_t2: times its square; mse_ce: MSE of logits + ce_weight * CE."""
     temperature: PositiveFloat = 20.0
+    """What logits are divided by before their softmax, in kl and kl_t2."""
     ce_weight: float = 0.1
+    """Weight of the cross-entropy in mse_ce."""
     ce_labels: Literal["mixed", "own"] = "mixed"
     """mse_ce's classes of a mixed view: both by their shares, or the base image's alone as published."""
     seeds: Count = 1
@@ -273,13 +306,14 @@ class Train(Optimization):
 class Evaluate:
     """Honest baselines: the same student, epochs and views on something else than the condensed images."""
 
-    baselines: tuple[Literal["random_soft", "random_hard", "herding_soft", "herding_hard", "full"], ...] = (
+    baselines: tuple[Literal["random_soft", "random_hard", "herding_soft", "herding_hard", "full"] | str, ...] = (
         "random_soft",
         "random_hard",
     )
     """random_soft, random_hard: random real images of the same IPC with soft or hard labels; herding_soft,
     herding_hard: those that herding chooses in the features of the first labelling teacher, or in pixels if there is
-    no teacher; full: all real images."""
+    no teacher; full: all real images. Or your own module:function, whose images get soft labels: function(images of a
+    class uint8 [N, 3, S, S], count) gives uint8 [count, 3, S, S]."""
     sizes: Annotated[tuple[Count, ...], HOW] = ()
     """Images per class at which the set is scored, each time the first of every class: `evaluate --ipc 1,2,5`."""
     compare: Annotated[tuple[Literal["independent", "stacked"], ...], HOW] = ()

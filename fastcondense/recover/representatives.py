@@ -7,8 +7,6 @@ It is kept in the run's folder, as far as it was needed.
 from __future__ import annotations
 
 import dataclasses
-import hashlib
-import json
 from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
@@ -19,6 +17,7 @@ import torch
 from torch import Tensor
 
 from ..data.real import square_batches
+from ..files import tree_sha256
 from ..networks.precision import arithmetic
 from ..run import Run
 from ..teachers.cut import penultimate
@@ -27,6 +26,7 @@ from ..tensor_files import read_tensors, write_tensors
 from ..workers.work import Items, shared
 from .selection import herding, inner_products, medoids
 
+RuleName = Literal["herding", "medoid"]
 _BATCH = 100  # images that go through a teacher together: fixed, because rounding depends on it
 
 
@@ -34,7 +34,7 @@ _BATCH = 100  # images that go through a teacher together: fixed, because roundi
 class Rule:
     """A rule by which images are chosen."""
 
-    kind: Literal["herding", "medoid"]
+    kind: RuleName
     teacher: Teacher | None
     """The one whose classifier's input is compared (its logits, where no single layer makes them); None: pixels."""
 
@@ -127,5 +127,4 @@ def _folder(run: Run, rule: Rule) -> Path:
         "rule": rule.kind,
         "teacher": None if rule.teacher is None else [rule.teacher.name, rule.teacher.sha256],
     }
-    digest = hashlib.sha256(json.dumps(identity, sort_keys=True).encode()).hexdigest()
-    return run.out / f"initial-{digest[:8]}"
+    return run.out / f"initial-{tree_sha256(identity)[:8]}"

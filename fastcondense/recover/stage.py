@@ -4,13 +4,12 @@ from __future__ import annotations
 
 import contextlib
 import functools
-import hashlib
-import json
 from dataclasses import replace
 
 from ..data.jobs import Job, jobs
 from ..devices import stopwatch, versions
-from ..files import write_json
+from ..files import tree_sha256, write_json
+from ..log import Log
 from ..networks.precision import one_thread
 from ..records import read_manifest
 from ..run import Run
@@ -20,10 +19,10 @@ from ..statistics import pruning, targets
 from ..teachers.kept import chosen
 from ..teachers.teacher import Teacher
 from ..tensor_files import read_metadata, read_tensors
-from ..workers.background import Writer, beside
 from ..workers.distributed import rank
 from ..workers.work import Items, shared
 from . import initial
+from .background import Writer, beside
 from .by_features import ByFeatures
 from .by_gradients import ByGradients
 from .by_statistics import ByStatistics
@@ -48,7 +47,7 @@ def recover(run: Run, teachers: list[Teacher]) -> None:
         "teachers": {teacher.name: teacher.sha256 for teacher in teachers},
     }
     begun_with = open_folder(folder, manifest, versions())
-    made = Made(run, hashlib.sha256(json.dumps(manifest, sort_keys=True).encode()).hexdigest())
+    made = Made(run, tree_sha256(manifest))
     everything = jobs(recipe, len(run.real.classes))
     if rank() == 0:
         made.drop_damaged(everything)
@@ -84,11 +83,18 @@ def _recover(run: Run, teachers: list[Teacher], made: Made, everything: list[Job
     with Writer() as writer:
         work = Items("jobs", folder, everything, made.is_finished, writer.settle)
         for job, ahead in shared(run.log, "recover", work):
-            unfinished = Unfinished.of(folder, job, made.identity, run.log.say)
+            show = functools.partial(_show, run.log, job.index)
+            unfinished = Unfinished(folder, job, made.identity, run.log.say, show)
             run.log.event("working", job=job.index)
             with stopwatch(run.device) as watch:
                 recovered = recover_job(job, unfinished, ahead)
             writer(functools.partial(made.write, job, recovered, watch.seconds, unfinished))
+
+
+def _show(log: Log, job: int, done: int, count: int) -> None:
+    """Tells how far a job is, here and to whoever asks for the run's status."""
+    log.event("working", job=job, iteration=done, iterations=count)
+    log.within(done / count, f"recover: job {job} is at iteration {done} of {count}")
 
 
 class Made:

@@ -5,7 +5,6 @@ from __future__ import annotations
 import time
 from collections import deque
 from collections.abc import Callable, Iterator, Mapping
-from dataclasses import dataclass, field
 from pathlib import Path
 
 import torch
@@ -16,35 +15,36 @@ from ..tensor_files import read_tensors, write_tensors
 from ..workers.interrupt import check, held, is_requested
 
 _SECONDS_BETWEEN = 60.0
+_SECONDS_BETWEEN_WORDS = 10.0
 _IN_FLIGHT = 16  # iterations that the host may be ahead of a GPU: enough to keep it busy, few enough to stop at once
 State = dict[str, Tensor]
 
 
-def _say_nothing(_: str) -> None:
-    pass
-
-
-def unfinished_path(folder: Path, job: int) -> Path:
-    """The file that keeps the state of a job until the job is finished."""
-    return folder / f"unfinished-{job:05d}.safetensors"
-
-
-@dataclass
 class Unfinished:
-    """The file of a job's state. Two workers may write it, if one was taken for lost: both states are of the same way.
+    """The file that keeps the state of a job until it is finished. Two workers may write it, if one was taken for lost:
+    both states are of the same way.
 
-    identity: of all that decides the images, but for the job.
+    identity: of all that decides the images, but for the job. say: is told how far the job is whenever that is written;
+    show: every ten seconds, as the iterations that are done, and all.
     """
 
-    path: Path
-    identity: str
-    say: Callable[[str], None] = _say_nothing
-    """Function that is told how far the job is whenever that is written."""
-    said_at: float = field(default_factory=time.monotonic)
+    def __init__(
+        self,
+        folder: Path,
+        job: Job,
+        identity: str,
+        say: Callable[[str], None] = lambda _text: None,
+        show: Callable[[int, int], None] = lambda _done, _count: None,
+    ):
+        self.path = folder / f"unfinished-{job.index:05d}.safetensors"
+        self.identity, self.say, self.show = identity, say, show
+        self.said_at = self.shown_at = time.monotonic()
 
-    @staticmethod
-    def of(folder: Path, job: Job, identity: str, say: Callable[[str], None] = _say_nothing) -> Unfinished:
-        return Unfinished(unfinished_path(folder, job.index), identity, say)
+    def tell(self, done: int, count: int) -> None:
+        """Shows how many iterations are done, unless that was just done."""
+        if time.monotonic() - self.shown_at > _SECONDS_BETWEEN_WORDS:
+            self.show(done, count)
+            self.shown_at = time.monotonic()
 
     def is_due(self) -> bool:
         """Whether the state should be written after this iteration."""
@@ -101,6 +101,7 @@ def remaining(
                 in_flight[-1].record()
                 if len(in_flight) > _IN_FLIGHT:
                     in_flight.popleft().synchronize()
+            unfinished.tell(iteration + 1, count)
             if unfinished.is_due() and iteration + 1 < count:
                 unfinished.write(iteration + 1, state())
                 check()

@@ -59,6 +59,8 @@ def seeds_in_words(result: Mapping[str, Any]) -> str:
 
 def arm_title(arm: str, labels: str, is_imported: bool = False) -> str:
     """What an arm's students were trained on, in words."""
+    if ":" in arm:
+        return f"{arm}, soft labels"
     return ARMS.get(
         arm, f"{'imported' if is_imported else 'condensed'}, {'hard' if labels == 'hard' else 'soft'} labels"
     )

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections import Counter
+from collections import Counter, defaultdict
 from collections.abc import Callable, Sequence
 
 from ..records import Result, SizeCurve
@@ -17,7 +17,10 @@ from .report import arm_title, ranking_rows, score_rows, seeds_in_words, size_cu
 CLASSES = 20
 """Classes that are shown one by one: those that students on condensed images know least."""
 _OWN = CONDENSED.name
-_NUMBERS = {_OWN: 0, "random_soft": 1, "random_hard": 2, "full": 3, "herding_soft": 4, "herding_hard": 5}
+_NUMBERS = defaultdict(
+    lambda: 6,  # a baseline of the user's own
+    {_OWN: 0, "random_soft": 1, "random_hard": 2, "full": 3, "herding_soft": 4, "herding_hard": 5},
+)
 """Each arm's colour."""
 
 

@@ -13,6 +13,7 @@ from torch.nn import functional as F
 
 from .. import trust
 from ..data.real import split_batches, training_batches
+from ..data.sources import decoding_threads
 from ..devices import stopwatch
 from ..files import read_json, read_lines, write_json
 from ..loaders.complete import check_files
@@ -58,10 +59,8 @@ def squeeze(run: Run) -> list[Teacher]:
 
 def _make(run: Run) -> None:
     """Makes this worker's part of the teachers, and waits for the others'."""
-    settings = run.recipe.squeeze
-    weights = settings.weights * len(settings.teachers) if len(settings.weights) == 1 else settings.weights
-    wanted = list(zip(settings.teachers, weights, strict=True))
-    paths = [teacher_path(run.out, architecture) for architecture in settings.teachers]
+    wanted = list(run.recipe.squeeze.sources.items())
+    paths = [teacher_path(run.out, architecture) for architecture, _ in wanted]
     if any(weights == "train" and not path.exists() for (_, weights), path in zip(wanted, paths, strict=True)):
         _check_files(run)
     work = Items("teachers", run.out, range(len(wanted)), lambda number: paths[number].exists())
@@ -91,7 +90,7 @@ def _check_files(run: Run) -> None:
     first = known["files"] if known.get("images") == about else 0
     check_files(
         files[first:],
-        run.recipe.dataset.workers,
+        decoding_threads(run.recipe.dataset),
         run.log.track,
         lambda count: write_json(kept, {"images": about, "files": first + count}),
     )

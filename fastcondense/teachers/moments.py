@@ -48,7 +48,7 @@ class Layer:
     @property
     def is_batch_norm(self) -> bool:
         """Whether it is the input of a BatchNorm, rather than that of a convolution."""
-        return all(isinstance(keeper, FrozenBatchNorm) and what == "input" for keeper, what in self.parts)
+        return all(isinstance(keeper, BatchNormKeeper) and what == "input" for keeper, what in self.parts)
 
     @property
     def moments(self) -> tuple[Tensor, ...] | None:
@@ -76,7 +76,7 @@ def image_patch_moments(x: Tensor, p: int) -> tuple[Tensor, Tensor]:
     return mean.flatten(1), (tiles - mean).square_().mean((1, 3, 5)).flatten(1)
 
 
-class FrozenBatchNorm(Keeper):
+class BatchNormKeeper(Keeper):
     """A BatchNorm in evaluation mode, with what follows it: a residual, an activation, the stem's 3x3 max-pooling."""
 
     scale: Tensor

@@ -12,6 +12,7 @@ import subprocess
 import sys
 import tempfile
 import time
+from collections.abc import Callable
 from dataclasses import dataclass, field
 from pathlib import Path
 
@@ -19,7 +20,7 @@ from .interrupt import PARENT, held, listening
 from .launched import ATTEMPT, LAUNCHER, NAME, launch_name
 
 _COMMAND = (sys.executable, "-m", "fastcondense.cli")
-_SECONDS_TO_END = 8.0  # for workers that are told to; they themselves need six at most
+_SECONDS_TO_END = 7.0  # for workers that are told to; they themselves need six at most
 _SECONDS_BETWEEN_LOOKS = 0.1
 
 
@@ -49,7 +50,7 @@ class Launch:
             raise ValueError("--gpus and --restarts cannot be negative, and --workers must be at least 1")
 
 
-def launch(options: Launch, arguments: list[str]) -> int:
+def launch(options: Launch, arguments: list[str], say: Callable[[str], None]) -> int:
     """Runs `fastcondense` with these arguments in every worker; returns the exit status, 0.
 
     A worker that dies costs what it was doing: all are started again, and go on from what is finished and saved. A
@@ -64,7 +65,7 @@ def launch(options: Launch, arguments: list[str]) -> int:
             if not deaths:
                 return 0
             if attempt < options.restarts:
-                sys.stderr.write(f"fastcondense: {deaths}; the workers are started again\n")
+                say(f"{deaths}; the workers are started again")
     raise ValueError(f"{deaths}; what is finished is kept, and the same command goes on from here")
 
 
@@ -116,6 +117,7 @@ def _environment(options: Launch, folder: Path, attempt: int, rank: int) -> dict
         PARENT: str(os.getpid()),
         "RANK": str(rank),
         "LOCAL_RANK": str(rank),
+        "LOCAL_WORLD_SIZE": str(options.num_local),
         "WORLD_SIZE": str(options.num_local),
         "GLOO_SOCKET_IFNAME": loopback,
         "NCCL_SOCKET_IFNAME": loopback,

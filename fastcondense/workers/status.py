@@ -9,6 +9,7 @@ from __future__ import annotations
 import os
 import tempfile
 import time
+from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Annotated, Any
@@ -16,6 +17,7 @@ from typing import Annotated, Any
 import tyro
 from rich.table import Table
 
+from ..loaders.reading import check_folder
 from ..log import Log, read_events
 from .lock import is_held
 
@@ -66,6 +68,11 @@ class Status:
     """Whether a launch holds the folder."""
 
     @property
+    def is_finished(self) -> bool:
+        """Whether all images are there."""
+        return 0 < self.jobs == self.finished
+
+    @property
     def hours(self) -> float:
         """Hours of all workers in all jobs: GPU-hours where they are GPUs."""
         return sum(worker.seconds for worker in self.workers) / 3600
@@ -81,18 +88,19 @@ class Status:
         return (self.images - self.finished_images) / self.rate if self.rate else None
 
 
-def status(options: StatusOptions, log: Log) -> None:
-    """Says the status of a run, once or again and again. Raises ValueError if the folder is not that of a run."""
+def status(options: StatusOptions, _log: Log) -> Iterator[Table]:
+    """Yields the status of a run as a table, once or again and again. Raises ValueError if the folder has no run."""
     while True:
         found = read_status(options.run)
-        log.console.print(_table(found))
-        if not options.every or (found.jobs and found.finished == found.jobs):
+        yield _table(found)
+        if not options.every or found.is_finished:
             return
         time.sleep(options.every)
 
 
 def read_status(run: Path) -> Status:
     """The status that a run's folder tells. Raises ValueError if it has no log."""
+    check_folder(run)
     paths = sorted(run.glob("log*.jsonl"), key=lambda path: (len(path.name), path.name))
     if not paths:
         raise ValueError(f"{run} is not the folder of a run: it has no log.jsonl")
@@ -117,8 +125,15 @@ def _worker(path: Path, events: list[dict[str, Any]], silent: float) -> Worker:
     longest = max((event["seconds"] for event in recent), default=0.0)
     is_working = last is not None and last["event"] == "working" and silent < max(_SILENT, 3 * longest)
     rate = sum(event["images"] for event in recent) / seconds if seconds else 0.0
-    doing = f"job {last['job']}" if is_working and last is not None else ""
+    doing = _doing(last) if is_working and last is not None else ""
     return Worker(path.stem, len(jobs), sum(event["seconds"] for event in jobs), rate, doing, silent)
+
+
+def _doing(event: dict[str, Any]) -> str:
+    """A job, and how far it is once that was told."""
+    done, count = event.get("iteration"), event.get("iterations")
+    far = f", iteration {done} of {count}" if isinstance(done, int) and isinstance(count, int) else ""
+    return f"job {event['job']}{far}"
 
 
 def _clock(run: Path) -> float:
@@ -132,17 +147,13 @@ def _clock(run: Path) -> float:
 
 def _table(found: Status) -> Table:
     left = found.seconds_left
-    ends = (
-        "finished" if found.jobs and found.finished == found.jobs else f"{left:.0f} s left" if left else "no rate yet"
-    )
     title = (
         f"{found.finished} of {found.jobs} jobs, {found.finished_images} of {found.images} images, "
-        f"{found.rate:.3g} images/s, {found.hours:.3g} worker-hours; {ends}; "
+        f"{found.rate:.3g} images/s, {found.hours:.3g} worker-hours; "
+        f"{'finished' if found.is_finished else f'{left:.0f} s left' if left else 'no rate yet'}; "
         f"{'a launch is at work' if found.is_held else 'nobody is at work'}"
     )
-    table = Table(title=title)
-    for column in ("worker", "jobs", "images/s", "doing", "silent for"):
-        table.add_column(column)
+    table = Table("worker", "jobs", "images/s", "doing", "silent for", title=title)
     for worker in found.workers:
         table.add_row(worker.name, str(worker.jobs), f"{worker.rate:.3g}", worker.now or "-", f"{worker.silent:.0f} s")
     return table
