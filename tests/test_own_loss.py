@@ -82,6 +82,22 @@ def test_it_changes_the_images_and_nothing_else_does():
     assert torch.equal(plain.losses[0, 1:], own.losses[0, 1:]) and own.losses[0, 0] > plain.losses[0, 0]
 
 
+def test_it_sees_float32_where_teachers_compute_in_bf16(folder):
+    """Its gradient goes through the cast: without a teacher's part the images shrink towards zero."""
+    (folder / "seen.py").write_text(
+        "def term(views, logits, classes):\n"
+        "    assert str(views.dtype) == str(logits.dtype) == 'torch.float32'\n"
+        "    return 1e4 * views.square().mean()\n"
+    )
+    settings = recipe(loss="seen.py:term", precision="bf16", iterations=1)
+    recoverer = ByStatistics(settings, [teacher(0)], CPU)
+    (job,) = jobs(settings, 6)
+    recoverer.begin(job)
+    before = recoverer.step.images.abs().mean()
+    recoverer.advance(0)
+    assert recoverer.step.images.abs().mean() < before
+
+
 @pytest.mark.parametrize(
     ("body", "got"),
     [
