@@ -20,6 +20,7 @@ from .words import printable
 Item = TypeVar("Item")
 _SECONDS_BETWEEN_LINES = 10.0
 _FIELDS: dict[str, dict[str, type]] = {  # of events, what readers count with
+    "start": {"command": str},
     "cost": {"stage": str, "hours": float, "unit": str},
     "recover": {"jobs": int, "images": int},
     "working": {"job": int},
