@@ -6,6 +6,7 @@ import contextlib
 import difflib
 import importlib
 import os
+import shlex
 import subprocess
 import sys
 import traceback
@@ -33,7 +34,7 @@ STAGES = {
     "recover": ("recover", "make the condensed images"),
     "relabel": ("relabel", "write what replays the soft labels, and with --store the labels themselves"),
     "train": ("train", "train students on the condensed set and on the baselines"),
-    "evaluate": ("evaluate", "score the students, print the honest table, write result.json"),
+    "evaluate": ("evaluate", "score the students, print the honest table and that of all evaluations, write results/"),
     "rank": ("rank", "DD-Ranking's scores: train the students that they need, print them, write ranking.json"),
     "inspect": (
         "inspect",
@@ -57,6 +58,12 @@ TOOLS = {
         "status",
         "StatusOptions",
         "RUN: what its workers have done, are doing, and how long it will take",
+    ),
+    "compare": (
+        "report.compare",
+        "compare",
+        "CompareOptions",
+        "RUN or BUNDLE, two or more: all their scores, bytes and seconds in one table, and a page with images",
     ),
     "pack": ("data.pack", "pack_folders", "PackOptions", "image folders into files that the ffcv loader reads"),
     "export": (
@@ -138,12 +145,12 @@ def _main(arguments: list[str]) -> int:
         options.launch.check()
         return launch(options.launch, [command, *rest])
     with interrupt.listening(with_parent=is_worker), trust.only(options.given, options.out):
-        _run(command, options, is_worker)
+        _run(command, options, is_worker, shlex.join(["fastcondense", command, *rest]))
     return 0
 
 
-def _run(command: str, options: Options, is_worker: bool) -> None:
-    """Runs a stage in this process, which may be one of several workers."""
+def _run(command: str, options: Options, is_worker: bool, typed: str) -> None:
+    """Runs a stage in this process, which may be one of several workers. typed: the whole command."""
     from . import stages
     from .devices import choose_device
     from .log import Log
@@ -159,7 +166,7 @@ def _run(command: str, options: Options, is_worker: bool) -> None:
     if is_worker:
         device = distributed.join(device)
     log = Log(is_silent=distributed.rank() > 0)
-    run = Run(options.settings, options.out, options.data, device, log, options.track, options.mixed_versions)
+    run = Run(options.settings, options.out, options.data, device, log, options.track, options.mixed_versions, typed)
     run.check()
     published = None
     if options.images is not None:

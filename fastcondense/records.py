@@ -18,9 +18,12 @@ Kind = TypeVar("Kind")
 Sha256 = Annotated[str, Meta(pattern="^[0-9a-f]{64}$")]
 Count = Annotated[int, Meta(ge=0, le=2**53)]
 Name = Annotated[str, Meta(min_length=1, max_length=1000)]
+Percent = Annotated[float, Meta(ge=0, le=100)]
 Digits = Annotated[str, Meta(pattern="^[0-9]{1,9}$")]
+MOST_SEEDS = 10_000
+Duration = Annotated[float, Meta(ge=0, le=1e12)]
 Color = Annotated[list[float], Meta(min_length=3, max_length=3)]
-Baseline = Literal["random_soft", "random_hard", "herding_soft", "herding_hard", "full"]
+Baseline = Literal["random_soft", "random_hard", "herding_soft", "herding_hard", "full_soft", "full"]
 
 
 class MadeBy(TypedDict, total=False):
@@ -66,8 +69,11 @@ class Origin(TypedDict):
 
 
 class Score(TypedDict):
-    mean: float
-    std: float
+    """Per cent: the mean over the students of an arm, their sample deviation, and each of them, by seed."""
+
+    mean: Percent
+    std: Annotated[float, Meta(ge=0, le=100)]
+    seeds: Annotated[list[Percent], Meta(min_length=1, max_length=MOST_SEEDS)]
 
 
 class Scores(TypedDict):
@@ -87,26 +93,27 @@ class Sizes(TypedDict):
 
 
 class Seconds(TypedDict):
-    squeeze: float
-    recover: float
-    train: float
-    evaluate: float
+    squeeze: Duration
+    recover: Duration
+    train: Duration
+    evaluate: Duration
 
 
 class Result(Scores):
-    """result.json: a set beside its baselines."""
+    """A file of results/, and result.json: a set beside its baselines. settings: the recipe's of this evaluation."""
 
-    recipe: str
+    recipe: Name
     recipe_sha256: Sha256
-    dataset: str
-    method: str
-    ipc: Count
-    student: str
-    teachers: list[str]
+    settings: dict[str, Any]
+    dataset: Name
+    method: Name
+    ipc: Annotated[int, Meta(ge=1, le=2**31)]
+    student: Name
+    teachers: Annotated[list[Name], Meta(max_length=1000)]
     epochs: Count
     seed: int
-    seeds: Count
-    labels: str
+    seeds: Annotated[int, Meta(ge=1, le=MOST_SEEDS)]
+    labels: Name
     test_images: Count
     baselines: dict[Baseline, Scores]
     bytes: Sizes
@@ -130,7 +137,8 @@ class Bundled(TypedDict):
     format: Count
     teachers: dict[Name, Network]
     embedded: list[Name]
-    result: Result | None
+    results: Annotated[list[Result], Meta(max_length=10_000)]
+    """All evaluations of the images."""
 
 
 class Manifest(TypedDict):
@@ -231,12 +239,19 @@ class SizeCurve(TypedDict):
     top1_last: dict[str, dict[Digits, Score]]
 
 
+class RobustScore(TypedDict):
+    """Points, or a score in [0, 1]."""
+
+    mean: float
+    std: float
+
+
 class RobustScores(TypedDict):
-    hard_label_recovery: Score
-    improvement_over_random: Score
-    improvement_over_random_plain: Score
-    label_robust_score: Score
-    augmentation_robust_score: Score
+    hard_label_recovery: RobustScore
+    improvement_over_random: RobustScore
+    improvement_over_random_plain: RobustScore
+    label_robust_score: RobustScore
+    augmentation_robust_score: RobustScore
 
 
 class RankedEpochs(TypedDict):
@@ -282,6 +297,18 @@ def read_manifest(path: Path) -> Manifest:
     return check_manifest(parse_json(path.read_bytes(), path), path)
 
 
+def check_result(tree: Any, source: object) -> Result:
+    """The result, if each of its scores has as many seeds as it says. Raises ValueError that names source and field."""
+    result = checked(tree, Result, source)
+    for arm, scores in {"": result, **{f"baselines.{arm}.": of for arm, of in result["baselines"].items()}}.items():
+        for key in ("top1_last", "top1_best", "top5_last"):
+            if (count := len(scores[key]["seeds"])) != result["seeds"]:  # type: ignore[literal-required]
+                raise ValueError(
+                    f"{source} is damaged: field {arm}{key}.seeds: expected {result['seeds']}, got {count}"
+                )
+    return result
+
+
 def check_names(classes: Iterable[str], source: str) -> None:
     """Raises ValueError that begins with `source` for a class whose name no file or terminal can hold as text."""
     for name in classes:
@@ -295,6 +322,8 @@ def check_manifest(tree: Any, source: object) -> Manifest:
     """The manifest, if its fields fit each other too. Raises ValueError that names the source and the field."""
     manifest = checked(tree, Manifest, source)
     classes, kept = manifest["classes"], manifest.get("fingerprint")
+    for result in manifest["bundle"]["results"] if "bundle" in manifest else []:
+        check_result(result, source)
     if len(set(classes)) < len(classes):
         raise ValueError(f"{source} is damaged: field classes: two have the same name")
     check_names(classes, f"{source} is damaged: field classes")

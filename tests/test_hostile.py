@@ -51,11 +51,12 @@ REPLAY = {
     "classes": SHA,
     "teachers": {"zoo/convnet1": SHA},
 }
-SCORE = {"mean": 1.0, "std": 0.0}
+SCORE = {"mean": 1.0, "std": 0.0, "seeds": [1.0]}
 SCORES = dict.fromkeys(("top1_last", "top1_best", "top5_last"), SCORE)
 RESULT = SCORES | {
     "recipe": "r",
     "recipe_sha256": SHA,
+    "settings": {"ipc": 1, "labels": {}, "train": {}, "evaluate": {}},
     "dataset": "digits",
     "method": "sre2l",
     "ipc": 1,
@@ -80,7 +81,7 @@ MANIFEST = {
     "replay": REPLAY,
     "digests": [SHA, SHA],
     "fingerprint": {"tables": SHA, "pixels": [[0.1, 0.2]], "classes": [[0, 1]], "logits": [[1.0, 0.5]]},
-    "bundle": {"format": 2, "teachers": {}, "embedded": [], "result": RESULT},
+    "bundle": {"format": 3, "teachers": {}, "embedded": [], "results": [RESULT]},
 }
 TREES = st.recursive(
     st.none() | st.booleans() | st.integers() | st.floats() | st.text(max_size=4) | st.just(SHA),

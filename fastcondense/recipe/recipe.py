@@ -15,6 +15,7 @@ import hashlib
 import json
 import re
 import typing
+from collections.abc import Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Annotated, Any, Literal
@@ -159,7 +160,11 @@ class Recipe:
 
     def sha256(self, *names: str) -> str:
         """Hash of `parts`: equal hashes, equal settings."""
-        return hashlib.sha256(json.dumps(self.parts(*names), sort_keys=True).encode()).hexdigest()
+        return sha256_of(self.parts(*names))
+
+    def sha256_with(self, parts: Mapping[str, Any]) -> str:
+        """The hash of a recipe that says what `parts` does, and the same as this one of everything else."""
+        return sha256_of(self.parts() | dict(parts))
 
     def to_toml(self) -> str:
         """The recipe as TOML, every field written out; `from_toml` reads it back."""
@@ -172,13 +177,43 @@ class Recipe:
         has_groups = recover.slots_per_job != 1 or recover.objective == "features"
         return (*SQUEEZE_PARTS, "method", "recover", *(["ipc"] if is_ranked or has_groups else []))
 
-    def train_parts(self) -> tuple[str, ...]:
-        """The parts that decide the students."""
-        return tuple(dict.fromkeys((*self.recover_parts(), "ipc", "labels", "train")))
+    def student_parts(self, *, is_full: bool) -> dict[str, Any]:
+        """All that decides a student beside its number; is_full: one on all real images."""
+        parts = self.parts(*dict.fromkeys((*self.recover_parts(), "ipc", "labels", "train")))
+        del parts["train"]["seeds"]
+        return parts | ({"full_epochs": self.evaluate.full_epochs} if is_full else {})
+
+    def label_parts(self) -> dict[str, Any]:
+        """What decides the labels that students see, beside images and teachers, wherever they come from."""
+        parts, train = self.parts("ipc", "labels"), self.parts("train")["train"]
+        parts["labels"] |= {"source": "hard" if self.labels.source == "hard" else "soft", "stored": ""}
+        names = ("epochs", "batch_size", "accumulate", "seeds", "loss", "temperature", "prefix")
+        return parts | {"train": {name: train[name] for name in names}}
+
+    def evaluation(self) -> dict[str, Any]:
+        """The parts that decide an evaluation, but not the images: what a result says of its settings."""
+        return self.parts(*EVALUATION_PARTS)
+
+    def with_evaluation(self, settings: Mapping[str, Any]) -> Recipe:
+        """The recipe with the settings of a result. Raises ValueError if they are no recipe's."""
+        tree: Recipe = _build(Recipe, json.loads(json.dumps(dataclasses.asdict(self))) | dict(settings), "")
+        return tree.check()
+
+    def of_run(self, own: Recipe) -> Recipe:
+        """What a run remembers after a launch with these settings: of names, labels, students and scores what `own`,
+        its recipe before, says; of images what made them."""
+        kept = {key: getattr(own, key) for key in ("name", "labels", "train", "evaluate", "ranking")}
+        return dataclasses.replace(self, ipc=max(self.ipc, own.ipc), **kept)
+
+
+def sha256_of(parts: Mapping[str, Any]) -> str:
+    """Hash of a tree of settings, whatever the order of its keys."""
+    return hashlib.sha256(json.dumps(parts, sort_keys=True).encode()).hexdigest()
 
 
 # The parts that decide the teachers: a finished stage is reused by any recipe that agrees in what decides it.
 SQUEEZE_PARTS = ("seed", "dataset", "squeeze")
+EVALUATION_PARTS = ("ipc", "labels", "train", "evaluate")
 
 
 def from_toml(
