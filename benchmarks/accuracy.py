@@ -14,6 +14,7 @@ from add_run import Line, read_lines, settings
 from pages import markdown
 
 from fastcondense.recipe import recipe
+from fastcondense.recipe.precision import PARTS
 from fastcondense.recipe.recipe import CORRECTED, Recipe
 
 __all__ = ["costs", "page", "part", "read_lines", "table"]
@@ -21,6 +22,7 @@ __all__ = ["costs", "page", "part", "read_lines", "table"]
 SAME_CELL = {  # settings that may differ from the recipe's in an unreduced run
     *("seed", "train.seeds", "train.student", "train.evaluate_every", "squeeze.evaluate_every"),
     *("squeeze.gate_images", "evaluate.baselines", "evaluate.full_epochs"),
+    *(f"{part}.precision" for part in PARTS),
 }
 DATA = ("cifar10", "cifar100", "tiny-imagenet", "imagenet10", "imagenette", "imagenet1k", "imagenet21k", "digits")
 BASELINES = {

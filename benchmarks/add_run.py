@@ -20,6 +20,7 @@ from typing import Any
 
 from fastcondense.files import read_json, write_atomic
 from fastcondense.recipe import recipe
+from fastcondense.recipe.evaluation import with_evaluation
 from fastcondense.recipe.recipe import Recipe
 
 RESULTS = Path(__file__).resolve().parent / "results"
@@ -62,7 +63,7 @@ def line_of(file: Path, reduced: str = "") -> Line:
     folder, found = file.parent.parent if file.parent.name == "results" else file.parent, read_json(file)
     made = recipe.load(str(folder / "recipe.toml"))
     if "settings" in found:
-        made = made.with_evaluation(found["settings"])
+        made = with_evaluation(made, found["settings"])
     if made.sha256() != found["recipe_sha256"]:
         raise ValueError(f"{file} is not a result of the recipe.toml beside it; run evaluate again")
     if "origin" in found:

@@ -27,7 +27,7 @@ from session import Session
 
 from fastcondense.files import read_json
 from fastcondense.plan.extent import extent
-from fastcondense.plan.plan import Planner
+from fastcondense.plan.plan import Plan
 from fastcondense.recipe import recipe as recipes
 
 STAGES = ("squeeze", "recover", "relabel", "train", "evaluate")
@@ -110,7 +110,7 @@ def extrapolate(session: Session, name: str, ipc: int, budget: float) -> None:
     recipe = recipes.load(f"{name}-ipc{ipc}")
     train, evaluate = replace(recipe.train, seeds=1), replace(recipe.evaluate, baselines=())
     recipe = replace(recipe, train=train, evaluate=evaluate)
-    made = Planner(recipe, extent(recipe, None), 1, DEVICE, budget).plan()
+    made = Plan(recipe, extent(recipe, None), 1, DEVICE, budget)
     stages = {stage.name: stage for stage in made.times if stage.name in ("recover", "train")}
     hours = {stage: float(f"{found.one / 3600:.4g}") for stage, found in stages.items()}
     print(f"EXTRAPOLATED, not run: {recipe.name}, hours on one device: {hours}", flush=True)

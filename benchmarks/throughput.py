@@ -120,7 +120,7 @@ def traffic(found: DataFrame) -> Made:
     passes = newest(found[(found["of"] == "BatchNorm") & (found["layer"] == "all")], ["layer"], [])
     by_name, rows = {line["step"]: line for _, line in steps.iterrows()}, []
     made = passes["passes"].iloc[-1] if len(passes) else {}
-    titles = {"plain": "network alone", "sre2l": "SRe2L's statistics, TV and L2", "edc": "EDC's statistics"}
+    titles = {"plain": "network alone", "sre2l": "SRe2L's statistics", "edc": "EDC's statistics"}
     for name, title in titles.items():
         both = [by_name.get(f"{name} published", by_name.get(name)), by_name.get(f"{name} ours")]
         if both[0] is not None:

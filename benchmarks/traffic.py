@@ -32,23 +32,18 @@ from fastcondense.kernels.crop import operator as crop_operator
 from fastcondense.networks import zoo
 from fastcondense.recipe.shared import Precision
 from fastcondense.teachers.convolution import FrozenConvolution
-from fastcondense.teachers.moments import ConvolutionTap, FrozenBatchNorm
+from fastcondense.teachers.moments import BatchNormKeeper, ConvolutionTap
 
 PARTS = ("image", "BatchNorm", "convolution input", "convolution", "rest of network", "loss", "update")
 QUICK = {"network": "zoo/resnet20", "size": 32}
-PRIOR = {"tv_weight": 1e-4, "l2_weight": 1e-5}  # SRe2L's defaults
-OBJECTIVES = {
-    "plain": Objective(),
-    "sre2l": Objective("sre2l", **PRIOR),
-    "edc": Objective("edc", match_weight=0.1),
-}
+OBJECTIVES = {"plain": Objective(), "sre2l": Objective("sre2l"), "edc": Objective("edc", match_weight=0.1)}
 CPU = torch.device("cpu")
 Place = tuple[str, str]  # part and layer
 
 
 def part_of(module: nn.Module) -> str | None:
     """The part of the step that begins with `module`, if it is not that of the module before it."""
-    if isinstance(module, nn.BatchNorm2d | FrozenBatchNorm):
+    if isinstance(module, nn.BatchNorm2d | BatchNormKeeper):
         return "BatchNorm"
     if isinstance(module, nn.Conv2d | ConvolutionTap):
         return "convolution input"

@@ -3,16 +3,18 @@
 from __future__ import annotations
 
 import contextlib
+import dataclasses
 import difflib
 import importlib
 import os
 import shlex
+import signal
 import subprocess
 import sys
 import traceback
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, NoReturn
+from typing import TYPE_CHECKING, Literal, NoReturn
 
 from . import __version__, trust
 from .recipe import recipe
@@ -74,14 +76,32 @@ TOOLS = {
     ),
 }
 """Commands that work on files, not on a run: module, function and options; the function takes these and a log, and
-returns the exit status or None for 0."""
+yields tables, or returns the exit status or None for 0."""
+
+SHELLS = ("bash", "zsh", "fish", "tcsh")
+OTHERS = {
+    "plan": PLAN,
+    "recipes": "[PATTERN | show NAME]: list the recipes, or one with every value and where it comes from",
+    "completion": f"{', '.join(SHELLS)}: the script that completes commands and options there",
+    "bench": "benchmarks of a checkout: bench all --quick; bench --help lists them",
+}
+"""The other commands."""
+NOTES = (
+    "published: top-1 in % of the recipe's own student, at images a class.",
+    "Append -ipc<n> for a number of images a class; `recipes show NAME` prints every value.",
+)
 
 
 def main(arguments: list[str] | None = None) -> int:
     """Runs a command; returns the exit status. Wrong input is one line on stderr and status 1."""
     arguments = sys.argv[1:] if arguments is None else arguments
     try:
-        return _main(arguments)
+        status = _main(arguments)
+        sys.stdout.flush()
+        return status
+    except BrokenPipeError:  # whoever read our lines has gone
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())  # what is buffered is flushed at the end
+        return 128 + signal.SIGPIPE
     except BaseException as error:
         if isinstance(error, KeyboardInterrupt) or interrupt.is_requested():  # libraries may raise what they like then
             if not is_launched():  # else the launcher says so
@@ -112,23 +132,34 @@ def _main(arguments: list[str]) -> int:
         sys.stdout.write(f"fastcondense {__version__}\n")
         return 0
     if command == "recipes":
-        sys.stdout.write("\n".join(recipe.names()) + "\nAppend -ipc<n> for another number of images per class.\n")
+        sys.stdout.write(_recipes(rest))
         return 0
     if command == "bench":
         return _bench(rest)
-    if command not in {*STAGES, *TOOLS, "plan"}:
-        near = difflib.get_close_matches(command, [*STAGES, *TOOLS, "plan", "recipes", "bench"], 1, 0.0)[0]
+    if command not in {*STAGES, *TOOLS, "plan", "completion"}:
+        near = difflib.get_close_matches(command, [*STAGES, *TOOLS, *OTHERS], 1, 0.0)[0]
         raise ValueError(f"there is no command {command!r}; the nearest is {near!r}")
-    from .options import PlanOptions, parse_plan, parse_stage, parse_tool
+    from .command_line import parse
+    from .options import PlanOptions, parse_plan, parse_stage
+
+    if command == "completion":
+        sys.stdout.write(_completion(rest))
+        return 0
 
     if command in TOOLS:
         name, function, options_name, description = TOOLS[command]
         module = importlib.import_module(f".{name}", __package__)
-        chosen: Any = parse_tool(command, description, getattr(module, options_name), rest)
+        chosen = parse(getattr(module, options_name), f"fastcondense {command}", description, rest, None, [])
         from .log import Log
 
+        log = Log()
         with trust.only(getattr(chosen, "code", ())):
-            return int(getattr(module, function)(chosen, Log()) or 0)
+            result = getattr(module, function)(chosen, log)
+            if not isinstance(result, Iterator):
+                return int(result or 0)
+            for table in result:
+                log.console.print(table)
+        return 0
     if command == "plan":
         planned = parse_plan(PlanOptions, command, PLAN, rest)
         from . import stages
@@ -137,13 +168,16 @@ def _main(arguments: list[str]) -> int:
         with trust.only(planned.given):
             stages.plan(planned, Log())
         return 0
-    options = parse_stage(command, STAGES[command][1], rest)
     is_worker = is_launched()
+    if not is_worker and not {"-h", "--help", "--help-all"} & set(rest):
+        sys.stdout.write(f"fastcondense {__version__}: {command}; loading PyTorch\n")  # which takes seconds
+        sys.stdout.flush()
+    options = parse_stage(command, STAGES[command][1], rest)
     if options.launch.gpus is not None and not is_worker:
         from .workers.launch import launch
 
         options.launch.check()
-        return launch(options.launch, [command, *rest])
+        return launch(options.launch, [command, *rest], _complain)
     with interrupt.listening(with_parent=is_worker), trust.only(options.given, options.out):
         _run(command, options, is_worker, shlex.join(["fastcondense", command, *rest]))
     return 0
@@ -194,12 +228,14 @@ def _share(command: str, options: Options, device: torch.device) -> str:
     import torch
 
     from .data.jobs import with_batch_size
+    from .recipe.precision import PARTS, with_precisions
 
     settings = options.settings
     if command not in HELPED or options.images is not None or options.bundle is not None:
         return ""
-    # batch_size 0 becomes what fits, and the run's from then on
-    return f"{with_batch_size(settings, 0).sha256()} {device.type} torch {torch.__version__} {__version__}"
+    # batch_size 0 and precision auto become what is chosen once, and the run's from then on
+    settings = with_precisions(with_batch_size(settings, 0), dict.fromkeys(PARTS, "auto"))
+    return f"{settings.sha256()} {device.type} torch {torch.__version__} {__version__}"
 
 
 def _bench(arguments: list[str]) -> int:
@@ -210,21 +246,56 @@ def _bench(arguments: list[str]) -> int:
     return subprocess.run([sys.executable, runner, *arguments]).returncode
 
 
+def _recipes(arguments: list[str]) -> str:
+    """The catalogue, a line a recipe: those that a pattern fits; or with `show NAME` one recipe, value by value."""
+    from .recipe import catalogue
+
+    if arguments[:1] == ["show"]:
+        if len(arguments) != 2:
+            raise ValueError("recipes show needs one name, as sre2l/digits-ipc10")
+        return catalogue.resolved(arguments[1])
+    if len(arguments) > 1 or arguments[:1] == ["--help"]:
+        raise ValueError("recipes takes a pattern, as '*/cifar10*', or show NAME")
+    found = [catalogue.entry(name) for name in catalogue.find(*arguments)]
+    wide = max(len(entry.name) for entry in found)
+    lines = []
+    for entry in found:
+        accuracies = ", ".join(f"{top1:g} at {ipc}" for ipc, top1 in entry.published.items()) or "-"
+        lines += [
+            f"{entry.name:{wide}}  {entry.size:3} px  published: {accuracies}",
+            f"{'':{wide}}  {entry.description}",
+        ]
+    return "\n".join([*lines, "", *NOTES]) + "\n"
+
+
+def _completion(arguments: list[str]) -> str:
+    """A shell's completion script."""
+    from .command_line import completion
+    from .options import Options, PlanOptions
+
+    def completed(kind: type[Options]) -> type:
+        return dataclasses.make_dataclass(
+            "Named", [("recipe", Literal[recipe.names()], recipe.names()[0])], bases=(kind,), frozen=True
+        )
+
+    commands = {name: (completed(Options), text) for name, (_, text) in STAGES.items()}
+    commands["plan"] = (completed(PlanOptions), PLAN)
+    for name, (module, _, options_name, text) in TOOLS.items():
+        commands[name] = (getattr(importlib.import_module(f".{module}", __package__), options_name), text)
+    if len(arguments) != 1 or arguments[0] not in SHELLS:
+        raise ValueError(f"completion needs a shell, one of {', '.join(SHELLS)}")
+    return completion("fastcondense", commands, arguments[0])
+
+
 def _usage() -> str:
-    others = {
-        "plan": PLAN,
-        "recipes": "list the recipes",
-        "bench": "benchmarks of a checkout: bench all --quick; bench --help lists them",
-    }
-    helps = {name: text for name, (_, text) in STAGES.items()}
-    helps |= {name: text for name, (*_, text) in TOOLS.items()} | others
-    lines = [f"  {name:10}{text}" for name, text in helps.items()]
+    helps = {name: text for name, (_, text) in STAGES.items()} | {name: text for name, (*_, text) in TOOLS.items()}
+    lines = [f"  {name:10}{text}" for name, text in (helps | OTHERS).items()]
     return (
         "usage: fastcondense COMMAND --recipe NAME-or-FILE [--data DIR] [--out DIR] [--seed N] [--FIELD VALUE ...]\n"
         "       fastcondense COMMAND RUN [--FIELD VALUE ...]    goes on in the folder of a run, or of a bundle\n\n"
         + "\n".join(lines)
-        + "\n\nfastcondense COMMAND --recipe NAME --help lists every FIELD and its value in that recipe; "
-        "fastcondense pack --help what pack takes.\n"
+        + "\n\nfastcondense COMMAND --help shows the options that people change (with --recipe NAME: their values "
+        "in it), --help-all every one.\n"
     )
 
 

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import contextlib
 import errno
+import hashlib
 import json
 import os
 import shutil
@@ -93,6 +94,11 @@ def read_json(path: Path) -> Any:
     """The content of a JSON file. Raises ValueError that names a file which is missing or not JSON."""
     with reading(path, "{path} is damaged: {error}"):
         return parse_json(path.read_bytes(), path)
+
+
+def tree_sha256(tree: Any) -> str:
+    """Hash of a JSON-like tree, whatever the order of its keys."""
+    return hashlib.sha256(json.dumps(tree, sort_keys=True).encode()).hexdigest()
 
 
 def read_lines(path: Path, what: str) -> list[str]:

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import argparse
 import dataclasses
-import difflib
 import re
 from dataclasses import dataclass
 from pathlib import Path
@@ -13,15 +12,28 @@ from typing import Annotated, Any, TypeVar
 import tyro
 
 from . import trust
+from .command_line import parse
 from .recipe import recipe
 from .recipe.recipe import Recipe
-from .records import Environment, read_checked
+from .records import read_data
 from .sets.sealed_zip import is_bundle
 from .tracking import TrackerName
 from .workers.launch import Launch
 
-Kind = TypeVar("Kind")
 StageKind = TypeVar("StageKind", bound="Options")
+COMMON = [
+    *("--recipe", "--data", "--out", "--images", "--device", "--gpus", "--workers", "--seed", "--ipc"),
+    *("--squeeze.teachers", "--squeeze.weights", "--recover.iterations", "--recover.batch-size", "--labels.source"),
+    *("--train.student", "--train.epochs", "--train.seeds", "--evaluate.baselines"),
+]
+"""The options that people change, which --help shows."""
+EXAMPLES = (
+    "sre2l/digits-ipc10",
+    "rded/cifar10-ipc10",
+    "edc/cifar10-ipc50",
+    "rded/imagenette-ipc10",
+    "edc/imagenet1k-ipc10",
+)
 
 
 @dataclass(frozen=True)
@@ -84,21 +96,26 @@ def parse_kind(kind: type[StageKind], command: str, description: str, arguments:
     run, arguments = _take_run(_sizes(arguments))
     first = argparse.ArgumentParser(add_help=False, allow_abbrev=False)
     first.add_argument("--recipe")
+    first.add_argument("--out", type=Path)
     first.add_argument("--train.student", dest="student")
     named = first.parse_known_args(arguments)[0]
     name = named.recipe
     if run is not None and name is not None:
         raise ValueError(f"{run} has its own recipe; leave out --recipe {name}")
-    is_help = "-h" in arguments or "--help" in arguments
+    is_help = bool({"-h", "--help", "--help-all"} & set(arguments))
     if run is None and name is None and not is_help:
-        raise ValueError(f"--recipe is missing; known recipes: {', '.join(recipe.names())}")
+        if named.out is not None and (named.out / "recipe.toml").is_file():
+            raise ValueError(
+                f"--recipe is missing; to go on with the run in that folder: fastcondense {command} {named.out}"
+            )
+        raise ValueError(f"--recipe is missing, as {', '.join(EXAMPLES)}; `fastcondense recipes` lists all")
     if run is not None:
         default = kind(**vars(_of_run(run)))
     else:
         default = kind(name or "", settings=recipe.load(name) if name else Recipe())
     if named.student:
         default = dataclasses.replace(default, settings=_for_student(default.settings, named.student))
-    options = _parse(kind, f"fastcondense {command}", description, arguments, default, _flags(kind))
+    options = parse(kind, f"fastcondense {command}", description, arguments, default, COMMON)
     settings = options.settings
     if options.store:
         settings = dataclasses.replace(settings, labels=dataclasses.replace(settings.labels, source="stored"))
@@ -118,12 +135,6 @@ def _for_student(settings: Recipe, student: str) -> Recipe:
             mine, old, new = (getattr(train, name) for train in (settings.train, before, after))
             changes |= {name: new} if mine == old != new else {}
     return dataclasses.replace(settings, train=dataclasses.replace(settings.train, **changes))
-
-
-def parse_tool(command: str, description: str, kind: type[Kind], arguments: list[str]) -> Kind:
-    """Options of a command that is no stage of a run."""
-    names = [f"--{name}".replace("_", "-") for name in _names(kind)]
-    return _parse(kind, f"fastcondense {command}", description, arguments, None, names)
 
 
 def _sizes(arguments: list[str]) -> list[str]:
@@ -156,46 +167,4 @@ def _of_run(run: Path) -> Options:
 
         return Options(out=Path("runs") / run.stem, bundle=run, settings=read_recipe(run))
     settings = recipe.load(str(run / "recipe.toml"))
-    environment = run / "environment.json"
-    data = read_checked(environment, Environment).get("data") if environment.is_file() else None
-    return Options(data=Path(data) if data else None, out=run, settings=settings)
-
-
-def _parse(
-    kind: type[Kind], program: str, description: str, arguments: list[str], default: Kind | None, flags: list[str]
-) -> Kind:
-    """Raises ValueError for an option that there is not, and names the nearest of `flags`."""
-    default = tyro.MISSING_NONPROP if default is None else default
-    options, unknown = tyro.cli(
-        kind, prog=program, description=description, args=arguments, default=default, return_unknown_args=True
-    )
-    if unknown:
-        near = difflib.get_close_matches(unknown[0].replace("_", "-"), flags, 1, 0.0)[0]
-        raise ValueError(f"unknown option {unknown[0]!r}; the nearest is {near!r}")
-    return options
-
-
-def _names(kind: type) -> list[str]:
-    """Field names of a dataclass; those of a dataclass that is a field stand beside its own."""
-    names = []
-    for field in dataclasses.fields(kind):
-        inner = field.default_factory
-        names += _names(inner) if isinstance(inner, type) and dataclasses.is_dataclass(inner) else [field.name]
-    return names
-
-
-def _flags(kind: type[Options]) -> list[str]:
-    """Every flag, as tyro spells it."""
-
-    def of(tree: dict[str, Any], prefix: str) -> list[str]:
-        flags = []
-        for name, value in tree.items():
-            flags += of(value, f"{prefix}{name}.") if isinstance(value, dict) else [prefix + name]
-        return flags
-
-    names = [
-        *(field.name for field in dataclasses.fields(kind) if field.name not in ("settings", "launch")),
-        *_names(Launch),
-        *of(dataclasses.asdict(Recipe()), ""),
-    ]
-    return [f"--{name}".replace("_", "-") for name in names]
+    return Options(data=read_data(run), out=run, settings=settings)

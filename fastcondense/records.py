@@ -309,6 +309,13 @@ def check_result(tree: Any, source: object) -> Result:
     return result
 
 
+def read_data(run: Path) -> Path | None:
+    """The folder in which a run found the real images, as its environment.json says."""
+    path = run / "environment.json"
+    data = read_checked(path, Environment).get("data") if path.is_file() else None
+    return Path(data) if data else None
+
+
 def check_names(classes: Iterable[str], source: str) -> None:
     """Raises ValueError that begins with `source` for a class whose name no file or terminal can hold as text."""
     for name in classes:

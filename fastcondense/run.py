@@ -19,15 +19,18 @@ from .data.datasets import RealData, Split
 from .data.jobs import kept_batch_size, makes_the_same, with_batch_size
 from .data.real import EvaluationImages, Normalization, squares
 from .data.sources import choose, skipped
-from .devices import versions
+from .devices import fastest_arithmetic, versions
 from .files import first_difference, read_json, write_atomic, write_json
 from .log import Log
+from .recipe.evaluation import remembered
+from .recipe.precision import PARTS, precisions, settled
 from .recipe.recipe import SQUEEZE_PARTS, Recipe, from_toml
 from .records import check_names, read_manifest
 from .rng import Stream
 from .tracking import open_trackers
 from .user_functions import source_sha256
 from .workers.distributed import rank
+from .workers.work import Items, draw
 
 _DATA = "data.json"
 """Name of the file that tells a run's real images from others."""
@@ -57,7 +60,8 @@ class Run:
         self.recipe.check()
         check_names(self.real.classes, f"the classes of {self.data}")
         if self.recipe.recover.batch_size == 0:
-            self.recipe = with_batch_size(self.recipe, kept_batch_size(self.out, self.recipe))
+            as_begun = self._settled(begun) if (begun := self._begun()) is not None else self.recipe
+            self.recipe = with_batch_size(self.recipe, kept_batch_size(self.out, as_begun))
         self._check_data()
         self._check_images()
         needed = [name for name in self.recipe.evaluate.baselines if name.startswith(("random", "herding"))]
@@ -85,7 +89,7 @@ class Run:
         if not self._has_images() or not path.exists():
             return
         made_by: dict[str, Any] = read_manifest(path)["recipe"]
-        now = self.recipe.parts("seed", "dataset", "method", "recover")
+        now = self._settled(self._begun()).parts("seed", "dataset", "method", "recover")
         if now.keys() <= made_by.keys():  # imported images were made by nobody here
             if difference := first_difference({key: made_by[key] for key in now}, now):
                 raise ValueError(
@@ -107,6 +111,7 @@ class Run:
         """
         loader, reason = choose(self.real.train, self.recipe.dataset, self.device)
         self.out.mkdir(parents=True, exist_ok=True)
+        said = self._settle_precision(is_helper)
         if rank() == 0 and not ((self.out / _DATA).exists() and self._has_made()):
             where = str(self.data.resolve()) if self.data else None
             write_json(self.out / _DATA, {"name": self.real.name, "path": where, "images": self.real.about()})
@@ -120,7 +125,9 @@ class Run:
         helper = f"-{socket.gethostname()}-{os.getpid()}" if is_helper else ""
         self.log.write_to(self.out / (f"log-{rank()}{helper}.jsonl" if rank() or is_helper else "log.jsonl"))
         self.log.say(f"loader: {loader}; {reason}")
-        for text in self.real.said:
+        if said:
+            self.log.say(f"precision: {said}")
+        for text in (*self.real.said, *self.real.untested()):
             self.log.say(f"data: {text}")
         settings = {"recipe": self.recipe.name, "sha256": self.recipe.sha256(), "command": self.command}
         self.log.event("start", **settings, versions=versions())
@@ -129,11 +136,46 @@ class Run:
         """The recipe of the run: what its images are made with, and the labels, students and scores that it was begun
         with, whatever the settings of this launch are.
         """
-        path = self.out / "recipe.toml"
-        if not path.exists():
+        if (own := self._begun()) is None:
             return self.recipe
-        own = from_toml(path.read_bytes(), str(path))
-        return self.recipe.of_run(own) if self._has_images() or makes_the_same(own, self.recipe) else self.recipe
+        own = settled(own, *fastest_arithmetic(self.device)[:2], self.recipe)
+        return remembered(self.recipe, own) if self._has_images() or makes_the_same(own, self.recipe) else self.recipe
+
+    def _begun(self) -> Recipe | None:
+        """The recipe that the run was begun with."""
+        path = self.out / "recipe.toml"
+        return from_toml(path.read_bytes(), str(path)) if path.exists() else None
+
+    def _settled(self, begun: Recipe | None) -> Recipe:
+        native, single, _ = fastest_arithmetic(self.device)
+        return settled(self.recipe, native, single, begun)
+
+    def _settle_precision(self, is_helper: bool) -> str:
+        """Puts what the run computes in in the place of "auto", and says it in words.
+
+        One process of all that begin the run chooses and writes it down; the others find it there. Raises ValueError
+        for a helper that was asked for another precision than the run has.
+        """
+
+        def is_settled(_: int = 0) -> bool:
+            begun = self._begun()
+            return begun is not None and "auto" not in precisions(begun).values()
+
+        asked, was_settled = precisions(self.recipe), is_settled()
+        if "auto" in asked.values():
+            for _ in draw(Items("precision", self.out, [0], is_settled)):
+                self.recipe = self._settled(self._begun())
+                self.record()
+            self.recipe = self._settled(self._begun())
+        now, first = precisions(self.recipe), precisions(self._begun() or self.recipe)
+        if is_helper and (other := [part for part in PARTS if now[part] != first[part]]):
+            raise ValueError(
+                f"another launch works on {self.out} with {other[0]}.precision {first[other[0]]}, not "
+                f"{now[other[0]]}; wait for it, or choose another --out"
+            )
+        chosen = ", ".join(f"{part} {now[part]}" for part in now if asked[part] == "auto" and "." not in part)
+        why = "as the run was begun" if was_settled else f"for {fastest_arithmetic(self.device)[2]}"
+        return f"{chosen}, {why}" if chosen else ""
 
     def record(self) -> None:
         """Writes environment.json and recipe.toml; a recipe that a stage refuses must not replace what is there."""

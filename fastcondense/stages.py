@@ -13,7 +13,7 @@ from .options import PlanOptions
 from .plan import table
 from .plan.extent import extent
 from .plan.job_size import settle
-from .plan.plan import Planner
+from .plan.plan import Plan
 from .recover.stage import condensed_set, made_jobs
 from .recover.stage import recover as recover_images
 from .report import report
@@ -44,8 +44,8 @@ def plan(options: PlanOptions, log: Log) -> None:
     device = choose_device("cpu" if launch.gpus == 0 else options.device)
     size = extent(recipe, options.data)
     log.say(f"plan: measuring on {device.type} for about {options.seconds:.0f} s, with untrained networks")
-    made = Planner(recipe, size, 1 if launch.gpus is None else launch.num_local, device, options.seconds).plan()
-    log.console.print(table.tables(made))
+    num_workers = 1 if launch.gpus is None else launch.num_local
+    log.console.print(table.tables(Plan(recipe, size, num_workers, device, options.seconds)))
 
 
 def recover(run: Run) -> None:

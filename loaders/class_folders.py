@@ -170,9 +170,9 @@ def _ending(name: str) -> str:
 
 # --- splits ----------------------------------------------------------------------------------------------------------
 
-TRAIN = ("train",)
-TEST = ("val", "test", "validation")
-"""Names of the folders of a split; of several the first is read."""
+TRAIN = ("train", "training")
+TEST = ("val", "test", "validation", "valid", "testing", "dev", "eval")
+"""Names of the folders of a split; of several tests the first is read."""
 _SPLIT_WORDS = frozenset("train training val valid validation test testing eval dev".split())
 
 
@@ -189,16 +189,17 @@ def find_splits(root: Path) -> SplitFolders | None:
     """The training and the test folder in `root`; None if it holds class folders.
 
     Raises ValueError where only one of both is there, and where what is there is neither splits nor classes: splits of
-    other names (Training, seg_train), one folder around all others, or folders that hold the same folders and no image.
+    other names (Train, seg_train), one folder around all others, or folders that hold the same folders and no image.
     """
     folders = folders_of(root)
     by_name = {folder.name: folder for folder in folders}
     train, test = ([by_name[name] for name in names if name in by_name] for names in (TRAIN, TEST))
     if train and test:
         rest = [folder for folder in folders if folder not in (train[0], test[0])]
-        if alike := [folder for folder in rest if folder.name.lower() in (train[0].name, test[0].name)]:
+        taken = (*TRAIN, test[0].name)
+        if alike := [folder for folder in rest if folder.name.lower() in taken]:
             raise ValueError(
-                f"{root} holds {_listed([*train, *test, *alike])}: which are its splits? leave one of each"
+                f"{root} holds {_listed([train[0], test[0], *alike])}: which are its splits? leave one of each"
             )
         said = (f"{test[0]} is the test split; not read: {_listed(rest)}",) if rest else ()
         for part in (train[0], test[0]):
@@ -211,7 +212,8 @@ def find_splits(root: Path) -> SplitFolders | None:
         )
     if train or test:
         raise ValueError(
-            f"{root} needs both train/ and one of val/, test/, validation/, or neither; it has {_listed(folders)}"
+            f"{root} needs both {'/ or '.join(TRAIN)}/ and one of {'/, '.join(TEST)}/, or neither; it has "
+            f"{_listed(folders)}"
         )
     _refuse_wrapper(root, folders)
     inner = [] if any(map(has_images, folders)) else [[f.name for f in folders_of(folder)] for folder in folders]

@@ -59,16 +59,22 @@ class ImageFile:
             width, height = self.header.size
             if width * height > _MOST_PIXELS + len(self.data):
                 raise ValueError(f"it claims {width} x {height} pixels, in {len(self.data):,} bytes")
+            is_deep = any(";16" in str(tile[-1]) for tile in getattr(self.header, "tile", ()))
             self.header.load()
-            return _rgb(self.header)
+            return _rgb(self.header, is_deep)
 
 
-def _rgb(image: Image.Image) -> Image.Image:
+def _rgb(image: Image.Image, is_deep: bool) -> Image.Image:
     if (image.mode == "I" and image.format in ("PNG", "PPM")) or image.mode.startswith("I;16"):
         values = np.asarray(image).astype(np.uint32)
-        if values.size and 0 < values.max() <= 255:
-            raise OSError("it has 16 bits, but no value above 255: is it an image of 8 bits?")
+        if (highest := int(values.max(initial=0))) and (bits := next((k for k in (8, 12) if highest < 1 << k), None)):
+            raise OSError(f"it has 16 bits, but no value above {(1 << bits) - 1}: is it an image of {bits} bits?")
         image = Image.fromarray(((values * 255 + 32767) // 65535).astype(np.uint8))
+    elif (
+        is_deep and np.asarray(image.getchannel(0) if image.mode == "LA" else image.convert("RGB")).max(initial=0) < 16
+    ):
+        # Pillow keeps the upper of two bytes of colours
+        raise OSError("it has 16 bits, but no value above 4095: is it an image of 8 or 12 bits?")
     elif image.mode in ("I", "F"):
         raise OSError(
             f"its pixels are {'integers of 32 bits' if image.mode == 'I' else 'floats'}: save it with 8 or 16"

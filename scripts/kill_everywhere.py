@@ -1,11 +1,12 @@
 """Kills commands just before each of their operations on files; the same command must then end as if never hurt.
 
-usage: python scripts/kill_everywhere.py [--most N] [COMMAND ...]
+usage: python scripts/kill_everywhere.py [--most N] [--log FILE] [COMMAND ...]
 
 A process imports the library once and forks: a child runs a small command, and sends itself SIGKILL before its k-th
 operation that changes the disk (opening for writing, renaming, removing, making a folder, flushing). A second child
 runs the same command again: it must end with status 0, and leave the same files with the same bits as a command that
-nobody killed, and no others. Times that files keep are not compared. Each command prints a line of JSON.
+nobody killed, and no others. Times that files keep are not compared. Each command prints a line of JSON, and with --log
+each kill appends one to FILE, so that the same line goes on where it was stopped.
 """
 
 from __future__ import annotations
@@ -158,9 +159,12 @@ def fill(folder: Path) -> None:
         Image.fromarray(generator.integers(0, 255, (9, 11, 3), dtype=np.uint8)).save(path)
 
 
-def campaign(name: str, base: Path, work: Path, most: int) -> dict[str, Any]:
-    """Kills a command at its operations, all or `most` of them, spread evenly. Returns counts and what went wrong."""
-    arguments, begun, wrong = COMMANDS[name], time.monotonic(), []
+def campaign(name: str, base: Path, work: Path, most: int, log: Path | None) -> dict[str, Any]:
+    """Kills a command at its operations, all or `most` of them, spread evenly, but for those that the log has done.
+
+    Returns counts and what went wrong.
+    """
+    arguments, begun = COMMANDS[name], time.monotonic()
 
     def begin() -> None:
         shutil.rmtree(work, ignore_errors=True)
@@ -173,21 +177,28 @@ def campaign(name: str, base: Path, work: Path, most: int) -> dict[str, Any]:
     whole, places = contents(work), range(1, operations + 1)
     if most and most < operations:
         places = sorted({1 + int(operations * (k + 0.5) / most) for k in range(most)})
-    killed = 0
+    kept = [json.loads(line) for line in log.read_text().splitlines()] if log and log.exists() else []
+    done = {kill["operation"]: kill for kill in kept if kill["command"] == name and kill["of"] == operations}
     for place in places:
+        if place in done:
+            continue
         begin()
-        status, _, _ = child(arguments, work, place)
-        killed += status == -signal.SIGKILL
+        killed = child(arguments, work, place)[0] == -signal.SIGKILL
         status, _, said = child(arguments, work)
         found = contents(work)
+        kill = {"command": name, "operation": place, "of": operations, "is_killed": killed, "wrong": None}
         if status != 0 or found != whole:
             other = sorted(path for path in whole.keys() | found.keys() if whole.get(path) != found.get(path))
-            wrong.append({"operation": place, "status": status, "differ": other[:5], "said": said[-300:]})
+            kill["wrong"] = {"operation": place, "status": status, "differ": other[:5], "said": said[-300:]}
+        done[place] = kill
+        if log:
+            with log.open("a") as file:
+                file.write(json.dumps(kill) + "\n")
     return {
         "command": name,
         "operations": operations,
-        "kills": killed,
-        "wrong": wrong,
+        "kills": sum(kill["is_killed"] for kill in done.values()),
+        "wrong": [kill["wrong"] for _, kill in sorted(done.items()) if kill["wrong"]],
         "seconds": round(time.monotonic() - begun, 1),
     }
 
@@ -196,6 +207,7 @@ def main() -> int:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("commands", nargs="*", metavar="COMMAND", help=f"of {', '.join(COMMANDS)}; none: all")
     parser.add_argument("--most", type=int, default=0, help="kills a command at most; 0: one before each operation")
+    parser.add_argument("--log", type=Path, help="a file that keeps what is done")
     options = parser.parse_args()
     torch.set_num_threads(1)
     has_failed = False
@@ -212,7 +224,7 @@ def main() -> int:
         (base / "RUN" / "result.json").unlink()
         shutil.rmtree(base / "RUN" / "results")
         for name in options.commands or COMMANDS:
-            found = campaign(name, empty if name == "run" else base, work, options.most)
+            found = campaign(name, empty if name == "run" else base, work, options.most, options.log)
             print(json.dumps(found), flush=True)
             has_failed |= bool(found["wrong"]) or found["kills"] == 0
     return int(has_failed)

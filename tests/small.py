@@ -6,9 +6,12 @@ import numpy as np
 import torch
 from PIL import Image
 from torch import nn
+from torch.nn import functional as F
 
 from fastcondense.cli import main
+from fastcondense.data import datasets
 from fastcondense.networks import zoo
+from fastcondense.recipe.settings import Dataset
 
 FLAGS = (
     "--recipe sre2l/digits-ipc2 --squeeze.teachers zoo/convnet3_w32 --squeeze.epochs 4 --recover.iterations 20 "
@@ -55,3 +58,24 @@ def frozen_network(architecture: str, num_classes: int, seed: int = 0) -> nn.Mod
             nn.init.normal_(module.running_mean, 0, 0.3)
             nn.init.uniform_(module.running_var, 0.5, 2)
     return net
+
+
+def digits(part: str = "train") -> tuple[torch.Tensor, torch.Tensor]:
+    """uint8 [N, 3, 8, 8], and labels."""
+    split = getattr(datasets.load(Dataset(name="digits"), None), part)
+    return torch.from_numpy(split.images).permute(0, 3, 1, 2).contiguous(), torch.from_numpy(split.labels)
+
+
+def trained_network() -> nn.Module:
+    """Knows the digits, as pixels in [0, 1]."""
+    pixels, labels = digits()
+    torch.manual_seed(0)
+    net = zoo.build("zoo/convnet3_w32", 10)
+    optimizer = torch.optim.Adam(net.parameters(), lr=5e-3)
+    for _ in range(4):
+        for ids in torch.randperm(len(labels)).split(64):
+            loss = F.cross_entropy(net(pixels[ids] / 255), labels[ids])
+            optimizer.zero_grad()
+            loss.backward()
+            optimizer.step()
+    return net.eval()

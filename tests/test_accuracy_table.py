@@ -6,9 +6,10 @@ import json
 import add_run
 import curves
 import pytest
-from accuracy import differences, is_reduced, page, part, table
+from accuracy import differences, is_reduced, page, table
 from add_run import add, line_of, main, read_lines
 
+from fastcondense.recipe.evaluation import PARTS
 from fastcondense.recipe.recipe import load
 
 DAY = 1_795_000_000  # 2026-11-18
@@ -27,7 +28,7 @@ def finished(folder, recipe_name, /, *, mean=50.04, std=0.26, time=DAY, **change
     result = {
         "recipe": made.name,
         "recipe_sha256": made.sha256(),
-        "settings": made.evaluation(),
+        "settings": made.parts(*PARTS),
         "dataset": made.dataset.name,
         "method": made.method,
         "ipc": made.ipc,
@@ -55,10 +56,6 @@ def row(text, name, student=""):
     start = f"| `{name}`{student} |"
     (found,) = [line for line in text.splitlines() if line.startswith(start)]
     return [column.strip() for column in found.strip("|").split("|")][1:]
-
-
-def notes(text):
-    return [line for line in text.splitlines() if line[:1].isdigit()]
 
 
 def test_a_line_holds_the_figures_and_the_settings(tmp_path):
@@ -134,52 +131,11 @@ def test_a_run_replaces_its_own_line_alone(tmp_path):
     assert [line["top1_last"]["mean"] for line in read_lines(path)] == [20.0, 30.0]
 
 
-def test_cells_that_have_not_run():
-    text = table([])
-    assert row(text, "edc/cifar10") == ["32.6 (1), 79.1 (10), 87.0 (50)", "not run"]
-    assert not notes(text) and "`fadrm/cifar10`" in text.splitlines()[-1] and "corrected" not in text
-
-
-def test_the_table_of_some_runs(tmp_path):
-    lines = [
-        line_of(finished(tmp_path / "a", "edc/cifar10-ipc10", mean=78.94, train__seeds=3)),
-        line_of(finished(tmp_path / "b", "edc/cifar10-ipc50", mean=40.0, recover__iterations=9), "a tenth of the data"),
-        line_of(finished(tmp_path / "c", "edc/cifar10-corrected-ipc10", mean=80.0, time=DAY + 86400)),
-        line_of(finished(tmp_path / "d", "fadrm/cifar10-ipc1", mean=12.0)),
-    ]
-    text = table(lines)
-    published, ours = row(text, "edc/cifar10")
-    assert published == "32.6 (1), 79.1 (10), 87.0 (50)"
-    assert ours.split(", ") == [
-        "**78.9 ± 0.3** (10)<sup>1</sup>",
-        "**corrected 80.0** (10)<sup>2</sup>",
-        "*40.0 reduced* (50)<sup>3</sup>",
-        "not run (1)",
-    ]
-    assert row(text, "fadrm/cifar10") == ["none", "**12.0** (1)<sup>4</sup>"]
-    first, second, third, _ = notes(text)
-    assert first == (
-        f"1. `edc/cifar10-ipc10` ({lines[0]['recipe_sha256'][:8]}), zoo/resnet18, 3 seeds from 0, 2026-11-18, cpu; "
-        "best epoch 79.9, random real with soft labels 78.9, with hard labels 78.9"
-    )
-    assert "1 seed from 0, 2026-11-19" in second
-    assert third.endswith("; reduced: recover.iterations 9 (recipe: 75); a tenth of the data")
-    assert len(notes(text)) == 4
-
-
 def test_an_unreduced_run_is_shown_before_a_later_reduced_one(tmp_path):
     full = line_of(finished(tmp_path / "a", "rded/cifar10-ipc10", mean=37.0))
     later = line_of(finished(tmp_path / "b", "rded/cifar10-ipc10", mean=99.0, train__epochs=1, time=DAY + 86400))
     assert row(table([full, later]), "rded/cifar10")[1].startswith("**37.0** (10)")
     assert row(table([later]), "rded/cifar10")[1].startswith("*99.0 reduced* (10)")
-
-
-def test_another_student_has_a_row_of_its_own(tmp_path):
-    line = line_of(finished(tmp_path, "edc/cifar10-ipc10", mean=75.0, train__student="zoo/resnet50"))
-    text = table([line])
-    assert row(text, "edc/cifar10")[1] == "not run"
-    wanted = ["30.6 (1), 76.0 (10), 86.9 (50)", "**75.0** (10)<sup>1</sup>, not run (1, 50)"]
-    assert row(text, "edc/cifar10", ", zoo/resnet50") == wanted
 
 
 def test_a_recipe_that_changes_makes_its_runs_reduced(tmp_path):
@@ -194,29 +150,6 @@ def test_a_result_of_a_recipe_that_is_gone_is_an_error(tmp_path):
     assert "**50.0** (10)" in page([line])
     with pytest.raises(ValueError, match="no recipe 'rded/cifar99"):
         page([line | {"recipe": "rded/cifar99"}])
-
-
-def test_reduced_runs_stand_by_themselves(tmp_path):
-    names = ("rded/cifar10-ipc10", "edc/cifar10-corrected-ipc10", "edc/digits-ipc1")
-    lines = [line_of(finished(tmp_path / str(k), name, train__epochs=5)) for k, name in enumerate(names)]
-    lines += [line_of(finished(tmp_path / "whole", "rded/cifar10-ipc1", mean=33.3))]
-    whole, reduced = part(lines).split("| reduced |")
-    assert row(whole, "rded/cifar10")[1].startswith("**33.3") and "33.3" not in reduced
-    assert row(whole, "edc/cifar10")[1] == "not run"
-    assert reduced.splitlines() == [
-        " cifar10, IPC 10 | digits, IPC 1 |",
-        "| --- | --- | --- |",
-        "| `edc` | not run | 50.0 (50.0) |",
-        "| `edc corrected` | 50.0 (50.0) | not run |",
-        "| `rded` | 50.0 (50.0) | not run |",
-    ]
-    hard, alone = lines[0], lines[2]  # random images with soft labels stand beside soft labels alone
-    hard["baselines"] = {"random_hard": {"top1_last": {"mean": 12.34}}}
-    alone["baselines"] = {}
-    *_, edc, _, rded = part(lines).splitlines()
-    assert edc == "| `edc` | not run | 50.0 |" and rded == "| `rded` | 50.0 (12.3) | not run |"
-    *_, rded = part([*lines, hard | {"student": "zoo/resnet20", "top1_last": {"mean": 7.0}}]).splitlines()
-    assert rded == "| `rded` | resnet18 50.0 (12.3), resnet20 7.0 (12.3) | not run |"
 
 
 def curve_of(folder, lr=0.5, mean=90.04):

@@ -76,6 +76,12 @@ def test_files_of_arrays_pass_the_same_entry(tmp_path):
         for name in ("cifar10", "svhn"):
             with pytest.raises(ValueError, match=rf"{part}\.npz needs labels from 0 to 9, got 0 to 10"):
                 load(Dataset(name=name), tmp_path)
+    write_npz(tmp_path, train={"classes": np.array(list("abcd"))}, test={"classes": np.array([b"a", b"b", b"c", b"d"])})
+    real = load(Dataset(name="cifar10"), tmp_path)
+    assert real.classes == ("a", "b", "c", "d") and real.untested() == ()
+    write_npz(tmp_path, test={"labels": np.array([0, 1, 2, 2])})
+    absent = load(Dataset(name="cifar10"), tmp_path).untested()
+    assert absent == ("7 of 10 classes have no test image, such as 'cat'",)
     write_npz(tmp_path, train={"classes": np.array(list("abcd"))}, test={"classes": np.array(list("abdc"))})
     with pytest.raises(ValueError, match=r"test\.npz names other classes than .*train\.npz, or in another order"):
         load(Dataset(name="cifar10"), tmp_path)

@@ -7,7 +7,7 @@ from concurrent.futures import ThreadPoolExecutor
 import pytest
 import torch
 
-from fastcondense.workers.background import Ahead, Writer, beside, prepare
+from fastcondense.recover.background import Ahead, Writer, beside, prepare
 
 
 def test_writes_are_in_order_and_done_at_the_end():

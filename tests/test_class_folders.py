@@ -1,5 +1,8 @@
 """Image folders: what is a class, a split, an image; what is left out and said; pixels of every depth."""
 
+import struct
+import zlib
+
 import numpy as np
 import pytest
 from PIL import Image
@@ -81,17 +84,27 @@ def test_splits_of_the_usual_names_are_found_and_what_is_not_read_is_said(tmp_pa
     assert load(Dataset(), tmp_path).said == splits.said
 
 
+@pytest.mark.parametrize("parts", [("training", "testing"), ("train", "valid"), ("training", "dev"), ("train", "eval")])
+def test_splits_of_other_usual_names_are_found(tmp_path, parts):
+    for k, part in enumerate(parts):
+        classes(tmp_path / part, "a", "b", count=3 + k)
+    real = load(Dataset(), tmp_path)
+    assert (real.classes, len(real.train), len(real.test), real.said) == (("a", "b"), 6, 8, ())
+
+
 @pytest.mark.parametrize(
     ("parts", "words"),
     [
         (("Training", "Testing"), r"holds Testing/, Training/, which look like splits, not classes"),
         (("Train", "Val"), r"holds Train/, Val/, which look like splits"),
+        (("train", "training", "val"), r"holds train/, val/, training/: which are its splits"),
+        (
+            ("train", "Test"),
+            "needs both train/ or training/ and one of val/, .* eval/, or neither; it has Test/, train/",
+        ),
         (("seg_train", "seg_test", "seg_pred"), r"holds seg_pred/, seg_test/, seg_train/, which look like splits"),
         (("TRAIN", "VALID"), "look like splits"),
-        (
-            ("train", "extra"),
-            "needs both train/ and one of val/, test/, validation/, or neither; it has extra/, train/",
-        ),
+        (("train", "extra"), "or neither; it has extra/, train/"),
         (("train", "Train", "val"), "which are its splits"),
         (("inner/train", "inner/val"), "holds one folder alone, inner/, and that holds train/, val/: is the data set"),
         (("inner",), "holds one folder alone, inner/, and that holds a/, b/"),
@@ -144,13 +157,38 @@ def test_sixteen_bits_are_scaled(tmp_path, name):
     [
         (RAMP.astype(np.int32), "its pixels are integers of 32 bits"),
         (RAMP.astype(np.float32) / 65535, "its pixels are floats"),
-        (RAMP // 1040, "16 bits, but no value above 255"),
+        (RAMP // 1040, "16 bits, but no value above 255: is it an image of 8 bits"),
+        (RAMP // 16, "16 bits, but no value above 4095: is it an image of 12 bits"),
     ],
 )
 def test_depths_of_unknown_range_are_refused_by_name(tmp_path, pixels, words):
     Image.fromarray(pixels).save(tmp_path / "x.tif")
     with pytest.raises(ValueError, match=rf"x\.tif cannot be read: .*{words}"):
         decode(tmp_path / "x.tif")
+
+
+def deep_png(path, values):
+    """A PNG of 16 bits a channel, which Pillow cannot write. values: uint16 [H, W, 3]."""
+    height, width, _ = values.shape
+    rows = b"".join(b"\0" + row.astype(">u2").tobytes() for row in values)
+    chunks = {
+        b"IHDR": struct.pack(">IIBBBBB", width, height, 16, 2, 0, 0, 0),
+        b"IDAT": zlib.compress(rows),
+        b"IEND": b"",
+    }
+    with path.open("wb") as file:
+        file.write(b"\x89PNG\r\n\x1a\n")
+        for kind, data in chunks.items():
+            file.write(struct.pack(">I", len(data)) + kind + data + struct.pack(">I", zlib.crc32(kind + data)))
+
+
+def test_colours_of_sixteen_bits_are_scaled_and_those_of_twelve_refused(tmp_path):
+    values = np.dstack([RAMP, RAMP[::-1], RAMP // 2])
+    deep_png(tmp_path / "x.png", values)
+    assert np.abs(np.asarray(decode(tmp_path / "x.png")) - values / 257).max() <= 1  # Pillow truncates colours
+    deep_png(tmp_path / "x.png", values >> 4)
+    with pytest.raises(ValueError, match=r"x\.png cannot be read: it has 16 bits, but no value above 4095"):
+        decode(tmp_path / "x.png")
 
 
 def test_what_is_transparent_stands_before_white(tmp_path):

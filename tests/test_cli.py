@@ -1,5 +1,7 @@
 """The command line from end to end on the digits, and what it says about wrong input."""
 
+import contextlib
+import io
 import json
 import os
 import resource
@@ -15,8 +17,10 @@ from PIL import Image
 from small import FLAGS, fastcondense, image_folder, shards
 
 from fastcondense.cli import main
+from fastcondense.command_line import _blocks, flags
 from fastcondense.files import read_json
-from fastcondense.options import parse_stage
+from fastcondense.options import COMMON, EXAMPLES, Options, parse_stage
+from fastcondense.recipe.recipe import load
 from fastcondense.recover import stage as condense
 from fastcondense.tensor_files import read_tensors
 
@@ -243,13 +247,83 @@ def test_wrong_words_are_one_line(arguments, words, capsys, tmp_path, monkeypatc
     assert words in said(capsys)
 
 
+def help_of(*arguments: str) -> str:
+    """What a help option prints."""
+    printed = io.StringIO()
+    with contextlib.redirect_stdout(printed), pytest.raises(SystemExit) as stop:
+        main([*arguments])
+    assert stop.value.code == 0
+    return printed.getvalue()
+
+
 def test_help_and_version(capsys):
     assert main([]) == 0 and "squeeze" in capsys.readouterr().out
     assert main(["--version"]) == 0 and "fastcondense 0" in capsys.readouterr().out
-    assert main(["recipes"]) == 0 and "cda/imagenet21k" in capsys.readouterr().out
-    with pytest.raises(SystemExit) as stop:
-        main(["recover", "--recipe", "sre2l/digits", "--help"])
-    assert stop.value.code == 0 and "--recover.match-weight" in capsys.readouterr().out
+    short = help_of("recover", "--recipe", "sre2l/digits-ipc3", "--help")
+    shown = [line.split()[0] for line in short.splitlines() if line.startswith("  --")]
+    assert sorted(shown) == sorted(COMMON) and "Images per class. (default: 3)" in short
+    assert "--images DIR" not in short and "--recover.match-weight" not in short
+    assert set(flags(Options, Options())) > {*COMMON, "--recover.match-weight", "--recover.no-split-classes"}
+
+
+def test_every_option_has_a_text():
+    text = help_of("run", "--recipe", "sre2l/digits", "--help-all")
+    for option, *description in _blocks(text):
+        assert not " ".join(description).startswith("(default"), option
+
+
+@pytest.mark.parametrize(
+    ("arguments", "words"),
+    [
+        ("run --recipe sre2l/digits --ipc x", "Error parsing --ipc: invalid literal for int() with base 10: 'x'"),
+        ("run --recipe sre2l/digits --labels.source soft", "invalid choice 'soft' for argument '--labels.source'"),
+        ("run --recipe sre2l/digits --seed", "Missing value for argument '--seed'. Expected 1 values."),
+        (
+            "run --recipe sre2l/digits --recover.lrr=3",
+            "unknown option '--recover.lrr=3'; the nearest is '--recover.lr'",
+        ),
+        ("bundle", "Missing from fastcondense bundle: PATH"),
+        ("export r --format zip", "invalid choice 'zip' for argument '--format'"),
+        ("recipes cifar11", "there is no recipe 'cifar11'; the nearest is"),
+        ("recipes show sre2l", "there is no recipe 'sre2l'; the nearest is 'sre2l/"),
+        ("completion ksh", "one of bash, zsh, fish, tcsh"),
+    ],
+)
+def test_what_tyro_refuses_is_one_line_too(arguments, words, capsys):
+    assert main(arguments.split()) == 1
+    assert words in said(capsys)
+
+
+def test_a_run_without_a_recipe_gives_examples_or_the_run_that_is_there(tmp_path, capsys):
+    (tmp_path / "recipe.toml").write_text('name = "mine"')
+    assert main(["run", "--out", str(tmp_path)]) == 1
+    assert f"fastcondense run {tmp_path}" in said(capsys)
+    assert main(["run"]) == 1
+    assert all(load(name) and name in (line := said(capsys)) for name in EXAMPLES[:1]) and len(line) < 250
+    assert all(load(name).name == name for name in EXAMPLES)
+
+
+def test_the_first_line_comes_before_torch_is_loaded(tmp_path):
+    code = (
+        "import sys; sys.modules['torch'] = None\nfrom fastcondense.cli import main\n"
+        f"main(['run', '--recipe', 'sre2l/digits', '--out', {str(tmp_path / 'r')!r}])"
+    )
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True)
+    assert done.stdout.startswith("fastcondense 0") and "run; loading PyTorch" in done.stdout and done.returncode
+
+
+def test_a_reader_that_leaves_ends_the_command_silently():
+    command = f"{sys.executable} -m fastcondense.cli recipes | head -1; exit ${{PIPESTATUS[0]}}"
+    done = subprocess.run(["bash", "-c", command], capture_output=True, text=True)
+    assert done.stdout.startswith("cda/cifar10 ") and not done.stderr and done.returncode in (0, 141)
+
+
+def test_a_shell_completes_commands_options_and_recipes(capsys):
+    assert main(["completion", "bash"]) == 0
+    script = capsys.readouterr().out
+    assert all(word in script for word in ("--recover.match-weight", "sre2l/digits", "verify", "plan"))
+    done = subprocess.run(["bash", "-n"], input=script, capture_output=True, text=True)
+    assert done.returncode == 0, done.stderr
 
 
 FOLDER = (

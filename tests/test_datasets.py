@@ -199,27 +199,41 @@ def test_numpy_and_builtins_are_not_a_way_around(tmp_path, attribute):
         load(Dataset(name="cifar10"), tmp_path)
 
 
+def cut(file, lost):
+    return lambda folder: (folder / file).write_bytes((folder / file).read_bytes()[:-lost])
+
+
+def written(file, content):
+    return lambda folder: (folder / file).write_bytes(content)
+
+
+def cut_two(folder):
+    """Together they have lost a whole record."""
+    cut("data_batch_1.bin", 1000)(folder)
+    cut("data_batch_2.bin", 2073)(folder)
+
+
+UNLABELLED = python2_pickle({"coarse_labels": [1], "data": np.zeros((1, 3072), np.uint8)})
+
+
 @pytest.mark.parametrize(
-    "content", [b"", b"not a pickle at all", python2_pickle({"data": np.zeros((2, 3072), np.uint8)})[:-900]]
+    ("form", "name", "damage", "words"),
+    [
+        ("python2", "cifar10", written("data_batch_4", b""), "data_batch_4 is not a CIFAR batch"),
+        ("python2", "cifar10", written("data_batch_4", b"not a pickle at all"), "data_batch_4 is not a CIFAR batch"),
+        ("python2", "cifar10", cut("data_batch_4", 900), "data_batch_4 is not a CIFAR batch"),
+        ("python2", "cifar10", lambda folder: (folder / "data_batch_2").unlink(), "data_batch_2 is missing"),
+        ("python2", "cifar100", written("train", UNLABELLED), "cifar-100-python/train.*fine_labels"),
+        ("binary", "cifar10", cut("data_batch_3.bin", 100), r"data_batch_3\.bin is truncated"),
+        ("binary", "cifar100", cut("train.bin", 100), r"train\.bin is truncated"),
+        ("binary", "cifar10", cut_two, r"data_batch_1\.bin is truncated"),
+        ("npz", "cifar10", cut("test.npz", 2000), r"test\.npz"),
+    ],
 )
-def test_a_damaged_pickle_is_named(tmp_path, content):
-    folder = write_python(tmp_path, "cifar10", make_arrays("cifar10"))
-    (folder / "data_batch_4").write_bytes(content)
-    with pytest.raises(ValueError, match="data_batch_4 is not a CIFAR batch"):
-        load(Dataset(name="cifar10"), tmp_path)
-
-
-def test_a_missing_batch_is_named(tmp_path):
-    (write_python(tmp_path, "cifar10", make_arrays("cifar10")) / "data_batch_2").unlink()
-    with pytest.raises(ValueError, match="data_batch_2 is missing"):
-        load(Dataset(name="cifar10"), tmp_path)
-
-
-def test_a_batch_without_labels_is_named(tmp_path):
-    folder = write_python(tmp_path, "cifar100", make_arrays("cifar100"))
-    (folder / "train").write_bytes(python2_pickle({"coarse_labels": [1], "data": np.zeros((1, 3072), np.uint8)}))
-    with pytest.raises(ValueError, match=r"cifar-100-python/train.*fine_labels"):
-        load(Dataset(name="cifar100"), tmp_path)
+def test_a_damaged_or_missing_file_is_named(tmp_path, form, name, damage, words):
+    damage(write_cifar(form, tmp_path, name, make_arrays(name)))
+    with pytest.raises(ValueError, match=words):
+        load(Dataset(name=name), tmp_path)
 
 
 @pytest.mark.parametrize("name", ["cifar10", "cifar100"])
@@ -229,29 +243,6 @@ def test_cifar10_and_cifar100_can_lie_side_by_side(tmp_path, form, name):
     for other in NAMES:
         write_cifar(form, tmp_path, other, arrays[other])
     np.testing.assert_array_equal(load(Dataset(name=name), tmp_path).train.images, arrays[name][0])
-
-
-@pytest.mark.parametrize(("name", "file"), [("cifar10", "data_batch_3.bin"), ("cifar100", "train.bin")])
-def test_a_truncated_binary_batch_is_named(tmp_path, name, file):
-    folder = write_binary(tmp_path, name, make_arrays(name))
-    (folder / file).write_bytes((folder / file).read_bytes()[:-100])
-    with pytest.raises(ValueError, match=f"{file} is truncated"):
-        load(Dataset(name=name), tmp_path)
-
-
-def test_two_truncated_binary_batches_do_not_make_a_whole_one(tmp_path):
-    folder = write_binary(tmp_path, "cifar10", make_arrays("cifar10"))
-    for file, lost in (("data_batch_1.bin", 1000), ("data_batch_2.bin", 2073)):
-        (folder / file).write_bytes((folder / file).read_bytes()[:-lost])
-    with pytest.raises(ValueError, match=r"data_batch_1\.bin is truncated"):
-        load(Dataset(name="cifar10"), tmp_path)
-
-
-def test_a_truncated_npz_is_named(tmp_path):
-    write_npz(tmp_path, "cifar10", make_arrays("cifar10"))
-    (tmp_path / "test.npz").write_bytes((tmp_path / "test.npz").read_bytes()[:5000])
-    with pytest.raises(ValueError, match=r"test\.npz"):
-        load(Dataset(name="cifar10"), tmp_path)
 
 
 @pytest.mark.parametrize(
@@ -326,15 +317,11 @@ def test_tiny_imagenet_refuses_an_unknown_wnid_and_missing_annotations(tmp_path)
     annotations.write_text(annotations.read_text() + "val_9.JPEG\tn99\t0\t0\t1\t1\n")
     with pytest.raises(ValueError, match=r"val_annotations\.txt names class 'n99'"):
         load(Dataset(name="tiny-imagenet"), tmp_path)
+    annotations.write_text("val_0.JPEG n01 0 0 1 1\n")
+    with pytest.raises(ValueError, match=r"val_annotations\.txt"):
+        load(Dataset(name="tiny-imagenet"), tmp_path)
     annotations.unlink()
     with pytest.raises(ValueError, match=r"val_annotations\.txt is missing"):
-        load(Dataset(name="tiny-imagenet"), tmp_path)
-
-
-def test_a_damaged_line_of_the_annotations_is_refused_by_file(tmp_path):
-    write_tiny_imagenet(tmp_path)
-    (tmp_path / "val" / "val_annotations.txt").write_text("val_0.JPEG n01 0 0 1 1\n")
-    with pytest.raises(ValueError, match=r"val_annotations\.txt"):
         load(Dataset(name="tiny-imagenet"), tmp_path)
 
 
@@ -349,25 +336,23 @@ def test_imagenets_layout_has_sorted_wnids_as_classes(tmp_path, part):
     assert all(path.parent.parent.name == "train" for path in real.train.files)
 
 
-@pytest.mark.parametrize(("train", "val", "odd"), [("ab", "abc", "c"), ("abc", "ac", "b")])
-def test_classes_that_differ_between_train_and_val_are_named(tmp_path, train, val, odd):
-    write_folders(tmp_path / "train", dict.fromkeys(train, 1))
-    write_folders(tmp_path / "val", dict.fromkeys(val, 1))
-    with pytest.raises(ValueError, match=f"'{odd}' is in one of them only"):
-        load(Dataset(name="folder"), tmp_path)
-
-
-def test_a_flat_val_folder_says_how_to_sort_it(tmp_path):
-    write_folders(tmp_path / "train", {"a": 1, "b": 1})
-    write_folders(tmp_path, {"val": 3}, ".JPEG")
-    with pytest.raises(ValueError, match=f"{tmp_path / 'val'} holds images without class folders"):
-        load(Dataset(name="folder"), tmp_path)
-
-
-@pytest.mark.parametrize("part", ["train", "val"])
-def test_one_split_alone_is_refused(tmp_path, part):
-    write_folders(tmp_path / part, {"a": 2, "b": 2})
-    with pytest.raises(ValueError, match=f"{tmp_path} needs both train/ and one of val/"):
+@pytest.mark.parametrize(
+    ("counts", "words"),
+    [
+        ({"train/a": 1, "train/b": 1, "val/a": 1, "val/b": 1, "val/c": 1}, "'c' is in one of them only"),
+        ({"train/a": 1, "train/b": 1, "train/c": 1, "val/a": 1, "val/c": 1}, "'b' is in one of them only"),
+        ({"train/a": 1, "train/b": 1, "val": 3}, "val holds images without class folders"),
+        ({"train/a": 2, "train/b": 2}, "needs both train/ and one of val/"),
+        ({"val/a": 2, "val/b": 2}, "needs both train/ and one of val/"),
+        ({"a": 2, "lonely": 1}, "'lonely' has 1 image"),
+        ({"a": 2, "hollow": 0}, "hollow holds no image"),
+    ],
+)
+def test_folders_that_are_no_data_set_are_named(tmp_path, counts, words):
+    for name in counts:
+        (tmp_path / name).mkdir(parents=True)
+    write_folders(tmp_path, counts, ".JPEG")
+    with pytest.raises(ValueError, match=words):
         load(Dataset(name="folder"), tmp_path)
 
 
@@ -379,27 +364,10 @@ def test_one_folder_of_classes_holds_out_the_same_fifth_every_time(tmp_path):
     assert not set(real.train.files) & set(real.test.files)
     assert len({*real.train.files, *real.test.files}) == sum(counts.values())
     assert np.bincount(real.test.labels).tolist() == [2, 2, 1, 1]
+    held = [int(path.stem) for path in real.test.files[:2]]
+    assert held not in ([0, 1], [8, 9])  # not simply the first or the last
     for split in (real.train, real.test):
         assert [path.parent.name for path in split.files] == [real.classes[label] for label in split.labels]
-
-
-def test_the_held_out_fifth_is_not_simply_the_first_or_last_files(tmp_path):
-    write_folders(tmp_path, {"a": 20})
-    held = [int(path.stem) for path in load(Dataset(name="folder"), tmp_path).test.files]
-    assert len(held) == 4 and held not in ([0, 1, 2, 3], [16, 17, 18, 19])
-
-
-def test_a_class_of_one_image_cannot_be_split(tmp_path):
-    write_folders(tmp_path, {"a": 2, "lonely": 1})
-    with pytest.raises(ValueError, match="'lonely' has 1 image"):
-        load(Dataset(name="folder"), tmp_path)
-
-
-def test_a_class_without_images_is_named(tmp_path):
-    write_folders(tmp_path, {"a": 2})
-    (tmp_path / "hollow").mkdir()
-    with pytest.raises(ValueError, match="hollow holds no image"):
-        load(Dataset(name="folder"), tmp_path)
 
 
 @pytest.mark.parametrize("name", ["cifar10", "cifar100", "tiny-imagenet", "folder"])
@@ -446,14 +414,12 @@ def test_dataset_classes_takes_the_files_along(tmp_path):
     assert real.train.labels.tolist() == [1, 1, 0, 0, 0] and real.test.labels.tolist() == [1, 0]
 
 
-def test_an_unknown_class_of_the_recipe_is_named():
-    with pytest.raises(ValueError, match="'ten', which digits does not have"):
-        load(Dataset(name="digits", classes=("1", "ten")), None)
-
-
-def test_a_class_named_twice_is_refused():
-    with pytest.raises(ValueError, match="twice: 1, 2, 1"):
-        load(Dataset(name="digits", classes=("1", "2", "1")), None)
+@pytest.mark.parametrize(
+    ("classes", "words"), [(("1", "ten"), "'ten', which digits does not have"), (("1", "2", "1"), "twice: 1, 2, 1")]
+)
+def test_wrong_classes_of_the_recipe_are_named(classes, words):
+    with pytest.raises(ValueError, match=words):
+        load(Dataset(name="digits", classes=classes), None)
 
 
 def test_check_counts_names_the_poorest_class():

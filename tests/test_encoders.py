@@ -1,11 +1,13 @@
 """Encoders: which layer is the classifier, momentum copies against float64, BatchNorms of parts by hand."""
 
+import copy
+
 import pytest
 import torch
 from torch import nn
 
 from fastcondense.networks import zoo
-from fastcondense.networks.encoders import classifier_name, encode, feature_size, follow, momentum_copy
+from fastcondense.networks.encoders import classifier_name, encode, feature_size, follow
 
 
 @pytest.mark.parametrize(
@@ -32,7 +34,7 @@ def test_logits_that_no_linear_layer_makes_are_refused():
 def test_the_copy_follows_and_keeps_its_own_buffers():
     torch.manual_seed(0)
     net = nn.Sequential(nn.Conv2d(3, 4, 3), nn.BatchNorm2d(4))
-    copied = momentum_copy(net)
+    copied = copy.deepcopy(net).requires_grad_(False)
     assert not any(p.requires_grad for p in copied.parameters()) and all(p.requires_grad for p in net.parameters())
     wanted = {name: p.double() for name, p in copied.named_parameters()}
     for decay in (0.9, 0.99, 1.0):

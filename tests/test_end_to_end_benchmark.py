@@ -74,17 +74,12 @@ def test_a_run_that_fails_is_skipped_with_its_reason(tmp_path, monkeypatch, caps
 def test_an_extrapolation_is_marked_and_is_the_plans_of_one_student(tmp_path, monkeypatch, capsys):
     asked = []
 
-    class Planned:
-        def __init__(self, recipe, size, num_workers, *_):
-            asked.append((recipe.train.seeds, recipe.evaluate.baselines, size.num_classes, num_workers))
+    def plan(recipe, size, num_workers, *_):
+        asked.append((recipe.train.seeds, recipe.evaluate.baselines, size.num_classes, num_workers))
+        times = [StageTime(name, seconds, seconds, "steps") for name, seconds in (("recover", 7200), ("train", 900))]
+        return SimpleNamespace(times=times, disk={"images": 30})
 
-        def plan(self):
-            times = [
-                StageTime(name, seconds, seconds, "steps") for name, seconds in (("recover", 7200), ("train", 900))
-            ]
-            return SimpleNamespace(times=times, disk={"images": 30})
-
-    monkeypatch.setattr(end_to_end, "Planner", Planned)
+    monkeypatch.setattr(end_to_end, "Plan", plan)
     session = Session("end-to-end", tmp_path / "x.jsonl")
     end_to_end.extrapolate(session, "sre2l/imagenet1k", 10, 1.0)
     (line,) = lines_of(session)

@@ -11,7 +11,7 @@ from torch.nn import functional as F
 
 from fastcondense.networks.zoo import channels_last
 from fastcondense.teachers.fuse import fuse
-from fastcondense.teachers.moments import FrozenBatchNorm
+from fastcondense.teachers.moments import BatchNormKeeper
 from fastcondense.vision import timm, torchvision
 
 
@@ -119,7 +119,7 @@ def residual_calls(fused):
     """Calls of FrozenBatchNorms with a residual."""
     modules = dict(fused.named_modules())
     return sum(
-        node.op == "call_module" and isinstance(modules[node.target], FrozenBatchNorm) and len(node.args) == 2
+        node.op == "call_module" and isinstance(modules[node.target], BatchNormKeeper) and len(node.args) == 2
         for node in fused.graph.nodes
     )
 

@@ -4,11 +4,10 @@ import math
 
 import numpy as np
 import pytest
+import small
 import torch
 from torch import nn
-from torch.nn import functional as F
 
-from fastcondense.data.datasets import load
 from fastcondense.networks import zoo
 from fastcondense.recipe.settings import Dataset
 from fastcondense.squeeze.gate import check_gate, is_chance, judge
@@ -65,6 +64,14 @@ def test_text_order_is_found_with_few_images_and_with_weak_teachers(count, right
     assert len(found.moved) > 40 and found.best_hits > found.hits
 
 
+@pytest.mark.parametrize(("classes", "count"), [(10, 2), (100, 2), (100, 3)])
+def test_exchanged_pairs_are_found_of_which_no_single_one_is_likely(classes, count):
+    """Two images a class prove no exchange of two classes, but half of all classes exchanged."""
+    found = drawn(range(classes - 1, -1, -1), count, 0.95)
+    right = [k for k in found.moved if found.best[k] == classes - 1 - k]
+    assert len(right) >= 0.8 * classes and len(found.moved) - len(right) <= 0.05 * classes
+
+
 @pytest.mark.parametrize(("classes", "count"), [(2, 3), (2, 50), (10, 1), (10, 10), (60, 1), (100, 3), (300, 2)])
 def test_the_right_order_is_never_doubted(classes, count):
     for seed in range(4):
@@ -119,30 +126,24 @@ def test_chance_is_what_the_binomial_distribution_says(hits, count, classes, wan
 
 @pytest.fixture(scope="module")
 def digits():
-    split = load(Dataset(name="digits"), None).test
-    return torch.from_numpy(split.images).permute(0, 3, 1, 2).contiguous()[:150], torch.from_numpy(split.labels)[:150]
+    return [part[:150] for part in small.digits("test")]
 
 
 @pytest.fixture(scope="module")
 def trained():
-    """A small network for pixels in [0, 1]."""
-    split = load(Dataset(name="digits"), None).train
-    pixels, labels = torch.from_numpy(split.images).permute(0, 3, 1, 2).contiguous(), torch.from_numpy(split.labels)
-    torch.manual_seed(0)
-    net = zoo.build("zoo/convnet3_w32", 10)
-    optimizer = torch.optim.Adam(net.parameters(), lr=5e-3)
-    for _ in range(4):
-        for ids in torch.randperm(len(labels)).split(64):
-            loss = F.cross_entropy(net(pixels[ids] / 255), labels[ids])
-            optimizer.zero_grad()
-            loss.backward()
-            optimizer.step()
-    return net.eval()
+    return small.trained_network()
 
 
 def gate(net, digits, dataset=DIGITS, outputs=range(10), classes="0123456789", **options):
     teacher = Teacher.of(net, "mine", classes, list(outputs), dataset)
     return check_gate(teacher, *digits, classes, dataset, CPU, **options)
+
+
+def test_two_classes_of_three_images_each_are_refused_as_chance_with_what_another_order_gives():
+    pixels = torch.tensor([0, 0, 0, 20, 20, 20], dtype=torch.uint8)[:, None, None, None].expand(-1, 3, 8, 8)
+    labels = torch.tensor([1, 1, 1, 0, 0, 0])
+    with pytest.raises(ValueError, match=r"at chance: 0 of 6 .* right, and 6 in the class order that fits best, which"):
+        gate(nn.Sequential(nn.Flatten(), Levels(2)), (pixels, labels), outputs=range(2), classes="ab")
 
 
 def test_a_trained_teacher_passes_with_its_accuracy(trained, digits):

@@ -15,7 +15,7 @@ from fastcondense.recipe import recipe
 from fastcondense.recipe.gradients import Gradients
 from fastcondense.recover import by_gradients, matched_networks
 from fastcondense.recover import formation as formation_module
-from fastcondense.recover.by_gradients import ByGradients, Condensing, read_real
+from fastcondense.recover.by_gradients import ByGradients, read_real
 from fastcondense.recover.formation import Formation, shown, shown_tiles
 from fastcondense.recover.gradient_matching import FeatureDistances, GradientMatching
 from fastcondense.recover.learnable_subset import LearnableSubset
@@ -53,8 +53,11 @@ def small_run(out: Path, ipc: int = 3, iterations: int = 3, classes_per_job: int
     return Run(dataclasses.replace(digits, dataset=dataset, recover=recover).check(), out)
 
 
-def condensing(run: Run, job: int = 0) -> Condensing:
-    return Condensing(run, read_real(run), jobs(run.recipe, 3)[job])
+def condensing(run: Run, job: int = 0) -> ByGradients:
+    """A job that has begun."""
+    made = ByGradients(run)
+    made.begin(jobs(run.recipe, 3)[job])
+    return made
 
 
 # --- the loss and its gradient ---------------------------------------------------------------------------------------
@@ -242,7 +245,7 @@ def ours(distances, period, num_iterations):
         found.append((subset.size, subset.frozen))
         if subset.is_measured(i):
             subset.choose(next(measured), i)
-        subset = LearnableSubset.restored(period, json.loads(json.dumps(subset.state())))
+        subset = LearnableSubset.restored(json.loads(json.dumps(vars(subset))))
     return found
 
 
@@ -340,7 +343,7 @@ def test_a_job_equals_the_published_loop(tmp_path, monkeypatch):
     mine = condensing(run)
     start = mine.images.clone()
     for iteration in range(5):
-        mine.iterate(iteration)
+        mine.advance(iteration)
     np.testing.assert_allclose(measured, distances, rtol=1e-3, atol=0.006)  # ours are rounded to two decimals
     moved, apart = expected - start, mine.images - expected
     assert float(moved.abs().max()) > 0.05
@@ -351,10 +354,10 @@ def test_a_job_equals_the_published_loop(tmp_path, monkeypatch):
 def test_frozen_images_do_not_change_by_a_bit(tmp_path):
     run = small_run(tmp_path, ipc=5, layout="canvas-major", momentum_shared=False, momentum=0.5, initial="random")
     mine = condensing(run)
-    mine.iterate(0)
+    mine.advance(0)
     mine.subset.size, mine.subset.learned, mine.subset.ends = 4, [2], {}
     before = mine.images.clone().clamp(0, 1)
-    mine.iterate(1)
+    mine.advance(1)
     assert torch.equal(mine.images[:, :2], before[:, :2])
     assert bool((mine.images[:, 2:] != before[:, 2:]).flatten(2).any(2).all())
 
@@ -364,7 +367,7 @@ def test_frozen_tiles_do_not_change_by_a_bit(tmp_path):
     mine = condensing(run)
     mine.subset.size, mine.subset.learned = 2, [1]
     before = mine.images.clone()
-    mine.iterate(0)
+    mine.advance(0)
     changed = (mine.images != before).any(2)
     assert (
         not changed[:, :3, :4, :4].any() and not changed[:, 0, :4, 4:].any()
@@ -397,13 +400,13 @@ def test_an_interrupted_job_goes_on_to_the_same_bits(tmp_path):
     whole = ByGradients(run)(jobs(run.recipe, 3)[0])
     mine = condensing(run)
     for iteration in range(2):
-        mine.iterate(iteration)
+        mine.advance(iteration)
     job = jobs(run.recipe, 3)[0]
-    unfinished = Unfinished.of(run.out / "condensed", job, "this recipe")
+    unfinished = Unfinished(run.out / "condensed", job, "this recipe")
     unfinished.write(2, mine.state())
     resumed = ByGradients(run)(job, unfinished)
     assert torch.equal(resumed.images, whole.images) and torch.equal(resumed.losses, whole.losses)
-    assert Unfinished.of(run.out / "condensed", job, "another recipe").read() is None
+    assert Unfinished(run.out / "condensed", job, "another recipe").read() is None
 
 
 def test_classes_in_jobs_of_their_own_are_the_same(tmp_path):
@@ -428,7 +431,7 @@ def test_stacked_sets_of_one_image(tmp_path):
     assert len(everything) == 3 and "ipc" not in several.recipe.recover_parts()
     recoverer = ByGradients(several)
     assert torch.equal(recoverer(everything[0]).images, ByGradients(one)(jobs(one.recipe, 3)[0]).images)
-    starts = [Condensing(several, recoverer.real, job).images for job in everything]
+    starts = [condensing(several, number).images for number in range(3)]
     assert not torch.equal(starts[0], starts[1]) and not torch.equal(starts[1], starts[2])
 
 

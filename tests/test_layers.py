@@ -13,6 +13,7 @@ PACKAGE = ROOT / "fastcondense"
 GROUND = (
     "__init__",
     "words",
+    "command_line",
     "records",
     "trust",
     "files",
@@ -116,6 +117,29 @@ def test_no_files_import_each_other_in_a_circle():
 def test_the_library_imports_no_tests_or_scripts():
     for module in MODULES:
         assert not {name.partition(".")[0] for name in imported(module)} & {"tests", "scripts", "benchmarks"}, module
+
+
+def test_stages_and_the_command_line_alone_print():
+    """Others return tables, or say a line by `Log.say`; ruff's T20 refuses `print` itself."""
+    printing = {
+        module
+        for module, path in MODULES.items()
+        for node in ast.walk(ast.parse(path.read_text()))
+        if isinstance(node, ast.Attribute) and node.attr in ("console", "stdout", "stderr") and module != "log"
+    }
+    assert printing == {"stages", "cli"}
+
+
+def test_a_class_name_occurs_once():
+    """But for the autograd functions of an operator, of which each back end has one, in the place of the other."""
+    files: dict[str, list[str]] = {}
+    for module, path in MODULES.items():
+        for node in ast.walk(ast.parse(path.read_text())):
+            if isinstance(node, ast.ClassDef):
+                files.setdefault(node.name, []).append(module)
+    several = [sorted(found) for found in files.values() if len(found) > 1]
+    operators = [found[0].removesuffix(".cpu") for found in several]
+    assert several == [[f"{name}.cpu", f"{name}.gpu"] for name in operators]
 
 
 def heavy_modules_after(code: str) -> set[str]:

@@ -167,8 +167,6 @@ def test_training_batches_of_ranks_make_up_the_global_ones(files, in_memory):
         for k, (pixels, labels) in enumerate(wanted):
             assert torch.equal(torch.cat([rank[k][1] for rank in ranks]), labels)
             torch.testing.assert_close(torch.cat([rank[k][0] for rank in ranks]), pixels, rtol=0, atol=1e-6)
-    resumed = train(split, first_batch=2)
-    assert [labels.tolist() for _, labels in resumed] == [labels.tolist() for _, labels in wanted[2:]]
     with pytest.raises(ValueError, match="a batch of 4 images cannot be shared by 8 ranks"):
         train(split, rank=0, world=8)
 

@@ -109,6 +109,24 @@ def test_maps_with_neighbours_serve_multiples_too() -> None:
     assert relative_rms(many, few) <= 1e-12
 
 
+@pytest.mark.parametrize("size", [(14, 14), (16, 8), (5, 7)], ids=str)
+def test_features_of_one_size_are_taken_together(size: tuple[int, int]) -> None:
+    """Each with its own number of channels and centre: moments and gradients are those of each alone."""
+    channels, p = [3, 24, 7], 8
+    centers = torch.tensor([0.25, -1.0, 0.0], device=DEVICE)
+    generator = torch.Generator().manual_seed(0)
+    maps = torch.randn(3, 6 if needs_neighbours(*size, p) else 2, *size, generator=generator).to(DEVICE)
+    maps.requires_grad_()
+    alone = [patch_moments(maps[k], 2, channels[k], p, centers[k]) for k in range(3)]
+    together = patch_moments(maps, 2, channels, p, centers)
+    gradients = []
+    for found in (tuple(map(torch.stack, zip(*alone, strict=True))), together):
+        loss = (found[0].sin() + 3 * found[1].cos()).square().sum()
+        gradients.append((*found, *torch.autograd.grad(loss, maps)))
+    for a, b in zip(*gradients, strict=True):
+        assert relative_rms(a, b.double()) <= 1e-7
+
+
 @pytest.mark.parametrize("size", [1, 7, 16, 17, 56])
 def test_interpolation_is_pytorchs(size: int) -> None:
     matrix = interpolation_matrix(size, 16)

@@ -14,29 +14,34 @@ from fastcondense.cli import main
 from fastcondense.data.jobs import jobs
 from fastcondense.options import PlanOptions, parse_plan
 from fastcondense.plan import timing, work
-from fastcondense.plan.disk import disk_bytes
 from fastcondense.plan.extent import Extent, extent
 from fastcondense.plan.memory import Footprint, LiveTensors
-from fastcondense.plan.plan import Planner
+from fastcondense.plan.plan import Plan
 from fastcondense.plan.timing import Timing, time_steps
 from fastcondense.recipe.recipe import from_toml, load
 
 CPU = torch.device("cpu")
 ROOT = Path(__file__).parents[1]
 GROWTH = """
-import sys, torch
+import gc, sys, torch
+from pathlib import Path
 from fastcondense.data.jobs import jobs
 from fastcondense.plan import stand_ins, steps
 from fastcondense.plan.job_size import recover_footprint
-from fastcondense.plan.memory import resident_growth
 from fastcondense.recipe.recipe import load
 torch.set_num_threads(1)
 recipe, classes, device = load(sys.argv[1]), 100, torch.device("cpu")
 first = jobs(recipe, classes)[0]
 teachers = [stand_ins.teacher(recipe, name, classes, device) for name in stand_ins.matched(recipe)]
+def status(name):
+    lines = Path("/proc/self/status").read_text().splitlines()
+    return 1024 * next(int(line.split()[1]) for line in lines if line.startswith(f"{name}:"))
 def growth(count):
-    job = stand_ins.smaller(first, count, classes)
-    return resident_growth(lambda: steps.recover_step(recipe, job, teachers, device))
+    gc.collect()
+    before = status("VmRSS")
+    Path("/proc/self/clear_refs").write_text("5")  # VmHWM begins anew
+    steps.recover_step(recipe, stand_ins.smaller(first, count, classes), teachers, device)()
+    return status("VmHWM") - before
 growth(4)
 print(growth(60) - growth(20), recover_footprint(recipe, classes, device).per_image)
 """
@@ -98,15 +103,12 @@ def finished(tmp_path_factory):
 
 def test_disk_is_what_a_run_leaves(finished):
     recipe = load(str(finished / "recipe.toml"))
-    planner = Planner(recipe, extent(recipe, None), 1, CPU, 1.0)
-    planned = disk_bytes(recipe, planner.size, planner.jobs, {t.name: t for t in planner._matched()})
+    planned = Plan(recipe, extent(recipe, None), 1, CPU, 1.0).disk
 
     def held(pattern: str) -> int:
         return sum(path.stat().st_size for path in finished.glob(pattern))
 
     assert planned["images"] == 10 * 2 * 3 * 8 * 8
-    shards = planned["images"] + planned["records of images"]
-    assert shards == pytest.approx(held("condensed/shard-*"), rel=0.1)
     assert planned["teachers"] == pytest.approx(held("teachers/*/weights.safetensors"), rel=0.05)
     assert planned["students"] == pytest.approx(held("students/*/*/*/weights.safetensors"), rel=0.05)
     assert planned["rankings"] == pytest.approx(held("initial-*/*"), rel=0.5)  # small files: most of it is headers
@@ -116,7 +118,7 @@ def test_disk_is_what_a_run_leaves(finished):
 def test_time_of_recover_is_that_of_a_clock(finished):
     """Within a factor of three: the machine may be busy with something else."""
     recipe = load(str(finished / "recipe.toml"))
-    planned = Planner(recipe, extent(recipe, None), 1, CPU, 4.0)
+    planned = Plan(recipe, extent(recipe, None), 1, CPU, 4.0)
     seconds, _ = planned._job_seconds()
     from fastcondense.tensor_files import read_metadata
 
@@ -132,7 +134,6 @@ def test_times_are_extrapolated_on_a_line():
     assert measured.at(28) == pytest.approx(5.8) and measured.at(6) == pytest.approx(1.4)
     assert Timing({10: 2.0}).at(30) == pytest.approx(6.0)
     assert Timing({4: 1.0, 8: 1.0}).at(80) == pytest.approx(10.0)  # no line to go on with: in proportion
-    assert measured.is_measured(8) and not measured.is_measured(9)
 
 
 def test_sizes_are_measured_until_the_time_is_up(monkeypatch):
@@ -165,8 +166,7 @@ def test_work_of_recipes():
     edc = replace(rded.recover.initial, candidates=0, preselected=300, one_per_image=False)
     edc_recipe = replace(rded, recover=replace(rded.recover, initial=edc))
     assert work.crops_a_class(edc_recipe, size) == (1281 + 1500, 1500)
-    assert work.views_an_epoch(rded, 1000) == 10000 and work.num_arms(rded) == 3
-    assert work.num_evaluations(300, 10) == 30 and work.num_evaluations(301, 10) == 31
+    assert work.views_an_epoch(rded, 1000) == 10000
     lpld = replace(rded, labels=replace(rded.labels, pool=0.5), train=replace(rded.train, batch_size=3000))
     assert work.views_an_epoch(lpld, 1000) == 9000
 
@@ -185,7 +185,7 @@ def test_imagenet_is_planned_without_its_data(capsys):
 
 def test_eight_workers_take_an_eighth_of_the_jobs_time():
     recipe = replace(load("sre2l/digits-ipc16"), recover=replace(load("sre2l/digits").recover, iterations=10))
-    planned = Planner(recipe, extent(recipe, None), 8, CPU, 2.0)
+    planned = Plan(recipe, extent(recipe, None), 8, CPU, 2.0)
     stage = planned._recover()
     assert stage.one == pytest.approx(8 * stage.wall) and len(planned.jobs) == 16
 
@@ -194,7 +194,7 @@ def test_eight_workers_take_an_eighth_of_the_jobs_time():
 def test_every_kind_of_method_is_planned(name):
     recipe = load(name)
     small = replace(recipe, train=replace(recipe.train, student="zoo/convnet1"), ipc=2)
-    made = Planner(small, extent(small, None), 2, CPU, 0.5).plan()
+    made = Plan(small, extent(small, None), 2, CPU, 0.5)
     assert [stage.name for stage in made.times] == ["squeeze", "recover", "train", "evaluate"]
     assert made.times[1].one >= made.times[1].wall > 0 and made.times[2].wall > 0
     assert made.disk["images"] == 10 * 2 * 3 * 8 * 8
@@ -208,7 +208,7 @@ def test_teachers_are_shared_out_or_shared(monkeypatch):
 
     def squeeze(num_workers, **changes):
         changed = replace(recipe, squeeze=replace(two, **changes))
-        return Planner(changed, extent(changed, None), num_workers, CPU)._squeeze()
+        return Plan(changed, extent(changed, None), num_workers, CPU)._squeeze()
 
     assert squeeze(2).wall == pytest.approx(squeeze(2).one / 2)
     assert squeeze(4).wall == squeeze(2).wall

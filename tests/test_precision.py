@@ -15,7 +15,7 @@ from fastcondense.recipe.recover import Recover
 from fastcondense.recipe.settings import Dataset, Optimization
 from fastcondense.recover.by_statistics import ByStatistics
 from fastcondense.rng import Stream
-from fastcondense.teachers.moments import FrozenBatchNorm
+from fastcondense.teachers.moments import BatchNormKeeper
 from fastcondense.teachers.teacher import Teacher
 
 CPU = torch.device("cpu")
@@ -38,7 +38,7 @@ def test_a_cast_teacher_computes_in_bf16_with_float32_moments_and_the_original_s
     assert original.cast(torch.float32) is original and cast.sha256 == original.sha256
     for module in cast.fused.modules():
         for tensor in (*module.parameters(recurse=False), *module.buffers(recurse=False)):
-            assert tensor.dtype == (torch.float32 if isinstance(module, FrozenBatchNorm) else torch.bfloat16)
+            assert tensor.dtype == (torch.float32 if isinstance(module, BatchNormKeeper) else torch.bfloat16)
     x = torch.randn(4, 3, 16, 16)
     logits, moments = cast(x.bfloat16())
     wanted, wanted_moments = original(x)

@@ -19,7 +19,7 @@ from fastcondense.recover.by_statistics import ByStatistics
 from fastcondense.run import Run
 from fastcondense.statistics import pruning, targets
 from fastcondense.statistics.matching import Matching, layer_weights
-from fastcondense.teachers.moments import ConvolutionTap, FrozenBatchNorm
+from fastcondense.teachers.moments import BatchNormKeeper, ConvolutionTap, take_patch_moments
 from fastcondense.teachers.teacher import Teacher
 
 STATISTICS = ("bn", "conv", "patch")
@@ -97,9 +97,10 @@ def test_costs_are_bytes_and_a_map_is_paid_for_once():
 def counted(teacher, images):
     """How many moments a forward really takes."""
     teacher.fused(images)
+    take_patch_moments(teacher.keepers)
     count = sum(len(keeper.kept) for keeper in teacher.keepers)
     for keeper in teacher.keepers:
-        keeper.kept.clear()
+        keeper.forget()
     return count
 
 
@@ -118,7 +119,7 @@ def test_a_restricted_teacher_has_the_same_moments_of_fewer_layers_and_takes_no_
         for vector, other in zip(vectors, expected[layer.name], strict=True):
             torch.testing.assert_close(vector, other, rtol=1e-5, atol=1e-6)
     taps = [keeper for keeper in pruned.keepers if isinstance(keeper, ConvolutionTap)]
-    norms = [keeper for keeper in pruned.keepers if isinstance(keeper, FrozenBatchNorm)]
+    norms = [keeper for keeper in pruned.keepers if isinstance(keeper, BatchNormKeeper)]
     num_maps = len({"layer2.0" if name.startswith("layer2.0") else name for name in names if "bn" not in name})
     assert sum(tap.patch_size is not None for tap in taps) == num_maps
     assert sum(tap.has_channels for tap in taps) + sum(norm.keeps_output for norm in norms) == num_maps

@@ -23,7 +23,7 @@ from fastcondense.recipe.recipe import Recipe
 from fastcondense.recipe.settings import Dataset, Labels, Squeeze, Train
 from fastcondense.rng import Stream
 from fastcondense.teachers.teacher import Teacher
-from fastcondense.workers.distributed import average_buffers, join, leave, world_size
+from fastcondense.workers.distributed import average_buffers, join, world_size
 
 CPU = torch.device("cpu")
 DATASET = Dataset(name="digits", image_size=8, resize=8)
@@ -200,7 +200,6 @@ def work(rank: int, folder: Path, port: int) -> None:
     net.num_batches_tracked += 5 * rank + 2
     average_buffers(net)
     torch.save([*kept, net.state_dict()], folder / f"{rank}.pt")
-    leave()
     from fastcondense.students import students
 
     write, more = students._write, (*FLAGS, "--data", str(folder / "data"))

@@ -197,9 +197,9 @@ SINGLE = [  # a number that belongs to one method, or to one recipe
     ("scdd/imagenet1k", "squeeze.self_supervision.lr", 0.03),
     ("gvbsm/imagenet1k", "train.ce_weight", 0.1),
     ("gvbsm/imagenet1k", "labels.ensemble", "norm-equalized"),
-    ("gvbsm/imagenet1k", "labels.precision", "bf16"),
-    ("sre2l/imagenette", "labels.precision", "fp32"),
-    ("cda/imagenet21k", "labels.precision", "fp32"),
+    ("gvbsm/imagenet1k", "labels.precision", "auto"),
+    ("sre2l/imagenette", "recover.precision", "auto"),
+    ("scdd/digits", "squeeze.probe.precision", "fp32"),
     ("gvbsm/cifar10", "labels.ensemble", "mean"),
     ("gvbsm/cifar10", "train.ce_weight", 0.15),
     ("gvbsm/tiny-imagenet", "train.ce_weight", 0.1),
@@ -386,6 +386,27 @@ def test_images_are_stored_as_published_and_lossless_where_corrected(name):
     assert load(name).recover.storage == ("jpeg" if is_jpeg and not name.endswith("-corrected") else "png")
     assert not is_jpeg or f"{method}/{data}-corrected" in recipe.names()
     assert is_jpeg == ("stored as JPEG, as published; corrected: lossless." in header(f"{method}/{data}"))
+
+
+def with_referred(name: str, seen: tuple[str, ...] = ()) -> str:
+    """The header with those of the recipes that it refers to: "as edc/imagenet10"."""
+    text = header(name)
+    referred = {other for other in re.findall(r"\bas ([a-z0-9+-]+/[a-z0-9-]+)", text) if other not in (*seen, name)}
+    return " ".join([text, *(with_referred(other, (*seen, name)) for other in sorted(referred))])
+
+
+@pytest.mark.parametrize("name", recipe.names())
+def test_headers_name_what_differs_wherever_it_does(name):
+    method, data = name.removesuffix("-corrected").split("/")
+    found, text = load(name), with_referred(f"{method}/{data}")
+    if data == "digits" or method == "fastcondense":
+        return  # our own settings
+    assert found.labels.mix != "cutmix" or "partners from all images" in text
+    has_variances = method in ("edc", "gvbsm") and found.recover.match_weight
+    assert not has_variances or "published ones are means of batches' variances" in text
+    assert (method == "edc" and found.recover.initial.kind == "mosaic") == ("cut to squares, not squashed" in text)
+    is_exact = found.recover.storage == "jpeg" or name.endswith("-corrected") or method in ("idc", "mdc", "cim")
+    assert is_exact or "the published code truncates them" in text
 
 
 def published_files() -> list[str]:

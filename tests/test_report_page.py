@@ -19,6 +19,7 @@ from fastcondense.data import datasets
 from fastcondense.files import read_json, write_json
 from fastcondense.networks import zoo
 from fastcondense.recipe import recipe
+from fastcondense.recipe.evaluation import sha256_with
 from fastcondense.report.diversity import diversity
 from fastcondense.report.embedding import embed, image_features
 from fastcondense.report.findings import LayerMeans, class_titles, read_findings
@@ -345,7 +346,7 @@ def test_other_scores_are_shown_if_there_are_any(changed):
     (own,), made = changed.glob("results/*.json"), recipe.load(str(changed / "recipe.toml"))
     result = read_json(own)
     settings = result["settings"] | {"train": result["settings"]["train"] | {"lr": 0.5}}
-    sha256 = made.sha256_with(settings)
+    sha256 = sha256_with(made, settings)
     write_json(own, result | {"recipe_sha256": sha256, "settings": settings})
     assert fastcondense("inspect", changed, *FAST) == 0
     text = page_of(changed).text("accuracy")

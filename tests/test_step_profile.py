@@ -9,7 +9,7 @@ import torch
 from meter import Record
 from peers import Objective
 from session import Session
-from step_profile import HOST, REST, metered_bytes, milliseconds, part, part_of_launch, profile
+from step_profile import HOST, REST, metered_bytes, milliseconds, part, profile
 from torch.autograd import DeviceType
 
 from fastcondense.networks import zoo
@@ -40,22 +40,6 @@ CPU = torch.device("cpu")
 )
 def test_events_belong_to_operators(name, wanted):
     assert part(name) == wanted
-
-
-@pytest.mark.parametrize(
-    ("name", "wanted"),
-    [
-        ("frozen_batch_norm.backward_kernel", "frozen batch norm, backward"),
-        ("frozen_batch_norm_pool.forward_kernel", "frozen batch norm and pool, forward"),
-        ("crop.share_kernel", "crop, backward"),
-        ("pixel_adam.step_kernel", "Adam and clip"),
-        ("convolution", "convolutions, forward"),
-        ("convolution_backward", "convolutions, backward"),
-        ("stack", REST),
-    ],
-)
-def test_metered_launches_belong_to_the_same(name, wanted):
-    assert part_of_launch(name) == wanted
 
 
 def test_bytes_grow_with_the_images():

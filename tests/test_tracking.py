@@ -11,7 +11,7 @@ from small import fastcondense, shards
 
 from fastcondense.log import Log
 from fastcondense.report.findings import hours_of
-from fastcondense.tracking import open_trackers, scalars_of
+from fastcondense.tracking import scalars_of
 from fastcondense.workers.cost import cost
 
 KEPT = ("--labels.source", "hard", "--evaluate.baselines", "random_hard", "--train.seeds", "1")
@@ -84,10 +84,6 @@ def test_a_missing_library_is_one_line_before_any_work(tmp_path, monkeypatch, ca
     said = capsys.readouterr().err
     assert said == f"fastcondense: --track {name} needs the library {name}: pip install 'fastcondense[logging]'\n"
     assert not (tmp_path / "run" / "teachers").exists()
-
-
-def test_no_tracker_imports_a_library(tmp_path):
-    assert open_trackers((), tmp_path, "mine", {}) == []
 
 
 def test_scalars_are_the_numbers_of_an_event():

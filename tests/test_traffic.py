@@ -235,6 +235,10 @@ def test_passes_over_a_layer(monkeypatch: pytest.MonkeyPatch) -> None:
     assert (hooks.syncs, fused.syncs, fused_edc.syncs) == (1, 0, 0)
 
 
+def test_a_step_of_edc_takes_patches_of_one_size_together() -> None:
+    assert len(ours("torchvision/resnet18", Objective("edc"), 64, 2).records) <= 320
+
+
 def test_a_step_of_sre2l_launches_nothing_for_gradients_that_are_none() -> None:
     meter = ours("torchvision/resnet18", Objective("sre2l"), 64, 2)
     assert len(meter.records) <= 160 and "zeros_like" not in {record.name for record in meter.records}

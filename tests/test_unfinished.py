@@ -46,12 +46,12 @@ class Counter:
 
 
 def test_a_signal_saves_the_state_and_the_next_one_goes_on(tmp_path, request_stop, monkeypatch):
-    unfinished, first, second = Unfinished.of(tmp_path, JOB, "mine"), Counter(), Counter()
+    unfinished, first, second = Unfinished(tmp_path, JOB, "mine"), Counter(), Counter()
     with pytest.raises(Interrupted) as error:
         first.run(unfinished, request_stop, at=6)
     assert error.value.number == signal.SIGTERM and first.done == list(range(7)) and interrupt._held == 0
     monkeypatch.undo()
-    second.run(Unfinished.of(tmp_path, JOB, "mine"))
+    second.run(Unfinished(tmp_path, JOB, "mine"))
     assert second.done == [7, 8, 9] and int(second.total) == 45
     unfinished.remove()
     assert not list(tmp_path.iterdir())
@@ -60,13 +60,13 @@ def test_a_signal_saves_the_state_and_the_next_one_goes_on(tmp_path, request_sto
 def test_a_signal_in_the_last_iteration_lets_the_job_end(tmp_path, request_stop):
     counter = Counter()
     with pytest.raises(Interrupted):  # when the job is over, which is then done again
-        counter.run(Unfinished.of(tmp_path, JOB, "mine"), request_stop, at=9)
+        counter.run(Unfinished(tmp_path, JOB, "mine"), request_stop, at=9)
     assert counter.done == list(range(10)) and not list(tmp_path.iterdir())
 
 
 def test_states_are_written_now_and_then(tmp_path, monkeypatch):
     monkeypatch.setattr("fastcondense.recover.unfinished._SECONDS_BETWEEN", 0.0)
-    unfinished = Unfinished.of(tmp_path, JOB, "mine")
+    unfinished = Unfinished(tmp_path, JOB, "mine")
     Counter().run(unfinished)
     iteration, tensors = unfinished.read()
     assert iteration == 9 and int(tensors["total"]) == sum(range(9))
@@ -75,9 +75,9 @@ def test_states_are_written_now_and_then(tmp_path, monkeypatch):
 @pytest.mark.parametrize("case", ["other", "damaged", "none"])
 def test_what_is_not_this_jobs_state_is_left_alone(tmp_path, case, monkeypatch):
     monkeypatch.setattr("fastcondense.recover.unfinished._SECONDS_BETWEEN", 0.0)
-    mine = Unfinished.of(tmp_path, JOB, "mine")
+    mine = Unfinished(tmp_path, JOB, "mine")
     if case != "none":
-        Counter().run(Unfinished.of(tmp_path, JOB, "other" if case == "other" else "mine"))
+        Counter().run(Unfinished(tmp_path, JOB, "other" if case == "other" else "mine"))
     if case == "damaged":
         mine.path.write_bytes(mine.path.read_bytes()[:-5])
     counter = Counter()

@@ -1,4 +1,4 @@
-"""Window tables: pure functions, equal bits in numpy and torch, torchvision's distribution."""
+"""Window tables: pure functions, torchvision's distribution."""
 
 import math
 
@@ -9,23 +9,15 @@ from scipy import stats
 
 from fastcondense.recipe.shared import Views
 from fastcondense.rng import Stream
-from fastcondense.views.windows import FLIP, HEIGHT, LEFT, ROLL_X, ROLL_Y, TOP, WIDTH, _exp, whole, windows
+from fastcondense.views.windows import FLIP, HEIGHT, LEFT, ROLL_X, ROLL_Y, TOP, WIDTH, _exp, windows
 from fastcondense.vision import torchvision
 
 STREAM = Stream(11, "test/windows")
 
 
-@pytest.mark.parametrize(("height", "width"), [(224, 224), (37, 500), (1, 1), (8, 8)])
-@pytest.mark.parametrize("views", [Views(roll=(-4, 4)), Views(padding=4), Views(crop_scale=(1.0, 1.0))])
-def test_numpy_and_torch_give_the_same_table(height, width, views):
-    ids = np.arange(2000)
-    table = windows(STREAM, views, ids, 3, height, width)
-    np.testing.assert_array_equal(table, windows(STREAM, views, torch.from_numpy(ids), 3, height, width).numpy())
-    assert table.dtype == np.int32 and table.shape == (2000, 7)
-
-
 def test_a_window_depends_on_its_own_sample_alone():
     table = windows(STREAM, Views(), np.arange(100), 4, 60, 80)
+    assert table.dtype == np.int32 and table.shape == (100, 7)
     np.testing.assert_array_equal(table[[70, 3]], windows(STREAM, Views(), np.array([70, 3]), 4, 60, 80))
     sizes = np.full(100, 60), np.full(100, 80)
     np.testing.assert_array_equal(table, windows(STREAM, Views(), np.arange(100), np.full(100, 4), *sizes))
@@ -69,9 +61,8 @@ def test_windows_stay_inside_and_fall_back_to_the_centre():
 
 
 def test_scale_one_takes_the_whole_square():
-    np.testing.assert_array_equal(
-        windows(STREAM, Views(crop_scale=(1.0, 1.0), flip=0.0), np.arange(9), 0, 32, 32), whole(9, 32, 32)
-    )
+    table = windows(STREAM, Views(crop_scale=(1.0, 1.0), flip=0.0), np.arange(9), 0, 32, 32)
+    np.testing.assert_array_equal(table, [[0, 0, 32, 32, 0, 0, 0]] * 9)
 
 
 def test_scale_low_replaces_the_lower_bound():

@@ -23,6 +23,7 @@ def count(net):
         ("resnet101", 42_512_970),
         ("resnet20", 269_722),
         ("resnet56", 853_018),
+        ("convnet3_in", 319_626),
         ("wrn16_2", 691_674),
         ("densenet121", 6_956_298),
         ("mobilenet_v2_x0_5", 697_546),
@@ -33,14 +34,6 @@ def count(net):
 )
 def test_parameter_counts_are_the_published_ones(name, parameters):
     assert count(build(f"zoo/{name}", 10)) == parameters
-
-
-@pytest.mark.parametrize(
-    ("name", "millions"),
-    [("shufflenet_v2_x0_5", 0.35), ("resnet20", 0.27), ("convnet3_in", 0.32)],
-)
-def test_parameter_counts_in_millions(name, millions):
-    assert round(count(build(f"zoo/{name}", 10)) / 1e6, 2) == millions
 
 
 def inputs_of(net, size, *kinds):

@@ -16,7 +16,7 @@ from fastcondense.networks.precision import network_dtype
 from fastcondense.recipe import recipe
 from fastcondense.recipe.recipe import Recipe
 from fastcondense.recipe.shared import Precision
-from fastcondense.recover.by_gradients import Condensing, read_real
+from fastcondense.recover.by_gradients import ByGradients
 from fastcondense.recover.mosaic import _rank, read_crops, stitch, tile_ranks
 from fastcondense.run import Run
 from fastcondense.statistics.matching import Matching, layer_weights
@@ -106,7 +106,8 @@ def gradient_step(setting: Setting) -> Callable[[], Any]:
     changed = replace(found, recover=replace(found.recover, gradients=gradients))
     data = write_arrays(setting, NUM_CLASSES)
     run = Run(changed, setting.scratch / "gradients", data, setting.device)
-    mine = Condensing(run, read_real(run), jobs(changed, NUM_CLASSES)[0])
+    mine = ByGradients(run)
+    mine.begin(jobs(changed, NUM_CLASSES)[0])
     assert mine.subset is not None
     mine.subset.size = 1
     turns = iter(np.resize(np.arange(NUM_CLASSES), 10**6).tolist())

@@ -183,7 +183,10 @@ def _npz(path: Path) -> tuple[np.ndarray, np.ndarray, tuple[str, ...]]:
     """Images and labels, and the names of the classes if there are any."""
     arrays = read_npz(_required(path), ("images", "labels", "classes"), _HOLDS.format("images and labels"))
     with reading(path, _HOLDS.format("images and labels")):
-        return arrays["images"], arrays["labels"], tuple(str(name) for name in arrays.get("classes", ()))
+        names = arrays.get("classes", np.array([]))
+        if names.dtype.kind == "S":
+            names = np.char.decode(names, "utf-8")
+        return arrays["images"], arrays["labels"], tuple(map(str, names))
 
 
 def _npz_splits(folder: Path, classes: tuple[str, ...]) -> tuple[tuple[str, ...], Split, Split]:

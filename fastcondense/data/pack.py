@@ -22,7 +22,7 @@ class PackOptions:
     """Options of `fastcondense pack`: what is packed where, and how."""
 
     data: Path | None = None
-    """Folder <class>/<image>, or one that holds such folders train/ and val/ (or test/, validation/, in any case)."""
+    """Folder <class>/<image>, or one that holds such folders train/ and val/ (or other usual names)."""
     out: Path | None = None
     """FILE.beton for one split; otherwise a folder, which gets train.beton and val.beton."""
     split: Literal["train", "val"] | None = None

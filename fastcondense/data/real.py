@@ -102,19 +102,18 @@ def training_batches(
     *,
     rank: int = 0,
     world: int = 1,
-    first_batch: int = 0,
     classes: Sequence[int] | None = None,
 ) -> Iterator[tuple[Tensor, Tensor]]:
     """One epoch of normalised views [B, 3, S, S] and labels [B]. Order and windows depend on (stream, epoch) alone;
     with `classes`, only the images of these, in that order.
 
-    Of every batch of `batch_size` images, `rank` gets its share; the epoch begins with batch number `first_batch`.
+    Of every batch of `batch_size` images, `rank` gets its share.
     With dataset.on_error "skip", images that cannot be read are missing.
     """
     order = stream.permutation(len(split), epoch)
     if classes is not None:
         order = order[np.isin(split.labels[order], classes)]
-    batches = shares(split_batches(order, batch_size), rank, world)[first_batch:]
+    batches = shares(split_batches(order, batch_size), rank, world)
     labels = torch.from_numpy(split.labels).to(device)
     cut = Windowed(dataset.image_size, lambda ids, heights, widths: windows(stream, views, ids, epoch, heights, widths))
     for images, ids in window_batches(split, dataset, batches, cut, device):

@@ -75,6 +75,12 @@ class RealData:
         splits = {"train": self.train, "test": self.test}
         return {name: {"images": len(split), "sha256": split.digest} for name, split in splits.items()}
 
+    def untested(self) -> tuple[str, ...]:
+        """A remark on classes without a test image, which accuracies leave out."""
+        counts = np.bincount(self.test.labels, minlength=len(self.classes))
+        absent = [name for name, count in zip(self.classes, counts, strict=True) if not count]
+        return (f"{len(absent)} of {len(counts)} classes have no test image, such as {absent[0]!r}",) if absent else ()
+
     def check_counts(self, needed: int, purpose: str) -> None:
         """Raises ValueError if a class has fewer training images than `needed`."""
         counts = np.bincount(self.train.labels, minlength=len(self.classes))

@@ -17,7 +17,7 @@ from ..labels.labels import TeacherLabels
 from ..labels.view_tables import Span
 from ..log import Log
 from ..recipe.recipe import Recipe
-from ..records import Environment, Origin, Result, read_checked
+from ..records import Origin, Result, read_data
 from ..run import Run
 from ..sets.bundle import read_bundle, read_folder
 from ..sets.condensed import CondensedSet
@@ -77,7 +77,7 @@ def export(options: ExportOptions, log: Log) -> None:
         elif options.format == "tensors":
             write_image_tensors(condensed, folder, settings.dataset)
         else:
-            run = Run(settings, path, options.data or _data(path), choose_device("auto"), log)
+            run = Run(settings, path, options.data or read_data(path), choose_device("auto"), log)
             if options.format == "fkd":
                 write_fkd(run, folder, settings.train.epochs)
             else:
@@ -150,10 +150,3 @@ def _write_ddranking(run: Run, condensed: CondensedSet, folder: Path) -> None:
         run.log.say(
             "export: the classes are not in sorted order; see that DD-Ranking's are in this one (ddranking.json)"
         )
-
-
-def _data(run: Path) -> Path | None:
-    """The folder in which the run found the real images."""
-    environment = run / "environment.json"
-    data = read_checked(environment, Environment).get("data") if environment.is_file() else None
-    return Path(data) if data else None

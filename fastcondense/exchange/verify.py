@@ -133,8 +133,7 @@ def _weights(
     for root in () if folder is None else (folder, folder.parent):
         if (path := teacher_path(root, name)).exists():
             yield read_tensors(path)[0], read_teacher(path)
-    squeeze, inside = contents.recipe.squeeze, contents.manifest.get("bundle")
-    sources = dict(zip(squeeze.teachers, squeeze.weights * len(squeeze.teachers), strict=False))
+    sources, inside = contents.recipe.squeeze.sources, contents.manifest.get("bundle")
     known = inside["teachers"].get(name) if inside else None
     if known and sources[name] != "train" and not Path(sources[name]).suffix:
         yield zoo.build(name, known["num_outputs"], sources[name]).state_dict(), known

@@ -32,7 +32,7 @@ from .views import ReplayedViews
 
 
 @dataclass(frozen=True)
-class _Epoch:
+class _FKDEpoch:
     table: ViewTable
     logits: Tensor
     mix: Mix
@@ -59,7 +59,7 @@ class FKDViews(ReplayedViews):
             raise ValueError(f"{folder} holds labels of {count} images, but the set has {len(self.images)}")
         self.settings = replace(self.settings, mix=self.read(0).mix)
         self._reader = ThreadPoolExecutor(1)
-        self._reading: dict[int, Future[_Epoch]] = {}
+        self._reading: dict[int, Future[_FKDEpoch]] = {}
 
     def spans(self, epoch: int, train: Optimization) -> list[Span]:
         """A batch is a file; a last one of one view joins the one before, as in `split_batches`."""
@@ -83,7 +83,7 @@ class FKDViews(ReplayedViews):
         labels, first = self.labels.cpu(), (self.read(epoch) for epoch in range(epochs))
         return sum(int((epoch.logits.argmax(1) == labels[epoch.table.ids]).sum()) for epoch in first)
 
-    def read(self, epoch: int) -> _Epoch:
+    def read(self, epoch: int) -> _FKDEpoch:
         """Reads all files of an epoch."""
         order, tables, logits, mixes = self.order(epoch), [], [], set()
         count, size = len(self.images), self.images.shape[-1]
@@ -101,7 +101,7 @@ class FKDViews(ReplayedViews):
         mixed = sorted(mixes - {"none"})
         if len(mixed) > 1 or (epoch and mixed not in ([], [self.settings.mix])):
             raise ValueError(f"FKD files in {self.folder} mix views by CutMix and by mixup")
-        return _Epoch(_together(tables), torch.cat(logits), mixed[0] if mixed else "none")
+        return _FKDEpoch(_together(tables), torch.cat(logits), mixed[0] if mixed else "none")
 
     def _read_batch(self, epoch: int, number: int) -> tuple[FKDBatch, Tensor]:
         path = self.folder / f"epoch_{epoch}" / f"batch_{number}.tar"
@@ -110,7 +110,7 @@ class FKDViews(ReplayedViews):
             raise ValueError(f"label file {path} has logits {tuple(logits.shape)} for {self.num_classes} classes")
         return batch, logits
 
-    def _epoch(self, epoch: int) -> _Epoch:
+    def _epoch(self, epoch: int) -> _FKDEpoch:
         wanted = [number for number in (epoch, epoch + 1) if number < self.num_epochs]
         held = {number: future for number, future in self._reading.items() if number in wanted}
         self._reading = {number: held.get(number) or self._reader.submit(self.read, number) for number in wanted}

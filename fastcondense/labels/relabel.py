@@ -10,6 +10,7 @@ from typing import Any
 
 from ..data.real import Normalization
 from ..files import write_json
+from ..recipe.evaluation import label_parts
 from ..recipe.recipe import Recipe
 from ..records import Replay, read_manifest
 from ..recover.formation import shown
@@ -35,7 +36,7 @@ def relabel(run: Run) -> Replay:
     """
     own, teachers, condensed = run.own_recipe(), labelling_teachers(run), condensed_set(run)
     replay, path = specification(own, condensed, teachers), run.out / "condensed" / "manifest.json"
-    if own.label_parts() != run.recipe.label_parts():
+    if label_parts(own) != label_parts(run.recipe):
         run.log.say("relabel: these are not the labels of the run's own recipe.toml; what replays those stays as it is")
         if run.recipe.labels.source == "stored":
             store_labels(run, condensed, teachers)

@@ -14,7 +14,6 @@ over. train.loss mse_ce has no temperature: there the others share their mean, w
 
 from __future__ import annotations
 
-import hashlib
 import itertools
 import math
 import os
@@ -30,11 +29,12 @@ from .. import trust
 from ..data.real import split_batches
 from ..files import check_room, first_difference, write_json
 from ..loaders.reading import naming
+from ..recipe.evaluation import label_parts
 from ..recipe.recipe import Recipe, sha256_of
 from ..recipe.settings import Train
 from ..records import StoredEpochs, read_checked
 from ..run import Run
-from ..sets.condensed import CondensedSet
+from ..sets.condensed import CondensedSet, images_sha256
 from ..teachers.teacher import Teacher
 from .fkd import read_fkd
 from .fkd_files import is_fkd, num_bytes
@@ -49,10 +49,10 @@ Shapes = Mapping[str, tuple[tuple[int, ...], Any]]
 
 def stored_folder(run: Run) -> Path:
     """labels.stored, or labels/ in the run's folder; those of other settings than its own have folders in that."""
-    stored, parts = run.recipe.labels.stored, run.recipe.label_parts()
+    stored, parts = run.recipe.labels.stored, label_parts(run.recipe)
     if stored:
         return trust.path(stored, "labels.stored")
-    is_own = parts == run.own_recipe().label_parts()
+    is_own = parts == label_parts(run.own_recipe())
     return run.out / "labels" if is_own else run.out / "labels" / sha256_of(parts)[:8]
 
 
@@ -187,14 +187,6 @@ def compress(logits: Tensor, top_k: int, temperature: float | None) -> dict[str,
 def expand(classes: Tensor, logits: Tensor, rest: Tensor, num_classes: int) -> Tensor:
     """Logits float32 [B, num_classes] of rows that `compress` made of the k largest ones."""
     return rest.float()[:, None].repeat(1, num_classes).scatter_(1, classes.long(), logits.float())
-
-
-def images_sha256(condensed: CondensedSet) -> str:
-    """Hash of the pixels, in the order of the classes and slots."""
-    digest = hashlib.sha256()
-    for label in range(len(condensed.classes)):
-        digest.update(condensed.of_class(label).contiguous().numpy().data)
-    return digest.hexdigest()
 
 
 def replay_specification(

@@ -1,8 +1,6 @@
-"""A network as an encoder: its classifier found and replaced, its momentum copy, and BatchNorms apart for its parts."""
+"""A network as an encoder: its classifier found, a copy that follows it, and BatchNorms apart for its parts."""
 
 from __future__ import annotations
-
-import copy
 
 import torch
 from torch import Tensor, nn
@@ -31,14 +29,6 @@ def feature_size(net: nn.Module, classifier: str) -> int:
     module = net.get_submodule(classifier)
     assert isinstance(module, nn.Linear)
     return module.in_features
-
-
-def momentum_copy(net: nn.Module) -> nn.Module:
-    """A copy without gradients, which `follow` keeps near `net`."""
-    copied = copy.deepcopy(net)
-    for parameter in copied.parameters():
-        parameter.requires_grad_(False)
-    return copied
 
 
 @torch.no_grad()

@@ -94,36 +94,21 @@ class ConvNet(nn.Module):
     """Blocks of 3x3 convolution, BatchNorm, ReLU and 2x2 average pooling, then global pooling and a linear layer.
 
     The network of the dataset-condensation literature (Gidaris and Komodakis, CVPR'18), with BatchNorm; pooling stops
-    where one pixel is left, and the head pools globally, so any image size works.
+    where one pixel is left, and the head pools to `side` pixels, so any image size works.
     """
 
-    def __init__(self, num_classes: int, depth: int = 3, width: int = 128):
+    def __init__(
+        self,
+        num_classes: int,
+        depth: int = 3,
+        width: int = 128,
+        side: int = 1,
+        norm: Callable[[int], nn.Module] = nn.BatchNorm2d,
+    ):
         super().__init__()
         channels = [3] + [width] * depth
         self.convs = nn.ModuleList(nn.Conv2d(a, b, 3, padding=1, bias=False) for a, b in pairwise(channels))
-        self.norms = nn.ModuleList(nn.BatchNorm2d(width) for _ in range(depth))
-        self.relu = nn.ReLU()
-        self.pool = nn.AvgPool2d(2, ceil_mode=True)
-        self.last_pool = nn.AdaptiveAvgPool2d(1)
-        self.head = nn.Linear(width, num_classes)
-
-    def forward(self, x: Tensor) -> Tensor:
-        for conv, norm in zip(self.convs, self.norms, strict=True):
-            x = self.pool(self.relu(norm(conv(x))))
-        return self.head(self.last_pool(x).flatten(1))
-
-
-class InstanceConvNet(nn.Module):
-    """`ConvNet` with instance normalisation, a GroupNorm of one channel a group, and a head that is not pooled.
-
-    G-VBSM's and EDC's ConvNets: the head sees the whole last map of a 32-pixel image; other sizes are pooled to that.
-    """
-
-    def __init__(self, num_classes: int, depth: int = 3, width: int = 128):
-        super().__init__()
-        channels, side = [3] + [width] * depth, 32 >> depth
-        self.convs = nn.ModuleList(nn.Conv2d(a, b, 3, padding=1, bias=False) for a, b in pairwise(channels))
-        self.norms = nn.ModuleList(nn.GroupNorm(width, width) for _ in range(depth))
+        self.norms = nn.ModuleList(norm(width) for _ in range(depth))
         self.relu = nn.ReLU()
         self.pool = nn.AvgPool2d(2, ceil_mode=True)
         self.last_pool = nn.AdaptiveAvgPool2d(side)
@@ -133,6 +118,16 @@ class InstanceConvNet(nn.Module):
         for conv, norm in zip(self.convs, self.norms, strict=True):
             x = self.pool(self.relu(norm(conv(x))))
         return self.head(self.last_pool(x).flatten(1))
+
+
+class InstanceConvNet(ConvNet):
+    """`ConvNet` with instance normalisation, a GroupNorm of one channel a group, and a head that is not pooled.
+
+    G-VBSM's and EDC's ConvNets: the head sees the whole last map of a 32-pixel image; other sizes are pooled to that.
+    """
+
+    def __init__(self, num_classes: int, depth: int = 3, width: int = 128):
+        super().__init__(num_classes, depth, width, side=32 >> depth, norm=lambda count: nn.GroupNorm(count, count))
 
 
 class _PooledBlock(nn.Module):

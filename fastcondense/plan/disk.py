@@ -3,20 +3,16 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 
 import numpy as np
 
-from ..data.jobs import Job
-from ..data.real import split_batches
 from ..labels.stored_labels import array_shapes
 from ..networks import zoo
 from ..recipe.recipe import Recipe
-from ..recover.recording import LAYER_ROWS, SNAPSHOT_SIDE, shown_rows
-from ..recover.schedule import turns
 from ..teachers.teacher import Teacher
 from .extent import Extent
-from .work import crops_a_class, num_arms, views_an_epoch
+from .work import crops_a_class, views_an_epoch
 
 _HEADER = 1500  # of a safetensors file: names, shapes and metadata
 
@@ -27,23 +23,22 @@ def weight_bytes(architecture: str, num_classes: int) -> int:
     return sum(tensor.nbytes for tensor in state.values())
 
 
-def disk_bytes(recipe: Recipe, size: Extent, jobs: Sequence[Job], matched: Mapping[str, Teacher]) -> dict[str, int]:
-    """Images, and what their shards hold beside them; teachers and their targets; students; rankings; labels.
+def disk_bytes(recipe: Recipe, size: Extent, matched: Sequence[Teacher]) -> dict[str, int]:
+    """Images; teachers and their targets; students; rankings; labels.
 
     matched: the teachers that recover asks, whose layers' vectors are counted. The weights of students in training are
-    there twice to four times while it lasts: `checkpoint`.
+    there twice to four times while it lasts: `checkpoint`. Losses and snapshots in shards are left out: they are small
+    beside any teacher.
     """
     recover, side = recipe.recover, recipe.dataset.image_size
-    teachers = {name: weight_bytes(name, size.num_classes) for name in recipe.squeeze.teachers}
     student = weight_bytes(recipe.train.student, size.num_classes)
     found = {
-        "images": sum(job.num_images for job in jobs) * 3 * side**2,
-        "records of images": sum(_record_bytes(recipe, job, matched) for job in jobs),
-        "teachers": sum(weights + _HEADER for weights in teachers.values()),
+        "images": size.num_classes * recipe.ipc * 3 * side**2,
+        "teachers": sum(weight_bytes(name, size.num_classes) + _HEADER for name in recipe.squeeze.teachers),
         "targets": _target_bytes(recipe, size.num_classes, matched),
         "rankings": 0,
         "labels": _label_bytes(recipe, size.num_classes),
-        "students": num_arms(recipe) * recipe.train.seeds * (student + _HEADER),
+        "students": (1 + len(recipe.evaluate.baselines)) * recipe.train.seeds * (student + _HEADER),
         "checkpoint": student * (1 + (1 if recipe.train.optimizer == "sgd" else 2) + (recipe.train.ema > 0)),
     }
     if recover.initial.kind == "mosaic" and recover.objective != "gradients":
@@ -51,31 +46,13 @@ def disk_bytes(recipe: Recipe, size: Extent, jobs: Sequence[Job], matched: Mappi
     return found
 
 
-def _record_bytes(recipe: Recipe, job: Job, matched: Mapping[str, Teacher]) -> int:
-    """Bytes of what a job's shard holds beside its images."""
-    recover, iterations = recipe.recover, recipe.recover.iterations
-    bytes_ = _HEADER + 16 * job.num_images + 12 * iterations
-    if recover.objective != "gradients":
-        side = min(SNAPSHOT_SIDE, recipe.dataset.image_size)
-        bytes_ += len(shown_rows(job)) * min(recover.snapshots, iterations) * 3 * side**2
-    if recover.objective != "statistics" or not iterations:
-        return bytes_
-    order = turns(recipe, len(matched), job)
-    for number, teacher in enumerate(matched.values()):
-        places = [place for place, turn in enumerate(order) if number in (which for which, _ in turn)]
-        seen = sum(len(range(place, iterations, len(order))) for place in places)
-        bytes_ += min(LAYER_ROWS, seen) * (4 * len(teacher.layers) + 8)
-        bytes_ += sum(len(layer.name) + 4 for layer in teacher.layers)
-    return bytes_
-
-
-def _target_bytes(recipe: Recipe, num_classes: int, matched: Mapping[str, Teacher]) -> int:
+def _target_bytes(recipe: Recipe, num_classes: int, matched: Sequence[Teacher]) -> int:
     """Statistics of the data set that BatchNorms do not hold, and those of each class."""
     recover = recipe.recover
     if recover.objective != "statistics":
         return 0
     total = 0
-    for teacher in matched.values():
+    for teacher in matched:
         for layer in teacher.layers:
             length = sum(len(vector) for vector in teacher.targets[layer.name])
             total += 4 * length * (not layer.is_batch_norm) + 4 * length * num_classes * ("category" in recover.targets)
@@ -91,6 +68,6 @@ def _label_bytes(recipe: Recipe, num_classes: int) -> int:
         pooled = max(1, math.floor(recipe.labels.pool * recipe.train.epochs * num_full + 1e-6))
         rows = pooled * min(recipe.train.batch_size, views)
     else:
-        rows = recipe.train.epochs * sum(map(len, split_batches(np.arange(views), recipe.train.batch_size)))
+        rows = recipe.train.epochs * views
     shapes = array_shapes(rows, num_classes, recipe.labels.top_k).values()
     return recipe.train.seeds * sum(math.prod(shape) * np.dtype(kind).itemsize for shape, kind in shapes)

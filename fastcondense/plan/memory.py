@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import gc
+import resource
 import weakref
 from collections.abc import Callable
 from dataclasses import dataclass
@@ -18,8 +19,7 @@ from ..labels import resident
 
 SHARES = {"cuda": 0.9, "cpu": 0.6}
 """Shares of the free memory that are used; the rest is for what is not counted. On a GPU that is scratch and
-fragmentation; on the CPU the C library's heap, which held up to 1.5 times the bytes of the tensors in it (fastcondense
-plan measures it)."""
+fragmentation; on the CPU the C library's heap, which held up to 1.5 times the bytes of the tensors in it."""
 _CGROUP = Path("/sys/fs/cgroup")
 
 
@@ -133,26 +133,6 @@ def free_bytes(device: torch.device) -> int:
         return free
 
 
-def resident_growth(make: Callable[[], Callable[[], object]]) -> int | None:
-    """Bytes by which the memory that this process holds grew at most while a step was made and run once.
-
-    None where the kernel does not tell (its counter is reset by /proc/self/clear_refs).
-    """
-    gc.collect()
-    try:
-        before = _status("VmRSS")
-        Path("/proc/self/clear_refs").write_text("5")
-        make()()
-        return _status("VmHWM") - before
-    except OSError:
-        return None
-
-
 def resident_bytes() -> int:
     """Bytes of memory that this process holds."""
-    return _status("VmRSS")
-
-
-def _status(name: str) -> int:
-    lines = Path("/proc/self/status").read_text().splitlines()
-    return 1024 * next(int(line.split()[1]) for line in lines if line.startswith(f"{name}:"))
+    return int(Path("/proc/self/statm").read_text().split()[1]) * resource.getpagesize()

@@ -5,12 +5,14 @@ from __future__ import annotations
 import dataclasses
 import math
 from collections.abc import Callable
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from functools import cached_property, partial
 
 import torch
 
 from ..data.jobs import Job, jobs, with_batch_size
+from ..devices import fastest_arithmetic
+from ..recipe.precision import precisions, settled
 from ..recipe.recipe import Recipe
 from ..teachers.kept import chosen
 from ..teachers.teacher import Teacher
@@ -18,9 +20,9 @@ from . import stand_ins, steps
 from .disk import disk_bytes
 from .extent import Extent
 from .job_size import check_fits, has_step, largest_batch, recover_footprint
-from .memory import Footprint, meter, resident_bytes, resident_growth, usable_bytes
+from .memory import Footprint, meter, resident_bytes, usable_bytes
 from .timing import Timing, time_steps
-from .work import crops_a_class, makespan, num_evaluations, views_an_epoch
+from .work import crops_a_class, makespan, views_an_epoch
 
 
 @dataclass(frozen=True)
@@ -33,32 +35,20 @@ class StageTime:
     source: str
 
 
-@dataclass(frozen=True)
 class Plan:
-    """What a run will need. Bytes of memory are those of a worker."""
+    """What a run will need; times and memory are measured when they are asked for, within about `budget` seconds.
 
-    recipe: Recipe
-    size: Extent
-    device: torch.device
-    num_workers: int
-    jobs: list[Job]
-    memory: dict[str, tuple[int, str]]
-    """Bytes of each stage, and what they are known from."""
-    free: int
-    """Bytes that a job may take here."""
-    itself: int
-    """Bytes of host memory of the process without any of that."""
-    disk: dict[str, int]
-    times: list[StageTime]
-    notes: list[str] = field(default_factory=list)
-
-
-class Planner:
-    """Measures what a plan needs, within about `budget` seconds."""
+    jobs: what recover makes. free: bytes that a job may take here; itself: bytes of host memory of the process without
+    any of that. notes: what else there is to say, complete once all is measured.
+    """
 
     def __init__(self, recipe: Recipe, size: Extent, num_workers: int, device: torch.device, budget: float = 60.0):
         self.size, self.num_workers, self.device, self.budget = size, num_workers, device, budget
         self.notes: list[str] = []
+        native, single, why = fastest_arithmetic(device)
+        if "auto" in precisions(recipe).values():
+            recipe = settled(recipe, native, single)
+            self.notes.append(f"precision auto would be {native} here: {why}")
         self.free, self.itself = usable_bytes(device), resident_bytes()
         self.footprint: Footprint | None = None
         if has_step(recipe):
@@ -76,22 +66,15 @@ class Planner:
                 self.notes.append(f"recover would refuse here: {error}")
         self.recipe, self.jobs = recipe, jobs(recipe, size.num_classes)
 
-    def plan(self) -> Plan:
-        """Everything; measurements are made in between."""
-        times = [self._squeeze(), self._recover(), *self._train()]
-        return Plan(
-            recipe=self.recipe,
-            size=self.size,
-            device=self.device,
-            num_workers=self.num_workers,
-            jobs=self.jobs,
-            memory=self._memory(),
-            free=self.free,
-            itself=self.itself,
-            disk=disk_bytes(self.recipe, self.size, self.jobs, {t.name: t for t in self._matched()}),
-            times=times,
-            notes=self.notes,
-        )
+    @cached_property
+    def times(self) -> list[StageTime]:
+        """Seconds of each stage."""
+        return [self._squeeze(), self._recover(), *self._train()]
+
+    @cached_property
+    def disk(self) -> dict[str, int]:
+        """Bytes on disk, by part."""
+        return disk_bytes(self.recipe, self.size, self._matched())
 
     # --- what is measured --------------------------------------------------------------------------------------------
 
@@ -114,12 +97,6 @@ class Planner:
         made = self._timed(lambda n: steps.forward_step(self.recipe, teachers, n, self.device), 128, 0.1)
         return lambda count: count * made.at(128) / 128
 
-    def _weights(self) -> dict[str, str]:
-        """The source of each teacher's weights, squeeze.weights, by its name."""
-        squeeze = self.recipe.squeeze
-        weights = squeeze.weights * len(squeeze.teachers) if len(squeeze.weights) == 1 else squeeze.weights
-        return dict(zip(squeeze.teachers, weights, strict=True)) if squeeze.teachers else {}
-
     # --- stages ------------------------------------------------------------------------------------------------------
 
     def _squeeze(self) -> StageTime:
@@ -131,14 +108,14 @@ class Planner:
         workers = self.num_workers if squeeze.shared else 1
         each, together = list[float](), 0.0
         sources = ["a forward pass"] if self.teachers else []
-        for architecture, source in self._weights().items():
+        for architecture, source in squeeze.sources.items():
             if source != "train" or squeeze.self_supervision.method != "none":
                 each.append(checks)
                 together += checks
                 continue
             timing = self._timed(partial(self._teacher_step, architecture), squeeze.batch_size, 0.15 * share)
             updates = squeeze.epochs * math.ceil(size.num_train / squeeze.batch_size)
-            scoring = num_evaluations(squeeze.epochs, squeeze.evaluate_every) * forward(size.num_test) * share
+            scoring = math.ceil(squeeze.epochs / squeeze.evaluate_every) * forward(size.num_test) * share
             each.append(updates * timing.at(squeeze.batch_size) + scoring + checks)
             together += updates * timing.at(squeeze.batch_size / workers) + scoring + checks
             sources.append(_known_from("an update", timing, squeeze.batch_size, workers, "images"))
@@ -190,15 +167,6 @@ class Planner:
             return steps.recover_step(recipe, job, matched, self.device)
 
         timing = self._timed(make, first.num_images, 0.4)
-        if self.device.type == "cpu" and self.footprint is not None:
-            count = timing.largest
-            grown = resident_growth(lambda: make(count))
-            if grown is not None:
-                computed = self.footprint.per_image * count
-                self.notes.append(
-                    f"recover's step of {count} images grew the process by {grown / 1e6:.1f} MB; computed are "
-                    f"{computed / 1e6:.1f} MB of tensors, which the C library may hold 1.5 times"
-                )
         parts = steps.parts_of_recover_step(recipe, len(matched), first)
         source = _known_from("an iteration", timing, first.num_images, 1, "images")
         return [recover.iterations * timing.at(job.num_images) / parts for job in self.jobs], source
@@ -206,7 +174,6 @@ class Planner:
     def _train(self) -> list[StageTime]:
         recipe, train, size = self.recipe, self.recipe.train, self.size
         labellers = chosen(self.teachers, recipe.labels.teachers)
-        has_teachers = recipe.labels.source != "hard" and not recipe.needs_no_teacher
         views, batch = views_an_epoch(recipe, size.num_classes), train.batch_size
         batch = min(batch, views)
 
@@ -217,7 +184,7 @@ class Planner:
             return self._timed(make, batch, 0.15)
 
         arms = ["condensed", *recipe.evaluate.baselines]
-        soft = timing(labellers) if has_teachers else None
+        soft = timing(labellers) if recipe.labels.source != "hard" else None
         hard = timing([])
         one = wall = 0.0
         for arm in arms:
@@ -232,7 +199,7 @@ class Planner:
         source = _known_from("an update", soft or hard, batch, self.num_workers, "views")
         with_student = dataclasses.replace(recipe, recover=dataclasses.replace(recipe.recover, statistics=("bn",)))
         student = stand_ins.teacher(with_student, train.student, size.num_classes, self.device)
-        times = len(arms) * train.seeds * (num_evaluations(train.epochs, train.evaluate_every) + 1)
+        times = len(arms) * train.seeds * (math.ceil(train.epochs / train.evaluate_every) + 1)
         scoring = times * self._forward([student])(size.num_test)
         return [
             StageTime("train", one, wall, source),
@@ -241,30 +208,31 @@ class Planner:
 
     # --- memory ------------------------------------------------------------------------------------------------------
 
-    def _memory(self) -> dict[str, tuple[int, str]]:
+    @cached_property
+    def memory(self) -> dict[str, tuple[int, str]]:
+        """Bytes of each stage on a worker, and what they are known from."""
         recipe, size = self.recipe, self.size
-        word = "measured" if self.device.type == "cuda" else "computed"
-        source = f"{word} at 2 and 4 images"
+        how = f"{'measured' if self.device.type == 'cuda' else 'computed'} at 2 and 4 images"
         found: dict[str, tuple[int, str]] = {}
-        trained = [name for name, weights in self._weights().items() if weights == "train"]
+        trained = [name for name, source in recipe.squeeze.sources.items() if source == "train"]
         workers = self.num_workers if recipe.squeeze.shared else 1
         part = min(recipe.squeeze.part_size, math.ceil(recipe.squeeze.batch_size / workers))
         prints = [self._footprint(partial(self._teacher_step, name)) for name in trained]
         if prints:
-            found["squeeze"] = max(one.at(part) for one in prints), source
+            found["squeeze"] = max(one.at(part) for one in prints), how
         largest = max(job.num_images for job in self.jobs)
         if self.footprint is not None:
-            found["recover"] = self.footprint.at(largest), source
+            found["recover"] = self.footprint.at(largest), how
         names = recipe.labels.teachers or recipe.squeeze.teachers
-        has_teachers = recipe.labels.source != "hard" and not recipe.needs_no_teacher
+        names = names if recipe.labels.source != "hard" else ()
 
         def student(count: int) -> steps.Step:
             teachers = [stand_ins.teacher(recipe, name, size.num_classes, self.device) for name in names]
-            return steps.student_step(recipe, count, teachers if has_teachers else [], size.num_classes, self.device)
+            return steps.student_step(recipe, count, teachers, size.num_classes, self.device)
 
         part = min(recipe.train.part_size, math.ceil(recipe.train.batch_size / self.num_workers))
         images = views_an_epoch(recipe, size.num_classes) * 3 * recipe.dataset.image_size**2
-        found["train"] = self._footprint(student).at(part) + images, f"{source}, and all condensed images"
+        found["train"] = self._footprint(student).at(part) + images, f"{how}, and all condensed images"
         return found
 
     def _footprint(self, make: Callable[[int], steps.Step]) -> Footprint:
@@ -284,6 +252,6 @@ def _known_from(what: str, timing: Timing, wanted: int, num_workers: int, unit: 
     """A text that says which sizes were measured, and whether what is told lies beyond them."""
     sizes = ", ".join(map(str, sorted(timing.seconds)))
     text = f"{what} measured with {sizes} {unit}"
-    if not timing.is_measured(wanted):
+    if wanted not in timing.seconds:
         text += f", extrapolated to {wanted}"
     return text + (f", shared by {num_workers} workers without the cost of talking" if num_workers > 1 else "")

@@ -3,11 +3,10 @@
 from __future__ import annotations
 
 import dataclasses
-import tempfile
 from collections.abc import Callable, Sequence
 from functools import partial
 from pathlib import Path
-from typing import Any
+from typing import Any, TypeVar
 
 import numpy as np
 import torch
@@ -25,8 +24,9 @@ from ..networks.precision import arithmetic, network_dtype
 from ..networks.train_step import Batch, CapturedStep, TrainStep, as_it_is
 from ..recipe.recipe import Recipe
 from ..recipe.settings import Optimization
+from ..recipe.shared import Precision
 from ..recover.by_features import FeatureStep
-from ..recover.by_gradients import Condensing
+from ..recover.by_gradients import ByGradients
 from ..recover.matched_networks import RealImages
 from ..recover.schedule import stages, turns
 from ..rng import Stream
@@ -37,6 +37,8 @@ from ..teachers.teacher import Teacher
 from . import stand_ins
 
 Step = Callable[[], object]
+Settings = TypeVar("Settings", bound=Optimization)
+Item = TypeVar("Item")
 
 
 def recover_step(recipe: Recipe, job: Job, teachers: Sequence[Teacher], device: torch.device) -> Step:
@@ -92,14 +94,9 @@ def sweep_step(recipe: Recipe, job: Job, num_classes: int, device: torch.device)
     some = normalize.pixels(_plain(recipe, 16, device))
     pixels = some[torch.arange(len(labels), device=device) % len(some)]
     real = RealImages(pixels, torch.from_numpy(labels).to(device), members)
-    with tempfile.TemporaryDirectory() as folder:
-        condensing = Condensing(Run(small, Path(folder), device=device), real, job)
-
-    def iterate() -> None:
-        with arithmetic(recipe.recover.precision):
-            condensing.iterate(0)
-
-    return iterate
+    recoverer = ByGradients(Run(small, Path(), device=device), real)
+    recoverer.load(job)
+    return _in_precision(recipe.recover.precision, recoverer.advance, 0)
 
 
 def student_step(
@@ -108,8 +105,7 @@ def student_step(
     """A student's update by a batch of so many views, with the labels of these teachers, or hard ones without any."""
     with Stream(recipe.seed, "plan/student").torch_generator():
         net = zoo.channels_last(zoo.build(recipe.train.student, num_classes), device)
-    part = min(recipe.train.part_size, num_images)
-    train = dataclasses.replace(recipe.train, batch_size=num_images, accumulate=-(-num_images // part))
+    train = _with_batch(recipe.train, num_images)
     normalize = Normalization.of(recipe.dataset, device)
     pixels = normalize.pixels(_plain(recipe, num_images, device))
     labels = torch.arange(num_images, device=device) % num_classes
@@ -128,38 +124,39 @@ def student_step(
     is_captured = device.type == "cuda" and why_not_captured(recipe, source) is None
     kind = CapturedStep if is_captured else TrainStep
     step = kind(net.train(), make_optimizer(net, train, is_captured), train, loss, make)
-
-    def update() -> None:
-        with arithmetic(train.precision):
-            step(item)
-
-    return update
+    return _in_precision(train.precision, step, item)
 
 
 def teacher_step(recipe: Recipe, architecture: str, num_images: int, num_classes: int, device: torch.device) -> Step:
     """A teacher's update by a batch of so many real images, which are decoded already."""
-    squeeze: Optimization = recipe.squeeze
     with Stream(recipe.seed, "plan/squeeze").torch_generator():
         net = zoo.channels_last(zoo.build(architecture, num_classes), device)
-    part = min(squeeze.part_size, num_images)
-    settings = dataclasses.replace(squeeze, batch_size=num_images, accumulate=-(-num_images // part))
+    settings = _with_batch(recipe.squeeze, num_images)
     batch = stand_ins.images(recipe, num_images, device), torch.arange(num_images, device=device) % num_classes
     step = TrainStep(net.train(), make_optimizer(net, settings), settings, F.cross_entropy, as_it_is)
+    return _in_precision(settings.precision, step, batch)
 
-    def update() -> None:
-        with arithmetic(settings.precision):
-            step(batch)
 
-    return update
+def _with_batch(settings: Settings, num_images: int) -> Settings:
+    """The settings with batches of so many images, in parts of at most the usual size."""
+    part = min(settings.part_size, num_images)
+    return dataclasses.replace(settings, batch_size=num_images, accumulate=-(-num_images // part))
+
+
+def _in_precision(precision: Precision, function: Callable[[Item], object], item: Item) -> Step:
+    def step() -> None:
+        with arithmetic(precision):
+            function(item)
+
+    return step
 
 
 def forward_step(recipe: Recipe, teachers: Sequence[Teacher], num_images: int, device: torch.device) -> Step:
     """A pass of images through each of the teachers, without gradients, as scores and target statistics need it."""
-    shown = stand_ins.images(recipe, num_images, device)
 
-    def forward() -> None:
-        with arithmetic("fp32"), torch.no_grad():
+    def forward(shown: Tensor) -> None:
+        with torch.no_grad():
             for teacher in teachers:
                 teacher(shown)
 
-    return forward
+    return _in_precision("fp32", forward, stand_ins.images(recipe, num_images, device))

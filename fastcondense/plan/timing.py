@@ -34,14 +34,6 @@ class Timing:
         line = self.seconds[large] + slope * (num_images - large)
         return max(line, min(self.seconds.values()) if num_images > sizes[0] else 0.0, 0.0)
 
-    def is_measured(self, num_images: int) -> bool:
-        return num_images in self.seconds
-
-    @property
-    def largest(self) -> int:
-        """The largest number of images that was measured."""
-        return max(self.seconds)
-
 
 def time_steps(
     make: Callable[[int], Callable[[], object]], wanted: int, device: torch.device, budget: float, first: int = 4

@@ -34,16 +34,6 @@ def views_an_epoch(recipe: Recipe, num_classes: int) -> int:
     return count if recipe.labels.pool == 1 else max(1, count // batch) * min(batch, count)
 
 
-def num_arms(recipe: Recipe) -> int:
-    """Number of things that students are trained on: the condensed set and the baselines."""
-    return 1 + len(recipe.evaluate.baselines)
-
-
-def num_evaluations(epochs: int, every: int) -> int:
-    """Times that a network in training is scored on the test images."""
-    return epochs // every + (epochs % every > 0)
-
-
 def makespan(seconds: Iterable[float], num_workers: int) -> float:
     """Time until the last job is done, where each worker takes the largest job that is left."""
     ends = [0.0] * num_workers

@@ -23,6 +23,7 @@ class Gradients:
     """Network whose gradients are matched, named as squeeze.teachers are; without BatchNorm, through which the images
     of a batch would see each other."""
     inner: Count = 100
+    """Sweeps over the classes with a network."""
     factor: Count = 2
     """Tiles a side of a stored image: each is enlarged, and is an image of its own to networks and students."""
     formation: Literal["single", "bound"] = "single"
@@ -41,6 +42,7 @@ class Gradients:
     augment: tuple[Operation, ...] = ("brightness", "saturation", "contrast", "crop", "cutout")
     """Differentiable augmentations, drawn once a step for its real and condensed images alike."""
     momentum: Decay = 0.5
+    """Momentum of the images' SGD."""
     momentum_shared: bool = True
     """Whether a class's step also moves the images of all others by their momentum, frozen ones too, as one optimiser
     does in the published code. About the same: false with momentum 0 and twice the recover.lr; frozen pixels stay."""

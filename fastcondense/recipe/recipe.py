@@ -8,6 +8,7 @@ student, which may have by_ipc tables of its own. A file may begin with ``extend
 
 from __future__ import annotations
 
+import copy
 import dataclasses
 import difflib
 import functools
@@ -38,8 +39,11 @@ class Recipe:
     """One run from real images to a score."""
 
     name: Annotated[str, HOW] = "custom"
+    """Name of the recipe, and of its folder in runs/."""
     method: str = "custom"
+    """Name of the method in tables."""
     seed: Annotated[int, Within(0, 2**64, "[)")] = 0
+    """What every random choice of the run is drawn from."""
     ipc: Count = 10
     """Images per class."""
     dataset: Dataset = field(default_factory=Dataset)
@@ -162,10 +166,6 @@ class Recipe:
         """Hash of `parts`: equal hashes, equal settings."""
         return sha256_of(self.parts(*names))
 
-    def sha256_with(self, parts: Mapping[str, Any]) -> str:
-        """The hash of a recipe that says what `parts` does, and the same as this one of everything else."""
-        return sha256_of(self.parts() | dict(parts))
-
     def to_toml(self) -> str:
         """The recipe as TOML, every field written out; `from_toml` reads it back."""
         return tomli_w.dumps(dataclasses.asdict(self))
@@ -177,34 +177,6 @@ class Recipe:
         has_groups = recover.slots_per_job != 1 or recover.objective == "features"
         return (*SQUEEZE_PARTS, "method", "recover", *(["ipc"] if is_ranked or has_groups else []))
 
-    def student_parts(self, *, is_full: bool) -> dict[str, Any]:
-        """All that decides a student beside its number; is_full: one on all real images."""
-        parts = self.parts(*dict.fromkeys((*self.recover_parts(), "ipc", "labels", "train")))
-        del parts["train"]["seeds"]
-        return parts | ({"full_epochs": self.evaluate.full_epochs} if is_full else {})
-
-    def label_parts(self) -> dict[str, Any]:
-        """What decides the labels that students see, beside images and teachers, wherever they come from."""
-        parts, train = self.parts("ipc", "labels"), self.parts("train")["train"]
-        parts["labels"] |= {"source": "hard" if self.labels.source == "hard" else "soft", "stored": ""}
-        names = ("epochs", "batch_size", "accumulate", "seeds", "loss", "temperature", "prefix")
-        return parts | {"train": {name: train[name] for name in names}}
-
-    def evaluation(self) -> dict[str, Any]:
-        """The parts that decide an evaluation, but not the images: what a result says of its settings."""
-        return self.parts(*EVALUATION_PARTS)
-
-    def with_evaluation(self, settings: Mapping[str, Any]) -> Recipe:
-        """The recipe with the settings of a result. Raises ValueError if they are no recipe's."""
-        tree: Recipe = _build(Recipe, json.loads(json.dumps(dataclasses.asdict(self))) | dict(settings), "")
-        return tree.check()
-
-    def of_run(self, own: Recipe) -> Recipe:
-        """What a run remembers after a launch with these settings: of names, labels, students and scores what `own`,
-        its recipe before, says; of images what made them."""
-        kept = {key: getattr(own, key) for key in ("name", "labels", "train", "evaluate", "ranking")}
-        return dataclasses.replace(self, ipc=max(self.ipc, own.ipc), **kept)
-
 
 def sha256_of(parts: Mapping[str, Any]) -> str:
     """Hash of a tree of settings, whatever the order of its keys."""
@@ -213,35 +185,68 @@ def sha256_of(parts: Mapping[str, Any]) -> str:
 
 # The parts that decide the teachers: a finished stage is reused by any recipe that agrees in what decides it.
 SQUEEZE_PARTS = ("seed", "dataset", "squeeze")
-EVALUATION_PARTS = ("ipc", "labels", "train", "evaluate")
 
 
 def from_toml(
     text: str | bytes, source: str, ipc: int | None = None, *, corrected: bool = False, student: str = ""
 ) -> Recipe:
     """TOML -> Recipe, of `student` if given. Raises ValueError for unknown keys (with the nearest) and wrong types."""
-    tree = _tree(text, source)
-    by_ipc, by_student, variant = (
-        _table(tree.pop(key, {}), key, source) for key in ("by_ipc", "by_student", CORRECTED)
-    )
-    tree.pop("published", None)
-    ipc = ipc if ipc is not None else tree.get("ipc", Recipe.ipc)
-    tree["ipc"] = ipc
-    if corrected:
-        _merge(tree, variant)
+    found = layers(text, source, ipc, corrected=corrected, student=student)
     try:
-        _merge(tree, by_ipc.get(str(ipc), {}))
-        if student:
-            _merge(tree, {"train": {"student": student}})
-        train = _table(tree.get("train", {}), "train", source)
-        own = _table(by_student.get(str(train.get("student", Train.student)), {}), "by_student", source)
-        own_by_ipc = _table(own.pop("by_ipc", {}), "by_student.by_ipc", source)
-        _merge(tree, own)
-        _merge(tree, own_by_ipc.get(str(ipc), {}))
-        recipe: Recipe = _build(Recipe, tree, "")
+        recipe: Recipe = _build(Recipe, merged(found), "")
         return recipe.check()
     except ValueError as error:
         raise ValueError(f"{source}: {error}") from None
+
+
+Layer = tuple[str, dict[str, Any]]
+"""Where settings come from, and the settings as a tree; later layers replace what earlier ones say."""
+
+
+def layers(
+    text: str | bytes, source: str, ipc: int | None = None, *, corrected: bool = False, student: str = ""
+) -> list[Layer]:
+    """What a recipe is put together from, first to last: shared files and its own, their tables, what was asked for.
+
+    Raises ValueError for what is no table where one must be.
+    """
+    files, special = [], []
+    keys = ("by_ipc", "by_student", CORRECTED)
+    for where, tree in _files(text, source):
+        special.append({key: (where, _table(tree.get(key, {}), key, source)) for key in keys})
+        files.append((where, {key: value for key, value in tree.items() if key not in (*keys, "published")}))
+
+    def tables(key: str, *path: str) -> list[Layer]:
+        """The tables of all files under special[key] and the further keys."""
+        found = []
+        for tables_of_file in special:
+            where, table = tables_of_file[key]
+            for name in path:
+                table = _table(table.get(name, {}), f"{key}.{name}", source)
+            found.append((f"{where}, [{'.'.join((key, *path))}]", table))
+        return [layer for layer in found if layer[1]]
+
+    def now(key: str, default: Any) -> Any:
+        return merged(files).get(key, default)
+
+    ipc = ipc if ipc is not None else now("ipc", Recipe.ipc)
+    files.append(("ipc", {"ipc": ipc}))
+    files += tables(CORRECTED) if corrected else []
+    files += tables("by_ipc", str(ipc))
+    files += [("train.student", {"train": {"student": student}})] if student else []
+    student = str(_table(now("train", {}), "train", source).get("student", Train.student))
+    for where, table in tables("by_student", student):
+        files.append((where, {key: value for key, value in table.items() if key != "by_ipc"}))
+    files += tables("by_student", student, "by_ipc", str(ipc))
+    return files
+
+
+def merged(found: list[Layer]) -> dict[str, Any]:
+    """The layers as one tree."""
+    tree: dict[str, Any] = {}
+    for _, layer in found:
+        _merge(tree, copy.deepcopy(layer))
+    return tree
 
 
 def _table(value: Any, key: str, source: str) -> dict[str, Any]:
@@ -260,18 +265,25 @@ def load(name_or_file: str, student: str = "") -> Recipe:
         recipe = from_toml(path.read_bytes(), str(path), student=student)
         name = recipe.name if recipe.name != Recipe.name else re.sub(r"[^\w.-]", "-", path.stem)
         return dataclasses.replace(recipe, name=name)
-    stem, ipc = name_or_file, None
-    if match := re.fullmatch(r"(.+)-ipc(\d+)", name_or_file):
-        stem, ipc = match[1], int(match[2])
-    if stem not in names():
-        near = difflib.get_close_matches(stem, names(), 1, 0.0)
-        raise ValueError(
-            f"there is no recipe {name_or_file!r}; the nearest is {near[0]!r} (known: {', '.join(names())})"
-        )
-    file = RECIPES / f"{stem.removesuffix(f'-{CORRECTED}')}.toml"
+    stem, ipc = split_name(name_or_file)
     is_corrected = stem.endswith(f"-{CORRECTED}")
-    recipe = from_toml(file.read_text(), f"recipe {stem}", ipc, corrected=is_corrected, student=student)
+    recipe = from_toml(file_of(stem).read_text(), f"recipe {stem}", ipc, corrected=is_corrected, student=student)
     return dataclasses.replace(recipe, name=f"{stem}-ipc{recipe.ipc}")
+
+
+def split_name(name: str) -> tuple[str, int | None]:
+    """A shipped name without its -ipc suffix, and that number. Raises ValueError with the nearest known name."""
+    match = re.fullmatch(r"(.+)-ipc(\d+)", name)
+    stem, ipc = (match[1], int(match[2])) if match else (name, None)
+    if stem not in names():
+        near = difflib.get_close_matches(stem, names(), 1, 0.0)[0]
+        raise ValueError(f"there is no recipe {name!r}; the nearest is {near!r} (`fastcondense recipes` lists them)")
+    return stem, ipc
+
+
+def file_of(stem: str) -> Path:
+    """The file of a shipped recipe, whose name has no -ipc suffix."""
+    return RECIPES / f"{stem.removesuffix(f'-{CORRECTED}')}.toml"
 
 
 @functools.cache
@@ -286,26 +298,33 @@ def names() -> tuple[str, ...]:
 
 def published(name: str) -> dict[str, Any]:
     """What the authors of the recipe `name` (without suffixes) published: source, and top-1 by student and ipc."""
-    return dict(_tree((RECIPES / f"{name}.toml").read_text(), f"recipe {name}").get("published", {}))
+    return dict(_tree(file_of(name).read_text(), f"recipe {name}").get("published", {}))
 
 
 def _tree(text: str | bytes, source: str) -> dict[str, Any]:
     """A TOML text over the shared files that it extends, in their order."""
+    return merged(_files(text, source))
+
+
+def _files(text: str | bytes, source: str) -> list[Layer]:
+    """The shared files that a TOML text extends, each after those that it extends itself, and the text last."""
     own = parse_toml(text, source)
-    tree: dict[str, Any] = {}
+    found: list[Layer] = []
     extends = own.pop("extends", [])
     for name in extends if isinstance(extends, list) else [extends]:
         path = RECIPES / "shared" / f"{name}.toml"
         if not isinstance(name, str) or not _NAME.fullmatch(name) or ".." in name or not path.is_file():
             raise ValueError(f"{source} extends {name!r}, but there is no {path.name} among the shared recipes")
-        _merge(tree, _tree(path.read_text(), f"{name} of {source}"))
-    _merge(tree, own)
-    return tree
+        found += _shared(name)
+    return [*found, (source, own)]
 
 
-def _merge(tree: dict[str, Any], over: Any) -> None:
-    if not isinstance(over, dict):
-        raise ValueError(f"a table is expected, got {over!r}")
+@functools.cache
+def _shared(name: str) -> list[Layer]:
+    return _files((RECIPES / "shared" / f"{name}.toml").read_text(), f"shared/{name}")
+
+
+def _merge(tree: dict[str, Any], over: dict[str, Any]) -> None:
     for key, value in over.items():
         if isinstance(value, dict) and isinstance(tree.get(key), dict):
             _merge(tree[key], value)

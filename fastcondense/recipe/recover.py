@@ -44,7 +44,9 @@ class Initial(Views):
     """Which ranks tile an image. rank-major: tile q of image j of n has rank q n + j, as published; contiguous: image j
     has the ranks j factor^2 to (j + 1) factor^2 - 1: the first images are what RDED chooses for a smaller ipc."""
     flip: float = 0.0
+    """Probability that a crop is mirrored."""
     crop_ratio: tuple[float, float] = (1.0, 1.0)
+    """Range of a crop's width / height."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -82,7 +84,9 @@ class Recover(Views):
     """Moments, evenly spread over the iterations, at which small copies of some images are kept for the report: the
     first slot's, of up to 20 classes."""
     lr: float = 0.25
+    """Learning rate of the pixels, in normalised units, at its highest."""
     betas: tuple[float, float] = (0.5, 0.9)
+    """Adam's decays of the gradient's mean and of its square."""
     batch_size: CountOrZero = 100
     """Images optimised together, at most; 0: as many as fit in memory. What a job makes depends on the number, so it is
     chosen once, when recover begins a set, and stands in recipe.toml and in the manifest from then on."""
@@ -123,8 +127,11 @@ class Recover(Views):
     """The running mean's first value: the first batch's, or 0 as in the published code."""
     drop_rate: Decay = 0.0
     """Probability that a convolution is not matched in an iteration (G-VBSM's beta)."""
-    precision: Precision = "fp32"
-    """Arithmetic of the teachers; images and statistics are float32 in any case."""
+    precision: Precision = "auto"
+    """Arithmetic of the teachers; images and statistics are float32 in any case. auto: bf16 where the device multiplies
+    it natively, which are GPUs of compute capability 8.0 or more and CPUs with AMX (amx_bf16), else tf32 on a GPU and
+    fp32 on a CPU; it is chosen when a run begins, and stands in its recipe.toml from then on. As published: tf32 on a
+    GPU."""
     reproducible: Annotated[bool, HOW] = True
     """Whether images are the same from any number of workers and threads, to the bit: one thread a worker on a CPU,
     deterministic algorithms of cuDNN on a GPU. Otherwise all threads, and whatever cuDNN finds to be fastest."""
@@ -132,7 +139,9 @@ class Recover(Views):
     """What is kept of the finished images. png: all, rounded to bytes; jpeg: what is left of them, truncated to bytes,
     after a JPEG of quality 75 and 4:2:0, as several methods were published. In the set they are lossless either way."""
     tv_weight: float = 0.0
+    """Weight of the images' total variation."""
     l2_weight: float = 0.0
+    """Weight of the images' L2 norm."""
     densification_weight: float = 0.0
     """Weight of G-VBSM's data densification: KL between a class's Gram eigenvalues as they are and flattened."""
     flatness_weight: float = 0.0

@@ -26,7 +26,9 @@ class Dataset:
     resize: Count = 256
     """Pixels that the short side is resized to at evaluation, before the central image_size square is cut."""
     mean: tuple[float, float, float] = (0.485, 0.456, 0.406)
+    """Mean of red, green and blue in [0, 1], which networks' inputs are normalised by."""
     std: tuple[PositiveFloat, PositiveFloat, PositiveFloat] = (0.229, 0.224, 0.225)
+    """Their deviation."""
     classes: tuple[str, ...] = ()
     """Classes that are taken alone, in this order; empty takes all, in the data set's own order."""
     counts: Annotated[tuple[CountOrZero, CountOrZero, CountOrZero], HOW] = (0, 0, 0)
@@ -45,13 +47,18 @@ class Optimization:
     """How a network is trained."""
 
     epochs: Count = 300
+    """Passes over the images."""
     batch_size: Count = 128
+    """Images a step, of all workers together."""
     optimizer: Literal["adamw", "adam", "sgd"] = "adamw"
+    """sgd is with momentum."""
     lr: float = 1e-3
+    """Learning rate at its highest."""
     weight_decay: float = 0.01
     """Applied to parameters of more than one dimension that are named weights, unless decay_all: not to biases, norms,
     position embeddings, class tokens, bias tables or layer scales."""
     decay_all: bool = False
+    """Whether every parameter decays."""
     momentum: Decay = 0.9
     """SGD's."""
     schedule: Literal["cosine", "linear", "constant", "cosine_drop", "multistep"] = "cosine"
@@ -63,6 +70,7 @@ class Optimization:
     milestones: tuple[float, ...] = ()
     """Shares of all epochs after which a multistep schedule multiplies the learning rate by gamma."""
     gamma: float = 0.1
+    """Factor of the learning rate at each of the milestones."""
     warmup_epochs: CountOrZero = 0
     """Linear from a hundredth of the learning rate."""
     ema: Decay = 0.0
@@ -71,8 +79,8 @@ class Optimization:
     """Parts that a batch is split into for the network's forward: BatchNorm sees a part, the optimiser the batch."""
     evaluate_every: Count = 10
     """Epochs between evaluations; the last is always evaluated."""
-    precision: Precision = "fp32"
-    """Arithmetic of the network; bf16 is autocast, with float32 weights."""
+    precision: Precision = "auto"
+    """Arithmetic of the network; bf16 is autocast, with float32 weights; auto as in recover."""
 
     @property
     def part_size(self) -> int:
@@ -85,6 +93,7 @@ class MoCo:
     """Momentum contrast: an image's two views agree, and differ from those of a queue of other images (MoCo v2)."""
 
     temperature: PositiveFloat = 0.2
+    """What similarities are divided by before their softmax."""
     queue: Count = 65536
     """Views of earlier batches that a view is told from; few images want fewer than there are of them."""
     decay: Share = 0.999
@@ -101,11 +110,16 @@ class SelfSupervision(Optimization, Views):
     method: Literal["none", "moco"] = "none"
     """none: teachers are trained with labels. moco: MoCo v2."""
     epochs: Count = 200
+    """Passes over the images."""
     batch_size: Annotated[int, AtLeast(2)] = 256
+    """Images a step."""
     optimizer: Literal["adamw", "adam", "sgd"] = "sgd"
+    """sgd is with momentum."""
     lr: float = 0.03
+    """Learning rate at its highest."""
     weight_decay: float = 1e-4
     decay_all: bool = True
+    """Whether every parameter decays."""
     accumulate: Count = 1
     """Parts of a batch whose BatchNorms are apart; MoCo's keys are shuffled among them (published: 8, one a GPU)."""
     crop_scale: tuple[float, float] = (0.2, 1.0)
@@ -133,9 +147,13 @@ class Probe(Optimization):
     """
 
     epochs: Count = 100
+    """Passes over the images."""
     batch_size: Count = 256
+    """Images a step."""
     optimizer: Literal["adamw", "adam", "sgd"] = "sgd"
+    """sgd is with momentum."""
     lr: float = 0.1
+    """Learning rate at its highest."""
     weight_decay: float = 0.0
 
 
@@ -166,6 +184,12 @@ class Squeeze(Optimization, Views):
     """Whether BatchNorms see a batch of all ranks, as with train.sync_batch_norm, in teachers trained with `shared`."""
     self_supervision: SelfSupervision = field(default_factory=SelfSupervision)
     probe: Probe = field(default_factory=Probe)
+
+    @property
+    def sources(self) -> dict[str, str]:
+        """The source of each teacher's weights, by its name."""
+        weights = self.weights * len(self.teachers) if len(self.weights) == 1 else self.weights
+        return dict(zip(self.teachers, weights, strict=True)) if self.teachers else {}
 
     def pixel_statistics(self, teacher: int, own: PixelStatistics | None) -> PixelStatistics | None:
         """Mean and deviation for a teacher whose weights say `own`; None: the data set's. Raises ValueError for others
@@ -200,8 +224,8 @@ class Labels(Views):
     """Folder of stored labels: ours (`relabel --store`), or FKD files of published code; empty: labels/ of the run."""
     top_k: CountOrZero = 0
     """Logits that a stored label keeps, the largest ones; 0: all of them."""
-    precision: Precision = "fp32"
-    """Arithmetic of the teachers when they label; bf16: their weights and maps too."""
+    precision: Precision = "auto"
+    """Arithmetic of the teachers when they label; bf16: their weights and maps too; auto as in recover."""
     teachers: tuple[str, ...] = ()
     """Teachers among squeeze.teachers whose labels are averaged; empty: all of them."""
     ensemble: Literal["mean", "norm-equalized"] = "mean"
@@ -218,9 +242,11 @@ class Labels(Views):
     pool: ShareAboveZero = 1.0
     """Share of all batches of views that exist; below 1, epochs draw theirs from the first of them (LPLD's pruning)."""
     mix: Literal["none", "cutmix", "mixup"] = "cutmix"
+    """How a view is mixed with that of another image."""
     mix_alpha: PositiveFloat = 1.0
     """lambda ~ Beta(alpha, alpha)."""
     mix_probability: Share = 1.0
+    """Probability that a batch of views is mixed."""
     tile_shuffle: Annotated[int, Within(1, 64)] = 1
     """Columns, and rows, of tiles an image that are permuted before the crop (RDED)."""
     tile_pick: Annotated[int, Within(1, 64)] = 1
@@ -254,10 +280,13 @@ class Train(Optimization):
     """Students on the condensed set."""
 
     student: str = "torchvision/resnet18"
+    """Network that is trained, named as squeeze.teachers are."""
     loss: Literal["kl", "kl_t2", "mse_ce"] = "kl"
     """kl: KL(teacher || student) at `temperature`; kl_t2: times its square; mse_ce: MSE of logits + ce_weight * CE."""
     temperature: PositiveFloat = 20.0
+    """What logits are divided by before their softmax, in kl and kl_t2."""
     ce_weight: float = 0.1
+    """Weight of the cross-entropy in mse_ce."""
     ce_labels: Literal["mixed", "own"] = "mixed"
     """mse_ce's classes of a mixed view: both by their shares, or the base image's alone as published."""
     seeds: Count = 1

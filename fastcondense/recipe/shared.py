@@ -7,8 +7,11 @@ from typing import Literal
 
 from .bounds import CountOrZero, Share
 
-Precision = Literal["fp32", "tf32", "bf16"]
+Arithmetic = Literal["fp32", "tf32", "bf16"]
 """fp32: IEEE single; tf32: the same, but a GPU's matrix units round their inputs to 10 bits; bf16: weights and maps."""
+
+Precision = Literal["auto", "fp32", "tf32", "bf16"]
+"""auto: bf16 where the device multiplies it natively, else tf32 on a GPU and fp32 on a CPU (recipe/precision.py)."""
 
 Operation = Literal["flip", "brightness", "saturation", "contrast", "crop", "scale", "rotate", "cutout"]
 """An operation of differentiable siamese augmentation (Zhao and Bilen, ICML'21)."""

@@ -24,7 +24,7 @@ from ..teachers.cut import Cut
 from ..teachers.teacher import Teacher
 from ..views.augment import augment, augmentations
 from ..views.tiles import strip_bounds
-from ..workers.background import prepare
+from .background import prepare
 from .engine import Recoverer
 from .recording import SnapshotRecorder
 from .unfinished import State

@@ -41,54 +41,40 @@ def read_real(run: Run) -> RealImages:
 class ByGradients(Recoverer):
     """Gradients that images give a network, matched with those of real ones.
 
-    Losses are those of an iteration, averaged over classes and sweeps: total, 0, total. Raises ValueError if there are
-    subsets and a job has not all classes.
+    The images of a job are float32 [classes, slots, 3, S, S] with pixels in 0 ... 1. Losses are those of an iteration,
+    averaged over classes and sweeps: total, 0, total. real: what to match, if not the run's training images. Raises
+    ValueError if there are subsets and a job has not all classes.
     """
 
-    def __init__(self, run: Run):
+    def __init__(self, run: Run, real: RealImages | None = None):
         super().__init__(run.recipe, run.device)
-        self.run, self.levels = run, functools.partial(torch.clamp, min=0, max=255)
+        self.run, self.settings = run, run.recipe.recover.gradients
+        self.levels = functools.partial(torch.clamp, min=0, max=255)
         with arithmetic(run.recipe.recover.precision):
-            self.real = read_real(run)
+            self.real = real or read_real(run)
 
     def begin(self, job: Job) -> None:
-        num_classes = len(self.run.real.classes)
-        if self.recipe.recover.gradients.subsets and job.num_classes < num_classes:
+        num_classes = len(self.real.members)
+        if self.settings.subsets and job.num_classes < num_classes:
             raise ValueError(
                 f"recover.gradients.subsets needs all {num_classes} classes in a job, which has "
                 f"{job.num_classes}: recover.classes_per_job 0, and a recover.batch_size of all images"
             )
-        self.condensing = Condensing(self.run, self.real, job)
+        self.load(job)
 
-    def advance(self, iteration: int) -> None:
-        self.condensing.iterate(iteration)
-
-    def state(self) -> State:
-        return self.condensing.state()
-
-    def restore(self, tensors: State) -> None:
-        self.condensing.restore(tensors)
-
-    def made(self) -> tuple[Tensor, Tensor, Record]:
-        return 255 * self.condensing.images.flatten(0, 1), self.condensing.losses, Record()
-
-
-class Condensing:
-    """The images of a job, float32 [classes, slots, 3, S, S] with pixels in 0 ... 1, and all that changes with them."""
-
-    def __init__(self, run: Run, real: RealImages, job: Job):
-        recipe, settings = run.recipe, run.recipe.recover.gradients
-        self.run, self.real, self.job, self.settings, self.device = run, real, job, settings, run.device
+    def load(self, job: Job) -> None:
+        """Makes the beginning of a job, of whichever classes."""
+        run, recipe, settings = self.run, self.recipe, self.settings
+        self.job = job
         self.labels = torch.arange(job.first_class, job.first_class + job.num_classes, device=run.device)
         self.formation = Formation(settings, job.num_slots, recipe.dataset.image_size)
-        self.levels = self.formation.levels.to(run.device)
         self.rate = recipe.recover.lr * job.num_slots / 10
         purpose = f"gradients/slot-{job.first_slot}"
         self.order, self.augments, self.picks = (
             Stream(recipe.seed, f"{purpose}/{name}") for name in ("real", "augment", "tiles")
         )
         self.orders: dict[int, tuple[int, np.ndarray]] = {}
-        self.networks = MatchedNetworks(settings, real, run.normalize, recipe.seed, f"{purpose}/networks")
+        self.networks = MatchedNetworks(settings, self.real, run.normalize, recipe.seed, f"{purpose}/networks")
         self.matching = GradientMatching(self.networks.net, settings.metric)
         self.distances = FeatureDistances(self.networks.net, settings.layer) if settings.subsets else None
         self.subset = LearnableSubset(settings.period) if settings.subsets else None
@@ -98,7 +84,7 @@ class Condensing:
         self.iteration = 0
         """The one that is made."""
 
-    def iterate(self, iteration: int) -> None:
+    def advance(self, iteration: int) -> None:
         """An outer iteration: a network, and `inner` sweeps over the classes (spec 5.1 and 5.2)."""
         settings, self.iteration = self.settings, iteration
         self.images.clamp_(0, 1)
@@ -122,22 +108,18 @@ class Condensing:
         self.losses[iteration] = torch.tensor([mean_loss, 0.0, mean_loss])
 
     def state(self) -> State:
-        """All that iterations have changed, not copied; the state of the subset as JSON."""
-        subset = json.dumps(self.subset and self.subset.state()).encode()
-        return {
-            "images": self.images,
-            "velocity": self.velocity,
-            "losses": self.losses,
-            "subset": torch.tensor(list(subset), dtype=torch.uint8),
-        }
+        subset = json.dumps(self.subset and vars(self.subset)).encode()
+        tensors = {"images": self.images, "velocity": self.velocity, "losses": self.losses}
+        return tensors | {"subset": torch.tensor(list(subset), dtype=torch.uint8)}
 
     def restore(self, tensors: State) -> None:
-        """Goes on, in place, from that state."""
         for name, mine in (("images", self.images), ("velocity", self.velocity), ("losses", self.losses)):
             mine.copy_(tensors[name])
         if self.subset is not None:
-            state = json.loads(bytes(tensors["subset"].tolist()))
-            self.subset = LearnableSubset.restored(self.settings.period, state)
+            self.subset = LearnableSubset.restored(json.loads(bytes(tensors["subset"].tolist())))
+
+    def made(self) -> tuple[Tensor, Tensor, Record]:
+        return 255 * self.images.flatten(0, 1), self.losses, Record()
 
     def _step(self, row: int, sweep: int, is_measured: bool) -> tuple[Tensor, Tensor]:
         """A class's step; returns its loss, and the feature distances of its subsets, 0 if they are not measured."""
@@ -158,7 +140,7 @@ class Condensing:
         groups, terms, live = self._groups(label, number, size, frozen)
         distances = torch.zeros(self.job.num_slots - 1, device=self.device)
         if is_measured and self.distances is not None:
-            distances = self.distances(real, tiles.detach(), self.levels, self.job.num_slots)
+            distances = self.distances(real, tiles.detach(), self.formation.levels.to(self.device), self.job.num_slots)
         parts = [(tiles if at in live else tiles.detach())[ids] for at, ids in enumerate(groups)]
         loss = self.matching(real, parts, self.labels[row : row + 1], terms)
         (gradient,) = torch.autograd.grad(loss, images)
@@ -221,7 +203,7 @@ class Condensing:
 
     def _initial(self) -> Tensor:
         """Mosaics of each class's first or random images, [classes, slots, 3, S, S]."""
-        recipe, job, settings = self.run.recipe, self.job, self.settings
+        recipe, job, settings = self.recipe, self.job, self.settings
         count = job.num_slots * settings.factor**2
         stream, classes = Stream(recipe.seed, "gradients/initial"), self.labels.tolist()
         made = []

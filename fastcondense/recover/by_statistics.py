@@ -20,7 +20,7 @@ from ..sets.record import Record
 from ..statistics.matching import Matching, layer_weights
 from ..teachers.moments import Moments
 from ..teachers.teacher import Teacher
-from ..workers.background import prepare
+from .background import prepare
 from .canvas import Canvas, resized
 from .engine import Recoverer
 from .recording import JobRecorder
@@ -53,7 +53,10 @@ class RecoverStep:
         self.initial = torch.empty(job.num_images, 3, *2 * (recipe.dataset.image_size,), device=device)
         self.wanted = [teacher.outputs[job.classes().to(device)] for teacher in teachers]
         targets = [list(zip(recover.target_weights, self._targets(teacher, job), strict=True)) for teacher in teachers]
-        self.matching = [self._matching(teacher, sets) for teacher, sets in zip(teachers, targets, strict=True)]
+        self.matching = [
+            Matching(sets, layer_weights(len(one.layers), device), recover.statistics_ema, recover.ema_start)
+            for one, sets in zip(teachers, targets, strict=True)
+        ]
         self.own_loss = own_loss(recover.loss) if recover.loss else None
         self.live = [live.to(device) for live in self._live(job)]
         self.low, self.high = Normalization.of(recipe.dataset, device).range()
@@ -64,15 +67,6 @@ class RecoverStep:
         self.updates = torch.zeros(1, device=device)
         """Number of the optimiser's updates since the stage began."""
         self.load(job)
-
-    def _matching(self, teacher: Teacher, target_sets: Sequence[tuple[float, Moments]]) -> Matching:
-        recover = self.recover
-        return Matching(
-            target_sets,
-            layer_weights(len(teacher.layers), self.device),
-            ema=recover.statistics_ema,
-            ema_start=recover.ema_start,
-        )
 
     @property
     def images(self) -> Tensor:

@@ -9,7 +9,7 @@ from typing import Any
 
 @dataclass
 class LearnableSubset:
-    """The subset of all classes: a state that a run goes on from.
+    """The subset of all classes: its fields, which JSON can hold, are a state that a run goes on from.
 
     Sizes are 1 ... K - 1, as many as there are distances. Iterations are counted from 0.
     """
@@ -48,16 +48,7 @@ class LearnableSubset:
         self.ends[self.size] = iteration + 1 + self.period
         self.distances = list(distances)
 
-    def state(self) -> dict[str, Any]:
-        """A JSON-like tree, for `restored`."""
-        return {
-            "size": self.size,
-            "learned": self.learned,
-            "ends": list(self.ends.items()),
-            "distances": self.distances,
-        }
-
     @staticmethod
-    def restored(period: int, state: dict[str, Any]) -> LearnableSubset:
-        ends = {int(size): int(end) for size, end in state["ends"]}
-        return LearnableSubset(period, state["size"], list(state["learned"]), ends, list(state["distances"]))
+    def restored(fields: dict[str, Any]) -> LearnableSubset:
+        """The subset whose fields went through JSON, where keys become texts."""
+        return LearnableSubset(**fields | {"ends": {int(size): end for size, end in fields["ends"].items()}})

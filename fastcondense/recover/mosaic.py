@@ -7,8 +7,6 @@ set goes on from it; the crops themselves are read from the data again when a jo
 from __future__ import annotations
 
 import dataclasses
-import hashlib
-import json
 from collections.abc import Iterator, Sequence
 from pathlib import Path
 
@@ -20,6 +18,7 @@ from torch.nn import functional as F
 from ..data.jobs import Job
 from ..data.real import square_batches, window_batches
 from ..devices import stopwatch
+from ..files import tree_sha256
 from ..loaders.source import Windowed
 from ..networks.precision import arithmetic
 from ..recipe.recover import Initial
@@ -250,8 +249,7 @@ def _folder(run: Run, teachers: Sequence[Teacher]) -> Path:
         "observers": {teacher.name: teacher.sha256 for teacher in observers},
         "initial": {k: v for k, v in initial.items() if k not in ("kind", "space", "teachers", "layout", "resize")},
     }
-    digest = hashlib.sha256(json.dumps(identity, sort_keys=True).encode()).hexdigest()
-    return run.out / f"initial-{digest[:8]}"
+    return run.out / f"initial-{tree_sha256(identity)[:8]}"
 
 
 def _path(folder: Path, label: int) -> Path:

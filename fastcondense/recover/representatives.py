@@ -7,8 +7,6 @@ It is kept in the run's folder, as far as it was needed.
 from __future__ import annotations
 
 import dataclasses
-import hashlib
-import json
 from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
@@ -19,6 +17,7 @@ import torch
 from torch import Tensor
 
 from ..data.real import square_batches
+from ..files import tree_sha256
 from ..networks.precision import arithmetic
 from ..run import Run
 from ..teachers.cut import penultimate
@@ -127,5 +126,4 @@ def _folder(run: Run, rule: Rule) -> Path:
         "rule": rule.kind,
         "teacher": None if rule.teacher is None else [rule.teacher.name, rule.teacher.sha256],
     }
-    digest = hashlib.sha256(json.dumps(identity, sort_keys=True).encode()).hexdigest()
-    return run.out / f"initial-{digest[:8]}"
+    return run.out / f"initial-{tree_sha256(identity)[:8]}"

@@ -4,13 +4,11 @@ from __future__ import annotations
 
 import contextlib
 import functools
-import hashlib
-import json
 from dataclasses import replace
 
 from ..data.jobs import Job, jobs
 from ..devices import stopwatch, versions
-from ..files import write_json
+from ..files import tree_sha256, write_json
 from ..networks.precision import one_thread
 from ..records import read_manifest
 from ..run import Run
@@ -20,10 +18,10 @@ from ..statistics import pruning, targets
 from ..teachers.kept import chosen
 from ..teachers.teacher import Teacher
 from ..tensor_files import read_metadata, read_tensors
-from ..workers.background import Writer, beside
 from ..workers.distributed import rank
 from ..workers.work import Items, shared
 from . import initial
+from .background import Writer, beside
 from .by_features import ByFeatures
 from .by_gradients import ByGradients
 from .by_statistics import ByStatistics
@@ -48,7 +46,7 @@ def recover(run: Run, teachers: list[Teacher]) -> None:
         "teachers": {teacher.name: teacher.sha256 for teacher in teachers},
     }
     begun_with = open_folder(folder, manifest, versions())
-    made = Made(run, hashlib.sha256(json.dumps(manifest, sort_keys=True).encode()).hexdigest())
+    made = Made(run, tree_sha256(manifest))
     everything = jobs(recipe, len(run.real.classes))
     if rank() == 0:
         made.drop_damaged(everything)
@@ -84,7 +82,7 @@ def _recover(run: Run, teachers: list[Teacher], made: Made, everything: list[Job
     with Writer() as writer:
         work = Items("jobs", folder, everything, made.is_finished, writer.settle)
         for job, ahead in shared(run.log, "recover", work):
-            unfinished = Unfinished.of(folder, job, made.identity, run.log.say)
+            unfinished = Unfinished(folder, job, made.identity, run.log.say)
             run.log.event("working", job=job.index)
             with stopwatch(run.device) as watch:
                 recovered = recover_job(job, unfinished, ahead)

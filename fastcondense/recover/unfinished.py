@@ -5,7 +5,6 @@ from __future__ import annotations
 import time
 from collections import deque
 from collections.abc import Callable, Iterator, Mapping
-from dataclasses import dataclass, field
 from pathlib import Path
 
 import torch
@@ -20,31 +19,16 @@ _IN_FLIGHT = 16  # iterations that the host may be ahead of a GPU: enough to kee
 State = dict[str, Tensor]
 
 
-def _say_nothing(_: str) -> None:
-    pass
-
-
-def unfinished_path(folder: Path, job: int) -> Path:
-    """The file that keeps the state of a job until the job is finished."""
-    return folder / f"unfinished-{job:05d}.safetensors"
-
-
-@dataclass
 class Unfinished:
-    """The file of a job's state. Two workers may write it, if one was taken for lost: both states are of the same way.
+    """The file that keeps the state of a job until it is finished. Two workers may write it, if one was taken for lost:
+    both states are of the same way.
 
-    identity: of all that decides the images, but for the job.
+    identity: of all that decides the images, but for the job. say: is told how far the job is whenever that is written.
     """
 
-    path: Path
-    identity: str
-    say: Callable[[str], None] = _say_nothing
-    """Function that is told how far the job is whenever that is written."""
-    said_at: float = field(default_factory=time.monotonic)
-
-    @staticmethod
-    def of(folder: Path, job: Job, identity: str, say: Callable[[str], None] = _say_nothing) -> Unfinished:
-        return Unfinished(unfinished_path(folder, job.index), identity, say)
+    def __init__(self, folder: Path, job: Job, identity: str, say: Callable[[str], None] = lambda _text: None):
+        self.path = folder / f"unfinished-{job.index:05d}.safetensors"
+        self.identity, self.say, self.said_at = identity, say, time.monotonic()
 
     def is_due(self) -> bool:
         """Whether the state should be written after this iteration."""

@@ -2,12 +2,13 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Annotated, Any
 
 import tyro
+from rich.table import Table
 
 from ..files import write_atomic
 from ..log import Log
@@ -47,8 +48,8 @@ class Compared:
     contents: Contents
 
 
-def compare(options: CompareOptions, log: Log) -> None:
-    """Prints the table of all evaluations of the sets, and writes the page. Raises ValueError for fewer than two."""
+def compare(options: CompareOptions, log: Log) -> Iterator[Table]:
+    """Yields the table of all evaluations of the sets, and writes the page. Raises ValueError for fewer than two."""
     if len(options.sets) < 2:
         raise ValueError(f"compare needs two sets or more, folders of runs or bundles, got {len(options.sets)}")
     names = names_of(options.sets)
@@ -57,7 +58,7 @@ def compare(options: CompareOptions, log: Log) -> None:
         for name, path in zip(names, options.sets, strict=True)
     ]
     head, rows = score_table(sets)
-    log.console.print(plain_table("condensed sets side by side", head, rows, caption="\n".join(remarks(sets))))
+    yield plain_table("condensed sets side by side", head, rows, caption="\n".join(remarks(sets)))
     write_atomic(options.out, page(sets).encode(errors="replace"))
     log.say(f"compare: {options.out}")
 

@@ -16,6 +16,7 @@ from torch import Tensor
 from .. import vision
 from ..data.real import squares
 from ..log import read_events
+from ..recipe.evaluation import PARTS, with_evaluation
 from ..records import Environment, Kind, Origin, RankedScores, Replay, Result, SizeCurve, read_checked, read_manifest
 from ..recover.stage import made_jobs
 from ..rng import Stream
@@ -155,10 +156,10 @@ def _others(run: Run, results: Sequence[Result]) -> dict[str, list[Student]]:
     for result in results:
         if result["recipe_sha256"] == run.recipe.sha256():
             continue
-        changes = changes_in_words(result["settings"], run.recipe.evaluation())
+        changes = changes_in_words(result["settings"], run.recipe.parts(*PARTS))
         name = f"{short(result['student'])}, {result['epochs']} epochs" + f", {changes}" * bool(changes)
         other = copy.copy(run)
-        other.recipe = run.recipe.with_evaluation(result["settings"])
+        other.recipe = with_evaluation(run.recipe, result["settings"])
         found[name] = [*found.get(name, []), *_finished(other, CONDENSED)]
     return {name: some for name, some in found.items() if some}
 

@@ -44,6 +44,7 @@ from ..teachers.kept import read_teacher, teacher_path
 from ..tensor_files import read_tensors, write_tensors
 from . import sealed_zip
 from .condensed import CondensedSet, digests, read_set, write_shard
+from .encoded import encode
 from .results import in_order, read_results
 from .sealed_zip import SealedReader
 
@@ -214,17 +215,9 @@ def _weights_name(teacher: str) -> str:
 
 
 def _pngs(condensed: CondensedSet) -> Iterator[tuple[str, bytes]]:
-    """Names and PNG files of all images, encoded by several threads, one class in memory at a time."""
-
-    def encode(pixels: Tensor) -> bytes:
-        file = io.BytesIO()
-        Image.fromarray(np.ascontiguousarray(pixels.permute(1, 2, 0).numpy())).save(file, "PNG")
-        return file.getvalue()
-
-    with ThreadPoolExecutor(_WORKERS) as threads:
-        for label in range(len(condensed.classes)):
-            for slot, data in enumerate(threads.map(encode, condensed.of_class(label))):
-                yield _image_name(condensed.classes, label, slot), data
+    """Names and PNG files of all images."""
+    for row, file in enumerate(encode(condensed, range(condensed.num_images), jpeg=0)):
+        yield _image_name(condensed.classes, *divmod(row, condensed.ipc)), file.data
 
 
 def _network(metadata: TeacherMetadata) -> Network:

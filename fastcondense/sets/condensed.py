@@ -55,10 +55,7 @@ class CondensedSet:
         """The first images of each class. Raises ValueError if there are fewer."""
         if ipc > self.ipc:
             raise ValueError(f"the set has {self.ipc} images of each class, {ipc} are wanted")
-        if isinstance(self._images, Tensor):
-            return CondensedSet(self._images[:, :ipc], self.classes)
-        labels, slots = torch.meshgrid(torch.arange(len(self.classes)), torch.arange(ipc), indexing="ij")
-        return CondensedSet(self._some(labels, slots), self.classes)
+        return self if ipc == self.ipc else CondensedSet(self._corner(len(self.classes), ipc), self.classes)
 
     def flat(self) -> tuple[Tensor, Tensor]:
         """Images uint8 [classes * ipc, 3, S, S] and labels int64, class by class."""
@@ -75,10 +72,11 @@ class CondensedSet:
 
     def corner(self, num_classes: int, num_slots: int) -> Tensor:
         """The first slots of the first classes, at most so many: uint8 [m, n, 3, S, S]; no others are read."""
-        labels, slots = torch.meshgrid(
-            torch.arange(min(num_classes, len(self.classes))), torch.arange(min(num_slots, self.ipc)), indexing="ij"
-        )
-        return _read(self._some(labels, slots))
+        return _read(self._corner(min(num_classes, len(self.classes)), min(num_slots, self.ipc)))
+
+    def _corner(self, num_classes: int, num_slots: int) -> Tensor | StoredImages:
+        labels, slots = torch.meshgrid(torch.arange(num_classes), torch.arange(num_slots), indexing="ij")
+        return self._some(labels, slots)
 
     def _some(self, labels: Tensor, slots: Tensor) -> Tensor | StoredImages:
         images = self._images
@@ -93,6 +91,14 @@ def digests(condensed: CondensedSet) -> list[str]:
     """SHA-256 of the pixels of each class, in class order."""
     classes = range(len(condensed.classes))
     return [hashlib.sha256(condensed.of_class(label).contiguous().numpy().data).hexdigest() for label in classes]
+
+
+def images_sha256(condensed: CondensedSet) -> str:
+    """SHA-256 of all pixels, in the order of the classes and slots."""
+    digest = hashlib.sha256()
+    for label in range(len(condensed.classes)):
+        digest.update(condensed.of_class(label).contiguous().numpy().data)
+    return digest.hexdigest()
 
 
 def open_folder(folder: Path, manifest: Mapping[str, Any], versions: dict[str, str]) -> dict[str, str]:

@@ -8,7 +8,6 @@ from __future__ import annotations
 
 import difflib
 import functools
-import hashlib
 import re
 from collections import Counter
 from collections.abc import Iterator, Sequence
@@ -18,15 +17,14 @@ from pathlib import Path
 
 import numpy as np
 import torch
-from torch import Tensor
 
 from .. import vision
 from ..files import read_json
-from ..loaders.class_folders import index_classes
+from ..loaders.class_folders import has_images, index_classes
 from ..loaders.folder import ImageFile
 from ..recipe.settings import Dataset
 from . import parquet_sets, tensor_sets
-from .condensed import CondensedSet
+from .condensed import CondensedSet, images_sha256
 from .listing import Listing, Picture, decode
 
 CLASSES_FILE = "classes.json"
@@ -82,18 +80,14 @@ def read_published(path: Path, classes: Sequence[str], ipc: int, dataset: Datase
         images[picture.place] = picture.pixels
         formats[picture.format] += 1
     how = ", ".join(f"{count} {name}" if len(formats) > 1 else name for name, count in formats.most_common())
+    condensed = CondensedSet(images.view(len(classes), ipc, 3, size, size), tuple(classes))
     return PublishedSet(
         path,
-        CondensedSet(images.view(len(classes), ipc, 3, size, size), tuple(classes)),
+        condensed,
         f"{listing.layout}, {how}" + ", which is lossy" * ("JPEG" in formats),
-        pixels_sha256(images),
+        images_sha256(condensed),
         (*listing.said, *said),
     )
-
-
-def pixels_sha256(images: Tensor) -> str:
-    """Hash of uint8 images, class by class."""
-    return hashlib.sha256(images.contiguous().numpy().data).hexdigest()
 
 
 def list_images(path: Path, num_classes: int, dataset: Dataset) -> Listing:
@@ -113,7 +107,9 @@ def list_images(path: Path, num_classes: int, dataset: Dataset) -> Listing:
 
 def _list_folder(root: Path, workers: int) -> Listing:
     """root/<class>/<image>, or root/train/<class>/<image>. Folders are numbers or names; classes.json renames them."""
-    inside = root / "train" if (root / "train").is_dir() else root
+    inside = root / "train"
+    if not inside.is_dir() or has_images(inside):  # a class may be called train
+        inside = root
     found = index_classes(inside)
     files, labels, folders = found.files, found.labels, found.classes
     names, layout, stated = folders, "folders of class names", _stated(files, labels, folders)

@@ -7,7 +7,8 @@ from pathlib import Path
 from typing import Any
 
 from ..files import slug, write_json
-from ..recipe.recipe import EVALUATION_PARTS, Recipe
+from ..recipe.evaluation import PARTS, sha256_with
+from ..recipe.recipe import Recipe
 from ..records import Result, check_result, parse_json
 from .imported import read_origin
 
@@ -45,7 +46,7 @@ def read_results(out: Path, recipe: Recipe) -> list[Result]:
 def is_of(result: Result, recipe: Recipe) -> bool:
     """Whether the result is an evaluation of the images that `recipe` makes: all other settings are the same."""
     settings = result["settings"]
-    return settings.keys() == set(EVALUATION_PARTS) and recipe.sha256_with(settings) == result["recipe_sha256"]
+    return settings.keys() == set(PARTS) and sha256_with(recipe, settings) == result["recipe_sha256"]
 
 
 def in_order(results: Iterable[Result], recipe: Recipe) -> list[Result]:

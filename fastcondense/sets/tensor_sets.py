@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import re
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
@@ -15,8 +16,9 @@ from torch import Tensor
 from ..data.arrays import checked_labels
 from ..data.real import Normalization
 from ..files import read_json
-from ..loaders.reading import reading
-from ..recipe.settings import Dataset
+from ..loaders.reading import naming, reading
+from ..recipe.settings import Dataset, PixelStatistics
+from ..records import parse_json
 from ..tensor_files import read_checkpoint, read_tensors, write_tensors
 from .condensed import CondensedSet
 from .listing import Listing, Picture, numbers_as_names
@@ -29,6 +31,8 @@ _BESIDE = frozenset(("label", "labels", "lr", "lrs", "softlabels"))
 """Words in the names of files that lie beside images."""
 ABOUT = "ddranking.json"
 """File in which our export for DD-Ranking describes its tensors: classes in their order, mean and deviation."""
+_STATISTICS = "pixel_statistics"
+"""Key under which our own exports say by which mean and deviation they are normalised."""
 _UNIT = (-0.25, 1.25)
 """Images of [0, 1] that were optimised without a bound; normalised ones go far beyond."""
 _MOST_CLAMPED = 0.2
@@ -42,6 +46,8 @@ class _Found:
     images: Tensor
     labels: Tensor | None = None
     classes: tuple[str, ...] | None = None
+    pixel_statistics: PixelStatistics | None = None
+    """Mean and deviation that the images are normalised by, as the file says."""
 
 
 def find(path: Path) -> list[Path]:
@@ -61,7 +67,10 @@ def _check_parts(parts: Sequence[_Found], files: Sequence[Path], num_classes: in
     if len(parts) == 1:
         return
     listed = ", ".join(file.name for file in files[:3]) + f" and {len(files) - 3} more" * (len(files) > 3)
-    kinds = {(part.images.shape[1:], part.images.dtype, part.labels is None, part.classes) for part in parts}
+    kinds = {
+        (part.images.shape[1:], part.images.dtype, part.labels is None, part.classes, part.pixel_statistics)
+        for part in parts
+    }
     if len(kinds) > 1:
         raise ValueError(f"{files[0].parent}: {listed} do not belong together: their shapes, types or classes differ")
     has_count, given = "-of-" in files[0].stem, [part.labels for part in parts if part.labels is not None]
@@ -96,9 +105,10 @@ def _listed(files: Sequence[Path], num_classes: int, dataset: Dataset) -> Listin
     _check_parts(parts, files, num_classes)
     about = files[0].with_name(ABOUT)
     beside = read_json(about) if about.is_file() and len(files) == 1 else {}
-    if "mean" in beside and "std" in beside:
-        dataset = replace(dataset, mean=tuple(beside["mean"]), std=tuple(beside["std"]))
-    images, said = to_pixels(torch.cat([part.images for part in parts]), dataset, files[0])
+    stated = parts[0].pixel_statistics
+    if {"mean", "std"} <= beside.keys():
+        stated = _pixel_statistics([beside["mean"], beside["std"]], about)
+    images, said = to_pixels(torch.cat([part.images for part in parts]), dataset, files[0], stated)
     if parts[0].labels is None:
         if len(images) % num_classes:
             raise ValueError(f"{files[0]} has no labels, and its {len(images)} images are not of {num_classes} classes")
@@ -126,10 +136,13 @@ def _listed(files: Sequence[Path], num_classes: int, dataset: Dataset) -> Listin
     return Listing(f"tensors ({', '.join(file.name for file in files)})", names, numbers, read, said, given is None)
 
 
-def to_pixels(images: Tensor, dataset: Dataset, path: Path) -> tuple[Tensor, tuple[str, ...]]:
+def to_pixels(
+    images: Tensor, dataset: Dataset, path: Path, stated: PixelStatistics | None = None
+) -> tuple[Tensor, tuple[str, ...]]:
     """uint8 images of any usual values, and what was done; rounded, not truncated.
 
-    Raises ValueError for values that are no pixels, in [0, 255] or [0, 1], nor normalised ones.
+    stated: mean and deviation that they are normalised by, if that is known. Raises ValueError for values that are no
+    pixels, in [0, 255] or [0, 1], nor normalised ones.
     """
     if images.dtype == torch.uint8:
         return images, ()
@@ -138,25 +151,37 @@ def to_pixels(images: Tensor, dataset: Dataset, path: Path) -> tuple[Tensor, tup
         raise ValueError(f"{path} has values that are not finite")
     low, high = float(values.min()), float(values.max())
     where = f"values from {low:.3g} to {high:.3g}"
-    if not images.is_floating_point() or (low >= 0 and high > 8):
+    if not images.is_floating_point() or (stated is None and low >= 0 and high > 8):
         if low < 0 or high > 255:
             raise ValueError(f"{path} has {where}, which are no pixels")
         return values.round().to(torch.uint8), (f"{where}: taken as pixels in [0, 255]",)
-    if _UNIT[0] <= low and high <= _UNIT[1]:
+    if stated is None and _UNIT[0] <= low and high <= _UNIT[1]:
         share = float(((values < 0) | (values > 1)).float().mean())
         text = f"{where}: taken as pixels in [0, 1]{_clamped(share)}"
         return (255 * values).clamp(0, 255).round().to(torch.uint8), (text,)
-    normalize = Normalization.of(dataset, torch.device("cpu"))
+    mean, std = stated or (dataset.mean, dataset.std)
+    normalize = Normalization.of(replace(dataset, mean=mean, std=std), torch.device("cpu"))
     black, white = (bound[:, None, None] for bound in normalize.range())
     step = (white - black) / 255
     share = float(((values < black - step / 2) | (values > white + step / 2)).float().mean())
     if share > _MOST_CLAMPED:
         raise ValueError(
             f"{path} has {where}, {100 * share:.0f} % of them beyond black and white: they were not normalised by "
-            "dataset.mean and dataset.std (whitened images cannot be read)"
+            f"{'the mean and std that it states' if stated else 'dataset.mean and dataset.std'} (whitened images "
+            "cannot be read)"
         )
-    text = f"{where}: taken as normalised by mean {dataset.mean} and deviation {dataset.std}{_clamped(share)}"
+    text = f"{where}: taken as normalised by mean {mean} and deviation {std}{_clamped(share)}"
     return normalize.pixels(values.float()), (text,)
+
+
+def _pixel_statistics(stated: Any, path: Path) -> PixelStatistics:
+    """A stated mean and deviation. Raises ValueError if they are others than three finite numbers each, the latter
+    above 0."""
+    with naming(path):
+        mean, std = np.array(stated, dtype=np.float64).reshape(2, 3).tolist()
+        if min(std) <= 0 or not np.isfinite(mean + std).all():
+            raise ValueError(f"mean {mean} and deviation {std} are no pixels'")
+    return (mean[0], mean[1], mean[2]), (std[0], std[1], std[2])
 
 
 def _clamped(share: float) -> str:
@@ -172,7 +197,7 @@ def _read(file: Path) -> _Found:
             labels = next((labels[key] for key in _LABELS if key in labels), None)
         if not isinstance(labels, Tensor):
             raise ValueError(f"{partner} holds no tensor of labels")
-        found = _Found(found.images, labels, found.classes)
+        found = replace(found, labels=labels)
     images, labels = found.images, found.labels
     if images.dim() == 5:  # [classes, ipc, 3, S, S]
         if labels is None:
@@ -182,15 +207,18 @@ def _read(file: Path) -> _Found:
         images = images.permute(0, 3, 1, 2)
     if images.dim() != 4 or images.shape[1] != 3 or not len(images):
         raise ValueError(f"{file} needs images [N, 3, H, W], got {tuple(found.images.shape)}")
-    return _Found(images.detach(), labels, found.classes)
+    return replace(found, images=images.detach(), labels=labels)
 
 
 def _load(file: Path) -> Any:
-    """The content of the file; classes of our own safetensors files are beside the tensors."""
+    """The content of the file; what our own safetensors files say is beside the tensors."""
     if file.suffix.lower() != ".safetensors":
         return read_checkpoint(file)
     tensors, metadata = read_tensors(file)
-    return {**tensors, **({"classes": metadata["classes"].split("\n")} if "classes" in metadata else {})}
+    said: dict[str, Any] = {"classes": metadata["classes"].split("\n")} if "classes" in metadata else {}
+    if _STATISTICS in metadata:
+        said[_STATISTICS] = parse_json(metadata[_STATISTICS], file)
+    return {**tensors, **said}
 
 
 def _found(loaded: Any, file: Path) -> _Found:
@@ -202,24 +230,28 @@ def _found(loaded: Any, file: Path) -> _Found:
         images = next((loaded[key] for key in _IMAGES if isinstance(loaded.get(key), Tensor)), None)
         labels = next((loaded[key] for key in _LABELS if isinstance(loaded.get(key), Tensor)), None)
         classes = tuple(str(name) for name in names) if isinstance(names, list | tuple) else None
+        statistics = _pixel_statistics(loaded[_STATISTICS], file) if _STATISTICS in loaded else None
     else:
         pair = loaded if isinstance(loaded, list | tuple) and len(loaded) == 2 else (loaded, None)
-        (images, labels), classes = pair, None
+        (images, labels), classes, statistics = pair, None, None
     if not isinstance(images, Tensor) or not isinstance(labels, Tensor | None):
         what = ", ".join(map(str, loaded)) if isinstance(loaded, Mapping) else type(loaded).__name__
         raise ValueError(f"{file} holds no images and labels as tensors, but {what:.80}")
-    return _Found(images, labels, classes)
+    return _Found(images, labels, classes, statistics)
 
 
 # --- writing ---------------------------------------------------------------------------------------------------------
 
 
 def write_image_tensors(condensed: CondensedSet, folder: Path, dataset: Dataset) -> list[Path]:
-    """condensed.pt and condensed.safetensors: images float32 [N, 3, S, S] normalised, labels int64 [N], class names."""
+    """condensed.pt and condensed.safetensors: images float32 [N, 3, S, S] normalised, by which mean and deviation,
+    labels int64 [N], class names."""
     pixels, labels = condensed.flat()
     images = Normalization.of(dataset, torch.device("cpu"))(pixels).contiguous()
     paths = [folder / "condensed.pt", folder / "condensed.safetensors"]
     folder.mkdir(parents=True, exist_ok=True)
-    torch.save({"images": images, "labels": labels, "classes": list(condensed.classes)}, paths[0])
-    write_tensors(paths[1], {"images": images, "labels": labels}, {"classes": "\n".join(condensed.classes)})
+    classes, statistics = list(condensed.classes), [list(dataset.mean), list(dataset.std)]
+    torch.save({"images": images, "labels": labels, "classes": classes, _STATISTICS: statistics}, paths[0])
+    said = {"classes": "\n".join(classes), _STATISTICS: json.dumps(statistics)}
+    write_tensors(paths[1], {"images": images, "labels": labels}, said)
     return paths

@@ -102,7 +102,10 @@ def _moved_by_halves(
     # groups were chosen by all images, so of their sum nothing follows, but of the sum over all classes
     if not groups or min(min(chances) * len(groups), _by_chance(int(gained.sum()), int(lost.sum()))) >= _SURE:
         return []
-    return sorted(k for group, chance in zip(groups, chances, strict=True) if chance < _LIKELY for k in group)
+    likely = [group for group, chance in zip(groups, chances, strict=True) if chance < _LIKELY]
+    # of two images a class no single exchange is likely, but all of them together are: then those that gain are named
+    named = likely or [group for group, (gains, losses) in zip(groups, counts, strict=True) if gains > losses]
+    return sorted(k for group in named for k in group)
 
 
 def _by_chance(gains: int, losses: int) -> float:
@@ -112,19 +115,17 @@ def _by_chance(gains: int, losses: int) -> float:
 
 def _groups(own: np.ndarray, best: np.ndarray) -> list[list[int]]:
     """The classes whose outputs differ between two orders, those that pass outputs on to each other together."""
+    from scipy.sparse import coo_array  # a part of scipy that few runs need
+    from scipy.sparse.csgraph import connected_components
+
     class_of = {output: k for k, output in enumerate(own.tolist())}
-    left = {k for k in range(len(own)) if own[k] != best[k]}
-    groups = []
-    while left:
-        group = [min(left)]
-        while (following := class_of.get(int(best[group[-1]]))) is not None and following != group[0]:
-            group.append(following)
-        taker = {int(best[k]): k for k in left}
-        while (before := taker.get(int(own[group[0]]))) is not None and before not in group:
-            group.insert(0, before)
-        left -= set(group)
-        groups.append(group)
-    return groups
+    moved = np.flatnonzero(own != best)
+    passed = np.array([(k, class_of.get(output, k)) for k, output in zip(moved, best[moved].tolist(), strict=True)])
+    if not len(moved):
+        return []
+    graph = coo_array((np.ones(len(passed)), passed.T), shape=(len(own), len(own)))
+    group_of = connected_components(graph, directed=False)[1][moved]
+    return [moved[group_of == group].tolist() for group in np.unique(group_of)]
 
 
 def _moved_by_one_image(
@@ -218,7 +219,10 @@ def check_gate(
     message = f"teacher {teacher.name} is at chance: {hits} of {len(labels)} real images of {num_classes} classes right"
     if name and not is_chance(better, count, num_classes):
         raise ValueError(f"{message}. Likeliest cause: preprocessing. {advice} (squeeze.normalization)")
-    raise ValueError(f"{message}. No class order and no usual preprocessing mends it: untrained or wrong weights")
+    raise ValueError(
+        f"{message}, and {order.best_hits} in the class order that fits best, which proves nothing. No usual "
+        "preprocessing mends it: untrained or wrong weights, or wrong squeeze.classes_file"
+    )
 
 
 def _normalization(mean: Sequence[float], std: Sequence[float], device: torch.device) -> Normalization:

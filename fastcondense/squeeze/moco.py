@@ -2,11 +2,13 @@
 
 from __future__ import annotations
 
+import copy
+
 import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from ..networks.encoders import encode, feature_size, follow, momentum_copy
+from ..networks.encoders import encode, feature_size, follow
 from ..recipe.settings import MoCo
 
 _FEATURES = 128  # length of the vectors that are compared, MoCo's
@@ -41,7 +43,7 @@ class MomentumContrast(nn.Module):
         size = feature_size(net, classifier)
         head = nn.Sequential(nn.Linear(size, size), nn.ReLU(), nn.Linear(size, _FEATURES))
         net.set_submodule(classifier, head)
-        self.query, self.key = net, momentum_copy(net)
+        self.query, self.key = net, copy.deepcopy(net).requires_grad_(False)
         self.settings, self.parts = settings, parts
         self.register_buffer("queue", F.normalize(torch.randn(settings.queue, _FEATURES)))
         self.register_buffer("oldest", torch.zeros((), dtype=torch.int64))

@@ -71,9 +71,7 @@ def train_probe(run: Run, net: nn.Module, classifier: str, number: int, checkpoi
         lambda epochs: run.log.track(epochs, what),
     )
     assert isinstance(fitted, FrozenBackbone)
-    for parameter in fitted.net.parameters():
-        parameter.requires_grad_()
-    return fitted.net.cpu()
+    return fitted.net.requires_grad_().cpu()
 
 
 def read_probe(loaded: Any, path: Path, features: int) -> nn.Linear:

@@ -54,6 +54,4 @@ def pretrain(run: Run, net: nn.Module, number: int, architecture: str, checkpoin
     assert isinstance(trained, MomentumContrast)
     kept = trained.query
     kept.set_submodule(classifier, untrained)
-    for parameter in kept.parameters():
-        parameter.requires_grad_()
-    return kept.cpu()
+    return kept.requires_grad_().cpu()

@@ -13,7 +13,7 @@ from typing import Any
 
 from torch import Tensor
 
-from ..teachers.teacher import state_dict
+from ..teachers.teacher import check_state, state_dict
 
 _WRAPPERS = ("module", "_orig_mod", "model", "net")
 _PRETRAINING = ("encoder_q", "base_encoder")  # what stands in their classifier's place is a projector
@@ -80,7 +80,11 @@ def import_backbone(loaded: Any, wanted: Mapping[str, Tensor], classifier: str, 
             unexpected.append(name)
     is_whole = {name for name in wanted if _is_below(name, classifier)} <= taken.keys()
     report = _report(_kind(state, prefix, classifier, container), prefix, len(taken), container, dropped)
-    _check(taken, wanted, backbone, unexpected, f"checkpoint {path}", report)
+    missing = [name for name in backbone if name not in taken and not name.endswith("num_batches_tracked")]
+    if missing and all(name.endswith(("running_mean", "running_var")) for name in missing):
+        lost = f"{missing[0]!r} ({len(missing)} such entries)"
+        raise ValueError(f"checkpoint {path} lacks the running statistics {lost}. {report}")
+    check_state(taken, {name: wanted[name] for name in backbone}, unexpected, f"checkpoint {path}", f" {report}")
     return Imported(taken, is_whole, report)
 
 
@@ -124,27 +128,3 @@ def _report(kind: str, prefix: str, count: int, container: str, dropped: Mapping
     text = f"{kind} checkpoint: took {count} entries{f' of {where}' if where else ''}"
     parts = [f"{reason} ({len(names)}, {names[0]})" for reason, names in dropped.items()]
     return f"{text}; dropped {', '.join(parts) if parts else 'nothing'}"
-
-
-def _check(
-    taken: Mapping[str, Tensor],
-    wanted: Mapping[str, Tensor],
-    backbone: Iterable[str],
-    unexpected: list[str],
-    what: str,
-    report: str,
-) -> None:
-    missing = [name for name in backbone if name not in taken and not name.endswith("num_batches_tracked")]
-    statistics = [name for name in missing if name.endswith(("running_mean", "running_var"))]
-    misshapen = [name for name in backbone if name in taken and taken[name].shape != wanted[name].shape]
-    if missing and len(statistics) == len(missing):
-        raise ValueError(f"{what} lacks the running statistics {missing[0]!r} ({len(missing)} such entries). {report}")
-    for problem, names in (("lacks", missing), ("has the unexpected", unexpected)):
-        if names:
-            raise ValueError(
-                f"{what} {problem} {names[0]!r} ({len(names)} such entries): another architecture? {report}"
-            )
-    if misshapen:
-        name = misshapen[0]
-        shapes = f"{tuple(taken[name].shape)}, the network {tuple(wanted[name].shape)}"
-        raise ValueError(f"{what}: {name!r} has shape {shapes}. {report}")

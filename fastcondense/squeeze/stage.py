@@ -58,10 +58,8 @@ def squeeze(run: Run) -> list[Teacher]:
 
 def _make(run: Run) -> None:
     """Makes this worker's part of the teachers, and waits for the others'."""
-    settings = run.recipe.squeeze
-    weights = settings.weights * len(settings.teachers) if len(settings.weights) == 1 else settings.weights
-    wanted = list(zip(settings.teachers, weights, strict=True))
-    paths = [teacher_path(run.out, architecture) for architecture in settings.teachers]
+    wanted = list(run.recipe.squeeze.sources.items())
+    paths = [teacher_path(run.out, architecture) for architecture, _ in wanted]
     if any(weights == "train" and not path.exists() for (_, weights), path in zip(wanted, paths, strict=True)):
         _check_files(run)
     work = Items("teachers", run.out, range(len(wanted)), lambda number: paths[number].exists())

@@ -28,7 +28,6 @@ class Matching:
         self,
         target_sets: Sequence[tuple[float, Moments]],
         layer_weights: Tensor,
-        *,
         ema: float = 0.0,
         ema_start: Literal["first", "zero"] = "first",
     ):

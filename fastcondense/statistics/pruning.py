@@ -11,8 +11,6 @@ for an image beyond the network's own. Layers that share a map pay for it once.
 
 from __future__ import annotations
 
-import hashlib
-import json
 import math
 from collections.abc import Collection, Sequence
 from pathlib import Path
@@ -24,12 +22,12 @@ from torch import Tensor
 from ..data.jobs import Job, jobs
 from ..data.noise import noise
 from ..devices import stopwatch
-from ..files import write_json
+from ..files import tree_sha256, write_json
 from ..networks.precision import arithmetic
 from ..records import PrunedLayers, read_checked
 from ..run import Run
 from ..teachers.kept import teacher_path
-from ..teachers.moments import ConvolutionTap, FrozenBatchNorm, Keeper, Moments
+from ..teachers.moments import BatchNormKeeper, ConvolutionTap, Keeper, Moments
 from ..teachers.teacher import Teacher
 from .matching import Matching, layer_weights
 from .targets import class_images
@@ -81,8 +79,7 @@ def _choose(run: Run, teacher: Teacher, path: Path) -> None:
 def _path(run: Run, teacher: Teacher) -> Path:
     """The file of the choice, beside the teacher's weights, named after all that decides it."""
     identity = run.identity("squeeze") | {"teacher": teacher.sha256, "recover": run.recipe.parts("recover")["recover"]}
-    digest = hashlib.sha256(json.dumps(identity, sort_keys=True).encode()).hexdigest()
-    return teacher_path(run.out, teacher.name).with_name(f"pruning-{digest[:8]}.json")
+    return teacher_path(run.out, teacher.name).with_name(f"pruning-{tree_sha256(identity)[:8]}.json")
 
 
 def gradient_shares(run: Run, teacher: Teacher) -> np.ndarray:
@@ -177,7 +174,7 @@ def restrict(teacher: Teacher, names: Collection[str]) -> None:
     teacher.class_targets = {name: vectors for name, vectors in teacher.class_targets.items() if name in names}
     kept = {part for layer in teacher.layers for part in layer.parts}
     for keeper in teacher.keepers:
-        if isinstance(keeper, FrozenBatchNorm):
+        if isinstance(keeper, BatchNormKeeper):
             keeper.keeps_output = (keeper, "output") in kept
         elif isinstance(keeper, ConvolutionTap):
             keeper.has_channels = (keeper, "input") in kept

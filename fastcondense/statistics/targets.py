@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-import hashlib
-import json
 from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 
@@ -15,6 +13,7 @@ from .. import trust
 from ..data.jobs import Job
 from ..data.real import square_batches
 from ..devices import stopwatch
+from ..files import tree_sha256
 from ..networks.precision import arithmetic
 from ..rng import Stream
 from ..run import Run
@@ -109,8 +108,7 @@ def _path(run: Run, collector: Collector) -> Path:
         identity |= {"class_layers": [layer.name for layer in teacher.layers], "variance": recover.class_variance}
     if recover.statistics_files:
         identity |= {"files": _published(run, collector).fingerprint()}
-    digest = hashlib.sha256(json.dumps(identity, sort_keys=True).encode()).hexdigest()
-    return teacher_path(run.out, teacher.name).with_name(f"targets-{digest[:8]}.safetensors")
+    return teacher_path(run.out, teacher.name).with_name(f"targets-{tree_sha256(identity)[:8]}.safetensors")
 
 
 def _published(run: Run, collector: Collector) -> PublishedStatistics:

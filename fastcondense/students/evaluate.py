@@ -8,6 +8,7 @@ from typing import Any
 
 from ..devices import versions
 from ..labels.stored_labels import stored_bytes
+from ..recipe.evaluation import PARTS
 from ..recover.stage import made_jobs
 from ..run import Run
 from ..sets.condensed import shard_path
@@ -30,7 +31,7 @@ def evaluate(run: Run) -> dict[str, Any]:
     result = {
         "recipe": recipe.name,
         "recipe_sha256": recipe.sha256(),
-        "settings": recipe.evaluation(),
+        "settings": recipe.parts(*PARTS),
         "dataset": recipe.dataset.name,
         "method": recipe.method,
         "ipc": recipe.shown_ipc,

@@ -26,6 +26,7 @@ from ..networks import zoo
 from ..networks.fit import fit
 from ..networks.score import per_class, score
 from ..networks.train_step import Batch, synchronised
+from ..recipe.evaluation import student_parts
 from ..recipe.recipe import Recipe, sha256_of
 from ..recipe.settings import Labels, Optimization
 from ..recipe.shared import Views
@@ -107,7 +108,7 @@ def student_folder(run: Run, arm: Arm, number: int) -> Path:
     recipe = run.recipe
     slug = recipe.train.student.replace("/", "-").replace(":", "-")
     is_full = arm.images == "full" and arm.labels == "hard"
-    made_by = sha256_of(recipe.student_parts(is_full=is_full))[:8]
+    made_by = sha256_of(student_parts(recipe, is_full=is_full))[:8]
     origin = read_origin(run.out / "condensed")
     if arm.images == "condensed" and origin is not None:
         made_by += f"-{origin['sha256'][:8]}"

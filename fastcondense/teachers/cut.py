@@ -51,7 +51,7 @@ class Cut(nn.Module):
     def forward(self, x: Tensor) -> Tensor:
         features = self.net(self.adapted(x))
         for keeper in self.keepers:
-            keeper.kept.clear()
+            keeper.forget()
         return features.float() if self.dtype is not None else features
 
 

@@ -19,7 +19,7 @@ from .. import vision
 from ..kernels.frozen_batch_norm import Activation
 from ..networks.zoo import channels_last
 from .convolution import FrozenConvolution
-from .moments import ConvolutionTap, FrozenBatchNorm, Keeper, Kept, Layer
+from .moments import BatchNormKeeper, ConvolutionTap, Keeper, Kept, Layer
 
 _BATCH_NORMS = (nn.BatchNorm2d, nn.SyncBatchNorm)
 _ADDS = (operator.add, operator.iadd, torch.add)
@@ -74,10 +74,10 @@ def fuse(
         reason = f"{type(error).__name__}: {str(error).splitlines()[0] if str(error) else ''}"
         return net, layers, reason
     modules = dict(net.named_modules(remove_duplicate=False))
-    calls: dict[FrozenBatchNorm, list[fx.Node]] = {}
+    calls: dict[BatchNormKeeper, list[fx.Node]] = {}
     for node in graph.nodes:
         module = modules[str(node.target)] if node.op == "call_module" else None
-        if isinstance(module, FrozenBatchNorm):
+        if isinstance(module, BatchNormKeeper):
             calls.setdefault(module, []).append(node)
         elif (node.op, node.target) == ("call_method", "view") and not isinstance(node.args[-1], torch.dtype):
             node.target = "reshape"  # maps are channels_last, which people's x.view(N, -1) does not expect
@@ -100,7 +100,7 @@ def _replace(net: nn.Module, statistics: Collection[str], patch_size: int) -> li
     for name, module in list(net.named_modules(remove_duplicate=False)):
         if isinstance(module, _BATCH_NORMS):
             if module not in made:
-                norm = FrozenBatchNorm(module, name)
+                norm = BatchNormKeeper(module, name)
                 if "bn" in statistics:
                     layers[module] = Layer(name, [(norm, "input")])
                 # timm's BatchNorm has an activation of its own: what is not absorbed follows as a module
@@ -154,7 +154,7 @@ def _share(graph: fx.Graph, modules: Mapping[str, nn.Module], layers: Sequence[L
         if not isinstance(source, fx.Node) or source.op != "call_module" or calls[str(source.target)] > 1:
             continue
         norm = modules[str(source.target)]
-        if isinstance(norm, FrozenBatchNorm) and tap.has_channels:
+        if isinstance(norm, BatchNormKeeper) and tap.has_channels:
             norm.keeps_output, tap.has_channels = True, False
             _rename(layers, (tap, "input"), (norm, "output"))
 
@@ -171,7 +171,7 @@ def _activation_of(module: nn.Module | None) -> Activation | None:
     return None if module is None else _ACTIVATION_MODULES.get(type(module))
 
 
-def _absorb(graph: fx.Graph, node: fx.Node, layer: FrozenBatchNorm, modules: dict[str, nn.Module]) -> None:
+def _absorb(graph: fx.Graph, node: fx.Node, layer: BatchNormKeeper, modules: dict[str, nn.Module]) -> None:
     """Draws an addition, an activation or the stem's pool into `layer`, where they are the only users of `node`."""
 
     def only_user(node: fx.Node) -> fx.Node | None:

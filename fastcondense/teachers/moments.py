@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from typing import Literal
 
@@ -33,6 +33,10 @@ class Keeper(nn.Module):
         self.is_per_image = False
         """Whether it keeps the moments of each image instead of the batch's; plain torch, so for statistics alone."""
 
+    def forget(self) -> None:
+        """Forgets what it kept: the caller alone decides how long the autograd graph lives."""
+        self.kept.clear()
+
 
 @dataclass
 class Layer:
@@ -44,7 +48,7 @@ class Layer:
     @property
     def is_batch_norm(self) -> bool:
         """Whether it is the input of a BatchNorm, rather than that of a convolution."""
-        return all(isinstance(keeper, FrozenBatchNorm) and what == "input" for keeper, what in self.parts)
+        return all(isinstance(keeper, BatchNormKeeper) and what == "input" for keeper, what in self.parts)
 
     @property
     def moments(self) -> tuple[Tensor, ...] | None:
@@ -72,7 +76,7 @@ def image_patch_moments(x: Tensor, p: int) -> tuple[Tensor, Tensor]:
     return mean.flatten(1), (tiles - mean).square_().mean((1, 3, 5)).flatten(1)
 
 
-class FrozenBatchNorm(Keeper):
+class BatchNormKeeper(Keeper):
     """A BatchNorm in evaluation mode, with what follows it: a residual, an activation, the stem's 3x3 max-pooling."""
 
     scale: Tensor
@@ -127,14 +131,16 @@ class ConvolutionTap(Keeper):
     """Hands a convolution's input on, and keeps the moments of its channels, of its patches, or both."""
 
     center: Tensor
-    map_center: Tensor
+    zero: Tensor
 
     def __init__(self, convolution: nn.Conv2d, name: str, has_channels: bool, patch_size: int | None):
         super().__init__(name)
         self.has_channels, self.patch_size = has_channels, patch_size
+        self.maps: tuple[Tensor, int] | None = None
+        """Maps of the last input and its number of images, until `take_patch_moments` makes moments of them."""
         dtype = convolution.weight.dtype
         self.register_buffer("center", torch.zeros(convolution.in_channels, dtype=dtype), persistent=False)
-        self.register_buffer("map_center", torch.zeros((), dtype=dtype), persistent=False)
+        self.register_buffer("zero", torch.zeros((), dtype=dtype), persistent=False)
 
     def forward(self, x: Tensor) -> Tensor:
         if not self.has_channels and self.patch_size is None:
@@ -146,13 +152,32 @@ class ConvolutionTap(Keeper):
                 self.kept["patches"] = image_patch_moments(x, self.patch_size)
             return x
         x = x.contiguous(memory_format=torch.channels_last)
-        num_images, channels, height, width = x.shape
+        num_images, _, height, width = x.shape
         has_neighbours = self.patch_size is not None and needs_neighbours(height, width, self.patch_size)
         x, maps, mean, var = feature_maps(
-            x, self.center, has_neighbours=has_neighbours, has_channels=self.has_channels, map_center=self.map_center
+            x, self.center, has_neighbours=has_neighbours, has_channels=self.has_channels, map_center=self.zero
         )
         if mean is not None and var is not None:
             self.kept["input"] = (mean, var)
         if self.patch_size is not None:
-            self.kept["patches"] = patch_moments(maps, num_images, channels, self.patch_size, self.map_center)
+            self.maps = maps, num_images
         return x
+
+    def forget(self) -> None:
+        super().forget()
+        self.maps = None
+
+
+def take_patch_moments(keepers: Iterable[Keeper]) -> None:
+    """Lets taps keep the moments of the patches that they have seen: together those of maps of one size."""
+    waiting: dict[tuple[int, ...], list[tuple[ConvolutionTap, Tensor]]] = {}
+    for tap in keepers:
+        if isinstance(tap, ConvolutionTap) and tap.maps is not None and tap.patch_size is not None:
+            maps, num_images = tap.maps
+            waiting.setdefault((num_images, tap.patch_size, *maps.shape), []).append((tap, maps))
+            tap.maps = None
+    for (num_images, p, *_), together in waiting.items():
+        channels = [len(tap.center) for tap, _ in together]
+        means, variances = patch_moments(torch.stack([maps for _, maps in together]), num_images, channels, p)
+        for (tap, _), mean, var in zip(together, means.unbind(), variances.unbind(), strict=True):
+            tap.kept["patches"] = mean, var

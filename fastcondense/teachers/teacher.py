@@ -20,7 +20,7 @@ from ..networks.zoo import channels_last
 from ..recipe.settings import Dataset, PixelStatistics
 from ..tensor_files import state_sha256
 from .fuse import fuse
-from .moments import FrozenBatchNorm, Keeper, Layer, Moments
+from .moments import BatchNormKeeper, Keeper, Layer, Moments, take_patch_moments
 
 _CONTAINERS = ("state_dict", "model", "model_state_dict", "net", "teacher")
 _PREFIXES = ("module.", "_orig_mod.", "model.", "net.", "backbone.", "encoder.")
@@ -80,12 +80,13 @@ class Teacher:
         num_outputs = count_outputs(fused, dataset.image_size, name)
         if num_outputs <= max(outputs):
             raise ValueError(f"teacher {name} has {num_outputs} outputs, but {len(class_names)} classes are needed")
+        take_patch_moments(module for module in fused.modules() if isinstance(module, Keeper))
         layers = [layer for layer in layers if layer.moments is not None]  # those that the forward really uses
         targets: dict[str, tuple[Tensor, ...]] = {
             layer.name: (keeper.running_mean, keeper.running_var)
             for layer in layers
             for keeper, what in layer.parts
-            if isinstance(keeper, FrozenBatchNorm) and what == "input"
+            if isinstance(keeper, BatchNormKeeper) and what == "input"
         }
         unfused = channels_last(copy.deepcopy(net).eval().requires_grad_(False)) if has_unfused else None
         output_of_class = torch.tensor(outputs)
@@ -136,9 +137,10 @@ class Teacher:
 
     def _forward(self, x: Tensor) -> tuple[Tensor, Moments]:
         logits = self.fused(x)
+        take_patch_moments(self.keepers)
         moments = [layer.moments or () for layer in self.layers]
         for keeper in self.keepers:
-            keeper.kept.clear()  # the caller alone decides how long the autograd graph lives
+            keeper.forget()
         return logits.float() if self.dtype is not None else logits, moments
 
     def adapted(self, x: Tensor) -> Tensor:
@@ -225,22 +227,24 @@ def load_weights(net: nn.Module, state: Mapping[str, Tensor], path: Path) -> Non
     """
     wanted = net.state_dict()
     state = _strip_prefixes(state, wanted)
-    # Old checkpoints lack the counters that BatchNorm keeps beside its statistics.
-    missing = [key for key in wanted if key not in state and not key.endswith("num_batches_tracked")]
-    unexpected = [key for key in state if key not in wanted]
-    misshapen = [key for key in state if key in wanted and state[key].shape != wanted[key].shape]
-    for problem, keys in (("lacks", missing), ("has the unexpected", unexpected)):
-        if keys:
-            raise ValueError(
-                f"checkpoint {path} {problem} {keys[0]!r} ({len(keys)} such entries): another architecture?"
-            )
-    if misshapen:
-        key = misshapen[0]
-        raise ValueError(
-            f"checkpoint {path}: {key!r} has shape {tuple(state[key].shape)}, the network {tuple(wanted[key].shape)}"
-        )
+    check_state(state, wanted, [key for key in state if key not in wanted], f"checkpoint {path}")
     with naming(path, "checkpoint {path} cannot be read as weights: {error}"):
         net.load_state_dict({**wanted, **state})
+
+
+def check_state(
+    state: Mapping[str, Tensor], wanted: Mapping[str, Tensor], unexpected: Sequence[str], what: str, more: str = ""
+) -> None:
+    """Raises ValueError, from `what` to `more`, if an entry is missing, unexpected, or of another shape than wanted."""
+    # old checkpoints lack the counters that BatchNorm keeps beside its statistics
+    missing = [key for key in wanted if key not in state and not key.endswith("num_batches_tracked")]
+    for problem, keys in (("lacks", missing), ("has the unexpected", unexpected)):
+        if keys:
+            raise ValueError(f"{what} {problem} {keys[0]!r} ({len(keys)} such entries): another architecture?{more}")
+    for key, value in wanted.items():
+        if key in state and state[key].shape != value.shape:
+            shapes = f"{tuple(state[key].shape)}, the network {tuple(value.shape)}"
+            raise ValueError(f"{what}: {key!r} has shape {shapes}{'.' * bool(more)}{more}")
 
 
 def head_size(state: Mapping[str, Tensor], small: Mapping[str, Tensor], large: Mapping[str, Tensor]) -> int | None:

@@ -2,26 +2,20 @@
 
 A table is int32 [N, 7] with columns top, left, height, width, flip, roll_y, roll_x: take the window, resize it, mirror
 it if flip, then roll it circularly. It is a pure function of (seed, purpose, epoch or iteration, sample id). The
-arithmetic uses only +, -, *, /, sqrt and rounding, which IEEE 754 fixes, so numpy and torch agree bit for bit.
+arithmetic uses only +, -, *, /, sqrt and rounding, which IEEE 754 fixes, so all machines agree bit for bit.
 """
 
 from __future__ import annotations
 
 import math
-from typing import Any
 
 import numpy as np
-import torch
 
 from ..recipe.shared import Views
 from ..rng import Array, Stream
 
 TOP, LEFT, HEIGHT, WIDTH, FLIP, ROLL_Y, ROLL_X = range(7)
 _ATTEMPTS = 10  # torchvision's RandomResizedCrop tries as often before it falls back
-
-
-def _library(x: Array) -> Any:
-    return torch if isinstance(x, torch.Tensor) else np
 
 
 def _exp(x: Array) -> Array:
@@ -37,7 +31,7 @@ def _exp(x: Array) -> Array:
 
 def _integer(uniform: Array, count: Array) -> Array:
     """Uniform over range(count); a 32-bit uniform number times a count is exact in float64."""
-    return _library(uniform).floor(uniform * count)
+    return np.floor(uniform * count)
 
 
 def windows(
@@ -48,7 +42,7 @@ def windows(
     height: Array,
     width: Array,
     scale_low: Array | None = None,
-) -> Array:
+) -> np.ndarray:
     """Window table of the samples ``ids`` in ``epoch`` (for recover: of a batch in an iteration).
 
     ids, epoch: int64 arrays or ints, broadcast to [N]. height, width: sizes of the source images, ints or [N].
@@ -56,9 +50,7 @@ def windows(
     The crop follows torchvision's RandomResizedCrop.get_params: area and log-ratio uniform, ten attempts, central
     fallback. Returns int32 [N, 7].
     """
-    xp = _library(ids)
-    last = _ATTEMPTS
-    u_flip, u_roll_y, u_roll_x, _ = stream.uniform(ids, epoch, last)
+    u_flip, u_roll_y, u_roll_x, _ = stream.uniform(ids, epoch, _ATTEMPTS)
     zero = u_flip * 0
     height, width = zero + height, zero + width
     if views.padding:
@@ -67,24 +59,14 @@ def windows(
     else:
         top, left, crop_height, crop_width = _resized_crop(stream, views, ids, epoch, height, width, scale_low)
     low, count = views.roll[0], views.roll[1] - views.roll[0] + 1
-    columns = (
-        top,
-        left,
-        crop_height,
-        crop_width,
-        xp.where(u_flip < views.flip, zero + 1, zero),
-        low + _integer(u_roll_y, count),
-        low + _integer(u_roll_x, count),
-    )
-    table = xp.stack(columns, -1)
-    return table.to(torch.int32) if xp is torch else table.astype(np.int32)
+    roll = low + _integer(u_roll_y, count), low + _integer(u_roll_x, count)
+    return np.stack((top, left, crop_height, crop_width, u_flip < views.flip, *roll), -1).astype(np.int32)
 
 
 def _resized_crop(
     stream: Stream, views: Views, ids: Array, epoch: Array, height: Array, width: Array, scale_low: Array | None
 ) -> tuple[Array, Array, Array, Array]:
     # height, width: float64 [N]; all results float64 [N] with integer values
-    xp = _library(height)
     low, high = views.crop_scale
     low = height * 0 + (low if scale_low is None else scale_low)
     ratio_low, ratio_high = views.crop_ratio
@@ -92,22 +74,17 @@ def _resized_crop(
 
     # Fallback: the largest central window whose ratio is allowed.
     narrow, wide = width < height * ratio_low, width > height * ratio_high
-    crop_height = xp.where(narrow, xp.round(width * (1 / ratio_low)), height)
-    crop_width = xp.where(wide, xp.round(height * ratio_high), width)
-    top, left = xp.floor((height - crop_height) * 0.5), xp.floor((width - crop_width) * 0.5)
+    crop_height = np.where(narrow, np.round(width * (1 / ratio_low)), height)
+    crop_width = np.where(wide, np.round(height * ratio_high), width)
+    top, left = np.floor((height - crop_height) * 0.5), np.floor((width - crop_width) * 0.5)
 
     for attempt in reversed(range(_ATTEMPTS)):  # backwards: the first attempt that fits is written last and stays
         u_area, u_ratio, u_top, u_left = stream.uniform(ids, epoch, attempt)
         area = height * width * (low + u_area * (high - low))
         ratio = ratio_low * _exp(u_ratio * log_span)
-        w, h = xp.round(xp.sqrt(area * ratio)), xp.round(xp.sqrt(area / ratio))
+        w, h = np.round(np.sqrt(area * ratio)), np.round(np.sqrt(area / ratio))
         fits = (w > 0) & (w <= width) & (h > 0) & (h <= height)
-        crop_height, crop_width = xp.where(fits, h, crop_height), xp.where(fits, w, crop_width)
-        top = xp.where(fits, _integer(u_top, height - h + 1), top)
-        left = xp.where(fits, _integer(u_left, width - w + 1), left)
+        crop_height, crop_width = np.where(fits, h, crop_height), np.where(fits, w, crop_width)
+        top = np.where(fits, _integer(u_top, height - h + 1), top)
+        left = np.where(fits, _integer(u_left, width - w + 1), left)
     return top, left, crop_height, crop_width
-
-
-def whole(count: int, height: int, width: int) -> np.ndarray:
-    """The table that takes every image as it is: int32 [count, 7]."""
-    return np.tile(np.array([0, 0, height, width, 0, 0, 0], dtype=np.int32), (count, 1))

@@ -5,9 +5,9 @@ from __future__ import annotations
 import os
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
-from dataclasses import dataclass
 from datetime import timedelta
 from pathlib import Path
+from typing import NamedTuple
 
 import torch
 from torch import Tensor, distributed, nn
@@ -18,17 +18,12 @@ _PATIENCE = timedelta(days=2)  # rank 0 may do something long while the others w
 _MEETING = timedelta(minutes=3)  # for all to come and connect
 
 
-@dataclass
-class Membership:
+class Membership(NamedTuple):
     """This process among those of a launch."""
 
     rank: int
     world: int
     backend: str
-    store: distributed.Store | None = None
-    """Store over which the processes find each other, once they have to."""
-    connections: int = 0
-    """Number of times that they have been connected, and have left their traces in the store."""
 
 
 _membership: Membership | None = None
@@ -71,20 +66,14 @@ def connect() -> None:
     member = _membership
     if member is None or member.world == 1 or distributed.is_initialized():
         return
-    if member.store is None:
-        if LAUNCHER in os.environ:
-            path = Path(os.environ[LAUNCHER]) / f"group-{attempt()}"
-            member.store = distributed.FileStore(str(path), member.world)
-        else:
-            member.store = next(distributed.rendezvous("env://", timeout=_MEETING))[0]
+    if LAUNCHER in os.environ:
+        path = Path(os.environ[LAUNCHER]) / f"group-{attempt()}"
+        store: distributed.Store = distributed.FileStore(str(path), member.world)
+    else:
+        store = next(distributed.rendezvous("env://", timeout=_MEETING))[0]
     distributed.init_process_group(
-        member.backend,
-        store=distributed.PrefixStore(f"group-{member.connections}", member.store),
-        rank=member.rank,
-        world_size=member.world,
-        timeout=_PATIENCE,
+        member.backend, store=store, rank=member.rank, world_size=member.world, timeout=_PATIENCE
     )
-    member.connections += 1
 
 
 def meet() -> None:

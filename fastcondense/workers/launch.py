@@ -12,6 +12,7 @@ import subprocess
 import sys
 import tempfile
 import time
+from collections.abc import Callable
 from dataclasses import dataclass, field
 from pathlib import Path
 
@@ -49,7 +50,7 @@ class Launch:
             raise ValueError("--gpus and --restarts cannot be negative, and --workers must be at least 1")
 
 
-def launch(options: Launch, arguments: list[str]) -> int:
+def launch(options: Launch, arguments: list[str], say: Callable[[str], None]) -> int:
     """Runs `fastcondense` with these arguments in every worker; returns the exit status, 0.
 
     A worker that dies costs what it was doing: all are started again, and go on from what is finished and saved. A
@@ -64,7 +65,7 @@ def launch(options: Launch, arguments: list[str]) -> int:
             if not deaths:
                 return 0
             if attempt < options.restarts:
-                sys.stderr.write(f"fastcondense: {deaths}; the workers are started again\n")
+                say(f"{deaths}; the workers are started again")
     raise ValueError(f"{deaths}; what is finished is kept, and the same command goes on from here")
 
 

@@ -76,11 +76,11 @@ def _open(path: Path, flags: int) -> TextIO:
     except OSError as error:
         if error.errno not in (errno.ELOOP, errno.ENXIO):
             raise
-        raise ValueError(f"{path} is no plain file; remove it") from None
-    if not stat.S_ISREG(os.fstat(file).st_mode):
+    else:
+        if stat.S_ISREG(os.fstat(file).st_mode):
+            return os.fdopen(file, "r+")
         os.close(file)
-        raise ValueError(f"{path} is no plain file; remove it")
-    return os.fdopen(file, "r+")
+    raise ValueError(f"{path} is no plain file; remove it")
 
 
 def _try(file: TextIO, kind: int) -> bool | None:

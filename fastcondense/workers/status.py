@@ -9,6 +9,7 @@ from __future__ import annotations
 import os
 import tempfile
 import time
+from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Annotated, Any
@@ -66,6 +67,11 @@ class Status:
     """Whether a launch holds the folder."""
 
     @property
+    def is_finished(self) -> bool:
+        """Whether all images are there."""
+        return 0 < self.jobs == self.finished
+
+    @property
     def hours(self) -> float:
         """Hours of all workers in all jobs: GPU-hours where they are GPUs."""
         return sum(worker.seconds for worker in self.workers) / 3600
@@ -81,12 +87,12 @@ class Status:
         return (self.images - self.finished_images) / self.rate if self.rate else None
 
 
-def status(options: StatusOptions, log: Log) -> None:
-    """Says the status of a run, once or again and again. Raises ValueError if the folder is not that of a run."""
+def status(options: StatusOptions, _log: Log) -> Iterator[Table]:
+    """Yields the status of a run as a table, once or again and again. Raises ValueError if the folder has no run."""
     while True:
         found = read_status(options.run)
-        log.console.print(_table(found))
-        if not options.every or (found.jobs and found.finished == found.jobs):
+        yield _table(found)
+        if not options.every or found.is_finished:
             return
         time.sleep(options.every)
 
@@ -132,17 +138,13 @@ def _clock(run: Path) -> float:
 
 def _table(found: Status) -> Table:
     left = found.seconds_left
-    ends = (
-        "finished" if found.jobs and found.finished == found.jobs else f"{left:.0f} s left" if left else "no rate yet"
-    )
     title = (
         f"{found.finished} of {found.jobs} jobs, {found.finished_images} of {found.images} images, "
-        f"{found.rate:.3g} images/s, {found.hours:.3g} worker-hours; {ends}; "
+        f"{found.rate:.3g} images/s, {found.hours:.3g} worker-hours; "
+        f"{'finished' if found.is_finished else f'{left:.0f} s left' if left else 'no rate yet'}; "
         f"{'a launch is at work' if found.is_held else 'nobody is at work'}"
     )
-    table = Table(title=title)
-    for column in ("worker", "jobs", "images/s", "doing", "silent for"):
-        table.add_column(column)
+    table = Table("worker", "jobs", "images/s", "doing", "silent for", title=title)
     for worker in found.workers:
         table.add_row(worker.name, str(worker.jobs), f"{worker.rate:.3g}", worker.now or "-", f"{worker.silent:.0f} s")
     return table

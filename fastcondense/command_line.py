@@ -1,0 +1,119 @@
+"""What tyro reads from a command line, with its words made ours: one line for what is wrong, and a short help."""
+
+from __future__ import annotations
+
+import contextlib
+import difflib
+import io
+import re
+import sys
+import textwrap
+from typing import Annotated, TypeVar, Union
+
+import tyro
+
+Kind = TypeVar("Kind")
+_FRAME = "│╭╮╰╯─ "
+
+
+def parse(
+    kind: type[Kind], program: str, description: str, arguments: list[str], default: Kind | None, common: list[str]
+) -> Kind:
+    """The arguments as a dataclass; what they do not say is as in `default`.
+
+    common: options that --help shows, while --help-all shows all of them; if there are none, --help does.
+    Raises ValueError for wrong arguments, with the nearest name for one that there is not; SystemExit after help.
+    """
+    is_short = bool(common) and "--help-all" not in arguments
+    arguments = ["--help" if argument == "--help-all" else argument for argument in arguments]
+    said, complaint = _stream(), _stream()
+    try:
+        with contextlib.redirect_stdout(said), contextlib.redirect_stderr(complaint):
+            options, unknown = tyro.cli(
+                kind,
+                prog=program,
+                description=description,
+                args=arguments,
+                default=tyro.MISSING_NONPROP if default is None else default,
+                return_unknown_args=True,
+            )
+    except SystemExit as stop:
+        if stop.code:
+            raise ValueError(_first_paragraph(_text(complaint))) from None
+        sys.stdout.write(_short(_text(said), program, common) if is_short else _text(said))
+        raise
+    if unknown:
+        names = flags(kind, default)
+        near = difflib.get_close_matches(unknown[0].partition("=")[0].replace("_", "-"), names, 1, 0.0)[0]
+        raise ValueError(f"unknown option {unknown[0]!r}; the nearest is {near!r}")
+    return options
+
+
+def flags(kind: type[Kind], default: Kind | None) -> list[str]:
+    """Every option of a command, as tyro spells it."""
+    said = _stream()
+    with contextlib.redirect_stdout(said), contextlib.suppress(SystemExit):
+        tyro.cli(kind, args=["--help"], default=tyro.MISSING_NONPROP if default is None else default)
+    return [word for block in _blocks(_text(said)) for word in re.findall(r"--[\w.-]+", block[0])]
+
+
+def completion(program: str, commands: dict[str, tuple[type, str]], shell: str) -> str:
+    """The script that completes a program's commands and options in bash, zsh, fish or tcsh.
+
+    commands: dataclass and description of each. Raises ValueError for other shells.
+    """
+    kinds = [
+        Annotated[kind, tyro.conf.subcommand(name, description=description)]  # type: ignore[valid-type]
+        for name, (kind, description) in commands.items()
+    ]
+    script, complaint = _stream(), _stream()
+    with contextlib.redirect_stdout(script), contextlib.redirect_stderr(complaint):
+        try:
+            tyro.cli(Union[tuple(kinds)], prog=program, args=["--tyro-print-completion", shell])  # type: ignore[arg-type]  # noqa: UP007
+        except SystemExit as stop:
+            if stop.code:
+                raise ValueError(_first_paragraph(_text(complaint))) from None
+    return _text(script)
+
+
+def _stream() -> io.TextIOWrapper:
+    """A stream to catch tyro's words, whose encoding has the frames that are looked for."""
+    return io.TextIOWrapper(io.BytesIO(), encoding="utf-8")
+
+
+def _text(stream: io.TextIOWrapper) -> str:
+    stream.seek(0)
+    return stream.read()
+
+
+def _first_paragraph(box: str) -> str:
+    """The text of a framed message, without its title and what follows the first rule in it."""
+    paragraph = []
+    for line in box.splitlines()[1:]:
+        if not (text := line.strip(_FRAME)) and paragraph:
+            break
+        paragraph.append(text)
+    return " ".join(paragraph)
+
+
+def _blocks(text: str) -> list[list[str]]:
+    """The options of a help text, each as its own line and those of its description."""
+    found: list[list[str]] = []
+    for line in text.splitlines():
+        inside = line.removeprefix("│ ").rstrip(_FRAME)
+        if inside.startswith("-"):
+            found.append([inside])
+        elif inside.startswith("  ") and found:
+            found[-1].append(inside.strip())
+    return found
+
+
+def _short(text: str, program: str, common: list[str]) -> str:
+    """A help text with the options of `common` alone."""
+    lines = [f"usage: {program} [RUN | --recipe NAME] [--FIELD VALUE ...]\n"]
+    for option, *description in _blocks(text):
+        if option.split()[0].rstrip(",") in common:
+            is_whole = option.count("[") == option.count("]")  # else it goes on in the next line
+            lines.append(f"  {option if is_whole else option.split()[0]}")
+            lines += textwrap.wrap(" ".join(description), 110, initial_indent="      ", subsequent_indent="      ")
+    return "\n".join([*lines, f"\n{program} --help-all shows every option.\n"])
