@@ -311,7 +311,7 @@ def test_an_unfinished_run_shows_what_there_is(changed):
     assert fastcondense("inspect", changed, *FAST) == 0
     page = page_of(changed)
     assert "3 of 4 jobs are finished: 15 images of 20" in page.text("")
-    assert len(page.sources["images"]) == 15 + 20 and len(page.sources["forming"]) == 2 + 5 * 9
+    assert len(page.sources["images"]) == 15 + 15 and len(page.sources["forming"]) == 2 + 5 * 9
     assert "Not all students are trained yet: random real, soft labels." in page.text("accuracy")
     assert "not scored yet" in page.text("accuracy") and "Mean over 3 jobs" in page.text("losses")
 

@@ -108,8 +108,8 @@ def remarks(sets: Sequence[Compared]) -> list[str]:
     """What makes the rows hard to compare: other data, other protocols of the same student; then what figures mean."""
     found = []
     for what, values in _data(sets).items():
-        if len(set(values)) > 1:
-            told = _told((one.name, value) for one, value in zip(sets, values, strict=True))
+        if len(set(values) - {""}) > 1:
+            told = _told((one.name, value) for one, value in zip(sets, values, strict=True) if value)
             found.append(f"These are different data, accuracies do not compare: {what} {told}.")
     by_student: dict[str, list[tuple[str, Result]]] = {}
     for one in sets:
@@ -129,15 +129,14 @@ def remarks(sets: Sequence[Compared]) -> list[str]:
 
 
 def _data(sets: Sequence[Compared]) -> dict[str, list[str]]:
-    """What must be the same of the data, in words, set by set."""
+    """What must be the same of the data, in words, set by set; empty where it is not known."""
     recipes = [one.contents.recipe for one in sets]
-    tested = [{result["test_images"] for result in one.contents.results} for one in sets]
-    every = {count for some in tested for count in some}
+    tested = [sorted({result["test_images"] for result in one.contents.results}) for one in sets]
     return {
         "data set": [recipe.dataset.name for recipe in recipes],
         "pixels a side": [str(recipe.dataset.image_size) for recipe in recipes],
         "classes": [_classes(one.contents.condensed.classes) for one in sets],
-        "test images": [", ".join(map(str, sorted(some or every))) for some in tested],
+        "test images": [", ".join(map(str, some)) for some in tested],
     }
 
 

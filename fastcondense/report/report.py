@@ -51,7 +51,7 @@ def plain_table(title: str, head: Sequence[str], *parts: Iterable[Sequence[str]]
     """
     table = Table(title=Text(title), caption=Text(caption), title_justify="left", caption_justify="left")
     for number, name in enumerate(head):
-        table.add_column(Text(name), justify="right" if number and name not in _TEXT else "left")
+        table.add_column(Text(name), overflow="fold", justify="right" if number and name not in _TEXT else "left")
     for rows in parts:
         for row in rows:
             table.add_row(*map(Text, row))

@@ -72,10 +72,10 @@ def accuracy(found: Findings) -> Html:
         curves = figure(join([plot, legend(keys)]), caption)
     else:
         curves = not_run("No student is trained yet.", "fastcondense train RUN")
-    parts = [tag("div", scores), curves, *([_sizes(found.sizes)] if found.sizes else [])]
+    parts = [curves, *([_sizes(found.sizes)] if found.sizes else [])]
     if found.ranking:
         parts.append(tag("div", tag("h3", "DD-Ranking"), table(("score", "last", "best"), ranking_rows(found.ranking))))
-    return section("accuracy", "Accuracy", tag("div", *parts, class_="halves"))
+    return section("accuracy", "Accuracy", scores, tag("div", *parts, class_="halves"))
 
 
 def _evaluations(results: Sequence[Result]) -> Html:
