@@ -15,7 +15,7 @@ from pandas import DataFrame
 RENAMED = {"recover_step": "recover", "loader_parity": "loader-parity"}  # in files of older runners
 SOMETIMES = ["statistics", "step", "of", "layer", "extrapolated", "ratio_to_own", "top1", "peer", "bytes", "GB/s"]
 SOMETIMES += ["share_of_copy", "ratio_to_plain", "what", "part", "variant", "benchmark", "stage", "network", "size"]
-SOMETIMES += ["known_from"]
+SOMETIMES += ["known_from", "iterations", "epochs", "seed"]
 """Fields that only some lines have, and NaN stands for where a line has none."""
 Line = dict[str, Any]
 

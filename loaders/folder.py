@@ -2,25 +2,27 @@
 
 from __future__ import annotations
 
+import functools
 import io
 from collections import deque
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, TypeVar
+from typing import Any, BinaryIO, TypeVar
 
 import numpy as np
 import torch
 from PIL import Image, UnidentifiedImageError
 from torch import Tensor
 
-from .reading import naming, reading
+from .reading import naming, read_file, reading
 from .resize import NUM_COLUMNS, central, cut_square, resized, table_of_cuts
 from .source import Cut, Faults
 from .turbo import decoded
 
 Item = TypeVar("Item")
+_FORMATS = "JPEG MPO PNG BMP DIB WEBP PPM TIFF GIF JPEG2000 AVIF".split()  # of the endings in class_folders
 _MOST_PIXELS = 60_000_000  # beyond one a byte of the file
 AHEAD = 2  # batches that are read, and as many that are decoded, before they are asked for
 
@@ -41,14 +43,14 @@ class ImageFile:
     def read(path: Path) -> ImageFile:
         """Opens a file. Raises ValueError that names one which is missing, empty or not an image."""
         with reading(path):
-            return ImageFile.of(path, path.read_bytes())
+            return ImageFile.of(path, read_file(path))
 
     @staticmethod
     def of(path: Path, data: bytes) -> ImageFile:
         """Opens a file of these bytes, as `read`; `path` is what messages call it."""
         with naming(path):
             try:
-                return ImageFile(path, data, Image.open(io.BytesIO(data)))
+                return ImageFile(path, data, open_image(io.BytesIO(data)))
             except UnidentifiedImageError:
                 raise ValueError(f"{path} is not an image") from None
 
@@ -59,9 +61,9 @@ class ImageFile:
         """
         with naming(self.path):
             self._check_size()
-            is_deep = any(";16" in str(tile[-1]) for tile in getattr(self.header, "tile", ()))
+            has_more = has_more_bits(self.header)  # it is known until the pixels are read
             self.header.load()
-            return _rgb(self.header, is_deep)
+            return _rgb(self.header, has_more)
 
     def pixels(self) -> np.ndarray:
         """The pixels of `decode`, uint8 [H, W, 3], by the faster decoder where there is one. Raises as `decode`."""
@@ -76,21 +78,36 @@ class ImageFile:
             raise ValueError(f"it claims {width} x {height} pixels, in {len(self.data):,} bytes")
 
 
-def _rgb(image: Image.Image, is_deep: bool) -> Image.Image:
+def open_image(file: BinaryIO) -> Image.Image:
+    """The header of an image of a format that we read, whatever the file is called: Pillow starts programs for some
+    others, Ghostscript for PostScript. Raises UnidentifiedImageError, or whatever damaged bytes ask for.
+    """
+    return Image.open(file, formats=_readable())
+
+
+@functools.cache
+def _readable() -> tuple[str, ...]:
+    Image.init()
+    return tuple(name for name in _FORMATS if name in Image.OPEN)
+
+
+def has_more_bits(header: Image.Image) -> bool:
+    """Whether an image that is open, and not read yet, has more than 8 bits a channel."""
+    return header.mode[0] in "IF" or any(";16" in str(tile[-1]) for tile in getattr(header, "tile", ()))
+
+
+def _rgb(image: Image.Image, has_more: bool) -> Image.Image:
     if (image.mode == "I" and image.format in ("PNG", "PPM")) or image.mode.startswith("I;16"):
         values = np.asarray(image).astype(np.uint32)
         if (highest := int(values.max(initial=0))) and (bits := next((k for k in (8, 12) if highest < 1 << k), None)):
             raise OSError(f"it has 16 bits, but no value above {(1 << bits) - 1}: is it an image of {bits} bits?")
         image = Image.fromarray(((values * 255 + 32767) // 65535).astype(np.uint8))
-    elif (
-        is_deep and np.asarray(image.getchannel(0) if image.mode == "LA" else image.convert("RGB")).max(initial=0) < 16
-    ):
-        # Pillow keeps the upper of two bytes of colours
-        raise OSError("it has 16 bits, but no value above 4095: is it an image of 8 or 12 bits?")
     elif image.mode in ("I", "F"):
         raise OSError(
             f"its pixels are {'integers of 32 bits' if image.mode == 'I' else 'floats'}: save it with 8 or 16"
         )
+    elif has_more and np.asarray(image.convert("RGB")).max(initial=0) < 16:  # the upper of two bytes
+        raise OSError("it has 16 bits, but no value above 4095: is it an image of 8 or 12 bits?")
     if image.has_transparency_data:
         layer = image.convert("RGBA")
         return Image.alpha_composite(Image.new("RGBA", layer.size, "white"), layer).convert("RGB")

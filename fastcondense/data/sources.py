@@ -22,7 +22,7 @@ from .datasets import Split
 _INSTALL = {
     "ffcv": "apt-get install -y --no-install-recommends libopencv-dev libturbojpeg0-dev pkg-config && "
     "pip install 'ffcv>=1.0.2'",
-    "dali": "pip install 'nvidia-dali-cuda130>=2.4'",
+    "dali": "pip install 'fastcondense[dali]', or [dali-cuda12] beside CUDA 12",
 }
 _MODULES = {"ffcv": "ffcv", "dali": "nvidia.dali"}
 _DISTRIBUTIONS = {"ffcv": "ffcv", "dali": "nvidia-dali-cuda130"}

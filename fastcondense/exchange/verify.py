@@ -22,6 +22,7 @@ from ..log import Log
 from ..networks import zoo
 from ..records import Network, TeacherMetadata, checked
 from ..sets.bundle import Contents, first_wrong_class, needed_teachers, read_bundle, read_run, write_bundle
+from ..sets.results import is_of
 from ..sets.sealed_zip import is_bundle, is_sealed, read_seal
 from ..teachers.kept import read_statistics, read_teacher, rebuild, teacher_path
 from ..teachers.teacher import Teacher
@@ -93,7 +94,7 @@ def check(contents: Contents, folder: Path | None, device: torch.device) -> Verd
         return Verdict("mismatch", f"the images of class {wrong!r} are not those that were labelled")
     if hashlib.sha256(json.dumps(condensed.classes).encode()).hexdigest() != replay["classes"]:
         return Verdict("mismatch", "the classes are in another order than when they were labelled")
-    if contents.result is not None and contents.result["recipe_sha256"] != recipe.sha256():
+    if not all(is_of(result, recipe) for result in contents.results):
         return Verdict("mismatch", "its scores are those of another recipe")
     if tuple(replay["teachers"]) != needed_teachers(recipe):
         return Verdict("mismatch", "the teachers of the recipe are not those that the set was labelled by")
@@ -101,17 +102,10 @@ def check(contents: Contents, folder: Path | None, device: torch.device) -> Verd
         return Verdict("mismatch", f"the recipe has {recipe.train.seeds} seeds, its labels {len(replay['seeds'])}")
     teachers = []
     for name, sha256 in replay["teachers"].items():
-        state, known = next(_weights(contents, name, folder), (None, None))
-        if state is None or known is None:
-            raise ValueError(f"the weights of teacher {name} are not here; name a folder that has them by --teachers")
+        state, known = weights_of(contents, name, folder)
         if state_sha256(state) != sha256:
             return Verdict("mismatch", f"teacher {name} has other weights than when the set was labelled")
-        source = f"teacher {name}"
-        net, outputs = rebuild(name, state, known, len(condensed.classes), source)
-        what, is_unfused = (net, name, condensed.classes, outputs, recipe.dataset), recipe.labels.is_in_training
-        statistics = read_statistics(known, source)
-        made = Teacher.of(*what, has_unfused=is_unfused, statistics_of_pixels=statistics)
-        teachers.append(made.to(device))
+        teachers.append(labeller(contents, name, state, known).to(device))
     if difference := first_difference(replay, specification(recipe, condensed, teachers)):
         return Verdict("mismatch", f"the recipe is not the one that the set was labelled with: {difference}")
     if recipe.needs_no_teacher:
@@ -120,6 +114,28 @@ def check(contents: Contents, folder: Path | None, device: torch.device) -> Verd
         return Verdict("mismatch", "it has no fingerprint of its labels")
     seen = take_sample(recipe, condensed, teachers, Normalization.of(recipe.dataset, device))
     return compare(contents.manifest["fingerprint"], seen)
+
+
+def weights_of(
+    contents: Contents, name: str, folder: Path | None
+) -> tuple[dict[str, Tensor], Network | TeacherMetadata]:
+    """A teacher's state dict and what is known of it; weights that the set only names may come from a folder.
+
+    Raises ValueError where they are neither there, nor in the folder, nor known by name.
+    """
+    for found in _weights(contents, name, folder):
+        return found
+    raise ValueError(f"the weights of teacher {name} are not here; name a folder that has them by --teachers")
+
+
+def labeller(contents: Contents, name: str, state: dict[str, Tensor], known: Network | TeacherMetadata) -> Teacher:
+    """The teacher of these weights, as it labels the images of a set."""
+    recipe, classes, source = contents.recipe, contents.condensed.classes, f"teacher {name}"
+    net, outputs = rebuild(name, state, known, len(classes), source)
+    statistics, is_unfused = read_statistics(known, source), recipe.labels.is_in_training
+    return Teacher.of(
+        net, name, classes, outputs, recipe.dataset, has_unfused=is_unfused, statistics_of_pixels=statistics
+    )
 
 
 def _weights(

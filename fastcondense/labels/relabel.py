@@ -10,6 +10,7 @@ from typing import Any
 
 from ..data.real import Normalization
 from ..files import write_json
+from ..recipe.evaluation import label_parts
 from ..recipe.recipe import Recipe
 from ..records import Replay, read_manifest
 from ..recover.formation import shown
@@ -18,8 +19,9 @@ from ..run import Run
 from ..sets.condensed import CondensedSet, digests
 from ..teachers.kept import labelling_teachers
 from ..teachers.teacher import Teacher
+from ..user_functions import is_own, source_sha256
 from .fingerprint import SampledViews, fingerprint, sample_views
-from .labels import TeacherLabels
+from .labels import label_source
 from .resident import place
 from .stored_labels import store_labels
 from .views import ReplayedViews
@@ -30,10 +32,16 @@ TRANSFORM = "window of uint8 pixels, bilinear and antialiased in float32, flip, 
 def relabel(run: Run) -> Replay:
     """Writes what replays the labels into the manifest, and a fingerprint that tells whether another machine does.
 
-    With labels.source stored, the labels are written too. Returns the replay specification.
+    A set is replayed, bundled and verified with the labels of its run's own recipe: with other settings the manifest
+    stays. With labels.source stored, the labels are written too. Returns the replay specification.
     """
-    teachers, condensed = labelling_teachers(run), condensed_set(run)
-    replay, path = specification(run.recipe, condensed, teachers), run.out / "condensed" / "manifest.json"
+    own, teachers, condensed = run.own_recipe(), labelling_teachers(run), condensed_set(run)
+    replay, path = specification(own, condensed, teachers), run.out / "condensed" / "manifest.json"
+    if label_parts(own) != label_parts(run.recipe):
+        run.log.say("relabel: these are not the labels of the run's own recipe.toml; what replays those stays as it is")
+        if run.recipe.labels.source == "stored":
+            store_labels(run, condensed, teachers)
+        return specification(run.recipe, condensed, teachers)
     if run.recipe.needs_no_teacher:
         write_json(path, {**read_manifest(path), "replay": replay, "digests": digests(condensed)})
         run.log.say("relabel: labels are the classes; no teacher is asked")
@@ -54,7 +62,9 @@ def relabel(run: Run) -> Replay:
 
 def specification(recipe: Recipe, condensed: CondensedSet, teachers: Sequence[Teacher]) -> Replay:
     """All that decides the labels of a set, beside its images, the order of its classes and the teachers' weights."""
-    return {
+    source = recipe.labels.source
+    own: Any = {"source_sha256": source_sha256(source, "labels.source")} if is_own(source) else {}
+    return own | {
         "generator": "Philox-4x32-10",
         "seeds": [recipe.seed + number for number in range(recipe.train.seeds)],
         "views": recipe.parts("labels")["labels"],
@@ -89,7 +99,7 @@ def take_sample(
     device = normalize.gain.device
     pixels, labels = shown(recipe, condensed)
     views = ReplayedViews(place(pixels, device), labels.to(device), recipe.labels, normalize, recipe.seed)
-    return sample_views(views, TeacherLabels(teachers, recipe.labels, recipe.seed), recipe.train)
+    return sample_views(views, label_source(recipe.labels, teachers, len(condensed.classes), recipe.seed), recipe.train)
 
 
 def num_bytes(tree: Any) -> int:

@@ -76,8 +76,7 @@ def read_published(path: Path, classes: Sequence[str], ipc: int, dataset: Datase
         said += (f"of {counts[poorest]} images a class the first {ipc} are taken",)
     size, formats = dataset.image_size, Counter[str]()
     images = torch.empty(len(classes) * ipc, 3, size, size, dtype=torch.uint8)
-    for picture in listing.read(np.concatenate([ids[:ipc] for ids in members])):
-        _check_size(picture, size)
+    for picture in listing.read(np.concatenate([ids[:ipc] for ids in members]), size):
         images[picture.place] = picture.pixels
         formats[picture.format] += 1
     how = ", ".join(f"{count} {name}" if len(formats) > 1 else name for name, count in formats.most_common())
@@ -124,9 +123,9 @@ def _list_folder(root: Path, workers: int) -> Listing:
     elif all(_NUMBERED.fullmatch(name) for name in names):
         layout = f"numbered folders ({names[0]})"
 
-    def read(ids: np.ndarray) -> Iterator[Picture]:
+    def read(ids: np.ndarray, size: int = 0) -> Iterator[Picture]:
         with ThreadPoolExecutor(max(1, workers)) as pool:
-            yield from decode(range(len(ids)), lambda place: ImageFile.read(files[ids[place]]), pool)
+            yield from decode(range(len(ids)), lambda place: ImageFile.read(files[ids[place]]), pool, size)
 
     return Listing(layout, names, labels, read, found.said, stated=stated)
 
@@ -147,16 +146,6 @@ def _stated(files: Sequence[Path], labels: np.ndarray, folders: Sequence[str]) -
             odd = next(files[k] for k in mine if numbers[k] != right)
             raise ValueError(f"{odd} is of another class than its folder says")
     return tuple(usual.values())
-
-
-def _check_size(picture: Picture, size: int) -> None:
-    _, height, width = picture.pixels.shape
-    if (height, width) != (size, size):
-        wanted = f"set --dataset.image-size {width} (and --dataset.resize)" if height == width else "cut it to a square"
-        raise ValueError(
-            f"{picture.name} has {width} x {height} pixels, but dataset.image_size is {size}; nothing is resized here: "
-            f"{wanted}"
-        )
 
 
 # --- class order -----------------------------------------------------------------------------------------------------

@@ -15,8 +15,8 @@ from torch import Tensor, nn
 
 from ..data.real import split_batches, training_batches
 from ..devices import stopwatch
-from ..files import write_atomic, write_json
-from ..labels.labels import LabelSource, TeacherLabels, hard_labels, student_loss
+from ..files import slug, write_atomic, write_json
+from ..labels.labels import LabelSource, TeacherLabels, hard_labels, label_source, student_loss
 from ..labels.resident import place
 from ..labels.stored_labels import read_labels
 from ..labels.view_tables import BatchTable, Span, ViewBatch
@@ -26,11 +26,13 @@ from ..networks import zoo
 from ..networks.fit import fit
 from ..networks.score import per_class, score
 from ..networks.train_step import Batch, synchronised
-from ..recipe.recipe import Recipe
+from ..recipe.evaluation import student_parts
+from ..recipe.recipe import Recipe, sha256_of
 from ..recipe.settings import Labels, Optimization
 from ..recipe.shared import Views
 from ..records import Confusion, Epoch, StudentFile, Trained, read_checked
 from ..recover.formation import shown
+from ..recover.own import own_baseline
 from ..recover.representatives import Rule, representative_images
 from ..rng import Stream
 from ..run import Run
@@ -38,7 +40,9 @@ from ..sets.condensed import CondensedSet
 from ..sets.imported import read_origin
 from ..teachers.teacher import Teacher
 from ..tensor_files import read_tensors, write_tensors
+from ..user_functions import is_own, source_sha256
 from ..workers.distributed import once, rank, world_size
+from .real_views import Item, real_views
 
 WHOLE = Views(crop_scale=(1.0, 1.0), crop_ratio=(1.0, 1.0), flip=0.0)
 """A square image as it is, and the largest central square of any other."""
@@ -48,9 +52,10 @@ WHOLE = Views(crop_scale=(1.0, 1.0), crop_ratio=(1.0, 1.0), flip=0.0)
 class Arm:
     """An arm of the comparison: what students are trained on, and at which learning rate."""
 
-    images: Literal["condensed", "random", "herding", "full"] = "condensed"
-    """The condensed images, as many real ones, random or chosen by herding, or all real ones: those as the teacher is
-    trained, on squeeze's views, because the condensed set's epochs would be hundreds of passes over all images."""
+    images: Literal["condensed", "random", "herding", "full"] | str = "condensed"
+    """The condensed images, as many real ones, random or chosen by herding, as many of the user's own function, or all
+    real ones: with soft labels in as many views as the condensed set's, with hard ones as the teacher is trained, on
+    squeeze's views, because the condensed set's epochs would be hundreds of passes over all images."""
     labels: Literal["soft", "hard"] = "soft"
     """The teachers' answers to the views, or the classes."""
     views: Literal["recipe", "plain"] = "recipe"
@@ -61,7 +66,7 @@ class Arm:
     @property
     def name(self) -> str:
         """Name of its folder, and of its scores in files."""
-        kind = f"{self.images}_{self.labels}"
+        kind = self.images if is_own(self.images) else f"{self.images}_{self.labels}"
         short = {"condensed_soft": "condensed", "full_hard": "full"}.get(kind, kind)
         return short + "_plain" * (self.views == "plain") + ("" if self.lr is None else f"_lr{self.lr}")
 
@@ -71,6 +76,7 @@ BASELINES = {
     arm.name: arm
     for arm in (
         *(Arm(images, labels) for images in ("random", "herding") for labels in ("soft", "hard")),
+        Arm("full", "soft"),
         Arm("full", "hard"),
     )
 }
@@ -93,7 +99,7 @@ class Student:
 
 def arms(run: Run) -> tuple[Arm, ...]:
     """The condensed set and the recipe's baselines."""
-    return (CONDENSED, *(BASELINES[name] for name in run.recipe.evaluate.baselines))
+    return (CONDENSED, *(BASELINES.get(name) or Arm(name) for name in run.recipe.evaluate.baselines))
 
 
 def student_folder(run: Run, arm: Arm, number: int) -> Path:
@@ -102,12 +108,15 @@ def student_folder(run: Run, arm: Arm, number: int) -> Path:
     So do imported images, which settings say nothing of.
     """
     recipe = run.recipe
-    parts = (*recipe.train_parts(), *(["evaluate"] if arm.images == "full" else []))
-    slug = recipe.train.student.replace("/", "-").replace(":", "-")
-    made_by, origin = recipe.sha256(*parts)[:8], read_origin(run.out / "condensed")
+    student = recipe.train.student.replace("/", "-").replace(":", "-")
+    is_full = arm.images == "full" and arm.labels == "hard"
+    made_by = sha256_of(student_parts(recipe, is_full=is_full))[:8]
+    origin = read_origin(run.out / "condensed")
     if arm.images == "condensed" and origin is not None:
         made_by += f"-{origin['sha256'][:8]}"
-    return run.out / "students" / f"{slug}-{made_by}" / arm.name / f"seed{number}"
+    for name, setting in ((arm.images, "evaluate.baselines"), (recipe.labels.source, "labels.source")):
+        made_by += f"-{source_sha256(name, setting)[:8]}" if is_own(name) else ""
+    return run.out / "students" / f"{student}-{made_by}" / slug(arm.name) / f"seed{number}"
 
 
 def train_arm(run: Run, arm: Arm, condensed: CondensedSet, teachers: Sequence[Teacher]) -> list[Student]:
@@ -147,6 +156,8 @@ class Task:
     make: Callable[[Any], Batch]
     loss: Callable[[Tensor, Any], Tensor]
     is_captured: bool = False
+    count: Callable[[int], int] | None = None
+    """Number of batches of an epoch; None where they are of all real images."""
 
 
 def _student(run: Run, arm: Arm, number: int, condensed: CondensedSet, teachers: Sequence[Teacher]) -> Student:
@@ -159,7 +170,7 @@ def _student(run: Run, arm: Arm, number: int, condensed: CondensedSet, teachers:
     if recipe.train.sync_batch_norm:
         net = synchronised(net, run.device, "train.sync_batch_norm")
     net = zoo.channels_last(net, run.device)
-    task = _task(run, arm, seed, condensed, teachers)
+    task = task_of(run, arm, seed, condensed, teachers)
     evaluating = 0.0
     answers = torch.zeros(2 * (len(run.real.classes),), dtype=torch.int64, device=run.device)
 
@@ -208,21 +219,32 @@ def _write(run: Run, arm: Arm, student: Student, net: nn.Module) -> None:
     (folder / "checkpoint.pt").unlink(missing_ok=True)
 
 
-def _task(run: Run, arm: Arm, seed: int, condensed: CondensedSet, teachers: Sequence[Teacher]) -> Task:
+def task_of(run: Run, arm: Arm, seed: int, condensed: CondensedSet, teachers: Sequence[Teacher]) -> Task:
+    """What the student of a seed is trained on in an arm. Of the run, the condensed arm needs no real images."""
     recipe = run.recipe
     optimization: Optimization = recipe.train
-    if arm.images == "full":
+    if arm == Arm("full", "hard", arm.views, arm.lr):
         optimization = replace(recipe.squeeze, epochs=recipe.evaluate.full_epochs or recipe.squeeze.epochs)
     if arm.lr is not None:
         optimization = replace(optimization, lr=arm.lr)
     labels = "hard" if arm.labels == "hard" or recipe.needs_no_teacher else "teachers"
     if labels == "teachers" and replace(arm, lr=None) == CONDENSED:
         labels = recipe.labels.source
-    source: LabelSource = hard_labels if labels == "hard" else TeacherLabels(teachers, recipe.labels, seed)
+    source: LabelSource = (
+        hard_labels if labels == "hard" else label_source(recipe.labels, teachers, len(condensed.classes), seed)
+    )
 
     def loss(logits: Tensor, wanted: Any) -> Tensor:
         return student_loss(logits, wanted, recipe.train)
 
+    if arm.images == "full" and arm.labels == "soft":
+        fresh = real_views(run, seed, plain(recipe.labels) if arm.views == "plain" else recipe.labels)
+
+        def make_view(item: Item) -> Batch:
+            batch = item[0].make(item[1])
+            return Batch(batch.images, source(batch), item[1].num_views)
+
+        return Task(optimization, fresh, make_view, loss)
     if arm.images == "full":
         batches = _real_batches(run, arm, seed, optimization)
         return Task(optimization, batches, lambda batch: Batch(batch.images, source(batch), len(batch.whole)), loss)
@@ -247,6 +269,7 @@ def _task(run: Run, arm: Arm, seed: int, condensed: CondensedSet, teachers: Sequ
         make,
         loss,
         is_captured=run.device.type == "cuda" and not reason,
+        count=lambda epoch: len(views.spans(epoch, recipe.train)),
     )
 
 
@@ -258,6 +281,8 @@ def _replayed(run: Run, arm: Arm, seed: int, condensed: CondensedSet, teachers: 
     elif arm.images == "herding":
         rule = Rule("herding", teachers[0] if teachers else None)
         pixels, labels = representative_images(run, rule, recipe.shown_ipc)
+    elif is_own(arm.images):
+        pixels, labels = own_baseline(run, arm.images, recipe.shown_ipc, seed)
     else:
         pixels, labels = run.real_images(recipe.shown_ipc, "baselines/random", seed)
     settings = plain(recipe.labels) if arm.views == "plain" else recipe.labels
@@ -297,7 +322,7 @@ def why_not_captured(recipe: Recipe, source: LabelSource) -> str | None:
     if labels.tile_shuffle > 1 or labels.rand_augment[0]:
         return "labels.tile_shuffle and labels.rand_augment change images from the host"
     if source is not hard_labels and not isinstance(source, TeacherLabels):
-        return "labels are read on the host"
+        return "labels are read on the host, or are your own function's"
     if source is not hard_labels and labels.dropout:
         return "labels.dropout is seeded from the host"
     return None

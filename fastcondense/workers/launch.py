@@ -20,7 +20,7 @@ from .interrupt import PARENT, held, listening
 from .launched import ATTEMPT, LAUNCHER, NAME, launch_name
 
 _COMMAND = (sys.executable, "-m", "fastcondense.cli")
-_SECONDS_TO_END = 8.0  # for workers that are told to; they themselves need six at most
+_SECONDS_TO_END = 7.0  # for workers that are told to; they themselves need six at most
 _SECONDS_BETWEEN_LOOKS = 0.1
 
 
