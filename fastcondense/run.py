@@ -111,7 +111,7 @@ class Run:
         is_helper: another launch works in the folder already, and this one has a log of its own beside.
         """
         loader, reason = choose(self.real.train, self.recipe.dataset, self.device)
-        begun, now = self._begun_with(), (loader, decoder_of(loader))
+        before, now = self._loader_before(), (loader, decoder_of(loader))
         self.out.mkdir(parents=True, exist_ok=True)
         said = self._settle_precision(is_helper)
         if rank() == 0 and not ((self.out / _DATA).exists() and self._has_made()):
@@ -127,8 +127,8 @@ class Run:
         helper = f"-{socket.gethostname()}-{os.getpid()}" if is_helper else ""
         self.log.write_to(self.out / (f"log-{rank()}{helper}.jsonl" if rank() or is_helper else "log.jsonl"))
         self.log.say(f"loader: {_named(*now)}; {reason}")
-        if begun not in (None, now):
-            self.log.say(f"loader: the run was begun with {_named(*begun)}; its pixels may differ by rounding")
+        if before not in (None, now):
+            self.log.say(f"loader: before, this run used {_named(*before)}; its pixels may differ by rounding")
         if said:
             self.log.say(f"precision: {said}")
         for text in (*self.real.said, *self.real.untested()):
@@ -194,7 +194,7 @@ class Run:
         where = {"device": str(self.device), "loader": loader, "decoder": decoder_of(loader), "data": data}
         write_json(self.out / "environment.json", versions() | where)
 
-    def _begun_with(self) -> tuple[str, str | None] | None:
+    def _loader_before(self) -> tuple[str, str | None] | None:
         """The loader and decoder of environment.json, if there is one that names them."""
         path = self.out / "environment.json"
         kept = read_checked(path, Environment) if path.is_file() else Environment()
