@@ -56,9 +56,10 @@ import resource, torch
 from fastcondense.devices import choose_device
 choose_device("cpu")
 def faults():
-    for _ in range(3):
+    for _ in range(4):
         torch.ones(4_000_000)
     return resource.getrusage(resource.RUSAGE_SELF).ru_minflt
+faults(), faults()
 print(-faults() + faults())
 """
     environment = {key: value for key, value in os.environ.items() if not key.startswith("MALLOC_")} | given

@@ -149,8 +149,8 @@ class Recover(Views):
     """Weight of EDC's flatness: KL between the answers to the images and to their running mean."""
     loss: str = ""
     """Your own term beside the others, file.py:function or module:function: it is called with what a teacher sees,
-    normalised [N, 3, S, S], its logits [N, K] and the classes among them, int64 [N], and gives one number. On a GPU a
-    CUDA graph captures it: nothing in it may be read by the host."""
+    normalised float32 [N, 3, S, S], its logits [N, K] and the classes among them, int64 [N], and gives one number. On a
+    GPU a CUDA graph captures it: nothing in it may be read by the host."""
     stages: tuple[Count, ...] = ()
     """Sides of the images in equal parts of the iterations (FADRM); empty: image_size throughout."""
     residual: ShareAboveZero = 1.0

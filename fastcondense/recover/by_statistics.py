@@ -136,7 +136,7 @@ class RecoverStep:
             answers.append(logits)
             entropies.append(weight * F.cross_entropy(logits, self.wanted[which]))
             if self.own_loss is not None:
-                own_terms.append(weight * self.own_loss(views, logits, self.wanted[which]))
+                own_terms.append(weight * self.own_loss(views.float(), logits, self.wanted[which]))
             distances.append(weight * recover.match_weight * self.matching[which](moments, live))
         entropy, matching = sum(entropies[1:], entropies[0]), sum(distances[1:], distances[0])
         total = sum(own_terms, entropy + matching)
