@@ -6,6 +6,7 @@ import dataclasses
 import difflib
 import importlib
 import os
+import shlex
 import signal
 import subprocess
 import sys
@@ -20,6 +21,8 @@ from .words import printable
 from .workers import interrupt
 from .workers.launched import is_launched
 
+_LONGEST_COMPLAINT = 2000  # characters: names of others may be in it
+
 # What torch or a command's own libraries are needed for is imported when it runs: they take seconds, and help, the
 # list of recipes and a typo need none of them.
 STAGES = {
@@ -28,7 +31,7 @@ STAGES = {
     "recover": ("recover", "make the condensed images"),
     "relabel": ("relabel", "write what replays the soft labels, and with --store the labels themselves"),
     "train": ("train", "train students on the condensed set and on the baselines"),
-    "evaluate": ("evaluate", "score the students, print the honest table, write result.json"),
+    "evaluate": ("evaluate", "score the students, print the honest table and that of all evaluations, write results/"),
     "rank": ("rank", "DD-Ranking's scores: train the students that they need, print them, write ranking.json"),
     "inspect": (
         "inspect",
@@ -56,6 +59,12 @@ TOOLS = {
         "status",
         "StatusOptions",
         "RUN: what its workers have done, are doing, and how long it will take",
+    ),
+    "compare": (
+        "report.compare",
+        "compare",
+        "CompareOptions",
+        "RUN or BUNDLE, two or more: all their scores, bytes and seconds in one table, and a page with images",
     ),
     "pack": ("data.pack", "pack_folders", "PackOptions", "image folders into files that the ffcv loader reads"),
     "export": (
@@ -85,6 +94,10 @@ NOTES = (
 def main(arguments: list[str] | None = None) -> int:
     """Runs a command; returns the exit status. Wrong input is one line on stderr and status 1."""
     arguments = sys.argv[1:] if arguments is None else arguments
+    if "OMP_WAIT_POLICY" not in os.environ:
+        # OpenMP's threads spin for milliseconds before they sleep: with other work on the cores a step took 3.5 times
+        # as long as with some microseconds. It is read when torch is loaded.
+        os.environ.setdefault("GOMP_SPINCOUNT", "1000")
     try:
         status = _main(arguments)
         sys.stdout.flush()
@@ -110,7 +123,10 @@ def main(arguments: list[str] | None = None) -> int:
 
 
 def _complain(text: str) -> None:
-    sys.stderr.write(f"fastcondense: {printable(text)}\n")
+    text = printable(text)
+    if len(text) > _LONGEST_COMPLAINT:
+        text = f"{text[: _LONGEST_COMPLAINT // 2]} ... {text[-_LONGEST_COMPLAINT // 2 :]}"
+    sys.stderr.write(f"fastcondense: {text}\n")
 
 
 def _main(arguments: list[str]) -> int:
@@ -182,7 +198,9 @@ def _with_options(command: str, rest: list[str]) -> int:
         from . import session
         from .workers import distributed
 
-        session.carry_out(STAGES[command][0], session.prepare(options, is_worker=is_worker), options, command)
+        typed = shlex.join(["fastcondense", command, *rest])
+        run = session.prepare(options, is_worker=is_worker, typed=typed)
+        session.carry_out(STAGES[command][0], run, options, command)
         distributed.leave()
     return 0
 

@@ -3,10 +3,11 @@
 from __future__ import annotations
 
 import contextlib
+import dataclasses
 import difflib
 import io
-import re
 import textwrap
+import typing
 from typing import Annotated, Any, TypeVar, Union
 
 import tyro
@@ -47,18 +48,26 @@ def parse(
             raise ValueError(_first_paragraph(_text(complaint))) from None
         raise Help(_short(_text(said), program, common) if is_short else _text(said)) from None
     if unknown:
-        names = flags(kind, default)
-        near = difflib.get_close_matches(unknown[0].partition("=")[0].replace("_", "-"), names, 1, 0.0)[0]
+        given = unknown[0].partition("=")[0].replace("_", "-")
+        near = difflib.get_close_matches(given, flags(kind), 1, 0.0)[0]
         raise ValueError(f"unknown option {unknown[0]!r}; the nearest is {near!r}")
     return options
 
 
-def flags(kind: type[Kind], default: Kind | None) -> list[str]:
-    """Every option of a command, as tyro spells it."""
-    said = _stream()
-    with contextlib.redirect_stdout(said), contextlib.suppress(SystemExit):
-        tyro.cli(kind, args=["--help"], default=tyro.MISSING_NONPROP if default is None else default)
-    return [word for block in _blocks(_text(said)) for word in re.findall(r"--[\w.-]+", block[0])]
+def flags(kind: type, prefix: str = "--") -> list[str]:
+    """Every option of a command, as tyro spells it; tyro itself takes as long to list them as to read them."""
+    found = []
+    for name, hint in typing.get_type_hints(kind, include_extras=True).items():
+        inner, *marks = typing.get_args(hint) if typing.get_origin(hint) is Annotated else (hint,)
+        if tyro.conf.Suppress in marks or tyro.conf.Positional in marks:
+            continue
+        if dataclasses.is_dataclass(inner):
+            is_flat = any(getattr(mark, "name", None) == "" for mark in marks)
+            found += flags(typing.cast(type, inner), prefix if is_flat else f"{prefix}{name}.")
+        else:
+            words = [name, f"no_{name}"] if inner is bool else [name]
+            found += [f"{prefix}{word}".replace("_", "-") for word in words]
+    return found
 
 
 def completion(program: str, commands: dict[str, tuple[type, str]], shell: str) -> str:

@@ -3,20 +3,25 @@
 from __future__ import annotations
 
 import contextlib
+import ctypes
+import functools
 import os
 import platform
+import subprocess
 import time
 from collections.abc import Iterator
 from dataclasses import dataclass
 from importlib.metadata import PackageNotFoundError, version
+from pathlib import Path
 from typing import Literal
 
 import torch
 
 _PACKAGES = (
-    *("fastcondense", "torch", "torchvision", "timm", "numpy", "triton", "pillow", "ffcv"),
+    *("fastcondense", "torch", "torchvision", "timm", "numpy", "triton", "pillow", "simplejpeg", "ffcv"),
     *("nvidia-dali-cuda130", "nvidia-dali-cuda120"),
 )
+_M_TRIM_THRESHOLD, _M_MMAP_THRESHOLD = -1, -3  # of malloc.h
 
 
 def choose_device(name: str) -> torch.device:
@@ -29,7 +34,23 @@ def choose_device(name: str) -> torch.device:
     except (RuntimeError, AssertionError):
         raise ValueError(f"there is no device {name!r} here") from None
     torch.backends.cudnn.deterministic = True  # the same job gives the same images
+    if device.type == "cpu":
+        keep_freed_memory()
     return device
+
+
+def keep_freed_memory() -> None:
+    """Lets glibc keep the memory of tensors up to 32 MiB, its limit, that are freed, for those that come next.
+
+    Otherwise large maps go back to the system one by one, and it hands out cleared pages, thousands of them a step: a
+    recover step of 8 images of 224 pixels in bf16 took 1.2 times as long, and no less memory. Nothing is changed where
+    the user has set either threshold, or where the C library knows none.
+    """
+    if not {"MALLOC_MMAP_THRESHOLD_", "MALLOC_TRIM_THRESHOLD_"} & os.environ.keys():
+        with contextlib.suppress(OSError, AttributeError):
+            library = ctypes.CDLL(None)
+            library.mallopt(_M_MMAP_THRESHOLD, 2**25)
+            library.mallopt(_M_TRIM_THRESHOLD, 2**31 - 1)
 
 
 def fastest_arithmetic(
@@ -52,14 +73,37 @@ def fastest_arithmetic(
 
 
 def versions() -> dict[str, str]:
-    """Versions of the packages that make the numbers, by package, and the GPU's name."""
-    found = {"python": platform.python_version()}
+    """Versions of the packages that make the numbers, by package; the names of CPU and GPU; a checkout's commit."""
+    found = {"python": platform.python_version(), "cpu": processor()}
+    if commit := _commit():
+        found["commit"] = commit
     for package in _PACKAGES:
         with contextlib.suppress(PackageNotFoundError):
             found[package] = version(package)
     if torch.cuda.is_available():
         found["gpu"] = torch.cuda.get_device_name()
     return found
+
+
+def processor() -> str:
+    """Name of the CPU."""
+    path = Path("/proc/cpuinfo")
+    lines = path.read_text(errors="replace").splitlines() if path.exists() else []
+    names = (line.partition(":")[2].strip() for line in lines if line.startswith("model name"))
+    return next(names, "") or platform.processor() or platform.machine()
+
+
+@functools.cache
+def _commit() -> str:
+    """The commit of the checkout that this library is run from; empty if it is installed."""
+    root = Path(__file__).resolve().parents[1]
+    if not (root / ".git").exists():
+        return ""
+    command = ["git", "-C", str(root), "describe", "--always", "--dirty", "--exclude=*"]
+    try:
+        return subprocess.check_output(command, stderr=subprocess.DEVNULL, text=True, timeout=10).strip()
+    except (OSError, subprocess.SubprocessError):
+        return ""
 
 
 @dataclass

@@ -13,6 +13,7 @@ import tyro
 
 from . import trust
 from .command_line import parse
+from .loaders.reading import check_folder
 from .recipe import recipe
 from .recipe.recipe import Recipe
 from .records import read_data
@@ -156,6 +157,7 @@ def take_run(arguments: list[str]) -> tuple[Path | None, list[str]]:
     if not arguments or arguments[0].startswith("-"):
         return None, arguments
     run = Path(arguments[0])
+    check_folder(run)
     if not is_bundle(run) and not (run / "recipe.toml").is_file():
         raise ValueError(f"{run} is neither the folder of a run, with a recipe.toml, nor a bundle")
     return run, arguments[1:]

@@ -13,12 +13,19 @@ from typing import Annotated, Any, NotRequired, TypedDict, TypeVar, cast
 import msgspec
 from msgspec import Meta
 
+from .loaders.reading import read_file
+
 Kind = TypeVar("Kind")
+_NODE, _ROOM = 100, 150_000_000
+"""Bytes in memory of a value of a JSON tree, about, and of a tree beyond twice its text."""
 
 Sha256 = Annotated[str, Meta(pattern="^[0-9a-f]{64}$")]
 Count = Annotated[int, Meta(ge=0, le=2**53)]
 Name = Annotated[str, Meta(min_length=1, max_length=1000)]
+Percent = Annotated[float, Meta(ge=0, le=100)]
 Digits = Annotated[str, Meta(pattern="^[0-9]{1,9}$")]
+MOST_SEEDS = 10_000
+Duration = Annotated[float, Meta(ge=0, le=1e12)]
 Color = Annotated[list[float], Meta(min_length=3, max_length=3)]
 
 
@@ -67,8 +74,11 @@ class Origin(TypedDict):
 
 
 class Score(TypedDict):
-    mean: float
-    std: float
+    """Per cent: the mean over the students of an arm, their sample deviation, and each of them, by seed."""
+
+    mean: Percent
+    std: Annotated[float, Meta(ge=0, le=100)]
+    seeds: Annotated[list[Percent], Meta(min_length=1, max_length=MOST_SEEDS)]
 
 
 class Scores(TypedDict):
@@ -88,26 +98,27 @@ class Sizes(TypedDict):
 
 
 class Seconds(TypedDict):
-    squeeze: float
-    recover: float
-    train: float
-    evaluate: float
+    squeeze: Duration
+    recover: Duration
+    train: Duration
+    evaluate: Duration
 
 
 class Result(Scores):
-    """result.json: a set beside its baselines."""
+    """A file of results/, and result.json: a set beside its baselines. settings: the recipe's of this evaluation."""
 
-    recipe: str
+    recipe: Name
     recipe_sha256: Sha256
-    dataset: str
-    method: str
-    ipc: Count
-    student: str
-    teachers: list[str]
+    settings: dict[str, Any]
+    dataset: Name
+    method: Name
+    ipc: Annotated[int, Meta(ge=1, le=2**31)]
+    student: Name
+    teachers: Annotated[list[Name], Meta(max_length=1000)]
     epochs: Count
     seed: int
-    seeds: Count
-    labels: str
+    seeds: Annotated[int, Meta(ge=1, le=MOST_SEEDS)]
+    labels: Name
     test_images: Count
     baselines: dict[Name, Scores]
     bytes: Sizes
@@ -131,7 +142,8 @@ class Bundled(TypedDict):
     format: Count
     teachers: dict[Name, Network]
     embedded: list[Name]
-    result: Result | None
+    results: Annotated[list[Result], Meta(max_length=10_000)]
+    """All evaluations of the images."""
 
 
 class Manifest(TypedDict):
@@ -155,7 +167,26 @@ class Environment(TypedDict, total=False):
     data: str | None
     device: str
     loader: str
+    decoder: str | None
     gpu: str
+
+
+class SplitDigest(TypedDict):
+    images: Count
+    sha256: Sha256
+
+
+class Splits(TypedDict):
+    train: SplitDigest
+    test: SplitDigest
+
+
+class MadeFrom(TypedDict):
+    """data.json: the real images that a run was made from."""
+
+    name: str
+    path: str | None
+    images: Splits
 
 
 class TeacherMetadata(TypedDict):
@@ -232,12 +263,19 @@ class SizeCurve(TypedDict):
     top1_last: dict[str, dict[Digits, Score]]
 
 
+class RobustScore(TypedDict):
+    """Points, or a score in [0, 1]."""
+
+    mean: float
+    std: float
+
+
 class RobustScores(TypedDict):
-    hard_label_recovery: Score
-    improvement_over_random: Score
-    improvement_over_random_plain: Score
-    label_robust_score: Score
-    augmentation_robust_score: Score
+    hard_label_recovery: RobustScore
+    improvement_over_random: RobustScore
+    improvement_over_random_plain: RobustScore
+    label_robust_score: RobustScore
+    augmentation_robust_score: RobustScore
 
 
 class RankedEpochs(TypedDict):
@@ -252,11 +290,19 @@ class RankedScores(TypedDict):
 
 
 def parse_json(text: str | bytes, source: object) -> Any:
-    """The tree of a JSON text. Raises ValueError that names the source of one that is damaged, or nested too deep."""
+    """The tree of a JSON text. Raises ValueError that names the source of one that is damaged, or nested too deep, or
+    whose tree would be many times its size."""
     try:
+        _check_nodes(text.encode(errors="surrogatepass") if isinstance(text, str) else text)
         return json.loads(text)
     except (ValueError, RecursionError) as error:
         raise ValueError(f"{source} is damaged: {error}") from None
+
+
+def _check_nodes(text: bytes) -> None:
+    size = _NODE * sum(text.count(mark) for mark in (b",", b"[", b"{"))
+    if size > 2 * len(text) + _ROOM:
+        raise ValueError(f"it holds {size // _NODE:,} values in {len(text):,} bytes")
 
 
 def checked(tree: Any, kind: type[Kind], source: object, *, is_text: bool = False) -> Kind:
@@ -275,12 +321,24 @@ def checked(tree: Any, kind: type[Kind], source: object, *, is_text: bool = Fals
 
 def read_checked(path: Path, kind: type[Kind]) -> Kind:
     """A JSON file of that kind. Raises ValueError that names the file and the field."""
-    return checked(parse_json(path.read_bytes(), path), kind, path)
+    return checked(parse_json(read_file(path), path), kind, path)
 
 
 def read_manifest(path: Path) -> Manifest:
     """condensed/manifest.json of a run."""
-    return check_manifest(parse_json(path.read_bytes(), path), path)
+    return check_manifest(parse_json(read_file(path), path), path)
+
+
+def check_result(tree: Any, source: object) -> Result:
+    """The result, if each of its scores has as many seeds as it says. Raises ValueError that names source and field."""
+    result = checked(tree, Result, source)
+    for arm, scores in {"": result, **{f"baselines.{arm}.": of for arm, of in result["baselines"].items()}}.items():
+        for key in ("top1_last", "top1_best", "top5_last"):
+            if (count := len(scores[key]["seeds"])) != result["seeds"]:
+                raise ValueError(
+                    f"{source} is damaged: field {arm}{key}.seeds: expected {result['seeds']}, got {count}"
+                )
+    return result
 
 
 def read_data(run: Path) -> Path | None:
@@ -303,6 +361,8 @@ def check_manifest(tree: Any, source: object) -> Manifest:
     """The manifest, if its fields fit each other too. Raises ValueError that names the source and the field."""
     manifest = checked(tree, Manifest, source)
     classes, kept = manifest["classes"], manifest.get("fingerprint")
+    for result in manifest["bundle"]["results"] if "bundle" in manifest else []:
+        check_result(result, source)
     if len(set(classes)) < len(classes):
         raise ValueError(f"{source} is damaged: field classes: two have the same name")
     check_names(classes, f"{source} is damaged: field classes")

@@ -155,6 +155,8 @@ def _cifar(data: Path, name: str) -> RealData:
 
 def _joined(parts: list[Split]) -> Split:
     images = [part.images for part in parts if part.images is not None]
+    if len(parts) == 1:
+        return parts[0]
     return Split(np.concatenate([part.labels for part in parts]), np.concatenate(images))
 
 
@@ -177,14 +179,12 @@ def _cifar_python(folder: Path, name: str) -> tuple[tuple[str, ...], Split, Spli
         raise ValueError(f"{folder / meta} has no {names_key}; is it really {name}?")
 
     def read(paths: list[str]) -> Split:
-        batches = [_unpickle(_required(folder / path)) for path in paths]
-        for path, batch in zip(paths, batches, strict=True):
+        parts = []
+        for path in [_required(folder / name) for name in paths]:
+            batch = _unpickle(path)
             if missing := {label_key, "data"} - batch.keys():
-                raise ValueError(f"{folder / path} has no {sorted(missing)[0]}; is it really {name}?")
-        parts = [
-            checked_split(_rows(batch["data"], folder / path), batch[label_key], classes, str(folder / path))
-            for path, batch in zip(paths, batches, strict=True)
-        ]
+                raise ValueError(f"{path} has no {sorted(missing)[0]}; is it really {name}?")
+            parts.append(checked_split(_rows(batch["data"], path), batch[label_key], classes, str(path)))
         return _joined(parts)
 
     return classes, read(train_names), read([test_name])
@@ -284,7 +284,7 @@ def is_packed(dataset: Dataset, data: Path) -> bool:
     if not any((data / name).is_file() for name in _BETONS):
         return False
     has_files, has_ffcv = (data / "train").is_dir(), find_spec("ffcv") is not None
-    return dataset.loader == "ffcv" or not has_files or (dataset.loader == "auto" and has_ffcv)
+    return dataset.loader in ("ffcv", "packed") or not has_files or (dataset.loader == "auto" and has_ffcv)
 
 
 def _packed(data: Path, name: str) -> RealData:
