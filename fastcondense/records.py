@@ -137,6 +137,7 @@ class Bundled(TypedDict):
     format: Count
     teachers: dict[Name, Network]
     embedded: list[Name]
+    recipe_sha256: Sha256
     results: Annotated[list[Result], Meta(max_length=10_000)]
     """All evaluations of the images."""
 
