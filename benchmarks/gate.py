@@ -2,11 +2,16 @@
 
 from __future__ import annotations
 
+import argparse
 import json
+import os
+import signal
 import subprocess
 import sys
+import tempfile
 from collections.abc import Iterable
 from pathlib import Path
+from xml.etree import ElementTree
 
 from measure import DEVICE
 
@@ -44,6 +49,36 @@ class Gate:
                 self.record.write_text(json.dumps(self.known))
         return next((self.known[name] for name in names if self.known[name] is not None), None)
 
+    def run_all(self, tests: Iterable[str], workers: int, seconds: float) -> bool:
+        """Runs test files together in so many processes, and writes down how each has ended; whether all passed.
+
+        Those that have not ended after `seconds` count as failed.
+        """
+        names = list(tests)
+        with tempfile.TemporaryDirectory() as folder:
+            report = Path(folder) / "report.xml"
+            paths = [str(self.root / "tests" / f"test_{name}.py") for name in names]
+            command = [sys.executable, "-m", "pytest", "-n", str(workers), "-p", "no:cacheprovider"]
+            process = subprocess.Popen(
+                [*command, f"--junitxml={report}", *paths], cwd=self.root, start_new_session=True
+            )
+            try:
+                process.wait(seconds)
+                problem = f"pytest ended with {process.returncode}" if process.returncode not in (0, 1) else None
+            except subprocess.TimeoutExpired:
+                os.killpg(process.pid, signal.SIGKILL)
+                process.wait()
+                problem = f"not ended after {seconds:.0f} s"
+            self.known |= dict.fromkeys(names, problem)
+            if problem is None:
+                for case in ElementTree.parse(report).iter("testcase"):
+                    name = case.get("classname", "").rpartition(".")[2].removeprefix("test_")
+                    if case.find("failure") is not None or case.find("error") is not None:
+                        self.known[name] = f"FAILED tests/test_{name}.py::{case.get('name')}"
+        if self.record is not None:
+            self.record.write_text(json.dumps(self.known))
+        return all(self.known[name] is None for name in names)
+
     def _run(self, paths: list[Path]) -> str | None:
         command = [sys.executable, "-m", "pytest", "-x", *map(str, paths)]
         done = subprocess.run(command, cwd=self.root, capture_output=True, text=True)
@@ -54,6 +89,27 @@ class Gate:
 
 
 def operator_tests(*operators: str) -> list[str]:
-    """The tests of what runs here: on a GPU those of the Triton kernels too, elsewhere those of the numba loops."""
-    kinds = ("", "kernel_") if DEVICE.type == "cuda" else ("",)
-    return [f"{kind}{operator}" for operator in operators for kind in kinds]
+    """The tests of what runs here: on a GPU those of the Triton kernels, elsewhere those of the numba loops."""
+    return [f"{'kernel_' * (DEVICE.type == 'cuda')}{operator}" for operator in operators]
+
+
+def main() -> int:
+    """Runs the tests behind several benchmarks at once: ``gate.py --record FILE --seconds 75 recover train``."""
+    from runner import BENCHMARKS, STEP_OPERATORS, VIEW_OPERATORS, gate_tests
+
+    parser = argparse.ArgumentParser("gate.py")
+    parser.add_argument("benchmarks", nargs="*")
+    parser.add_argument("--more", nargs="*", default=[], help="tests that are run with them")
+    parser.add_argument("--record", type=Path, required=True)
+    parser.add_argument("--workers", type=int, default=8)
+    parser.add_argument("--seconds", type=float, default=75.0)
+    options = parser.parse_args()
+    tests = [name for benchmark in options.benchmarks for name in gate_tests(BENCHMARKS[benchmark])]
+    if "kernels" in options.benchmarks:
+        tests += operator_tests(*STEP_OPERATORS, *VIEW_OPERATORS)
+    names = list(dict.fromkeys([*options.more, *tests]))
+    return int(not Gate(record=options.record).run_all(names, options.workers, options.seconds))
+
+
+if __name__ == "__main__":
+    sys.exit(main())

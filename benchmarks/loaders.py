@@ -7,7 +7,11 @@
 
 torchvision   DataLoader with worker processes, Pillow, RandomResizedCrop or Resize and CenterCrop, horizontal flip
 timm          timm.data.create_loader, likewise
-folder        ours: threads, Pillow
+simplejpeg    torchvision's DataLoader and transforms, with simplejpeg in Pillow's place
+spdl          SPDL's pipeline of threads over the same images and transforms
+decoding      the ceiling of all that decodes whole images: nothing else, in threads, of bytes in memory
+folder        ours: threads, simplejpeg where it is installed, else Pillow
+packed        ours: the same of a packed file
 dali          ours: windows from the table, external_source
 dali_own      DALI's readers.file and image_random_crop
 ffcv          ours: windows from the table
@@ -25,101 +29,56 @@ import os
 import statistics
 import tempfile
 import time
-from collections.abc import Callable, Iterable
 from concurrent.futures import ThreadPoolExecutor
+from importlib.util import find_spec
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import torch
 from gate import Gate
+from loader_peers import (
+    RESIZE,
+    SIZE,
+    Pass,
+    dali_own_pass,
+    decoding_pass,
+    ffcv_own_pass,
+    spdl_pass,
+    timm_batches,
+    torchvision_batches,
+)
 from measure import DEVICE, Timing
 from PIL import Image
 from sample_images import photograph_parts
 from session import Session
 
 from fastcondense.data.sources import is_installed
+from fastcondense.loaders import turbo
 from fastcondense.loaders.class_folders import index_folder
 from fastcondense.loaders.folder import FolderLoader
+from fastcondense.loaders.packed import PackedLoader
 from fastcondense.loaders.prefetch import on_device
 from fastcondense.loaders.source import Centered, Cut, Faults, Loader, Windowed
 from fastcondense.recipe.shared import Views
 from fastcondense.rng import Stream
 from fastcondense.views.windows import windows
-from fastcondense.vision import timm, torchvision
 
-SIZE, RESIZE = 224, 256
 QUICK = {"images": 48, "batch_size": 16, "rounds": 2}
 KINDS = ("train", "evaluate")
-Pass = Callable[[int], int]  # round -> images that were seen
-Batches = Iterable[tuple[torch.Tensor, torch.Tensor]]
-
-
-class Files(torch.utils.data.Dataset):
-    """What torchvision's ImageFolder and timm's ImageDataset do with a transform, for a given list of files."""
-
-    def __init__(self, files: list[Path], kind: str):
-        self.files, t = files, torchvision.transforms
-        cuts = {
-            "train": [t.RandomResizedCrop(SIZE), t.RandomHorizontalFlip()],
-            "evaluate": [t.Resize(RESIZE), t.CenterCrop(SIZE)],
-        }
-        self.transform = t.Compose([*cuts[kind], t.PILToTensor()])
-
-    def __len__(self) -> int:
-        return len(self.files)
-
-    def __getitem__(self, k: int) -> tuple[torch.Tensor, int]:
-        with Image.open(self.files[k]) as image:
-            return self.transform(image.convert("RGB")), 0
-
-
-def torchvision_batches(files: list[Path], kind: str, batch_size: int, workers: int) -> Batches:
-    """Worker processes live on over the rounds; they are spawned, because forked ones and numba's threads clash."""
-    return torch.utils.data.DataLoader(
-        Files(files, kind),
-        batch_size,
-        shuffle=kind == "train",
-        num_workers=workers,
-        persistent_workers=workers > 0,
-        multiprocessing_context="spawn" if workers else None,
-    )
-
-
-def timm_batches(files: list[Path], kind: str, batch_size: int, workers: int, device: torch.device) -> Batches:
-    """Images and labels of a round through timm.data.create_loader, which sets the transform of `Files`.
-
-    Bilinear crops and flips without colour jitter, as the others; uint8 batches by timm's fast collation. On a GPU its
-    prefetcher copies them there and normalises, which is part of timm's loader; on the CPU its loader is read without.
-    Training leaves out the last batch if it is not full.
-    """
-    loader = timm.data.create_loader(
-        Files(files, kind),
-        SIZE,
-        batch_size,
-        is_training=kind == "train",
-        color_jitter=0.0,
-        interpolation="bilinear",
-        crop_pct=SIZE / RESIZE,
-        num_workers=workers,
-        persistent_workers=workers > 0,
-        device=device,
-        pin_memory=device.type == "cuda",
-    )
-    loader.loader.multiprocessing_context = "spawn" if workers else None
-    return loader if device.type == "cuda" else loader.loader
 
 
 def our_loaders(
-    files: list[Path], workers: int, device: torch.device, has_dali: bool, betons: list[Path]
+    files: list[Path], workers: int, device: torch.device, has_dali: bool, has_ffcv: bool, betons: list[Path]
 ) -> dict[str, Loader]:
-    """Every loader of ours by its name, Pillow's first; one of FFCV for each packed file."""
+    """Every loader of ours by its name, that of files first; one with FFCV and one without for each packed file."""
     loaders: dict[str, Loader] = {"folder": FolderLoader(files, workers)}
+    loaders |= {f"packed {beton.stem}": PackedLoader(beton, workers=workers) for beton in betons}
     if has_dali:
         from fastcondense.loaders.dali import DALILoader
 
         loaders["dali"] = DALILoader(files, workers, device)
-    if betons:
+    if has_ffcv:
         from fastcondense.loaders.ffcv import FFCVLoader
 
         loaders |= {f"ffcv {beton.stem}": FFCVLoader(beton, workers=workers) for beton in betons}
@@ -141,55 +100,6 @@ def our_pass(loader: Loader, kind: str, batch_size: int, device: torch.device) -
     return run
 
 
-def dali_own_pass(files: list[Path], kind: str, batch_size: int, workers: int, device: torch.device) -> Pass:
-    """DALI's own reader and random crop. Sums to the samples of whole batches, the last one padded."""
-    from nvidia.dali import Pipeline, fn, types
-
-    on_gpu = device.type == "cuda"
-    decoder = "mixed" if on_gpu else "cpu"
-    pipeline = Pipeline(batch_size, workers, (device.index or 0) if on_gpu else None, prefetch_queue_depth=2)
-    with pipeline:
-        jpegs, _ = fn.readers.file(files=[str(path) for path in files], random_shuffle=kind == "train", name="reader")
-        if kind == "train":
-            area, aspect = (0.08, 1.0), (3 / 4, 4 / 3)
-            images = fn.decoders.image_random_crop(
-                jpegs, device=decoder, random_area=area, random_aspect_ratio=aspect, num_attempts=10
-            )
-            images = fn.resize(images, size=[SIZE, SIZE], interp_type=types.INTERP_LINEAR, antialias=True)
-            images = fn.flip(images, horizontal=fn.random.coin_flip())
-        else:
-            images = fn.decoders.image(jpegs, device=decoder)
-            images = fn.resize(images, resize_shorter=RESIZE, interp_type=types.INTERP_LINEAR, antialias=True)
-            images = fn.crop(images, crop=(SIZE, SIZE))
-        pipeline.set_outputs(images)
-    rounds = -(-len(files) // batch_size)
-    return lambda _round: sum(len(torch.from_dlpack(pipeline.run()[0].as_tensor())) for _ in range(rounds))
-
-
-def ffcv_own_pass(beton: Path, kind: str, batch_size: int, workers: int) -> Pass:
-    """FFCV's own loader and crops."""
-    import ffcv.loader
-    from ffcv.fields.basics import IntDecoder
-    from ffcv.fields.rgb_image import CenterCropRGBImageDecoder, RandomResizedCropRGBImageDecoder
-    from ffcv.transforms import RandomHorizontalFlip, ToTensor
-
-    operations = (
-        [RandomResizedCropRGBImageDecoder((SIZE, SIZE)), RandomHorizontalFlip(), ToTensor()]
-        if kind == "train"
-        else [CenterCropRGBImageDecoder((SIZE, SIZE), SIZE / RESIZE), ToTensor()]
-    )
-    order = ffcv.loader.OrderOption.RANDOM if kind == "train" else ffcv.loader.OrderOption.SEQUENTIAL
-    loader = ffcv.loader.Loader(
-        str(beton),
-        batch_size,
-        workers,
-        order=order,
-        drop_last=False,
-        pipelines={"image": operations, "label": [IntDecoder(), ToTensor()]},
-    )
-    return lambda _round: sum(len(images) for images, _ in loader)
-
-
 def is_usable(session: Session, gate: Gate | None, library: str) -> bool:
     """Whether a library is installed, and our loader of it passes its tests, which quick runs do not run."""
     if not is_installed(library):
@@ -207,13 +117,21 @@ def make_passes(session: Session, options: argparse.Namespace, device: torch.dev
     files = [files[k] for k in Stream(0, "benchmark/files").permutation(len(files))[: options.images]]
     size, workers = options.batch_size, options.workers
     has_dali, has_ffcv = (is_usable(session, options.gate, library) for library in ("dali", "ffcv"))
-    loaders = our_loaders(files, workers, device, has_dali, options.beton if has_ffcv else [])
+    loaders = our_loaders(files, workers, device, has_dali, has_ffcv, options.beton)
     passes: dict[tuple[str, str], Pass] = {}
+    missing = [name for name in ("simplejpeg", "spdl") if find_spec(name) is None]
+    for name in missing:
+        session.skip(name, "not installed")
     for kind in KINDS:
         others = {"torchvision": torchvision_batches(files, kind, size, workers)}
         others["timm"] = timm_batches(files, kind, size, workers, device)
+        if "simplejpeg" not in missing:
+            others["simplejpeg"] = torchvision_batches(files, kind, size, workers, by_turbo=True)
         for name, batches in others.items():
             passes[name, kind] = lambda _round, batches=batches: sum(len(images) for images, _ in batches)
+        if "spdl" not in missing:
+            passes["spdl", kind] = spdl_pass(files, kind, size, workers)
+        passes["decoding", kind] = decoding_pass(files, workers)
         if has_dali:
             passes["dali_own", kind] = dali_own_pass(files, kind, size, workers, device)
         for beton in options.beton if has_ffcv else []:
@@ -246,7 +164,7 @@ def photographs(folder: Path, count: int) -> Path:
 
 
 def packed(files: list[Path], data: Path, folder: Path, workers: int) -> Path:
-    """The images as they are, in one file that FFCV reads."""
+    """The images as they are, in one packed file."""
     from fastcondense.loaders.pack import Packing, pack
 
     out, labels = folder / "jpeg.beton", np.zeros(len(files), dtype=np.int64)
@@ -268,7 +186,7 @@ def run(session: Session, options: argparse.Namespace) -> None:
         folder = Path(name)
         if options.data is None:
             options.data = photographs(folder, options.images)
-        if not options.beton and is_installed("ffcv"):
+        if not options.beton:
             options.beton = [packed(index_folder(options.data)[0], options.data, folder, options.workers)]
         compare(session, options, DEVICE)
 
@@ -308,12 +226,15 @@ def compare(session: Session, options: argparse.Namespace, device: torch.device)
             "quartiles": [round(low, 1), round(high, 1)],
             "images_per_s_per_core": round(median / min(options.workers, len(os.sched_getaffinity(0))), 1),
             "ratio_to_torchvision": ratio((name, kind), ("torchvision", kind)),
+            "ratio_to_decoding": ratio((name, kind), ("decoding", kind)),
+            "decoder": turbo.decoder(),
         }
-        if name not in ("torchvision", "timm"):  # whose work is that of other processes
+        if name not in ("torchvision", "timm", "simplejpeg"):  # whose work is that of other processes
             line["cpu_ms_per_image"] = round(statistics.median(busy[name, kind]), 3)
         if own != name and (own, kind) in speeds:
             line["ratio_to_own"] = ratio((name, kind), (own, kind))
-        print(f"  {name:16} {kind:9} {median:8.1f} images/s, {line['ratio_to_torchvision']} of torchvision", flush=True)
+        of = f"{line['ratio_to_torchvision']} of torchvision, {line['ratio_to_decoding']} of decoding alone"
+        print(f"  {name:16} {kind:9} {median:8.1f} images/s, {of}", flush=True)
         shapes = [(options.batch_size, 3, SIZE, SIZE)]
         timing = Timing.of([1e3 * counts[name, kind] / speed for speed in values])
         session.add(f"{kind} crops", name, timing, shapes=shapes, dtype="uint8", **line)

@@ -21,9 +21,11 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from fastcondense.devices import choose_device
+
 Line = dict[str, Any]
 
-DEVICE = torch.device("cuda" if torch.cuda.is_available() else "cpu")
+DEVICE = choose_device("auto")
 _CPU_CACHE = 64e6  # bytes
 _CYCLES_PER_MS = 1.8e6  # of a GPU clock, about
 

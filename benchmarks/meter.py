@@ -76,7 +76,9 @@ KERNELS = {
     "crop.forward_kernel": Access("images windows gain:HAS_GAIN offset:HAS_OFFSET", "output", "images"),
     "crop.share_kernel": Access("windows", "share"),
     "crop.backward_kernel": Access("dout windows share gain:HAS_GAIN", "dimages", "dout share"),
-    "pixel_adam.step_kernel": Access("images gradient first second rate step low high", "images first second"),
+    "pixel_adam.step_kernel": Access(
+        "images gradient first second rate step corrections low high", "images first second", "corrections"
+    ),
     "replay_crop.replay_kernel": Access(  # of the images, as if every one were asked for
         "images ids windows partners:HAS_BOX|HAS_SHARE partner_windows:HAS_BOX|HAS_SHARE boxes:HAS_BOX "
         "share:HAS_SHARE gain offset",

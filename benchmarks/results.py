@@ -15,7 +15,7 @@ from pandas import DataFrame
 RENAMED = {"recover_step": "recover", "loader_parity": "loader-parity"}  # in files of older runners
 SOMETIMES = ["statistics", "step", "of", "layer", "extrapolated", "ratio_to_own", "top1", "peer", "bytes", "GB/s"]
 SOMETIMES += ["share_of_copy", "ratio_to_plain", "what", "part", "variant", "benchmark", "stage", "network", "size"]
-SOMETIMES += ["known_from"]
+SOMETIMES += ["known_from", "iterations", "epochs", "seed"]
 """Fields that only some lines have, and NaN stands for where a line has none."""
 Line = dict[str, Any]
 
@@ -36,12 +36,12 @@ def frame(lines: Iterable[tuple[str, int, Line]]) -> DataFrame:
 
 
 def read(folder: Path) -> DataFrame:
-    """All lines of all <device>/*.jsonl, but for those of quick or ungated runs and what was skipped."""
+    """All lines of all <device>/*.jsonl, but for those of quick, ungated or failing runs and what was skipped."""
     return frame(
         (f"{path.parent.name}/{path.name}", place, line)
         for path in sorted(folder.glob("*/*.jsonl"))
         for place, line in enumerate(map(json.loads, path.read_text().splitlines()))
-        if not any(line.get(key) for key in ("quick", "ungated", "skipped"))
+        if not any(line.get(key) for key in ("quick", "ungated", "failing", "skipped"))
     )
 
 

@@ -21,7 +21,8 @@ class Session:
     A line: benchmark, what (the thing that was measured), variant (ours, or which peer), shapes and dtype of what it
     works on; median_ms and quartiles_ms where it was timed; bytes that it must move, GB/s of them and their share of a
     copy's speed on the same device, where bytes are known; whatever else `more` holds; the environment (device, driver,
-    versions, commit, date); quick and ungated if they are so. A skipped variant is a line with `skipped`, the reason.
+    versions, commit, date); quick, ungated and failing (which test) if they are so. A skipped variant is a line with
+    `skipped`, the reason.
     """
 
     name: str
@@ -30,7 +31,9 @@ class Session:
     is_gated: bool = True
     skipped: list[tuple[str, str]] = field(default_factory=list)
     refused: bool = False
-    """Whether something was not reported because its tests fail."""
+    """Whether tests of something fail."""
+    failing: str | None = None
+    """What fails of the tests of what is measured now: a mark on its lines, which no table shows."""
     num_lines: int = 0
 
     def add(
@@ -84,8 +87,15 @@ class Session:
         self.refused = True
         self.skip(what, f"not reported, its tests fail ({problem})")
 
+    def mark(self, what: str, problem: str | None) -> None:
+        """Marks the lines from here on, where tests of what they tell fail."""
+        self.failing = problem
+        if problem is not None:
+            self.refused = True
+            print(f"  {what}: its tests fail ({problem}); its lines are marked", flush=True)
+
     def finish(self) -> int:
-        """Prints what was skipped; returns the exit status, 1 if something was refused."""
+        """Prints what was skipped; returns the exit status, 1 if tests of something fail."""
         if self.skipped:
             print(f"{self.name} skipped {len(self.skipped)}:")
             for reason in dict.fromkeys(reason for _, reason in self.skipped):
@@ -99,6 +109,7 @@ class Session:
 
     def _write(self, line: Line) -> Line:
         line |= ({"quick": True} if self.is_quick else {}) | ({} if self.is_gated else {"ungated": True})
+        line |= {"failing": self.failing} if self.failing is not None else {}
         write([line], self.out)
         self.num_lines += 1
         return line

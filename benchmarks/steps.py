@@ -32,6 +32,8 @@ def our_step(
     device: torch.device,
     precision: Precision = "fp32",
     num_classes: int = 1000,
+    *,
+    is_reproducible: bool = True,
 ) -> OurStep:
     """RecoverStep of a job; EDC's compares with random targets, half of all classes and half of the images' own."""
     is_edc = objective.statistics == "edc"
@@ -46,6 +48,7 @@ def our_step(
         statistics_ema=MOMENTUM if is_edc else 0.0,
         ema_start="zero",
         precision=precision,
+        reproducible=is_reproducible,
         tv_weight=objective.tv_weight,
         l2_weight=objective.l2_weight,
     )
@@ -79,7 +82,7 @@ class OurStep(RecoverStep):
     """Goes on for ever: the iteration counter wraps, so that any number of steps can be timed."""
 
     def __call__(self, turn: Turn = ((0, 1.0),), canvas: Canvas | None = None) -> None:
-        with arithmetic(self.recover.precision):
+        with arithmetic(self.recover.precision, self.recover.reproducible):
             super().__call__(turn, canvas)
             self.step.remainder_(self.recover.iterations)
 

@@ -266,6 +266,30 @@ def costs(found: DataFrame) -> Made:
     return rows, used
 
 
+@made_of(
+    "precision",
+    "device | run | seeds | loss fp32 | bf16 | apart, seed by seed | top-1 % fp32 | bf16 | apart, seed by seed",
+    "precision",
+)
+def precision(found: DataFrame) -> Made:
+    """Losses and scores of runs that differ in precision alone, and by how much they are apart."""
+    group, rows = ["device", "what", "iterations", "epochs"], []
+    used = newest(found, group, ["seed", "variant"])
+    for (device, name, iterations, epochs), lines in groups(used, group):
+        both = lines.pivot(index="seed", columns="variant", values=["loss", "top1"]).astype(float).dropna()
+        cells = []
+        for value in ("loss", "top1"):
+            low, high = both[value]["bf16"], both[value]["fp32"]
+            apart = low - high
+            digits = 3 if value == "loss" else 1
+            cells += [figure(one.mean(), digits) for one in (high, low)]
+            spread = " to ".join(f"{end:+.{digits}f}" for end in (apart.min(), apart.max()))
+            cells.append(spread)
+        about = f"`{name}`, {iterations} iterations, {epochs} epochs"
+        rows.append((device, about, str(len(both)), *cells))
+    return rows, used
+
+
 @made_of("extrapolated", "device | extrapolated, not run | recover, hours | one student, hours | from", "end-to-end")
 def extrapolated(found: DataFrame) -> Made:
     """ImageNet-1k from measured steps."""

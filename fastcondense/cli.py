@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import contextlib
 import dataclasses
 import difflib
 import importlib
@@ -12,9 +11,9 @@ import signal
 import subprocess
 import sys
 import traceback
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from pathlib import Path
-from typing import TYPE_CHECKING, Literal, NoReturn
+from typing import Any, Literal, NoReturn
 
 from . import __version__, trust
 from .recipe import recipe
@@ -22,11 +21,7 @@ from .words import printable
 from .workers import interrupt
 from .workers.launched import is_launched
 
-if TYPE_CHECKING:
-    import torch
-
-    from .options import Options
-    from .run import Run
+_LONGEST_COMPLAINT = 2000  # characters: names of others may be in it
 
 # What torch or a command's own libraries are needed for is imported when it runs: they take seconds, and help, the
 # list of recipes and a typo need none of them.
@@ -44,10 +39,14 @@ STAGES = {
     ),
 }
 """The functions of stages.py behind the commands, and what they do."""
-HELPED = {"run": "recover", "squeeze": "squeeze", "recover": "recover"}
-"""Commands of which a second launch on the run takes its part, and that stage: the first does what only one may do."""
 PLAN = "RECIPE --gpus N: say what a run will need, before it: jobs, memory, disk and time, from a short measurement"
 TOOLS = {
+    "new": (
+        "plan.new",
+        "new",
+        "NewOptions",
+        "--data DIR: look at an image folder, and write a recipe for it and this machine",
+    ),
     "bundle": (
         "exchange.verify",
         "bundle",
@@ -95,6 +94,10 @@ NOTES = (
 def main(arguments: list[str] | None = None) -> int:
     """Runs a command; returns the exit status. Wrong input is one line on stderr and status 1."""
     arguments = sys.argv[1:] if arguments is None else arguments
+    if "OMP_WAIT_POLICY" not in os.environ:
+        # OpenMP's threads spin for milliseconds before they sleep: with other work on the cores a step took 3.5 times
+        # as long as with some microseconds. It is read when torch is loaded.
+        os.environ.setdefault("GOMP_SPINCOUNT", "1000")
     try:
         status = _main(arguments)
         sys.stdout.flush()
@@ -120,7 +123,10 @@ def main(arguments: list[str] | None = None) -> int:
 
 
 def _complain(text: str) -> None:
-    sys.stderr.write(f"fastcondense: {printable(text)}\n")
+    text = printable(text)
+    if len(text) > _LONGEST_COMPLAINT:
+        text = f"{text[: _LONGEST_COMPLAINT // 2]} ... {text[-_LONGEST_COMPLAINT // 2 :]}"
+    sys.stderr.write(f"fastcondense: {text}\n")
 
 
 def _main(arguments: list[str]) -> int:
@@ -139,17 +145,27 @@ def _main(arguments: list[str]) -> int:
     if command not in {*STAGES, *TOOLS, "plan", "completion"}:
         near = difflib.get_close_matches(command, [*STAGES, *TOOLS, *OTHERS], 1, 0.0)[0]
         raise ValueError(f"there is no command {command!r}; the nearest is {near!r}")
-    from .command_line import parse
-    from .options import PlanOptions, parse_plan, parse_stage
-
     if command == "completion":
         sys.stdout.write(_completion(rest))
         return 0
+    from .command_line import Help
+
+    try:
+        return _with_options(command, rest)
+    except Help as text:
+        sys.stdout.write(str(text))
+        return 0
+
+
+def _with_options(command: str, rest: list[str]) -> int:
+    """A command that takes options. Raises Help where that is asked for."""
+    from .command_line import parse
+    from .options import PlanOptions, parse_plan, parse_stage
 
     if command in TOOLS:
         name, function, options_name, description = TOOLS[command]
         module = importlib.import_module(f".{name}", __package__)
-        chosen = parse(getattr(module, options_name), f"fastcondense {command}", description, rest, None, [])
+        chosen: Any = parse(getattr(module, options_name), f"fastcondense {command}", description, rest, None, [])
         from .log import Log
 
         log = Log()
@@ -179,63 +195,15 @@ def _main(arguments: list[str]) -> int:
         options.launch.check()
         return launch(options.launch, [command, *rest], _complain)
     with interrupt.listening(with_parent=is_worker), trust.only(options.given, options.out):
-        _run(command, options, is_worker, shlex.join(["fastcondense", command, *rest]))
+        from . import session
+        from .workers import distributed
+
+        typed = shlex.join(["fastcondense", command, *rest])
+        session.carry_out(
+            STAGES[command][0], session.prepare(options, is_worker=is_worker, typed=typed), options, command
+        )
+        distributed.leave()
     return 0
-
-
-def _run(command: str, options: Options, is_worker: bool, typed: str) -> None:
-    """Runs a stage in this process, which may be one of several workers. typed: the whole command."""
-    from . import stages
-    from .devices import choose_device
-    from .log import Log
-    from .run import Run
-    from .sets.bundle import unpack
-    from .sets.imported import import_images
-    from .sets.published_sets import read_published
-    from .workers import distributed, lock
-    from .workers.cost import cost
-
-    assert options.out is not None
-    device = choose_device("cpu" if options.launch.gpus == 0 else options.device)
-    if is_worker:
-        device = distributed.join(device)
-    log = Log(is_silent=distributed.rank() > 0)
-    run = Run(options.settings, options.out, options.data, device, log, options.track, options.mixed_versions, typed)
-    run.check()
-    published = None
-    if options.images is not None:
-        published = read_published(options.images, run.real.classes, run.recipe.ipc, run.recipe.dataset)
-    with contextlib.closing(log), lock.locked(options.out, _share(command, options, device)) as is_helper:
-        if options.bundle is not None:
-            with distributed.first_alone():
-                unpack(options.bundle, options.out)
-        run.open(is_helper=is_helper)
-        if published is not None:
-            import_images(published, run.out / "condensed", run.recipe, run.log)
-        with cost(log, device.type, command):
-            stage: Callable[[Run], object] = getattr(stages, HELPED[command] if is_helper else STAGES[command][0])
-            stage(run)
-        if is_helper:
-            log.say(f"helped another launch on {options.out}, which does what is left of the run")
-        elif not distributed.rank():
-            run.record()
-    distributed.leave()
-
-
-def _share(command: str, options: Options, device: torch.device) -> str:
-    """A text that launches have in common if they may work on a run side by side, because they make the same bits;
-    empty if this one must be alone."""
-    import torch
-
-    from .data.jobs import with_batch_size
-    from .recipe.precision import PARTS, with_precisions
-
-    settings = options.settings
-    if command not in HELPED or options.images is not None or options.bundle is not None:
-        return ""
-    # batch_size 0 and precision auto become what is chosen once, and the run's from then on
-    settings = with_precisions(with_batch_size(settings, 0), dict.fromkeys(PARTS, "auto"))
-    return f"{settings.sha256()} {device.type} torch {torch.__version__} {__version__}"
 
 
 def _bench(arguments: list[str]) -> int:

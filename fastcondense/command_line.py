@@ -3,16 +3,22 @@
 from __future__ import annotations
 
 import contextlib
+import dataclasses
 import difflib
 import io
-import re
-import sys
 import textwrap
-from typing import Annotated, TypeVar, Union
+import typing
+from typing import Annotated, Any, TypeVar, Union
 
 import tyro
 
 Kind = TypeVar("Kind")
+
+
+class Help(Exception):
+    """The text of a help option, which is asked for in the place of a command."""
+
+
 _FRAME = "│╭╮╰╯─ "
 
 
@@ -22,7 +28,7 @@ def parse(
     """The arguments as a dataclass; what they do not say is as in `default`.
 
     common: options that --help shows, while --help-all shows all of them; if there are none, --help does.
-    Raises ValueError for wrong arguments, with the nearest name for one that there is not; SystemExit after help.
+    Raises ValueError for wrong arguments, with the nearest name for one that there is not; Help where asked for.
     """
     is_short = bool(common) and "--help-all" not in arguments
     arguments = ["--help" if argument == "--help-all" else argument for argument in arguments]
@@ -40,39 +46,43 @@ def parse(
     except SystemExit as stop:
         if stop.code:
             raise ValueError(_first_paragraph(_text(complaint))) from None
-        sys.stdout.write(_short(_text(said), program, common) if is_short else _text(said))
-        raise
+        raise Help(_short(_text(said), program, common) if is_short else _text(said)) from None
     if unknown:
-        names = flags(kind, default)
-        near = difflib.get_close_matches(unknown[0].partition("=")[0].replace("_", "-"), names, 1, 0.0)[0]
+        given = unknown[0].partition("=")[0].replace("_", "-")
+        near = difflib.get_close_matches(given, flags(kind), 1, 0.0)[0]
         raise ValueError(f"unknown option {unknown[0]!r}; the nearest is {near!r}")
     return options
 
 
-def flags(kind: type[Kind], default: Kind | None) -> list[str]:
-    """Every option of a command, as tyro spells it."""
-    said = _stream()
-    with contextlib.redirect_stdout(said), contextlib.suppress(SystemExit):
-        tyro.cli(kind, args=["--help"], default=tyro.MISSING_NONPROP if default is None else default)
-    return [word for block in _blocks(_text(said)) for word in re.findall(r"--[\w.-]+", block[0])]
+def flags(kind: type, prefix: str = "--") -> list[str]:
+    """Every option of a command, as tyro spells it; tyro itself takes as long to list them as to read them."""
+    found = []
+    for name, hint in typing.get_type_hints(kind, include_extras=True).items():
+        inner, *marks = typing.get_args(hint) if typing.get_origin(hint) is Annotated else (hint,)
+        if tyro.conf.Suppress in marks or tyro.conf.Positional in marks:
+            continue
+        if dataclasses.is_dataclass(inner):
+            is_flat = any(getattr(mark, "name", None) == "" for mark in marks)
+            found += flags(typing.cast(type, inner), prefix if is_flat else f"{prefix}{name}.")
+        else:
+            words = [name, f"no_{name}"] if inner is bool else [name]
+            found += [f"{prefix}{word}".replace("_", "-") for word in words]
+    return found
 
 
 def completion(program: str, commands: dict[str, tuple[type, str]], shell: str) -> str:
     """The script that completes a program's commands and options in bash, zsh, fish or tcsh.
 
-    commands: dataclass and description of each. Raises ValueError for other shells.
+    commands: dataclass and description of each.
     """
     kinds = [
-        Annotated[kind, tyro.conf.subcommand(name, description=description)]  # type: ignore[valid-type]
+        Annotated[kind, tyro.conf.subcommand(name, description=description)]
         for name, (kind, description) in commands.items()
     ]
-    script, complaint = _stream(), _stream()
-    with contextlib.redirect_stdout(script), contextlib.redirect_stderr(complaint):
-        try:
-            tyro.cli(Union[tuple(kinds)], prog=program, args=["--tyro-print-completion", shell])  # type: ignore[arg-type]  # noqa: UP007
-        except SystemExit as stop:
-            if stop.code:
-                raise ValueError(_first_paragraph(_text(complaint))) from None
+    every: Any = Union[tuple(kinds)]  # noqa: UP007
+    script = _stream()
+    with contextlib.redirect_stdout(script), contextlib.suppress(SystemExit):
+        tyro.cli(every, prog=program, args=["--tyro-print-completion", shell])
     return _text(script)
 
 
@@ -88,7 +98,7 @@ def _text(stream: io.TextIOWrapper) -> str:
 
 def _first_paragraph(box: str) -> str:
     """The text of a framed message, without its title and what follows the first rule in it."""
-    paragraph = []
+    paragraph: list[str] = []
     for line in box.splitlines()[1:]:
         if not (text := line.strip(_FRAME)) and paragraph:
             break

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import ctypes
 import functools
 import os
 import platform
@@ -16,7 +17,11 @@ from typing import Literal
 
 import torch
 
-_PACKAGES = ("fastcondense", "torch", "torchvision", "timm", "numpy", "triton", "pillow", "ffcv", "nvidia-dali-cuda130")
+_PACKAGES = (
+    *("fastcondense", "torch", "torchvision", "timm", "numpy", "triton", "pillow", "simplejpeg", "ffcv"),
+    *("nvidia-dali-cuda130", "nvidia-dali-cuda120"),
+)
+_M_TRIM_THRESHOLD, _M_MMAP_THRESHOLD = -1, -3  # of malloc.h
 
 
 def choose_device(name: str) -> torch.device:
@@ -29,7 +34,23 @@ def choose_device(name: str) -> torch.device:
     except (RuntimeError, AssertionError):
         raise ValueError(f"there is no device {name!r} here") from None
     torch.backends.cudnn.deterministic = True  # the same job gives the same images
+    if device.type == "cpu":
+        keep_freed_memory()
     return device
+
+
+def keep_freed_memory() -> None:
+    """Lets glibc keep the memory of tensors up to 32 MiB, its limit, that are freed, for those that come next.
+
+    Otherwise large maps go back to the system one by one, and it hands out cleared pages, thousands of them a step: a
+    recover step of 8 images of 224 pixels in bf16 took 1.2 times as long, and no less memory. Nothing is changed where
+    the user has set either threshold, or where the C library knows none.
+    """
+    if not {"MALLOC_MMAP_THRESHOLD_", "MALLOC_TRIM_THRESHOLD_"} & os.environ.keys():
+        with contextlib.suppress(OSError, AttributeError):
+            library = ctypes.CDLL(None)
+            library.mallopt(_M_MMAP_THRESHOLD, 2**25)
+            library.mallopt(_M_TRIM_THRESHOLD, 2**31 - 1)
 
 
 def fastest_arithmetic(

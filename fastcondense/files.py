@@ -13,7 +13,7 @@ from pathlib import Path
 from typing import Any, BinaryIO
 
 from .leftovers import hold, sweep, temporary_beside
-from .loaders.reading import check_file, reading
+from .loaders.reading import read_file
 from .records import parse_json
 
 
@@ -92,8 +92,7 @@ def write_json(path: Path, tree: Any) -> None:
 
 def read_json(path: Path) -> Any:
     """The content of a JSON file. Raises ValueError that names a file which is missing or not JSON."""
-    with reading(path, "{path} is damaged: {error}"):
-        return parse_json(path.read_bytes(), path)
+    return parse_json(read_file(path), path)
 
 
 def tree_sha256(tree: Any) -> str:
@@ -106,15 +105,11 @@ def read_lines(path: Path, what: str) -> list[str]:
     around them. Raises ValueError that names it and `what`, the setting.
     """
     try:
-        check_file(path)
-    except ValueError as error:
-        raise ValueError(f"{what}: {error}") from None
-    try:
-        lines = [line.strip() for line in path.read_text(encoding="utf-8-sig").splitlines()]
+        lines = [line.strip() for line in read_file(path).decode("utf-8-sig").splitlines()]
     except UnicodeDecodeError as error:
         raise ValueError(f"{what}: {path} is no UTF-8 text (byte {error.start}); save it as UTF-8") from None
-    except OSError as error:
-        raise ValueError(f"{what}: {path} cannot be read: {error.strerror}") from None
+    except ValueError as error:
+        raise ValueError(f"{what}: {error}") from None
     if not any(lines):
         raise ValueError(f"{what}: {path} is empty")
     return [line for line in lines if line]

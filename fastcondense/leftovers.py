@@ -16,6 +16,8 @@ import threading
 from collections.abc import Iterator
 from pathlib import Path
 
+from .loaders.reading import open_file
+
 _TEMPORARY = re.compile(r"\.(?P<name>.+)\.[\w.-]+-\d+-\d+\.tmp", re.ASCII | re.DOTALL)
 
 
@@ -68,8 +70,8 @@ def _is_finished(path: Path) -> bool:
 
 
 def _first_line(path: Path) -> str:
-    with contextlib.suppress(OSError, ValueError), path.open() as file:
-        return file.readline().rstrip("\n")
+    with contextlib.suppress(ValueError), open_file(path) as file:
+        return file.readline(1000).decode().rstrip("\n")
     return ""
 
 

@@ -14,11 +14,14 @@ from rich.console import Console
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeElapsedColumn, TimeRemainingColumn
 from rich.text import Text
 
+from .loaders.reading import open_file
 from .tracking import Tracker, scalars_of
 from .words import printable
 
 Item = TypeVar("Item")
 _SECONDS_BETWEEN_LINES = 10.0
+_LONGEST_LINE = 1 << 20
+"""Bytes of a line; the parts of a longer one, which we do not write, are left out."""
 _FIELDS: dict[str, dict[str, type]] = {  # of events, what readers count with
     "start": {"command": str},
     "cost": {"stage": str, "hours": float, "unit": str},
@@ -42,6 +45,7 @@ class Log:
         self.console = console or PlainConsole(highlight=False, soft_wrap=True, quiet=is_silent)
         self.path: Path | None = None
         self.trackers: list[Tracker] = []
+        self._advance: Callable[[float], None] | None = None
 
     def write_to(self, path: Path) -> None:
         """Goes on in the file, on a line of its own if the last one was torn.
@@ -96,6 +100,13 @@ class Log:
                 yield item
                 show(done + 1)
 
+    def within(self, part: float, text: str) -> None:
+        """Shows how much of the item in hand is done: on the bar that there is, else in words."""
+        if self._advance is not None:
+            self._advance(part)
+        else:
+            self.tell(text)
+
     @contextlib.contextmanager
     def progress(self, what: str, total: int, first: int = 0) -> Iterator[Callable[[int], None]]:
         """Takes how many of `total` are done, from `first` on: a bar on a terminal, or a line every ten seconds."""
@@ -104,7 +115,9 @@ class Log:
             columns = (name, BarColumn(), MofNCompleteColumn(), TimeElapsedColumn())
             with Progress(*columns, TimeRemainingColumn(), console=self.console, transient=True) as bar:
                 task = bar.add_task(what, total=total, completed=first)
+                self._advance = lambda part: bar.update(task, completed=int(bar.tasks[task].completed) + part)
                 yield lambda done: bar.update(task, completed=done)
+            self._advance = None
             return
         said_at = started_at = time.monotonic()
 
@@ -126,8 +139,8 @@ def read_events(path: Path, kinds: Collection[str]) -> Iterator[dict[str, Any]]:
     """
     if not path.is_file():
         return
-    with path.open("rb") as file:
-        for line in file:
+    with open_file(path) as file:
+        while line := file.readline(_LONGEST_LINE):
             with contextlib.suppress(ValueError, RecursionError):
                 entry = json.loads(line)
                 if isinstance(entry, dict) and entry.get("event") in kinds and _is_complete(entry):

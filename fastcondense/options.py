@@ -13,6 +13,7 @@ import tyro
 
 from . import trust
 from .command_line import parse
+from .loaders.reading import check_folder
 from .recipe import recipe
 from .recipe.recipe import Recipe
 from .records import read_data
@@ -93,7 +94,7 @@ def parse_kind(kind: type[StageKind], command: str, description: str, arguments:
     RUN is the folder of a run: it stands for its recipe, for --out, and for the --data that it was made from. Or it is
     a bundle, which is to be unpacked into --out; the default is runs/ and the file's name.
     """
-    run, arguments = _take_run(_sizes(arguments))
+    run, arguments = take_run(_sizes(arguments))
     first = argparse.ArgumentParser(add_help=False, allow_abbrev=False)
     first.add_argument("--recipe")
     first.add_argument("--out", type=Path)
@@ -110,11 +111,11 @@ def parse_kind(kind: type[StageKind], command: str, description: str, arguments:
             )
         raise ValueError(f"--recipe is missing, as {', '.join(EXAMPLES)}; `fastcondense recipes` lists all")
     if run is not None:
-        default = kind(**vars(_of_run(run)))
+        default = kind(**vars(of_run(run)))
     else:
         default = kind(name or "", settings=recipe.load(name) if name else Recipe())
     if named.student:
-        default = dataclasses.replace(default, settings=_for_student(default.settings, named.student))
+        default = dataclasses.replace(default, settings=for_student(default.settings, named.student))
     options = parse(kind, f"fastcondense {command}", description, arguments, default, COMMON)
     settings = options.settings
     if options.store:
@@ -123,7 +124,7 @@ def parse_kind(kind: type[StageKind], command: str, description: str, arguments:
     return dataclasses.replace(options, settings=settings, out=options.out or Path("runs") / settings.name, given=given)
 
 
-def _for_student(settings: Recipe, student: str) -> Recipe:
+def for_student(settings: Recipe, student: str) -> Recipe:
     """The settings with another student, and with what the shipped recipe of its name says of that student.
 
     Settings of train that are not the shipped recipe's own stay.
@@ -151,16 +152,18 @@ def _sizes(arguments: list[str]) -> list[str]:
     return [*rest, "--evaluate.sizes", *sizes]
 
 
-def _take_run(arguments: list[str]) -> tuple[Path | None, list[str]]:
+def take_run(arguments: list[str]) -> tuple[Path | None, list[str]]:
+    """The run or bundle that comes first, and the other arguments. Raises ValueError if it is neither."""
     if not arguments or arguments[0].startswith("-"):
         return None, arguments
     run = Path(arguments[0])
+    check_folder(run)
     if not is_bundle(run) and not (run / "recipe.toml").is_file():
         raise ValueError(f"{run} is neither the folder of a run, with a recipe.toml, nor a bundle")
     return run, arguments[1:]
 
 
-def _of_run(run: Path) -> Options:
+def of_run(run: Path) -> Options:
     """The options that the run was made with; of a bundle, its recipe."""
     if is_bundle(run):
         from .sets.bundle import read_recipe  # torch takes seconds

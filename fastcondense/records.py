@@ -8,12 +8,16 @@ from __future__ import annotations
 import json
 from collections.abc import Iterable
 from pathlib import Path
-from typing import Annotated, Any, Literal, NotRequired, TypedDict, TypeVar, cast
+from typing import Annotated, Any, NotRequired, TypedDict, TypeVar, cast
 
 import msgspec
 from msgspec import Meta
 
+from .loaders.reading import read_file
+
 Kind = TypeVar("Kind")
+_NODE, _ROOM = 100, 150_000_000
+"""Bytes in memory of a value of a JSON tree, about, and of a tree beyond twice its text."""
 
 Sha256 = Annotated[str, Meta(pattern="^[0-9a-f]{64}$")]
 Count = Annotated[int, Meta(ge=0, le=2**53)]
@@ -23,7 +27,6 @@ Digits = Annotated[str, Meta(pattern="^[0-9]{1,9}$")]
 MOST_SEEDS = 10_000
 Duration = Annotated[float, Meta(ge=0, le=1e12)]
 Color = Annotated[list[float], Meta(min_length=3, max_length=3)]
-Baseline = Literal["random_soft", "random_hard", "herding_soft", "herding_hard", "full_soft", "full"]
 
 
 class MadeBy(TypedDict, total=False):
@@ -31,6 +34,7 @@ class MadeBy(TypedDict, total=False):
 
     recover: dict[str, Any]
     loss_sha256: Sha256
+    initial_sha256: Sha256
 
 
 class Replay(TypedDict):
@@ -48,6 +52,7 @@ class Replay(TypedDict):
     images: Sha256
     classes: Sha256
     teachers: dict[Name, Sha256]
+    source_sha256: NotRequired[Sha256]
 
 
 class Fingerprint(TypedDict):
@@ -115,7 +120,7 @@ class Result(Scores):
     seeds: Annotated[int, Meta(ge=1, le=MOST_SEEDS)]
     labels: Name
     test_images: Count
-    baselines: dict[Baseline, Scores]
+    baselines: dict[Name, Scores]
     bytes: Sizes
     seconds: Seconds
     versions: dict[str, str]
@@ -163,7 +168,26 @@ class Environment(TypedDict, total=False):
     data: str | None
     device: str
     loader: str
+    decoder: str | None
     gpu: str
+
+
+class SplitDigest(TypedDict):
+    images: Count
+    sha256: Sha256
+
+
+class Splits(TypedDict):
+    train: SplitDigest
+    test: SplitDigest
+
+
+class MadeFrom(TypedDict):
+    """data.json: the real images that a run was made from."""
+
+    name: str
+    path: str | None
+    images: Splits
 
 
 class TeacherMetadata(TypedDict):
@@ -267,11 +291,19 @@ class RankedScores(TypedDict):
 
 
 def parse_json(text: str | bytes, source: object) -> Any:
-    """The tree of a JSON text. Raises ValueError that names the source of one that is damaged, or nested too deep."""
+    """The tree of a JSON text. Raises ValueError that names the source of one that is damaged, or nested too deep, or
+    whose tree would be many times its size."""
     try:
+        _check_nodes(text.encode(errors="surrogatepass") if isinstance(text, str) else text)
         return json.loads(text)
     except (ValueError, RecursionError) as error:
         raise ValueError(f"{source} is damaged: {error}") from None
+
+
+def _check_nodes(text: bytes) -> None:
+    size = _NODE * sum(text.count(mark) for mark in (b",", b"[", b"{"))
+    if size > 2 * len(text) + _ROOM:
+        raise ValueError(f"it holds {size // _NODE:,} values in {len(text):,} bytes")
 
 
 def checked(tree: Any, kind: type[Kind], source: object, *, is_text: bool = False) -> Kind:
@@ -290,12 +322,12 @@ def checked(tree: Any, kind: type[Kind], source: object, *, is_text: bool = Fals
 
 def read_checked(path: Path, kind: type[Kind]) -> Kind:
     """A JSON file of that kind. Raises ValueError that names the file and the field."""
-    return checked(parse_json(path.read_bytes(), path), kind, path)
+    return checked(parse_json(read_file(path), path), kind, path)
 
 
 def read_manifest(path: Path) -> Manifest:
     """condensed/manifest.json of a run."""
-    return check_manifest(parse_json(path.read_bytes(), path), path)
+    return check_manifest(parse_json(read_file(path), path), path)
 
 
 def check_result(tree: Any, source: object) -> Result:

@@ -14,6 +14,7 @@ import pickle
 import pickletools
 import re
 import threading
+import warnings
 import zipfile
 from collections.abc import Callable, Iterator, Mapping
 from io import BytesIO
@@ -23,6 +24,8 @@ from typing import Any, BinaryIO
 import numpy as np
 import torch
 from torch import Tensor
+
+from .loaders.reading import open_file
 
 _ONE_AT_A_TIME = threading.Lock()  # torch keeps the list of allowed names in a global
 _DEEPEST = 1000  # containers in containers; hashing tuples a hundred times deeper overflows the stack of C
@@ -36,7 +39,8 @@ def load(path: Path) -> Any:
     """
     try:
         _check(path)
-        with _ONE_AT_A_TIME, torch.serialization.safe_globals(_STAND_INS):
+        with _ONE_AT_A_TIME, torch.serialization.safe_globals(_STAND_INS), warnings.catch_warnings():
+            warnings.simplefilter("ignore")  # of tensors that nobody makes any more
             found = torch.load(path, map_location="cpu", weights_only=True)
         _check_size(found, 2 * path.stat().st_size + _ROOM)
         return found
@@ -56,7 +60,7 @@ def load_plain(path: Path) -> Any:
 
     Raises OSError, and ValueError for a damaged file or one that asks for anything else, whose name it says.
     """
-    with path.open("rb") as file:
+    with open_file(path) as file:
         try:
             _check_depth(file)
             file.seek(0)
@@ -80,7 +84,7 @@ def _check(path: Path) -> None:
             raise ValueError("it claims more bytes than it has")
         _check_depth(BytesIO(torch._C.PyTorchFileReader(str(path)).get_record("data.pkl")))
         return
-    with path.open("rb") as file, contextlib.suppress(ValueError):  # what is no pickle is torch's to refuse
+    with open_file(path) as file, contextlib.suppress(ValueError):  # what is no pickle is torch's to refuse
         for _ in range(5):  # an old file begins with so many
             _check_depth(file)
 
@@ -145,7 +149,7 @@ def _check_size(found: Any, limit: int) -> None:
 def _asked_for(path: Path) -> Iterator[str]:
     """Names of the functions and classes in a pickle of any protocol, which is scanned and not executed."""
     strings = ["", ""]
-    with contextlib.suppress(ValueError), path.open("rb") as file:
+    with contextlib.suppress(ValueError), open_file(path) as file:
         for opcode, argument, _ in pickletools.genops(file):
             if opcode.name in ("GLOBAL", "INST"):
                 yield str(argument).replace(" ", ".")

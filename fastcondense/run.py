@@ -18,17 +18,18 @@ from .data import datasets
 from .data.datasets import RealData, Split
 from .data.jobs import kept_batch_size, makes_the_same, with_batch_size
 from .data.real import EvaluationImages, Normalization, squares
-from .data.sources import choose, skipped
+from .data.sources import choose, decoder_of, skipped
 from .devices import fastest_arithmetic, versions
-from .files import first_difference, read_json, write_atomic, write_json
+from .files import first_difference, write_atomic, write_json
+from .loaders.reading import read_file
 from .log import Log
 from .recipe.evaluation import remembered
 from .recipe.precision import PARTS, precisions, settled
 from .recipe.recipe import SQUEEZE_PARTS, Recipe, from_toml
-from .records import check_names, read_manifest
+from .records import Environment, MadeFrom, check_names, read_checked, read_manifest
 from .rng import Stream
 from .tracking import open_trackers
-from .user_functions import source_sha256
+from .user_functions import is_own, source_sha256
 from .workers.distributed import rank
 from .workers.work import Items, draw
 
@@ -73,10 +74,10 @@ class Run:
         """Raises ValueError if the run was begun with other real images."""
         path = self.out / _DATA
         if path.exists() and self._has_made():
-            kept, now = read_json(path), self.real.about()
+            kept, now = read_checked(path, MadeFrom), self.real.about()
             if difference := first_difference(kept["images"], now):
-                part = difference.split(".")[0]
-                if kept["images"][part]["images"] == now[part]["images"]:
+                part: Any = difference.split(".")[0]
+                if kept["images"][part]["images"] == now[part]["images"]:  # type: ignore[literal-required]
                     difference = f"as many images of {part}, but other files or labels"
                 raise ValueError(
                     f"{self.out} was made from {kept['path'] or kept['name']}, and {self.data or self.real.name} is "
@@ -110,6 +111,7 @@ class Run:
         is_helper: another launch works in the folder already, and this one has a log of its own beside.
         """
         loader, reason = choose(self.real.train, self.recipe.dataset, self.device)
+        begun, now = self._begun_with(), (loader, decoder_of(loader))
         self.out.mkdir(parents=True, exist_ok=True)
         said = self._settle_precision(is_helper)
         if rank() == 0 and not ((self.out / _DATA).exists() and self._has_made()):
@@ -124,7 +126,9 @@ class Run:
             self._record_environment()
         helper = f"-{socket.gethostname()}-{os.getpid()}" if is_helper else ""
         self.log.write_to(self.out / (f"log-{rank()}{helper}.jsonl" if rank() or is_helper else "log.jsonl"))
-        self.log.say(f"loader: {loader}; {reason}")
+        self.log.say(f"loader: {_named(*now)}; {reason}")
+        if begun not in (None, now):
+            self.log.say(f"loader: the run was begun with {_named(*begun)}; its pixels may differ by rounding")
         if said:
             self.log.say(f"precision: {said}")
         for text in (*self.real.said, *self.real.untested()):
@@ -144,7 +148,7 @@ class Run:
     def _begun(self) -> Recipe | None:
         """The recipe that the run was begun with."""
         path = self.out / "recipe.toml"
-        return from_toml(path.read_bytes(), str(path)) if path.exists() else None
+        return from_toml(read_file(path), str(path)) if path.exists() else None
 
     def _settled(self, begun: Recipe | None) -> Recipe:
         native, single, _ = fastest_arithmetic(self.device)
@@ -186,17 +190,27 @@ class Run:
 
     def _record_environment(self) -> None:
         loader, _ = choose(self.real.train, self.recipe.dataset, self.device)
-        where = {"device": str(self.device), "loader": loader, "data": str(self.data.resolve()) if self.data else None}
+        data = str(self.data.resolve()) if self.data else None
+        where = {"device": str(self.device), "loader": loader, "decoder": decoder_of(loader), "data": data}
         write_json(self.out / "environment.json", versions() | where)
 
+    def _begun_with(self) -> tuple[str, str | None] | None:
+        """The loader and decoder of environment.json, if there is one that names them."""
+        path = self.out / "environment.json"
+        kept = read_checked(path, Environment) if path.is_file() else Environment()
+        return (kept["loader"], kept.get("decoder")) if "loader" in kept else None
+
     def identity(self, stage: str) -> dict[str, Any]:
-        """The settings that decide what `stage` ("squeeze" or "recover") makes, and the file of a loss that they name.
+        """The settings that decide what `stage` ("squeeze" or "recover") makes, and the files of functions in them.
 
         Raises ValueError if there is no such function.
         """
         parts = self.recipe.parts(*{"squeeze": SQUEEZE_PARTS, "recover": self.recipe.recover_parts()}[stage])
-        if stage == "recover" and self.recipe.recover.loss:
-            parts["loss_sha256"] = source_sha256(self.recipe.recover.loss, "recover.loss")
+        recover = self.recipe.recover
+        if stage == "recover" and recover.loss:
+            parts["loss_sha256"] = source_sha256(recover.loss, "recover.loss")
+        if stage == "recover" and is_own(recover.initial.kind):
+            parts["initial_sha256"] = source_sha256(recover.initial.kind, "recover.initial.kind")
         return parts
 
     @cached_property
@@ -243,3 +257,7 @@ class Run:
                 if reason not in self._skipped:
                     self._skipped.add(reason)
                     self.log.say(f"skipped: {reason}")
+
+
+def _named(loader: str, decoder: str | None) -> str:
+    return f"{loader} ({decoder})" if decoder else loader

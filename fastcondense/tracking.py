@@ -11,9 +11,6 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any, Literal
 
-import numpy as np
-from PIL import Image
-
 from .files import slug
 
 TrackerName = Literal["tensorboard", "wandb"]
@@ -67,6 +64,9 @@ class Tracker:
             self.writer.add_scalar(f"{group}/{name}", value, step)
 
     def picture(self, name: str, path: Path) -> None:
+        import numpy as np  # options and logs need this module, but no arrays
+        from PIL import Image
+
         with Image.open(path) as image:
             self.writer.add_image(name, np.array(image.convert("RGB")), dataformats="HWC")
 

@@ -11,7 +11,16 @@ from collections.abc import Iterable, Iterator
 from pathlib import Path
 from typing import Any
 
-CODE = ("squeeze.teachers", "train.student", "recover.gradients.network", "recover.loss")
+CODE = (
+    "squeeze.teachers",
+    "train.student",
+    "recover.gradients.network",
+    "recover.loss",
+    "recover.initial.kind",
+    "labels.source",
+    "evaluate.baselines",
+    "dataset.name",
+)
 """Settings that may name code: module:function, file.py:function."""
 PATHS = (
     "squeeze.weights",
@@ -56,9 +65,14 @@ def all_of(recipe: Any, keys: Iterable[str] = (*CODE, *PATHS)) -> frozenset[str]
     return frozenset(values)
 
 
+def is_given(name: str) -> bool:
+    """Whether a name of code, a path or a network is the user's own word."""
+    return _given is None or name in _given
+
+
 def code(reference: str, purpose: str) -> str:
     """Returns the name of code, which may run. Raises ValueError that begins with `purpose` if nobody gave it."""
-    if _given is None or reference in _given:
+    if is_given(reference):
         return reference
     raise ValueError(
         f"{purpose} {reference!r} is code that the recipe of a run or bundle names, and your command line does not; if "
@@ -71,7 +85,7 @@ def path(name: str, setting: str) -> Path:
     """The path that a setting is, which may be opened. Raises ValueError if nobody gave it."""
     found = Path(name)
     is_inside = _folder is not None and found.resolve().is_relative_to(_folder.resolve())
-    if _given is None or name in _given or is_inside:
+    if is_given(name) or is_inside:
         return found
     raise ValueError(
         f"{setting} {name!r} is a path that the recipe of a run or bundle names, and your command line does not; if "

@@ -14,6 +14,11 @@ from typing import Any
 from . import trust, vision
 
 
+def is_own(name: str) -> bool:
+    """Whether a setting names the user's own code, not one of the things that ship."""
+    return ":" in name
+
+
 def load_function(reference: str, purpose: str) -> Callable[..., Any]:
     """The function that `reference` names.
 

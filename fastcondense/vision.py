@@ -10,6 +10,7 @@ from __future__ import annotations
 import functools
 import importlib
 import sys
+from importlib.util import find_spec
 from types import ModuleType
 from typing import TYPE_CHECKING
 
@@ -27,6 +28,8 @@ def __getattr__(name: str) -> ModuleType:
     if name not in __all__:
         raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
     _import_torchvision()  # timm imports it too
+    if name == "timm" and find_spec("timm") is None:
+        raise ValueError("networks timm/NAME need a library that is not installed: pip install 'fastcondense[timm]'")
     return importlib.import_module(name)
 
 

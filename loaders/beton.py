@@ -17,7 +17,7 @@ from typing import Any
 
 import numpy as np
 
-from .reading import naming, reading
+from .reading import naming, open_file, read_file, reading
 
 JPEG, RAW = 0, 1
 HEADER = np.dtype(
@@ -95,7 +95,7 @@ class Beton:
 
     def stored(self, sample: int) -> bytes:
         """An image's bytes: a JPEG file, or height x width x 3 pixels. Raises ValueError that names damaged ones."""
-        with self.path.open("rb") as file:
+        with open_file(self.path) as file:
             file.seek(int(self.samples["image"]["data_ptr"][sample]))
             data = file.read(int(self.lengths[sample]))
         if zlib.crc32(data) != self.crcs[sample]:
@@ -119,7 +119,7 @@ def read_beton(path: Path) -> Beton:
             raise ValueError(
                 f"{path} has {size} bytes where its sidecar names {sidecar.length}: truncated, or another file"
             )
-        with path.open("rb") as file:
+        with open_file(path) as file:
             start = file.read(HEADER.itemsize + len(_FIELDS) * FIELD.itemsize)
             header = np.frombuffer(start, HEADER, 1)[0]
             fields = np.frombuffer(start, FIELD, len(_FIELDS), HEADER.itemsize)
@@ -152,7 +152,7 @@ def read_sidecar(path: Path) -> Sidecar:
     if not place.is_file():
         raise ValueError(f"{path} has no {place.name}, which names its classes: make it with `fastcondense pack`")
     with naming(place, "{path} is damaged, or of another version; pack again: {error}"):
-        tree = json.loads(place.read_bytes())
+        tree = json.loads(read_file(place))
         sidecar = Sidecar(**tree | {key: tuple(tree[key]) for key in ("classes", "counts")})
         if not all(isinstance(name, str) for name in (sidecar.digest, sidecar.sha256, *sidecar.classes)):
             raise ValueError("a name is no text")

@@ -7,9 +7,8 @@ from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import Any
 
-from PIL import Image
-
-from .folder import decode
+from .folder import decode, has_more_bits, open_image
+from .reading import open_file
 
 _ENDS = {"JPEG": b"\xff\xd9", "PNG": b"IEND"}
 _TAIL = 1 << 12
@@ -19,15 +18,16 @@ Track = Callable[[Sequence[Any], str], Iterable[Any]]
 
 
 def fault(path: Path) -> str:
-    """Why a file cannot be read as an image; empty if it can. Only files that look cut off, or that are neither JPEG
-    nor PNG, are decoded.
+    """Why a file cannot be read as an image; empty if it can. Only files that look cut off, that have more than 8 bits,
+    or that are neither JPEG nor PNG, are decoded.
     """
     try:
-        with path.open("rb") as file:
-            end = _ENDS.get(Image.open(file).format or "")
+        with open_file(path) as file:
+            image = open_image(file)
+            end = None if has_more_bits(image) else _ENDS.get(image.format or "")
             file.seek(max(0, file.seek(0, 2) - _TAIL))
             is_whole = end is not None and end in file.read()
-    except (OSError, SyntaxError, ValueError, Image.DecompressionBombError):
+    except Exception:  # what damaged bytes raise has no list; the decoder names it
         is_whole = False
     if not is_whole:
         try:

@@ -17,7 +17,8 @@ import torch
 from nvidia.dali import Pipeline, fn, types
 from torch import Tensor
 
-from .folder import AHEAD, ImageFile, Workers, central, finished, resized, windows_of_files, write_square
+from .folder import AHEAD, ImageFile, Workers, cuts_of_files, finished, write_square
+from .resize import OUT_HEIGHT
 from .source import Centered, Cut, Faults
 
 Feed = tuple[list[np.ndarray], np.ndarray, np.ndarray] | tuple[list[np.ndarray], np.ndarray, np.ndarray, np.ndarray]
@@ -54,12 +55,15 @@ class DALILoader:
     def __len__(self) -> int:
         return len(self.files)
 
+    def _read(self, sample: int) -> ImageFile:
+        return ImageFile.read(self.files[sample])
+
     def batches(self, ids: Sequence[np.ndarray], cut: Cut, faults: Faults) -> Iterator[tuple[Tensor, Tensor]]:
         """See source.Loader. Batches are channels_last."""
         longest = max((len(batch) for batch in ids), default=1)
         size = 1 << (longest - 1).bit_length()  # a power of two: engines are few, whatever the batches
         key = type(cut), cut.size, size
-        planned = (_Batch(batch, files, cut, self.workers) for batch, files in self.workers.read(self.files, ids))
+        planned = (_Batch(batch, files, cut, self.workers) for batch, files in self.workers.read(self._read, ids))
         while True:
             engine = self._idle.pop(key, None) or _Engine(cut, size, self.threads, self.device)
             for batch, made in engine.run(planned):
@@ -75,7 +79,7 @@ class _Batch:
 
     def __init__(self, ids: np.ndarray, files: list[Any], cut: Cut, workers: Workers):
         self.ids, self.files, self.cut, self.workers = ids, files, cut, workers
-        self.table = windows_of_files(files, ids, cut)
+        self.table = cuts_of_files(files, ids, cut)
         read = [k for k, file in enumerate(files) if isinstance(file, ImageFile)]
         self.rows = [k for k in read if is_for_dali(files[k], cut, self.table[k])]
         self._squares = torch.empty(len(ids), cut.size, cut.size, 3, dtype=torch.uint8)
@@ -84,8 +88,7 @@ class _Batch:
 
     def _leave_to_pillow(self, rows: Iterable[int]) -> None:
         for k in rows:
-            arguments = self.files[k], self.cut, self.table[k], self._squares[k].numpy()
-            self._others[k] = self.workers.start(write_square, *arguments)
+            self._others[k] = self.workers.start(write_square, self.files[k], self.table[k], self._squares[k].numpy())
 
     def feed(self) -> Feed:
         """The arrays that the pipeline is given."""
@@ -94,9 +97,8 @@ class _Batch:
         if not isinstance(self.cut, Centered):
             table = self.table[self.rows]
             return jpegs, table[:, :2].copy(), table[:, 2:4].copy(), table[:, 4].copy()
-        shapes = [resized(file.header.height, file.header.width, self.cut.resize) for file in files]
-        corners = [[central(extent, self.cut.size) for extent in shape] for shape in shapes]
-        return jpegs, np.array(shapes, np.float32), np.array(corners, np.int32)
+        shapes, corners = np.split(self.table[self.rows][:, OUT_HEIGHT:], 2, axis=1)
+        return jpegs, shapes.astype(np.float32), corners.copy()
 
     def collect(self, made: Tensor | None, device: torch.device) -> tuple[Tensor, list[Any]]:
         """Pixels [B, S, S, 3] on `device` and, a sample, a ValueError or anything else.

@@ -20,10 +20,10 @@ from PIL import Image
 from torch import Tensor
 
 from .beton import read_beton
-from .decode_numba import NUM_COLUMNS, bind, cut_square, decode_batch, pointer
-from .folder import central, resized
+from .decode_numba import bind, decode_batch, pointer
 from .reading import naming
-from .source import Centered, Cut, Faults
+from .resize import NUM_COLUMNS, cut_square, table_of_cuts
+from .source import Cut, Faults
 
 _torch_threads = torch.get_num_threads()
 import ffcv._libffcv  # noqa: E402
@@ -35,19 +35,6 @@ from ffcv.pipeline.allocation_query import AllocationQuery  # noqa: E402
 torch.set_num_threads(_torch_threads)  # importing ffcv sets it to 1
 bind(ctypes.CDLL(ffcv._libffcv.__file__))
 AHEAD = 3  # batches that are ready before they are asked for
-
-
-def table_of_cuts(cut: Cut, ids: np.ndarray, heights: np.ndarray, widths: np.ndarray) -> np.ndarray:
-    """int32 [N, 11], columns as in decode_numba: how each of the samples is cut."""
-    table = np.zeros((len(ids), NUM_COLUMNS), dtype=np.int32)
-    if isinstance(cut, Centered):
-        for row, height, width in zip(table, heights.tolist(), widths.tolist(), strict=True):
-            high, wide = resized(height, width, cut.resize)
-            row[2:] = height, width, 0, 0, 0, high, wide, central(high, cut.size), central(wide, cut.size)
-    else:
-        table[:, :7] = cut.windows_of(ids, heights, widths)
-        table[:, 7:9] = cut.size
-    return table
 
 
 class _WindowDecoder(SimpleRGBImageDecoder):

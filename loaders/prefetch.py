@@ -48,7 +48,7 @@ class _Buffer:
         self.is_copied = torch.cuda.Event()
 
     def copy(self, pixels: Tensor, ids: Tensor) -> Batch:
-        """Starts the copy of a batch on the stream."""
+        """Starts the copy of a batch on the stream: ids first, which do not wait for the pixels' whole copy then."""
         self.is_copied.synchronize()  # of the batch before the last
         self.is_copied = torch.cuda.Event()
         if pixels.is_cuda:
@@ -59,6 +59,7 @@ class _Buffer:
             # The same strides: channels_last stays so.
             pixels = self.pinned.as_strided(pixels.shape, pixels.stride()).copy_(pixels)
         with torch.cuda.stream(self.stream):
-            made = pixels.to(self.device, non_blocking=True), ids.to(self.device)
+            ids = ids.pin_memory().to(self.device, non_blocking=True)  # pageable memory would be waited for
+            pixels = pixels.to(self.device, non_blocking=True)
             self.is_copied.record(self.stream)
-        return made
+        return pixels, ids

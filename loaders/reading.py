@@ -7,6 +7,7 @@ import os
 import stat
 from collections.abc import Iterator
 from pathlib import Path
+from typing import BinaryIO
 
 _KINDS = {
     stat.S_IFDIR: "a folder",
@@ -47,11 +48,61 @@ def naming(path: object, problem: str = "{path} cannot be read: {error}") -> Ite
 
 def check_file(path: Path) -> None:
     """Raises ValueError that names what is missing, or no regular file nor a link to one."""
+    with _naming_what_is_there(path):
+        _check_kind(path, os.stat(path))
+
+
+def open_file(path: Path) -> BinaryIO:
+    """The file, open to be read. Raises ValueError as `check_file`, also for what was put in its place meanwhile."""
+    check_file(path)
+    with _naming_what_is_there(path):
+        file = os.fdopen(os.open(path, os.O_RDONLY | os.O_NONBLOCK | os.O_CLOEXEC), "rb")
     try:
-        kind = stat.S_IFMT(os.stat(path).st_mode)
+        _check_kind(path, os.fstat(file.fileno()))
+    except BaseException:
+        file.close()
+        raise
+    return file
+
+
+def read_file(path: Path) -> bytes:
+    """The bytes of the file. Raises ValueError as `open_file`."""
+    with open_file(path) as file, naming(path):
+        return file.read()
+
+
+def check_folder(folder: Path) -> None:
+    """Raises ValueError for what in the folder of a run, or below, is neither a file nor a folder, and for a link that
+    leads out of it: somebody else's folder could have this one's user read or write anything. It may be a link itself.
+    """
+    root, todo = os.path.realpath(folder), [str(folder)] if folder.is_dir() else []
+    while todo:
+        with contextlib.suppress(FileNotFoundError), os.scandir(todo.pop()) as entries:  # others may be at work there
+            for entry in entries:
+                if entry.is_dir(follow_symlinks=False):
+                    todo.append(entry.path)
+                elif entry.is_symlink():
+                    if os.path.commonpath([root, os.path.realpath(entry.path)]) != root:
+                        raise ValueError(f"{entry.path} is a link out of {folder}; put there what it leads to")
+                elif not entry.is_file(follow_symlinks=False):
+                    _check_kind(Path(entry.path), entry.stat(follow_symlinks=False))
+
+
+@contextlib.contextmanager
+def _naming_what_is_there(path: Path) -> Iterator[None]:
+    try:
+        yield
     except FileNotFoundError:
         raise ValueError(f"{path} cannot be read: there is no such file") from None
-    except (OSError, ValueError) as error:  # ValueError: a name with a NUL
+    except OSError as error:
+        raise ValueError(f"{path} cannot be read: {error.strerror}") from None
+    except ValueError as error:  # a name with a NUL
+        if str(path) in str(error):
+            raise
         raise ValueError(f"{path} cannot be read: {error}") from None
+
+
+def _check_kind(path: Path, facts: os.stat_result) -> None:
+    kind = stat.S_IFMT(facts.st_mode)
     if kind != stat.S_IFREG:
         raise ValueError(f"{path} is {_KINDS.get(kind, 'no file')}, not a file")

@@ -51,7 +51,9 @@ if [[ " $extras " == *" ffcv "* ]] && ! can_compile_ffcv; then
     fi
     echo "setup: installing what ffcv is compiled against (700 MB)"
     as_root apt-get update -qq
-    as_root apt-get install -y -qq --no-install-recommends g++ pkg-config libopencv-dev libturbojpeg0-dev python3-dev
+    headers=$("$python" -c 'import sys; print("python%d.%d-dev" % sys.version_info[:2])') # not always those of python3
+    apt-cache show "$headers" >/dev/null 2>&1 || headers=python3-dev
+    as_root apt-get install -y -qq --no-install-recommends g++ pkg-config libopencv-dev libturbojpeg0-dev "$headers"
 fi
 
 [ -x .venv/bin/python ] || "$python" -m venv .venv

@@ -7,7 +7,6 @@ from __future__ import annotations
 
 import argparse
 import json
-import math
 import re
 import subprocess
 import tempfile
@@ -54,10 +53,12 @@ class Case:
     divisible: frozenset[str] = frozenset()
     accesses: Accesses | None = None
     """What a kernel on big tensors must keep to."""
+    options: tuple[tuple[str, int], ...] = ()
+    """Further options of the compiler."""
 
 
 BN = Accesses(4, 1, 1, 4)  # narrow: packed signs, two or four partial sums
-ADAM = Accesses(4, 2, 18, 0)  # narrow: bounds and scalars
+ADAM = Accesses(4, 2, 20, 0)  # narrow: bounds and scalars
 POOL = Accesses(4, 1, 4, 5)  # narrow: the argmax of four windows, a store of it, four partial sums
 SOFT = Accesses(4, 2, 1, 3)
 MAPS_FORWARD = Accesses(1, 0, 21, 8)  # narrow: centre and weights, six map and two channel sums
@@ -108,7 +109,8 @@ def frozen_batch_norm_cases() -> Iterator[Case]:
             common["num_rows"] = 1
         divisible = frozenset({"chunk", "num_rows"} if num_rows % 16 == 0 else {"chunk"})
         label = f"{dtype}-{channels}-{activation}{'-residual' if residual else ''}{'-output' if output else ''}"
-        tiles = frozen.forward_tiles(num_rows, channels, output)
+        light = frozen.is_light(4 if dtype == "fp32" else 2, residual, activation)
+        tiles = frozen.forward_tiles(num_rows, channels, output, light)
         forward = common | {"BLOCK_R": tiles.block_r, "BLOCK_C": tiles.block_c}
         forward |= {"HAS_RESIDUAL": residual, "SAVE_SIGN": kept == "sign"}
         tiles = row_tiles(num_rows, channels)
@@ -119,8 +121,8 @@ def frozen_batch_norm_cases() -> Iterator[Case]:
             "KEPT": kept,
             "HAS_DRESIDUAL": residual and (output or activation != "none"),
         }
-        wide = BN if channels == 64 else None
-        yield Case(f"bn-forward-{label}", frozen.forward_kernel, types, forward, 8, divisible, wide)
+        wide, options = BN if channels == 64 else None, (("maxnreg", frozen.REGISTERS),)
+        yield Case(f"bn-forward-{label}", frozen.forward_kernel, types, forward, 8, divisible, wide, options)
         yield Case(f"bn-backward-{label}", frozen.backward_kernel, types, backward, 8, divisible, wide)
     for channels, num_sums, ones in ((64, 2, ()), (64, 4, ()), (3, 2, ("num_chunks", "num_rows", "y_num_rows"))):
         names = ("partial", "center", "mean", "var")
@@ -223,9 +225,9 @@ def soft_label_cases() -> Iterator[Case]:
 
 
 def pixel_adam_cases() -> Iterator[Case]:
-    names = ("images", "gradient", "first", "second", "rate", "step", "low", "high")
+    names = ("images", "gradient", "first", "second", "rate", "step", "corrections", "low", "high")
     types = {**{f"{name}_ptr": "*fp32" for name in names}, "size": "i32", "stride_c": "i32"}
-    betas = {"BETA1": 0.5, "BETA2": 0.9, "LOG_BETA1": math.log(0.5), "LOG_BETA2": math.log(0.9), "EPS": 1e-8}
+    betas = {"STEPS": 356, "BETA1": 0.5, "BETA2": 0.9, "EPS": 1e-8}
     constants = {"C": 3, **betas, "BLOCK": adam.BLOCK}
     both = frozenset({"size", "stride_c"})
     yield Case("adam-planar", adam.step_kernel, types, constants, adam.WARPS, both, ADAM)
@@ -307,7 +309,7 @@ def build(case: Case, arch: int) -> dict[str, Any]:
         constexprs=case.constants,
         attrs={(i,): [["tt.divisibility", 16]] for i in aligned},
     )
-    options = {"num_warps": case.num_warps, **OPTIONS}
+    options = {"num_warps": case.num_warps, **OPTIONS, **dict(case.options)}
     compiled = triton.compile(source, target=GPUTarget("cuda", arch, 32), options=options)
     with tempfile.NamedTemporaryFile(suffix=".cubin") as cubin:
         cubin.write(compiled.asm["cubin"])

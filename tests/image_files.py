@@ -4,7 +4,11 @@ import io
 from pathlib import Path
 
 import numpy as np
-from PIL import Image
+import PIL
+from PIL import Image, ImageChops
+
+FROM_PILLOW_13 = int(PIL.__version__.split(".")[0]) >= 13
+"""Whether Pillow resizes much of the height first; else tall windows differ from ours by one level."""
 
 
 def scene(width: int, height: int, seed: int) -> Image.Image:
@@ -50,3 +54,11 @@ def write_folder(root: Path, files: dict[str, bytes], classes: int = 2) -> Path:
         path.parent.mkdir(parents=True, exist_ok=True)
         path.write_bytes(data)
     return root
+
+
+def cut_window(image: Image.Image, window: object, size: int) -> Image.Image:
+    """What a window (top, left, height, width, flip, roll_y, roll_x) shows, by Pillow alone."""
+    top, left, height, width, flip, roll_y, roll_x = (int(value) for value in window)
+    square = image.crop((left, top, left + width, top + height)).resize((size, size), Image.Resampling.BILINEAR)
+    square = square.transpose(Image.Transpose.FLIP_LEFT_RIGHT) if flip else square
+    return ImageChops.offset(square, roll_x, roll_y)  # circular

@@ -75,11 +75,10 @@ def test_recipes_run_at_auto_and_those_of_the_digits_in_fp32():
         assert found == ({"fp32"} if "/digits" in name else {"auto"}), name
 
 
-def test_what_was_not_settled_computes_nothing():
-    with pytest.raises(ValueError, match="precision auto stands for nothing yet"):
-        network_dtype("auto")
-    with pytest.raises(ValueError, match="precision auto stands for nothing yet"), arithmetic("auto"):
-        pass
+def test_what_no_run_has_settled_is_float32():
+    assert network_dtype("auto") == torch.float32
+    with arithmetic("auto"):
+        assert torch.backends.cudnn.conv.fp32_precision == "ieee"
 
 
 def test_another_machine_goes_on_as_the_set_was_begun(monkeypatch, tmp_path, capsys):

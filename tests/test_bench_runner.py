@@ -7,6 +7,7 @@ from pathlib import Path
 from types import SimpleNamespace
 
 import pytest
+import results
 import runner
 import session as sessions
 import torch
@@ -119,12 +120,17 @@ def test_every_gate_has_its_files():
     assert "crop" in gate_tests(BENCHMARKS["recover"]) and "replay_crop" in gate_tests(BENCHMARKS["train"])
 
 
-def test_a_benchmark_whose_tests_fail_reports_nothing(tmp_path, monkeypatch, capsys):
+def test_lines_of_a_benchmark_whose_tests_fail_are_marked_and_in_no_table(tmp_path, monkeypatch, capsys):
     monkeypatch.setattr(runner.Gate, "problem", lambda *_: "tests/test_crop.py: 1 failed")
-    monkeypatch.setattr("recover_step.run", lambda *_: pytest.fail("it must not run"))
-    assert main(["recover", "--out", str(tmp_path / "x.jsonl")]) == 1
-    assert "not reported, its tests fail (tests/test_crop.py: 1 failed)" in capsys.readouterr().out
-    assert [line.get("median_ms") for line in lines_of(tmp_path / "x.jsonl")] == [None]
+    monkeypatch.setattr("recover_step.run", lambda session, _: session.add("step", "ours", Timing(1.0, 1.0, 1.0)))
+    out = tmp_path / "device" / "x.jsonl"
+    assert main(["recover", "--out", str(out)]) == 1
+    assert "its tests fail (tests/test_crop.py: 1 failed); its lines are marked" in capsys.readouterr().out
+    (line,) = lines_of(out)
+    assert line["median_ms"] == 1.0 and line["failing"] == "tests/test_crop.py: 1 failed"
+    assert results.read(tmp_path).empty
+    monkeypatch.setattr(runner.Gate, "problem", lambda *_: None)
+    assert main(["recover", "--out", str(out)]) == 0 and len(results.read(tmp_path)) == 1
 
 
 @pytest.mark.parametrize("name", BENCHMARKS)

@@ -189,6 +189,9 @@ def test_colours_of_sixteen_bits_are_scaled_and_those_of_twelve_refused(tmp_path
     deep_png(tmp_path / "x.png", values >> 4)
     with pytest.raises(ValueError, match=r"x\.png cannot be read: it has 16 bits, but no value above 4095"):
         decode(tmp_path / "x.png")
+    assert "no value above 4095" in fault(tmp_path / "x.png")  # before anything is made
+    Image.fromarray(RAMP // 1040).save(tmp_path / "y.png")
+    assert "no value above 255" in fault(tmp_path / "y.png")
 
 
 def test_what_is_transparent_stands_before_white(tmp_path):

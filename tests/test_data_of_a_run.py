@@ -11,6 +11,7 @@ from safetensors import safe_open
 from small import image_folder
 
 from fastcondense.cli import main
+from fastcondense.loaders import turbo
 from fastcondense.networks import zoo
 from fastcondense.recipe.recipe import from_toml, load
 from fastcondense.recipe.settings import Squeeze
@@ -60,6 +61,20 @@ def test_other_data_in_the_same_folder_are_refused_by_name(tmp_path, images, mad
     assert squeeze(made, moved) == 1
     assert "(test.images was 12, now 11); choose another --out, or the first --data" in line(capsys)
     assert before and all(path.read_bytes() == data for path, data in before.items())
+
+
+def test_a_run_that_goes_on_with_another_decoder_says_so(tmp_path, images, made, monkeypatch, capsys):
+    out = shutil.copytree(made, tmp_path / "r")
+    kept = json.loads((out / "environment.json").read_text())
+    assert kept["loader"] == "folder" and kept["decoder"] == turbo.decoder()
+    assert squeeze(out, images) == 0
+    assert "begun with" not in capsys.readouterr().out
+    monkeypatch.setattr("fastcondense.data.sources.decoder", lambda: "Pillow 99.1")
+    assert squeeze(out, images) == 0
+    said = " ".join(capsys.readouterr().out.split())
+    assert "loader: folder (Pillow 99.1); the images are files" in said
+    assert f"loader: the run was begun with folder ({turbo.decoder()}); its pixels may differ by rounding" in said
+    assert json.loads((out / "environment.json").read_text()) == kept
 
 
 def test_digits_do_not_read_data(tmp_path, capsys):

@@ -16,7 +16,7 @@ from typing import Any
 import pytest
 from documents import ROOT, WRITTEN, blocks, cells, commands, shell_lines, spans
 
-from fastcondense import cli, options
+from fastcondense import cli, command_line, options
 from fastcondense.recipe import recipe
 from fastcondense.sets import sealed_zip
 
@@ -98,7 +98,8 @@ def parse(arguments: Sequence[str]) -> None:
     if command == "bench" and len(rest) == 1:
         rest = [*rest, "--help"]  # a benchmark's name alone
     with pytest.MonkeyPatch.context() as patch, contextlib.suppress(_Parsed):
-        stop_after(patch, options, "_parse")
+        stop_after(patch, options, "parse")
+        stop_after(patch, command_line, "parse")
         patch.setattr(cli, "subprocess", SimpleNamespace(run=lambda command: launch(patch, *map(str, command[1:]))))
         if status := cli._main([command, *rest]):
             raise SystemExit(status)

@@ -18,6 +18,7 @@ FEWER = (
     "--ranking.real-accuracy 98 --device cpu"
 ).split()
 NOT_RUN = {
+    r"^new ": "run in test_new.py",
     r"^bench ": "minutes of measuring: parsed in test_documented.py, run by scripts/gpu_suite.sh",
     r"my_recipe\.toml": "run in test_own_page.py",
     r"^(run|recover|squeeze|pack) .*--data /data/": "needs ImageNet or CIFAR-10; parsed in test_documented.py",

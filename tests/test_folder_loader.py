@@ -7,12 +7,13 @@ import zlib
 import numpy as np
 import pytest
 import torch
+from image_files import cut_window
 from PIL import Image
 
 from fastcondense.data.datasets import Split
 from fastcondense.data.real import Normalization, split_batches, squares, training_batches
 from fastcondense.loaders.class_folders import index_folder
-from fastcondense.loaders.folder import FolderLoader, cut_center, cut_window, decode
+from fastcondense.loaders.folder import FolderLoader, cut_center, decode
 from fastcondense.loaders.source import Centered, Faults, Windowed
 from fastcondense.recipe.settings import Dataset
 from fastcondense.recipe.shared import Views

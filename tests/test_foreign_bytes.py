@@ -3,11 +3,14 @@
 Nothing else may come of them: no other exception, no crash, no memory beyond twice the file and 200 MB.
 """
 
+import contextlib
 import io
 import json
 import os
 import pickle
 import re
+import subprocess
+import sys
 import tempfile
 import zipfile
 import zlib
@@ -21,6 +24,7 @@ from hypothesis import HealthCheck, Phase, given, settings
 from hypothesis import strategies as st
 from image_files import jpeg, scene
 from memory import begin_peak, peak
+from PIL import EpsImagePlugin, Image
 from safetensors.torch import save
 
 from fastcondense.data import datasets
@@ -28,13 +32,17 @@ from fastcondense.data.array_files import read_mat
 from fastcondense.data.jobs import Job
 from fastcondense.files import read_json
 from fastcondense.labels.fkd_files import read_batch
-from fastcondense.loaders.beton import Sidecar, read_beton
-from fastcondense.loaders.folder import FolderLoader, decode
+from fastcondense.loaders.beton import Sidecar
+from fastcondense.loaders.class_folders import EXTENSIONS, is_read
+from fastcondense.loaders.complete import fault
+from fastcondense.loaders.folder import FolderLoader, ImageFile, decode
 from fastcondense.loaders.pack import Packing, pack
+from fastcondense.loaders.packed import PackedLoader
 from fastcondense.loaders.source import Centered, Faults
 from fastcondense.log import read_events
 from fastcondense.recipe.settings import Dataset
 from fastcondense.sets import parquet_sets, tensor_sets
+from fastcondense.sets.published_sets import read_published
 from fastcondense.sets.stored_images import find_images
 from fastcondense.teachers.teacher import state_dict
 from fastcondense.tensor_files import read_checkpoint, write_tensors
@@ -117,8 +125,8 @@ def read_shard(path):
 
 
 def read_images(path):
-    found = read_beton(path)
-    return [found.stored(sample) for sample in range(len(found))]
+    loader = PackedLoader(path)
+    return [loader.read(sample).pixels() for sample in range(len(loader))]
 
 
 def read_weights(path):
@@ -156,7 +164,7 @@ READERS = {
     "FKD": (fkd, lambda path: read_batch(path, 8), "batch_0.tar"),
     "parquet": (parquet, lambda path: read_all(parquet_sets.list_rows([path], 0)), "x.parquet"),
     "PNG": (png, decode, "x.png"),
-    "JPEG": (lambda: jpeg(scene(20, 17, 0)), decode, "x.jpg"),
+    "JPEG": (lambda: jpeg(scene(20, 17, 0)), lambda path: ImageFile.read(path).pixels(), "x.jpg"),
     "beton": (lambda: beton()[0], read_images, "x.beton"),
     "sidecar": (lambda: beton()[1], lambda path: read_images(path.with_suffix("")), "x.beton.json"),
     "JSON": (lambda: json.dumps({"a": [1, {"b": None}], "c": "x" * 40}).encode(), read_json, "x.json"),
@@ -414,3 +422,99 @@ def test_a_pipe_among_images_is_left_out_and_named(tmp_path):
     batches = FolderLoader(files, 0).batches([np.arange(3)], Centered(8, 8), faults)
     assert [ids.tolist() for _, ids in batches] == [[0, 2]]
     assert list(faults.skipped) == [1] and "1.png is a pipe, not a file" in faults.skipped[1]
+    assert fault(files[1]) == f"{files[1]} is a pipe, not a file"
+
+
+POSTSCRIPT = b"%!PS-Adobe-3.0 EPSF-3.0\n%%BoundingBox: 0 0 8 8\n(ran) (w) file closefile\nshowpage\n"
+
+
+def test_no_program_is_started_for_an_image(tmp_path, monkeypatch):
+    """Pillow hands PostScript, whatever the file is called, to Ghostscript."""
+    monkeypatch.setattr(EpsImagePlugin, "Ghostscript", lambda *_: pytest.fail("started"))
+    (tmp_path / "x.png").write_bytes(POSTSCRIPT)
+    for read in (decode, lambda path: ImageFile.of(path, path.read_bytes()).decode()):
+        with pytest.raises(ValueError, match=r"x\.png is not an image"):
+            read(tmp_path / "x.png")
+    assert fault(tmp_path / "x.png") == f"{tmp_path / 'x.png'} is not an image"
+
+
+def test_every_kind_of_image_that_is_listed_is_read(tmp_path):
+    for ending in sorted(EXTENSIONS):
+        if is_read(ending):
+            path = tmp_path / f"x{ending}"
+            picture = Image.new("L" if ending in (".pgm", ".pbm") else "RGB", (8, 8), "white")
+            picture.save(path, {".apng": "PNG", ".pnm": "PPM", ".jpe": "JPEG"}.get(ending))
+            assert decode(path).size == (8, 8), ending
+
+
+# --- memory of large files -------------------------------------------------------------------------------------------
+
+MEASURE = """
+import sys
+from pathlib import Path
+sys.path.insert(0, sys.argv[1])
+from memory import begin_peak, peak
+from PIL import EpsImagePlugin, Image
+from fastcondense.recipe.settings import Dataset
+from fastcondense.sets import tensor_sets
+held = begin_peak()
+found = tensor_sets.list_tensors([Path(sys.argv[2])], 10, Dataset(mean=(0.5, 0.5, 0.5), std=(0.25, 0.25, 0.25)))
+print(peak() - held, found.said[0])
+"""
+
+
+@pytest.mark.parametrize(("suffix", "scale"), [("safetensors", 1), ("pt", 4)])
+def test_a_large_set_of_floats_is_read_by_parts(tmp_path, suffix, scale):
+    images = (torch.rand(6000, 3, 64, 64) - (0 if scale == 1 else 0.5)) * scale
+    path = tmp_path / f"x.{suffix}"
+    if suffix == "pt":
+        torch.save({"images": images, "labels": torch.arange(6000) // 600}, path)
+    else:
+        path.write_bytes(save({"images": images, "labels": torch.arange(6000) // 600}))
+    del images
+    command = [sys.executable, "-c", MEASURE, str(Path(__file__).parent), str(path)]
+    found = subprocess.run(command, capture_output=True, text=True, check=True, cwd=Path(__file__).parents[1]).stdout
+    size = path.stat().st_size
+    path.unlink()
+    assert ("taken as pixels in [0, 1]" if scale == 1 else "taken as normalised") in found
+    assert int(found.split()[0]) < 200e6 + 2 * size and size > 290e6, found
+
+
+def image_rows(path, images, labels, **how):
+    arrow, writer = pytest.importorskip("pyarrow"), pytest.importorskip("pyarrow.parquet")
+    writer.write_table(arrow.table({"image": images, "label": labels}), path, **how)
+
+
+def test_parquet_that_unfolds_is_refused_or_read_by_parts(tmp_path):
+    arrow = pytest.importorskip("pyarrow")
+    path = tmp_path / "x.parquet"
+    image_rows(
+        path, arrow.array([bytes(50_000_000)] * 12, arrow.binary()), [0] * 12, compression="zstd", use_dictionary=False
+    )
+    with pytest.raises(ValueError, match=r"x\.parquet cannot be read: it claims to hold 600,000,\d\d\d bytes"):
+        parquet_sets.list_rows([path], 1)
+    large = np.random.default_rng(0).bytes(30_000_000)
+    shared = arrow.DictionaryArray.from_arrays(
+        arrow.array([0] * 300, arrow.int32()), arrow.array([large], arrow.binary())
+    )
+    image_rows(path, shared, [0] * 300, dictionary_pagesize_limit=1 << 30)
+    size = path.stat().st_size
+    assert size < 40_000_000
+    check(lambda path: read_all(parquet_sets.list_rows([path], 1)), path, size)
+    names = arrow.DictionaryArray.from_arrays(arrow.array([0] * 1000, arrow.int32()), arrow.array(["x" * 3_000_000]))
+    image_rows(path, arrow.array([png()] * 1000, arrow.binary()), names)
+    held = begin_peak()
+    with contextlib.suppress(ValueError):
+        assert len(parquet_sets.list_rows([path], 1).labels) == 1000
+    assert peak() - held < 200e6 + 2 * path.stat().st_size
+
+
+def test_images_that_are_large_for_their_bytes_are_not_decoded(tmp_path, monkeypatch):
+    file = io.BytesIO()
+    Image.new("RGB", (7000, 7000)).save(file, "PNG")
+    (tmp_path / "a").mkdir()
+    for k in range(3):
+        (tmp_path / "a" / f"{k}.png").write_bytes(file.getvalue())
+    monkeypatch.setattr(ImageFile, "decode", lambda _: pytest.fail("decoded"))
+    with pytest.raises(ValueError, match=r"0\.png has 7000 x 7000 pixels, but dataset\.image_size is 32"):
+        read_published(tmp_path, ("a",), 3, Dataset(image_size=32))

@@ -6,6 +6,7 @@ What hypothesis found once stands as an example.
 import copy
 import hashlib
 import json
+import os
 import random
 import subprocess
 import sys
@@ -19,10 +20,12 @@ from hypothesis import strategies as st
 from rich.table import Table
 from small import image_folder
 
-from fastcondense import records
+from fastcondense import records, trust
 from fastcondense.cli import main
 from fastcondense.data.jobs import Job, jobs
+from fastcondense.loaders.reading import check_folder, open_file
 from fastcondense.log import Log
+from fastcondense.networks import zoo
 from fastcondense.recipe.recipe import Recipe, from_toml
 from fastcondense.records import Result, check_manifest, checked, parse_json
 from fastcondense.report import plots
@@ -30,7 +33,8 @@ from fastcondense.sets import sealed_zip
 from fastcondense.sets.bundle import read_bundle
 from fastcondense.sets.condensed import read_set, write_shard
 from fastcondense.sets.stored_images import read_shard, shard_path
-from fastcondense.tensor_files import read_tensors, write_tensors
+from fastcondense.teachers.kept import rebuild
+from fastcondense.tensor_files import read_tensors, state_sha256, write_tensors
 from fastcondense.words import printable
 
 FAST = settings(
@@ -392,3 +396,94 @@ def test_a_class_name_that_is_no_utf_8_is_told_before_anything_is_made(tmp_path,
     more = ["--dataset.name", "folder", "--data", str(root), "--out", str(tmp_path / "o"), "--device", "cpu"]
     assert main(["squeeze", "--recipe", "sre2l/digits-ipc1", *more]) == 1
     assert "the name '\\udcff' is no UTF-8" in capsys.readouterr().err and not (tmp_path / "o").exists()
+
+
+# --- folders of runs, and large networks -----------------------------------------------------------------------------
+
+OURS = [
+    "recipe.toml",
+    "data.json",
+    "log.jsonl",
+    "condensed/shard-00000.safetensors",
+    "labels/seed0/logits.npy",
+    "students",
+]
+
+
+@pytest.mark.parametrize("name", OURS)
+@pytest.mark.parametrize("kind", ["link", "pipe", "device"])
+@pytest.mark.parametrize("command", ["inspect", "status", "bundle", "verify", "export", "train"])
+def test_what_is_no_file_in_a_runs_folder_is_neither_read_nor_written(tmp_path, capsys, name, kind, command):
+    (tmp_path / "elsewhere").write_text("mine")
+    run = tmp_path / "run"
+    (run / name).parent.mkdir(parents=True)
+    (run / "recipe.toml").write_text(TOML)
+    (run / name).unlink(missing_ok=True)
+    if kind == "pipe":
+        os.mkfifo(run / name)
+    else:
+        (run / name).symlink_to("/dev/zero" if kind == "device" else tmp_path / "elsewhere")
+    assert (
+        main([command, str(run), *(["--out", str(tmp_path / "out")] if command in ("bundle", "export") else [])]) == 1
+    )
+    said = capsys.readouterr().err
+    assert f"{run / name} is a {'pipe' if kind == 'pipe' else 'link out of'}" in said and said.count("\n") == 1
+    assert (tmp_path / "elsewhere").read_text() == "mine" and not (tmp_path / "out").exists()
+
+
+def test_a_linked_run_and_links_within_it_are_read(tmp_path):
+    (tmp_path / "disk" / "teachers").mkdir(parents=True)
+    (tmp_path / "disk" / "x").symlink_to("teachers")
+    (tmp_path / "run").symlink_to(tmp_path / "disk")
+    check_folder(tmp_path / "run")
+    (tmp_path / "disk" / "y").symlink_to("../disk2")
+    with pytest.raises(ValueError, match="run/y is a link out of"):
+        check_folder(tmp_path / "run")
+
+
+def test_what_is_put_in_a_files_place_is_not_read(tmp_path, monkeypatch):
+    os.mkfifo(tmp_path / "x")
+    monkeypatch.setattr("fastcondense.loaders.reading.check_file", lambda _: None)  # it was a file then
+    with pytest.raises(ValueError, match="x is a pipe, not a file"):
+        open_file(tmp_path / "x")
+
+
+def test_a_small_file_that_names_a_large_network_is_refused_before_it_is_built(monkeypatch):
+    state = {"head.weight": torch.zeros(2, 2)}
+    known = {"sha256": state_sha256(state), "num_outputs": 2, "outputs": "[0, 1]"}
+    monkeypatch.setattr(zoo, "build", lambda *_: pytest.fail("built"))
+    for name in ("timm/vit_giant_patch14_dinov2", "torchvision/regnet_y_128gf", "zoo/resnet18"):
+        with pytest.raises(ValueError, match=f"^T is damaged: {name} has a tensor .*, it has none"):
+            rebuild(name, state, known, 2, "T")
+    many = {"head.weight": torch.zeros(10_000_000, 1, dtype=torch.uint8)}
+    known = {"sha256": state_sha256(many), "num_outputs": 10_000_000, "outputs": "[0, 1]"}
+    with pytest.raises(ValueError, match=r"^T is damaged: .* has a tensor conv1.weight of"):
+        rebuild("torchvision/resnet50", many, known, 2, "T")
+
+
+def test_a_large_network_is_built_for_whoever_names_it(monkeypatch):
+    monkeypatch.setattr(zoo, "_LARGEST_UNASKED", 1_000_000)
+    with trust.only(()):
+        with pytest.raises(ValueError, match=r"zoo/convnet3 with 10 outputs is a network of 1.2 MB, which the recipe"):
+            zoo.build("zoo/convnet3", 10)
+        assert zoo.build("zoo/convnet1", 10)
+    with trust.only(["zoo/convnet3"]):
+        assert zoo.build("zoo/convnet3", 10)
+
+
+@pytest.mark.parametrize("name", ["zoo/resnet18", "zoo/convnet3", "torchvision/regnet_x_400mf"])
+def test_shapes_are_those_of_the_network(name):
+    found = zoo.shapes(name, 7)
+    assert found == {key: tuple(tensor.shape) for key, tensor in zoo.build(name, 7).state_dict().items()}
+
+
+def test_a_tree_of_many_values_in_few_bytes_is_refused():
+    with pytest.raises(ValueError, match=r"^J is damaged: it holds 2,000,001 values in 4,000,003 bytes"):
+        parse_json("[" + "1," * 2_000_000 + "1]", "J")
+    assert len(parse_json("[" + "1," * 900_000 + "1]", "J")) == 900_001
+
+
+@pytest.mark.parametrize("value", [None, 3, [], {}, {"train": 1, "test": 2}])
+def test_data_of_a_run_are_checked(value):
+    with pytest.raises(ValueError, match=r"^D is damaged: field images"):
+        checked({"name": "digits", "path": None, "images": value}, records.MadeFrom, "D")

@@ -49,6 +49,8 @@ ROOMS = (
     "plan",
     "options",
     "stages",
+    "session",
+    "api",
     "cli",
 )
 """Low to high. `recipe` is the first package: it imports nothing of ours, so that anything may read settings."""
@@ -97,6 +99,7 @@ def test_imports_point_to_earlier_rooms():
         f"{module} imports {name}"
         for module in MODULES
         for name in imported(module)
+        if module != "__init__"  # the door to the API, for type checkers alone
         if name in MODULES and ROOMS.index(room(name)) > ROOMS.index(room(module))
     ]
     assert not sorted(upward)
@@ -127,7 +130,7 @@ def test_stages_and_the_command_line_alone_print():
         for node in ast.walk(ast.parse(path.read_text()))
         if isinstance(node, ast.Attribute) and node.attr in ("console", "stdout", "stderr") and module != "log"
     }
-    assert printing == {"stages", "cli"}
+    assert printing == {"stages", "cli", "command_line"}
 
 
 def test_a_class_name_occurs_once():

@@ -215,7 +215,9 @@ def test_auto_says_what_it_took_and_why(files, monkeypatch):
         monkeypatch.setattr(sources, "is_installed", lambda name, installed=installed: name in installed)
         assert choose(files_split, DATASET, gpu)[0] == wanted
         assert choose(files_split, DATASET, CPU) == ("folder", "the images are files, and the device is no GPU")
-    assert choose(packed, DATASET, CPU)[0] == "ffcv" and "train.beton is packed" in choose(packed, DATASET, CPU)[1]
+        name, reason = choose(packed, DATASET, CPU)
+        assert name == ("ffcv" if "ffcv" in installed else "packed") and "train.beton is packed" in reason
+    assert choose(packed, Dataset(loader="packed"), CPU)[0] == "packed"
     assert choose(Split(np.arange(3), np.zeros((3, 8, 8, 3), np.uint8)), DATASET, CPU)[0] == "memory"
 
 
@@ -224,14 +226,24 @@ def test_what_cannot_be_had_is_one_line_with_the_way_out(files, monkeypatch):
     packed = Split(np.arange(3), beton=files[0].with_name("train.beton"), rows=np.arange(3))
     cases = (
         (split_of(files), "dali", "pip install 'nvidia-dali-cuda130>=2.4'"),
-        (packed, "auto", "apt-get install .* && pip install 'ffcv>=1.0.2'"),
+        (packed, "ffcv", "apt-get install .* && pip install 'ffcv>=1.0.2'"),
         (split_of(files), "ffcv", "fastcondense pack"),
-        (packed, "folder", "packed; set it to ffcv or auto"),
+        (split_of(files), "packed", "'packed' needs train.beton"),
+        (packed, "folder", "packed; set it to ffcv, packed or auto"),
     )
     for split, loader, words in cases:
         with pytest.raises(ValueError, match=words) as caught:
             choose(split, Dataset(loader=loader), CPU)
         assert "\n" not in str(caught.value)
+
+
+def test_decoding_threads_are_the_cores_over_the_workers_of_the_machine(monkeypatch):
+    monkeypatch.setattr(sources.os, "sched_getaffinity", lambda _: set(range(12)))
+    monkeypatch.delenv("LOCAL_WORLD_SIZE", raising=False)
+    assert sources.decoding_threads(Dataset()) == 12 and sources.decoding_threads(Dataset(workers=3)) == 3
+    for workers, threads in ((4, 3), (5, 2), (13, 1)):
+        monkeypatch.setenv("LOCAL_WORLD_SIZE", str(workers))
+        assert sources.decoding_threads(Dataset()) == threads
 
 
 def test_a_loader_outlives_an_epoch_but_not_its_split(files):

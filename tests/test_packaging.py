@@ -5,6 +5,7 @@ import re
 import subprocess
 import sys
 import tarfile
+import tomllib
 import venv
 from pathlib import Path
 from zipfile import ZipFile
@@ -12,11 +13,13 @@ from zipfile import ZipFile
 import pytest
 import yaml
 
-from fastcondense import __version__
+from fastcondense import __version__, vision
+from fastcondense.networks import zoo
 from fastcondense.recipe import recipe
 
 pytest.importorskip("build", reason="the package is built by `build`: pip install -e '.[dev]'")
 ROOT = Path(__file__).parents[1]
+PROJECT = tomllib.loads((ROOT / "pyproject.toml").read_text())["project"]
 SKIPPED = (".git", ".venv", "runs", "build", "dist", "*.egg-info", "__pycache__", ".*_cache")
 
 
@@ -79,6 +82,18 @@ def test_the_wheel_names_its_command_and_licence(built):
         metadata = wheel.read(f"{info}/METADATA").decode()
         assert f"{info}/licenses/LICENSE" in wheel.namelist()
     assert f"Version: {__version__}\n" in metadata and "License-Expression: Apache-2.0\n" in metadata
+    (author,) = yaml.safe_load((ROOT / "CITATION.cff").read_text())["authors"]
+    assert f"Author: {author['name']}\n" in metadata and "Typing :: Typed\n" in metadata
+
+
+def test_what_few_need_is_an_extra_that_a_message_names(monkeypatch):
+    needed = {re.split(r"\W", requirement)[0] for requirement in PROJECT["dependencies"]}
+    extras = PROJECT["optional-dependencies"]
+    assert not needed & {"timm", "triton", "ffcv", "datasets", "pyarrow", "tensorboard", "wandb", "pandas"}
+    assert {"timm", "ffcv", "dali", "dali-cuda12", "hf", "logging", "docs", "dev"} <= set(extras)
+    monkeypatch.setattr(vision, "find_spec", lambda _name: None)
+    with pytest.raises(ValueError, match=r"networks timm/NAME need .* pip install 'fastcondense\[timm\]'"):
+        zoo.build("timm/resnet10t", 3)
 
 
 def test_an_installed_wheel_works_without_a_checkout(installed, tmp_path):

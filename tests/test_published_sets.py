@@ -331,7 +331,7 @@ WRONG = {
         r"id00001\.png has 5 x 5 pixels, but dataset.image_size is 9; .* set --dataset.image-size 5",
     ),
     "oblong": (image_is(png(pixels()[0, 0][:4])), r"id00001\.png has 9 x 4 pixels, .* cut it to a square"),
-    "cut off": (image_is(png(pixels(size=64)[0, 0], "JPEG")[:900]), r"id00001\.png cannot be read"),
+    "cut off": (image_is(png(pixels()[0, 0], "JPEG")[:650]), r"id00001\.png cannot be read"),
     "no image": (image_is(b"<html>404</html>"), r"id00001\.png is not an image"),
     "in the wrong folder": (
         in_folder(lambda folder, image: image.rename(folder / "00004" / image.name)),

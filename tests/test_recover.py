@@ -153,6 +153,25 @@ def test_what_a_job_made_outlives_the_next_job():
     assert torch.equal(first.images, images) and torch.equal(first.losses, losses)
 
 
+def test_a_job_asks_once_for_what_it_begins_with(monkeypatch):
+    """Of a shape that is new too: initial images and local targets may take long."""
+    settings, asked, targets = recipe(iterations=1, precision="fp32"), [], []
+    own = RecoverStep._targets
+    monkeypatch.setattr(RecoverStep, "_targets", lambda step, *given: targets.append(given) or own(step, *given))
+
+    def initial_of(job):
+        asked.append(job.index)
+        return torch.full((job.num_images, 3, 12, 12), float(job.index))
+
+    recoverer = ByStatistics(settings, [teacher()], CPU, initial_of)
+    made = jobs(settings, 6)
+    assert len({job.shape for job in made}) == 2 < len(made)
+    for job in made:
+        recoverer.begin(job)
+        assert torch.equal(recoverer.step.images, torch.full((job.num_images, 3, 12, 12), float(job.index)))
+    assert asked == [job.index for job in made] and len(targets) == len(made)
+
+
 def test_images_depend_on_seed_slot_and_class():
     settings = recipe()
     images = {

@@ -34,6 +34,27 @@ def test_plain_lines_without_a_terminal(monkeypatch):
     assert [line.split(",")[0] for line in lines] == ["job: 1 of 3", "job: 2 of 3"]
 
 
+def test_the_item_in_hand_moves_the_bar_or_is_told():
+    written = io.StringIO()
+    log.Log(Console(file=written)).within(0.3, "job 7 is at 3 of 10")
+    assert written.getvalue() == "job 7 is at 3 of 10\n"
+    terminal = log.Log(Console(file=io.StringIO(), force_terminal=True))
+    with terminal.progress("recover", 4, 1) as show:
+        terminal.within(0.5, "")
+        assert terminal._advance.__closure__ and "1.5" in str(seen(terminal))
+        terminal.within(0.75, "")
+        assert "1.75" in str(seen(terminal))
+        show(2)
+        assert str(seen(terminal)) == "2"
+    assert terminal._advance is None
+
+
+def seen(terminal: log.Log) -> float:
+    """What the bar stands at."""
+    bar = next(cell.cell_contents for cell in terminal._advance.__closure__ if hasattr(cell.cell_contents, "tasks"))
+    return bar.tasks[0].completed
+
+
 def test_names_are_no_markup_of_tables_or_plots():
     written, name = io.StringIO(), "[red]$\\frac{$ [/nope]"
     Console(file=written, width=200).print(report.plain_table(name, ("a", name), [(name, "1")], caption=name))

@@ -22,6 +22,9 @@ def job(index, seconds, images=10):
     return {"event": "job", "index": index, "images": images, "seconds": seconds, "time": 1e12}
 
 
+AT = {"event": "working", "job": 6, "iteration": 30, "iterations": 900, "time": 0.0}
+
+
 @pytest.fixture
 def run(tmp_path):
     (tmp_path / "condensed").mkdir()
@@ -30,7 +33,14 @@ def run(tmp_path):
     plan = {"event": "recover", "jobs": 8, "images": 76, "finished": 1, "time": 5.0}
     write(tmp_path, "log.jsonl", plan, job(1, 20.0), job(2, 20.0), {"event": "working", "job": 5, "time": -3.0})
     write(
-        tmp_path, "log-1.jsonl", plan, job(3, 5.0), job(4, 5.0, 6), {"event": "working", "job": 6, "time": 0.0}, age=9
+        tmp_path,
+        "log-1.jsonl",
+        plan,
+        job(3, 5.0),
+        job(4, 5.0, 6),
+        {"event": "working", "job": 6, "time": 0.0},
+        AT,
+        age=9,
     )
     write(tmp_path, "log-2.jsonl", plan, {"event": "working", "job": 7, "time": 0.0}, age=1000)
     return tmp_path
@@ -43,7 +53,11 @@ def test_rates_costs_and_time_left(run):
     assert found.finished_images == 10 + 10 + 10 + 6 + 10  # the fifth is of another launch: as many as usual, 9.5
     assert found.hours == pytest.approx(50 / 3600) and found.rate == pytest.approx(20 / 40 + 16 / 10)
     assert found.seconds_left == pytest.approx(30 / 2.1)
-    assert [worker.now for worker in found.workers] == ["job 5", "job 6", ""]  # the last is silent for too long
+    assert [worker.now for worker in found.workers] == [
+        "job 5",
+        "job 6, iteration 30 of 900",
+        "",
+    ]  # the last is silent for too long
     assert [worker.name for worker in found.workers] == ["log", "log-1", "log-2"]
     assert 8 < found.workers[1].silent < 30
 

@@ -75,6 +75,8 @@ def changed(state, change):
         del state["norms.1.running_var"]
     elif change == "unexpected":
         state["extra.weight"] = torch.zeros(2)
+    elif change == "infinite":
+        state["head.weight"] = state["head.weight"] / 0
     else:
         state["head.weight"] = torch.zeros(7, 128)
     return state
@@ -86,6 +88,7 @@ def changed(state, change):
         ("missing", r"x\.pth lacks 'norms\.1\.running_var' \(1 such"),
         ("unexpected", r"x\.pth has the unexpected 'extra\.weight' \(1 such"),
         ("misshapen", r"x\.pth: 'head\.weight' has shape \(7, 128\), the network \(10, 128\)"),
+        ("infinite", r"x\.pth: 'head\.weight' has values that are not finite"),
     ],
 )
 def test_an_entry_that_does_not_fit_is_named_and_nothing_is_copied(tmp_path, change, message):

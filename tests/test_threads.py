@@ -1,5 +1,6 @@
-"""How numba kernels run: over torch's memory, on torch's threads, cached where that is possible."""
+"""How numba kernels run: over torch's memory, on torch's threads, cached where that can be; memory that is kept."""
 
+import os
 import subprocess
 import sys
 from pathlib import Path
@@ -44,3 +45,22 @@ def test_planes_are_rows_of_the_same_memory(layout):
     assert rows.data_ptr() == x.data_ptr() and rows.is_contiguous()
     plane = rows[1 * 3 + 2] if apart == 1 else rows[1][:, 2::3]
     assert apart == (1 if layout == torch.contiguous_format else 3) and torch.equal(plane, x[1, 2])
+
+
+@pytest.mark.skipif(sys.platform != "linux", reason="glibc's allocator")
+@pytest.mark.parametrize(("given", "is_kept"), [({}, True), ({"MALLOC_MMAP_THRESHOLD_": "65536"}, False)])
+def test_freed_maps_are_not_given_back_to_the_system_and_asked_for_again(given, is_kept):
+    """16 MB, freed and made anew, are 4,096 pages that the system clears each time, or none at all."""
+    code = """
+import resource, torch
+from fastcondense.devices import choose_device
+choose_device("cpu")
+def faults():
+    for _ in range(3):
+        torch.ones(4_000_000)
+    return resource.getrusage(resource.RUSAGE_SELF).ru_minflt
+print(-faults() + faults())
+"""
+    environment = {key: value for key, value in os.environ.items() if not key.startswith("MALLOC_")} | given
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True, env=environment)
+    assert (int(done.stdout) < 500) == is_kept

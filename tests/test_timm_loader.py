@@ -1,9 +1,8 @@
 """timm's loader, as the benchmark runs it, gives the images that the others are compared on."""
 
 import torch
+from loader_peers import SIZE, Files, timm_batches
 from photographs import write_jpegs
-
-from loaders import SIZE, Files, timm_batches
 
 CPU = torch.device("cpu")
 

@@ -165,6 +165,8 @@ def test_the_table_says_what_kernels_read_and_write(case: str) -> None:
             execute()
         names.append(name)
         table = KERNELS[name]
+        # of what corrections stands for in each step, one step is read
+        table_of_steps = arguments["corrections_ptr"].data_ptr() if "corrections_ptr" in arguments else None
         gathered = [arguments[f"{key}_ptr"].data_ptr() for key in table.gathers.split()]
         tensors = {x.data_ptr(): x for x in arguments.values() if isinstance(x, Tensor) and x.numel()}
         for kind, listed in (("read", table.reads), ("written", table.writes)):
@@ -173,7 +175,7 @@ def test_the_table_says_what_kernels_read_and_write(case: str) -> None:
                 distinct, total = accesses.size(kind, x)
                 where = (name, kind, tuple(x.shape))
                 assert (distinct > 0) == (address in wanted) and distinct <= size_of(x), where
-                if size_of(x) >= BIG and distinct:
+                if size_of(x) >= BIG and distinct and x.data_ptr() != table_of_steps:
                     assert distinct == size_of(x), where
                 if size_of(x) >= BIG and x.dim() > 1 and address not in gathered:
                     assert total == distinct, where

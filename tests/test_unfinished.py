@@ -64,6 +64,17 @@ def test_a_signal_in_the_last_iteration_lets_the_job_end(tmp_path, request_stop)
     assert counter.done == list(range(10)) and not list(tmp_path.iterdir())
 
 
+@pytest.mark.parametrize("first", [0, 4])
+def test_it_is_shown_how_far_a_job_is(tmp_path, first, monkeypatch):
+    monkeypatch.setattr("fastcondense.recover.unfinished._SECONDS_BETWEEN_WORDS", -1.0)
+    shown = []
+    unfinished = Unfinished(tmp_path, JOB, "mine", show=lambda done, count: shown.append((done, count)))
+    if first:
+        unfinished.write(first, {"total": torch.tensor(6)})
+    Counter().run(unfinished)
+    assert shown == [(done, 10) for done in range(first + 1, 11)]
+
+
 def test_states_are_written_now_and_then(tmp_path, monkeypatch):
     monkeypatch.setattr("fastcondense.recover.unfinished._SECONDS_BETWEEN", 0.0)
     unfinished = Unfinished(tmp_path, JOB, "mine")

@@ -14,7 +14,7 @@ from pathlib import Path
 
 import numpy as np
 
-from ..loaders.reading import reading
+from ..loaders.reading import read_file, reading
 
 _ROOM = 150_000_000  # bytes beyond twice the file
 _MOST_AXES = 32
@@ -45,7 +45,7 @@ def read_mat(
     scipy's reader believes what a damaged file says of itself, and ends the process. Raises ValueError as `read_npz`.
     """
     with reading(path, problem):
-        content = memoryview(path.read_bytes())
+        content = memoryview(read_file(path))
         if content[124:128] not in (b"\x00\x01IM", b"\x01\x00MI"):
             raise ValueError("it is no MATLAB file of version 5 (save it with -v6 or -v7)")
         order, found = "<" if content[126:128] == b"IM" else ">", {}

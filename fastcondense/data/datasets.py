@@ -17,6 +17,7 @@ from ..files import read_lines
 from ..loaders.beton import read_beton
 from ..loaders.reading import reading
 from ..recipe.settings import Dataset
+from ..user_functions import is_own, load_function
 from .array_files import read_mat, read_npz
 from .arrays import checked_labels, checked_split
 from .image_folders import read_folders, read_tiny_imagenet
@@ -24,6 +25,8 @@ from .splits import RealData, Split
 
 _HOLDS = "{{path}} must hold the arrays {}: {{error}}"
 _BETONS = ("train.beton", "val.beton")
+_NAMED = 20
+"""Classes that a message names."""
 CIFAR10_CLASSES = tuple("airplane automobile bird cat deer dog frog horse ship truck".split())
 
 
@@ -32,7 +35,9 @@ def load(dataset: Dataset, data: Path | None) -> RealData:
 
     Raises ValueError that says what was looked for where.
     """
-    if dataset.name == "digits":
+    if is_own(dataset.name):
+        real = _own(dataset.name, data)
+    elif dataset.name == "digits":
         if data is not None:
             raise ValueError(
                 f"data set 'digits' ships with scikit-learn and reads no --data, but {data} is given: leave it out, or "
@@ -65,7 +70,13 @@ def _only(real: RealData, classes: tuple[str, ...]) -> RealData:
         raise ValueError(f"dataset.classes names a class twice: {', '.join(classes)}")
     missing = [name for name in classes if name not in real.classes]
     if missing:
-        raise ValueError(f"dataset.classes names {missing[0]!r}, which {real.name} does not have")
+        named = ", ".join(real.classes[:_NAMED]) + f" and {len(real.classes) - _NAMED} more" * (
+            len(real.classes) > _NAMED
+        )
+        raise ValueError(
+            f"dataset.classes names {missing[0]!r}, which {real.name} does not have; its {len(real.classes)} classes "
+            f"are {named}: name those (--dataset.classes), or write a recipe for them (fastcondense new --data DIR)"
+        )
     new_label = np.full(len(real.classes), -1)
     new_label[[real.classes.index(name) for name in classes]] = np.arange(len(classes))
 
@@ -74,6 +85,29 @@ def _only(real: RealData, classes: tuple[str, ...]) -> RealData:
         return replace(kept, labels=new_label[kept.labels])
 
     return replace(real, classes=classes, train=keep(real.train), test=keep(real.test))
+
+
+def _own(reference: str, data: Path | None) -> RealData:
+    """What the user's own function reads: classes, and images and labels of both splits.
+
+    Raises ValueError for anything else.
+    """
+    made, where = load_function(reference, "dataset.name")(data), f"dataset.name {reference!r}"
+    try:
+        names, *parts = made
+        (train, train_labels), (test, test_labels) = parts
+        classes = tuple(map(str, names))
+    except (TypeError, ValueError):
+        raise ValueError(f"{where} must give classes, (images, labels), and (images, labels) of test") from None
+
+    def split(images: Any, labels: Any, part: str) -> Split:
+        if isinstance(images, np.ndarray):
+            return checked_split(images, labels, classes, f"{where}, {part},")
+        files = tuple(map(Path, images))
+        pixels = np.zeros((len(files), 1, 1, 3), np.uint8)  # labels are checked as those of images are
+        return Split(checked_split(pixels, labels, classes, f"{where}, {part},").labels, files=files)
+
+    return RealData(reference, classes, split(train, train_labels, "training"), split(test, test_labels, "test"))
 
 
 def _digits() -> RealData:
@@ -121,6 +155,8 @@ def _cifar(data: Path, name: str) -> RealData:
 
 def _joined(parts: list[Split]) -> Split:
     images = [part.images for part in parts if part.images is not None]
+    if len(parts) == 1:
+        return parts[0]
     return Split(np.concatenate([part.labels for part in parts]), np.concatenate(images))
 
 
@@ -143,14 +179,12 @@ def _cifar_python(folder: Path, name: str) -> tuple[tuple[str, ...], Split, Spli
         raise ValueError(f"{folder / meta} has no {names_key}; is it really {name}?")
 
     def read(paths: list[str]) -> Split:
-        batches = [_unpickle(_required(folder / path)) for path in paths]
-        for path, batch in zip(paths, batches, strict=True):
+        parts = []
+        for path in [_required(folder / name) for name in paths]:
+            batch = _unpickle(path)
             if missing := {label_key, "data"} - batch.keys():
-                raise ValueError(f"{folder / path} has no {sorted(missing)[0]}; is it really {name}?")
-        parts = [
-            checked_split(_rows(batch["data"], folder / path), batch[label_key], classes, str(folder / path))
-            for path, batch in zip(paths, batches, strict=True)
-        ]
+                raise ValueError(f"{path} has no {sorted(missing)[0]}; is it really {name}?")
+            parts.append(checked_split(_rows(batch["data"], path), batch[label_key], classes, str(path)))
         return _joined(parts)
 
     return classes, read(train_names), read([test_name])
@@ -250,7 +284,7 @@ def is_packed(dataset: Dataset, data: Path) -> bool:
     if not any((data / name).is_file() for name in _BETONS):
         return False
     has_files, has_ffcv = (data / "train").is_dir(), find_spec("ffcv") is not None
-    return dataset.loader == "ffcv" or not has_files or (dataset.loader == "auto" and has_ffcv)
+    return dataset.loader in ("ffcv", "packed") or not has_files or (dataset.loader == "auto" and has_ffcv)
 
 
 def _packed(data: Path, name: str) -> RealData:

@@ -15,6 +15,7 @@ from pathlib import Path
 import torch
 from torch import Tensor
 
+from ..loaders.reading import read_file
 from ..recipe.recipe import Recipe, from_toml
 from ..records import read_manifest
 
@@ -112,7 +113,7 @@ def kept_batch_size(out: Path, recipe: Recipe) -> int:
             return size
     if not kept.exists():
         return 0
-    before = from_toml(kept.read_text(), str(kept))
+    before = from_toml(read_file(kept), str(kept))
     return before.recover.batch_size if makes_the_same(before, recipe) else 0
 
 

@@ -13,6 +13,7 @@ from typing import Any
 import numpy as np
 
 from ..loaders.beton import Sidecar
+from ..loaders.reading import read_file
 
 _SAMPLED = 32
 """Images of a split whose bytes are part of its digest."""
@@ -49,13 +50,13 @@ class Split:
             for sample in ids:
                 digest.update(np.ascontiguousarray(self.images[sample]).tobytes())
         elif self.beton is not None and self.rows is not None:
-            digest.update(Sidecar.path(self.beton).read_bytes() + np.ascontiguousarray(self.rows).tobytes())
+            digest.update(read_file(Sidecar.path(self.beton)) + np.ascontiguousarray(self.rows).tobytes())
         elif self.files:
             root = len(os.path.commonpath([self.files[0].parent.parent, self.files[-1].parent.parent]))
             digest.update("\n".join(os.fspath(path)[root:] for path in self.files).encode(errors="surrogateescape"))
             for sample in ids:
-                with contextlib.suppress(OSError):  # met, and named, when it is read
-                    digest.update(self.files[sample].read_bytes())
+                with contextlib.suppress(ValueError):  # met, and named, when it is read
+                    digest.update(read_file(self.files[sample]))
         return digest.hexdigest()
 
 

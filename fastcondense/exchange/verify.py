@@ -105,17 +105,10 @@ def check(contents: Contents, folder: Path | None, device: torch.device) -> Verd
         return Verdict("mismatch", f"the recipe has {recipe.train.seeds} seeds, its labels {len(replay['seeds'])}")
     teachers = []
     for name, sha256 in replay["teachers"].items():
-        state, known = next(_weights(contents, name, folder), (None, None))
-        if state is None or known is None:
-            raise ValueError(f"the weights of teacher {name} are not here; name a folder that has them by --teachers")
+        state, known = weights_of(contents, name, folder)
         if state_sha256(state) != sha256:
             return Verdict("mismatch", f"teacher {name} has other weights than when the set was labelled")
-        source = f"teacher {name}"
-        net, outputs = rebuild(name, state, known, len(condensed.classes), source)
-        what, is_unfused = (net, name, condensed.classes, outputs, recipe.dataset), recipe.labels.is_in_training
-        statistics = read_statistics(known, source)
-        made = Teacher.of(*what, has_unfused=is_unfused, statistics_of_pixels=statistics)
-        teachers.append(made.to(device))
+        teachers.append(labeller(contents, name, state, known).to(device))
     if difference := first_difference(replay, specification(recipe, condensed, teachers)):
         return Verdict("mismatch", f"the recipe is not the one that the set was labelled with: {difference}")
     if recipe.needs_no_teacher:
@@ -124,6 +117,28 @@ def check(contents: Contents, folder: Path | None, device: torch.device) -> Verd
         return Verdict("mismatch", "it has no fingerprint of its labels")
     seen = take_sample(recipe, condensed, teachers, Normalization.of(recipe.dataset, device))
     return compare(contents.manifest["fingerprint"], seen)
+
+
+def weights_of(
+    contents: Contents, name: str, folder: Path | None
+) -> tuple[dict[str, Tensor], Network | TeacherMetadata]:
+    """A teacher's state dict and what is known of it; weights that the set only names may come from a folder.
+
+    Raises ValueError where they are neither there, nor in the folder, nor known by name.
+    """
+    for found in _weights(contents, name, folder):
+        return found
+    raise ValueError(f"the weights of teacher {name} are not here; name a folder that has them by --teachers")
+
+
+def labeller(contents: Contents, name: str, state: dict[str, Tensor], known: Network | TeacherMetadata) -> Teacher:
+    """The teacher of these weights, as it labels the images of a set."""
+    recipe, classes, source = contents.recipe, contents.condensed.classes, f"teacher {name}"
+    net, outputs = rebuild(name, state, known, len(classes), source)
+    statistics, is_unfused = read_statistics(known, source), recipe.labels.is_in_training
+    return Teacher.of(
+        net, name, classes, outputs, recipe.dataset, has_unfused=is_unfused, statistics_of_pixels=statistics
+    )
 
 
 def _weights(

@@ -23,6 +23,7 @@ from ..networks.precision import arithmetic, mixed, network_dtype
 from ..recipe.settings import Labels, Train
 from ..rng import Stream
 from ..teachers.teacher import Teacher
+from ..user_functions import is_own, load_function
 from ..workers.distributed import all_sum
 from .view_tables import Span, ViewBatch
 
@@ -99,6 +100,33 @@ class TeacherLabels:
         return torch.cat(parts)[:, teacher.outputs]
 
 
+class OwnLabels:
+    """Labels that are a function of the user's: function(views, classes, partners, share), as `ViewBatch` has them.
+
+    Raises ValueError for what are no logits [B, num_classes].
+    """
+
+    def __init__(self, reference: str, num_classes: int):
+        self.reference, self.num_classes = reference, num_classes
+        self.function = load_function(reference, "labels.source")
+
+    @torch.no_grad()
+    def __call__(self, batch: ViewBatch) -> Wanted:
+        logits = self.function(batch.images, batch.labels, batch.partners, batch.share)
+        shape = len(batch.labels), self.num_classes
+        if not isinstance(logits, Tensor) or logits.shape != shape or not logits.is_floating_point():
+            found = f"{tuple(logits.shape)} of {logits.dtype}" if isinstance(logits, Tensor) else type(logits).__name__
+            raise ValueError(f"labels.source {self.reference!r} must give logits {list(shape)}, got {found}")
+        return Wanted(logits.float()[None], batch.labels, batch.partners, batch.share)
+
+
+def label_source(settings: Labels, teachers: Sequence[Teacher], num_classes: int, seed: int) -> LabelSource:
+    """The teachers' labels, or those of the user's own function that `settings` names."""
+    if is_own(settings.source):
+        return OwnLabels(settings.source, num_classes)
+    return TeacherLabels(teachers, settings, seed)
+
+
 def set_training(net: nn.Module, settings: Labels) -> None:
     """Puts BatchNorms, or dropout and stochastic depth, into training mode as the settings say; the rest stays.
 
@@ -162,6 +190,20 @@ def _weights(priors: tuple[float, ...], device: torch.device) -> Tensor:
 def hard_labels(batch: ViewBatch) -> Wanted:
     """The classes themselves."""
     return Wanted(None, batch.labels, batch.partners, batch.share)
+
+
+def answers(wanted: Wanted, num_classes: int, temperature: float | None) -> Tensor:
+    """The labels of B views as float32 [B, classes]: probabilities at the temperature, of hard labels the classes'
+    shares; without one, the mean logits. Raises ValueError for logits of hard labels.
+    """
+    if wanted.logits is not None:
+        mean = wanted.logits.float().mean(0)
+        return mean if temperature is None else (mean / temperature).softmax(1)
+    if temperature is None:
+        raise ValueError("hard labels have no logits; ask for probabilities")
+    own, other = (nn.functional.one_hot(labels, num_classes) for labels in (wanted.labels, wanted.partners))
+    share = wanted.share[:, None]
+    return share * own + (1 - share) * other
 
 
 def student_loss(logits: Tensor, wanted: Wanted, train: Train) -> Tensor:

@@ -19,8 +19,9 @@ from ..run import Run
 from ..sets.condensed import CondensedSet, digests
 from ..teachers.kept import labelling_teachers
 from ..teachers.teacher import Teacher
+from ..user_functions import is_own, source_sha256
 from .fingerprint import SampledViews, fingerprint, sample_views
-from .labels import TeacherLabels
+from .labels import label_source
 from .resident import place
 from .stored_labels import store_labels
 from .views import ReplayedViews
@@ -61,7 +62,9 @@ def relabel(run: Run) -> Replay:
 
 def specification(recipe: Recipe, condensed: CondensedSet, teachers: Sequence[Teacher]) -> Replay:
     """All that decides the labels of a set, beside its images, the order of its classes and the teachers' weights."""
-    return {
+    source = recipe.labels.source
+    own: Any = {"source_sha256": source_sha256(source, "labels.source")} if is_own(source) else {}
+    return own | {
         "generator": "Philox-4x32-10",
         "seeds": [recipe.seed + number for number in range(recipe.train.seeds)],
         "views": recipe.parts("labels")["labels"],
@@ -96,7 +99,7 @@ def take_sample(
     device = normalize.gain.device
     pixels, labels = shown(recipe, condensed)
     views = ReplayedViews(place(pixels, device), labels.to(device), recipe.labels, normalize, recipe.seed)
-    return sample_views(views, TeacherLabels(teachers, recipe.labels, recipe.seed), recipe.train)
+    return sample_views(views, label_source(recipe.labels, teachers, len(condensed.classes), recipe.seed), recipe.train)
 
 
 def num_bytes(tree: Any) -> int:

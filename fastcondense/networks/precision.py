@@ -1,4 +1,7 @@
-"""Number formats of the networks' arithmetic. Images, statistics, losses and optimiser states are always float32."""
+"""Number formats of the networks' arithmetic. Images, statistics, losses and optimiser states are always float32.
+
+"auto" is settled when a run is opened (Run.open); where no run has settled it, it is float32.
+"""
 
 from __future__ import annotations
 
@@ -11,12 +14,11 @@ from torch import nn
 
 from ..recipe.shared import Precision
 
-_NETWORK_DTYPES = {"fp32": torch.float32, "tf32": torch.float32, "bf16": torch.bfloat16}
+_NETWORK_DTYPES = {"fp32": torch.float32, "tf32": torch.float32, "bf16": torch.bfloat16, "auto": torch.float32}
 
 
 def network_dtype(precision: Precision) -> torch.dtype:
     """Type of a frozen network's weights and feature maps."""
-    _check(precision)
     return _NETWORK_DTYPES[precision]
 
 
@@ -24,7 +26,6 @@ def network_dtype(precision: Precision) -> torch.dtype:
 def arithmetic(precision: Precision, is_reproducible: bool = True) -> Iterator[None]:
     """Sets what a GPU's float32 products round to, and that cuDNN takes the same deterministic algorithms each time;
     without is_reproducible, those that it finds to be fastest."""
-    _check(precision)
     backends: Any = torch.backends  # torch's annotations lack some of these
     matmul, conv, cudnn = backends.cuda.matmul, backends.cudnn.conv, backends.cudnn
     before = matmul.fp32_precision, conv.fp32_precision, cudnn.deterministic, cudnn.benchmark
@@ -56,12 +57,6 @@ def one_thread(device: torch.device) -> Iterator[None]:
 def mixed(precision: Precision, device: torch.device) -> torch.autocast:
     """Autocast for a network in training: bf16 where it is safe, float32 master weights; nothing for the others."""
     return torch.autocast(device.type, torch.bfloat16, enabled=precision == "bf16")
-
-
-def _check(precision: Precision) -> None:
-    """Raises ValueError for a precision that was not settled."""
-    if precision == "auto":
-        raise ValueError("precision auto stands for nothing yet: a run settles it when it is opened (Run.open)")
 
 
 def cast(net: nn.Module, dtype: torch.dtype, kept: tuple[type[nn.Module], ...]) -> None:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import difflib
+import math
 from collections.abc import Callable
 from functools import partial
 from itertools import pairwise
@@ -13,19 +14,50 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 from torch.overrides import TorchFunctionMode
 
-from .. import vision
+from .. import trust, vision
 from ..recipe.settings import PixelStatistics
 from ..user_functions import load_function
+from ..words import bytes_in_words
+from .cifar_resnet import CifarResNet
 from .mobilenet import MobileNetV2
 
+_LARGEST_UNASKED = 2 << 30  # bytes
 _STATISTICS = "pixel_statistics"  # an attribute of pretrained networks
 
 
 def build(architecture: str, num_classes: int, weights: str | None = None) -> nn.Module:
     """An untrained network, or a pretrained one of torchvision (a weights name) or timm (a tag), "default" for theirs.
 
-    Raises ValueError for an unknown name, with the nearest one, and for weights that do not exist.
+    Raises ValueError for an unknown name, with the nearest one, for weights that do not exist, and for a large network
+    that only the recipe of a run or bundle names.
     """
+    if not trust.is_given(architecture):
+        sizes = shapes(architecture, num_classes).values()
+        if (size := 4 * sum(map(math.prod, sizes))) > _LARGEST_UNASKED:
+            raise ValueError(
+                f"{architecture} with {num_classes} outputs is a network of {bytes_in_words(size)}, which the recipe "
+                "of a run or bundle names and your command line does not; if you mean it, name it as if it were code"
+            )
+    return _build(architecture, num_classes, weights)
+
+
+def shapes(architecture: str, num_classes: int) -> dict[str, tuple[int, ...]]:
+    """The shapes of an untrained network's tensors, for which no memory is taken; none of the user's own function."""
+    if ":" in architecture:
+        return {}
+    with _WithoutMemory():
+        return {name: tuple(tensor.shape) for name, tensor in _build(architecture, num_classes).state_dict().items()}
+
+
+class _WithoutMemory(TorchFunctionMode):
+    """Weights, which layers begin as torch.empty, on the meta device; other tensors are there."""
+
+    def __torch_function__(self, function, types, args=(), kwargs=None):
+        kwargs = {**(kwargs or {}), **({"device": "meta"} if function is torch.empty else {})}
+        return function(*args, **kwargs)
+
+
+def _build(architecture: str, num_classes: int, weights: str | None = None) -> nn.Module:
     if ":" in architecture:
         try:
             return load_function(architecture, "architecture")(num_classes=num_classes)
@@ -211,46 +243,6 @@ class WideResNet(nn.Module):
     def forward(self, x: Tensor) -> Tensor:
         x = self.relu(self.norm(self.blocks(self.conv(x))))
         return self.head(x.mean((2, 3)))
-
-
-class _OptionABlock(nn.Module):
-    def __init__(self, inputs: int, outputs: int, stride: int):
-        super().__init__()
-        self.conv1 = nn.Conv2d(inputs, outputs, 3, stride, 1, bias=False)
-        self.bn1 = nn.BatchNorm2d(outputs)
-        self.conv2 = nn.Conv2d(outputs, outputs, 3, 1, 1, bias=False)
-        self.bn2 = nn.BatchNorm2d(outputs)
-        self.extra, self.stride = outputs - inputs, stride
-
-    def forward(self, x: Tensor) -> Tensor:
-        y = self.bn2(self.conv2(F.relu(self.bn1(self.conv1(x)))))
-        if self.extra:  # parameter-free shortcut: every second pixel, new channels zero on both sides
-            x = F.pad(
-                x[:, :, :: self.stride, :: self.stride], (0, 0, 0, 0, self.extra // 2, self.extra - self.extra // 2)
-            )
-        return F.relu(y + x)
-
-
-class CifarResNet(nn.Module):
-    """The thin CIFAR ResNet of He et al. (CVPR'16, section 4.2) with option A shortcuts: depth 6 n + 2."""
-
-    def __init__(self, num_classes: int, depth: int = 20):
-        super().__init__()
-        self.conv1, self.bn1 = nn.Conv2d(3, 16, 3, padding=1, bias=False), nn.BatchNorm2d(16)
-        stages = []
-        for inputs, outputs, stride in ((16, 16, 1), (16, 32, 2), (32, 64, 2)):
-            blocks = [_OptionABlock(inputs, outputs, stride)]
-            blocks += [_OptionABlock(outputs, outputs, 1) for _ in range((depth - 2) // 6 - 1)]
-            stages.append(nn.Sequential(*blocks))
-        self.layer1, self.layer2, self.layer3 = stages
-        self.linear = nn.Linear(64, num_classes)
-        for module in self.modules():
-            if isinstance(module, nn.Conv2d):
-                nn.init.kaiming_normal_(module.weight)
-
-    def forward(self, x: Tensor) -> Tensor:
-        x = F.relu(self.bn1(self.conv1(x)))
-        return self.linear(self.layer3(self.layer2(self.layer1(x))).mean((2, 3)))
 
 
 def _small_shufflenet(name: str, kernel: int = 3) -> Callable[[int], nn.Module]:

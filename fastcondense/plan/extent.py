@@ -7,6 +7,7 @@ from pathlib import Path
 
 from ..data import datasets
 from ..recipe.recipe import Recipe
+from ..user_functions import is_own
 
 
 @dataclass(frozen=True)
@@ -25,7 +26,7 @@ def extent(recipe: Recipe, data: Path | None) -> Extent:
     Raises ValueError if neither says it.
     """
     dataset = recipe.dataset
-    if data is not None or dataset.name == "digits":
+    if data is not None or dataset.name == "digits" or is_own(dataset.name):
         real = datasets.load(dataset, data)
         return Extent(len(real.classes), len(real.train), len(real.test), "the data")
     if not all(dataset.counts):

@@ -6,6 +6,7 @@ HOW marks what says how a run is carried out and decides neither images nor scor
 from __future__ import annotations
 
 import dataclasses
+import types
 import typing
 from collections.abc import Iterator
 from dataclasses import dataclass
@@ -56,6 +57,20 @@ class Positive:
 
 
 @dataclass(frozen=True)
+class OneOf:
+    """One of the names, or the user's own code. ``Literal["a", "b"] | str`` is a setting of that kind."""
+
+    names: tuple[str, ...]
+
+    def allows(self, value: str) -> bool:
+        """Whether the value is allowed; code is loaded where it is used."""
+        return value in self.names or ":" in value
+
+    def __str__(self) -> str:
+        return f"be one of {', '.join(self.names)}, or your own module:function"
+
+
+@dataclass(frozen=True)
 class How:
     """The mark of a setting that decides no bit of what a run makes."""
 
@@ -101,6 +116,8 @@ def _bounded(hint: Any, value: Any) -> Iterator[tuple[Any, Any]]:
     if origin is Annotated:
         yield from ((bound, value) for bound in args[1:] if hasattr(bound, "allows"))
         yield from _bounded(args[0], value)
+    elif origin in (typing.Union, types.UnionType):
+        yield OneOf(typing.get_args(args[0])), value
     elif origin is tuple:
         kinds = args[:1] * len(value) if args[-1] is Ellipsis else args
         for kind, part in zip(kinds, value, strict=True):

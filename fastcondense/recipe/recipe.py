@@ -15,6 +15,7 @@ import functools
 import hashlib
 import json
 import re
+import types
 import typing
 from collections.abc import Mapping
 from dataclasses import dataclass, field
@@ -352,6 +353,8 @@ def _build(kind: Any, value: Any, where: str) -> Any:
         if value not in args:
             raise ValueError(f"{where} must be one of {', '.join(map(str, args))}, got {value!r}")
         return value
+    if origin in (typing.Union, types.UnionType):  # a name or the user's own code, which `check` tells apart
+        kind = str
     if origin is tuple:
         if not isinstance(value, list):
             raise ValueError(f"{where} must be a list, got {value!r}")

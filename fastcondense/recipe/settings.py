@@ -19,8 +19,10 @@ PixelStatistics = tuple[tuple[float, float, float], tuple[float, float, float]]
 class Dataset:
     """The real images."""
 
-    name: Literal["digits", "cifar10", "cifar100", "svhn", "tiny-imagenet", "folder"] = "folder"
-    """digits ships with scikit-learn; the others come from --data. folder: <split>/<class>/<image>, as ImageNet."""
+    name: Literal["digits", "cifar10", "cifar100", "svhn", "tiny-imagenet", "folder"] | str = "folder"
+    """digits ships with scikit-learn; the others come from --data. folder: <split>/<class>/<image>, as ImageNet. Or
+    your own module:function: function(--data or None) gives the classes' names, and images and labels of training and
+    of test, as pairs; images are uint8 [N, H, W, 3] or paths of files."""
     image_size: Count = 224
     """Side of the square that networks see and that is recovered, in pixels."""
     resize: Count = 256
@@ -34,10 +36,11 @@ class Dataset:
     counts: Annotated[tuple[CountOrZero, CountOrZero, CountOrZero], HOW] = (0, 0, 0)
     """Classes, training and test images, for `fastcondense plan` where the data are not at hand; 0 0 0: not known. Runs
     count what is there."""
-    workers: Annotated[CountOrZero, HOW] = 2
-    """Threads that decode images."""
-    loader: Annotated[Literal["auto", "ffcv", "dali", "folder"], HOW] = "auto"
-    """What reads the images: ffcv needs packed ones, dali and folder (Pillow) read files. They differ by rounding."""
+    workers: Annotated[CountOrZero, HOW] = 0
+    """Threads that decode images; 0: the machine's cores over the workers on it."""
+    loader: Annotated[Literal["auto", "ffcv", "packed", "dali", "folder"], HOW] = "auto"
+    """What reads the images: ffcv and packed, which needs no library, read packed ones, dali and folder read files.
+    They differ by rounding."""
     on_error: Annotated[Literal["raise", "skip"], HOW] = "raise"
     """A file that cannot be read ends the run, or it is left out and listed in the log."""
 
@@ -218,8 +221,9 @@ class Squeeze(Optimization, Views):
 class Labels(Views):
     """Soft labels: computed on the fly by the teachers, on views that a seed replays."""
 
-    source: Literal["teachers", "stored", "hard"] = "teachers"
-    """teachers: a label is computed when its view is seen; stored: read from files; hard: the classes themselves."""
+    source: Literal["teachers", "stored", "hard"] | str = "teachers"
+    """teachers: a label is computed when its view is seen; stored: read from files; hard: the classes themselves. Or
+    your own module:function: function(views [B, 3, S, S], classes [B], partners [B], share [B]) gives logits [B, K]."""
     stored: str = ""
     """Folder of stored labels: ours (`relabel --store`), or FKD files of published code; empty: labels/ of the run."""
     top_k: CountOrZero = 0
@@ -303,7 +307,7 @@ class Evaluate:
     """Honest baselines: the same student, epochs and views on something else than the condensed images."""
 
     baselines: tuple[
-        Literal["random_soft", "random_hard", "herding_soft", "herding_hard", "full_soft", "full"], ...
+        Literal["random_soft", "random_hard", "herding_soft", "herding_hard", "full_soft", "full"] | str, ...
     ] = (
         "random_soft",
         "random_hard",
@@ -311,7 +315,8 @@ class Evaluate:
     """random_soft, random_hard: random real images of the same IPC with soft or hard labels; herding_soft,
     herding_hard: those that herding chooses in the features of the first labelling teacher, or in pixels if there is
     no teacher; full_soft: all real images with soft labels, in as many views as the condensed ones; full: all real
-    images with hard labels, for full_epochs."""
+    images with hard labels, for full_epochs. Or your own module:function, whose images get soft labels: function(images
+    of a class uint8 [N, 3, S, S], count) gives uint8 [count, 3, S, S]."""
     sizes: Annotated[tuple[Count, ...], HOW] = ()
     """Images per class at which the set is scored, each time the first of every class: `evaluate --ipc 1,2,5`."""
     compare: Annotated[tuple[Literal["independent", "stacked"], ...], HOW] = ()

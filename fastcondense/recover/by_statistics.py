@@ -60,13 +60,14 @@ class RecoverStep:
         self.own_loss = own_loss(recover.loss) if recover.loss else None
         self.live = [live.to(device) for live in self._live(job)]
         self.low, self.high = Normalization.of(recipe.dataset, device).range()
-        self.windows = torch.empty_like(window_table(recipe, job), device=device)
+        self.windows = window_table(recipe, job).to(device, copy=True)
         self.rates = learning_rates(recover).to(device)
         self.losses = torch.zeros(recover.iterations, 3, device=device)
         self.step = torch.zeros(1, dtype=torch.int64, device=device)
         self.updates = torch.zeros(1, device=device)
         """Number of the optimiser's updates since the stage began."""
-        self.load(job)
+        self.initial.copy_(self.initial_of(job))
+        self.reset()
 
     @property
     def images(self) -> Tensor:
@@ -74,21 +75,26 @@ class RecoverStep:
         return self.canvas.images
 
     def load(self, job: Job) -> None:
-        """Resets all buffers, in place, to the beginning of a job of the same shape."""
+        """Fills all buffers, in place, with the beginning of a job of the same shape."""
         classes = job.classes()
         self.initial.copy_(self.initial_of(job))
-        self.canvas = self.canvases[self.stages[0][0]]
-        self.canvas.fill(self.initial)
-        for zeroed in (self.losses, self.step, self.updates):
-            zeroed.zero_()
         for number, teacher in enumerate(self.teachers):
             self.wanted[number].copy_(teacher.outputs[classes.to(teacher.outputs.device)])
             for which, moments in enumerate(self._targets(teacher, job)):
                 self.matching[number].set_targets(which, moments)
-            self.matching[number].reset()
         for live, now in zip(self.live, self._live(job), strict=True):
             live.copy_(now)
         self.windows.copy_(window_table(self.recipe, job))
+        self.reset()
+
+    def reset(self) -> None:
+        """Resets, in place, what iterations change to the beginning of the job that is loaded."""
+        self.canvas = self.canvases[self.stages[0][0]]
+        self.canvas.fill(self.initial)
+        for zeroed in (self.losses, self.step, self.updates):
+            zeroed.zero_()
+        for matching in self.matching:
+            matching.reset()
 
     def state(self) -> State:
         """All that the iterations have changed, for `restore`; not copied."""
@@ -212,11 +218,15 @@ class ByStatistics(Recoverer):
         recover = self.recipe.recover
         is_alike = recover.split_classes and not recover.densification_weight
         shape = (job.num_images,) if is_alike else job.shape
-        if shape not in self.steps:
+        is_new = shape not in self.steps
+        if is_new:
             self.steps[shape] = RecoverStep(self.recipe, job, self.teachers, self.device, self.initial_of)
         self.step, order = self.steps[shape], turns(self.recipe, len(self.teachers), job)
         self.turn_advances = [[self._advance(shape, turn, side) for turn in order] for side, _ in self.step.stages]
-        self.step.load(job)
+        if is_new:
+            self.step.reset()  # from what captures have left behind
+        else:
+            self.step.load(job)
         self.recorder = JobRecorder(self.recipe, job, self.teachers, order, self.device)
 
     def prepare(self, ahead: Job) -> None:

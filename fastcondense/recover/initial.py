@@ -1,10 +1,10 @@
-"""Initial images of a job: noise, real training images, random or chosen, or mosaics of crops (RDED)."""
+"""Initial images of a job: noise, real training images, random or chosen, mosaics of crops, or the user's own."""
 
 from __future__ import annotations
 
 import functools
 from collections.abc import Sequence
-from typing import Literal
+from typing import cast
 
 import numpy as np
 import torch
@@ -18,8 +18,10 @@ from ..rng import Stream
 from ..run import Run
 from ..teachers.kept import chosen
 from ..teachers.teacher import Teacher
+from ..user_functions import is_own
 from .mosaic import mosaics
-from .representatives import Rule, read_squares, shared_representatives
+from .own import own_start
+from .representatives import Rule, RuleName, read_squares, shared_representatives
 
 _ATTEMPTS = 10  # images that are tried in a slot, where files cannot be read
 
@@ -31,11 +33,13 @@ def make(run: Run, teachers: Sequence[Teacher]) -> InitialImages:
     kept. Raises ValueError if a class has too few images for them.
     """
     kind = run.recipe.recover.initial.kind
+    if is_own(kind):
+        return own_start(run, kind)
     if kind == "noise":
         return noise(run.recipe, run.device)
     if kind == "real":
         return real(run)
-    return mosaics(run, teachers) if kind == "mosaic" else chosen_real(run, kind, teachers)
+    return mosaics(run, teachers) if kind == "mosaic" else chosen_real(run, cast(RuleName, kind), teachers)
 
 
 def real(run: Run) -> InitialImages:
@@ -76,7 +80,7 @@ def real(run: Run) -> InitialImages:
     return images
 
 
-def chosen_real(run: Run, kind: Literal["herding", "medoid"], teachers: Sequence[Teacher]) -> InitialImages:
+def chosen_real(run: Run, kind: RuleName, teachers: Sequence[Teacher]) -> InitialImages:
     """Training images that stand for their class, in recover.initial.space, as the evaluation transform sees them.
 
     The k-th slot of a class is the k-th image in the rule's order, mirrored with probability recover.initial.flip.

@@ -26,6 +26,7 @@ from ..tensor_files import read_tensors, write_tensors
 from ..workers.work import Items, shared
 from .selection import herding, inner_products, medoids
 
+RuleName = Literal["herding", "medoid"]
 _BATCH = 100  # images that go through a teacher together: fixed, because rounding depends on it
 
 
@@ -33,7 +34,7 @@ _BATCH = 100  # images that go through a teacher together: fixed, because roundi
 class Rule:
     """A rule by which images are chosen."""
 
-    kind: Literal["herding", "medoid"]
+    kind: RuleName
     teacher: Teacher | None
     """The one whose classifier's input is compared (its logits, where no single layer makes them); None: pixels."""
 

@@ -9,6 +9,7 @@ from dataclasses import replace
 from ..data.jobs import Job, jobs
 from ..devices import stopwatch, versions
 from ..files import tree_sha256, write_json
+from ..log import Log
 from ..networks.precision import one_thread
 from ..records import read_manifest
 from ..run import Run
@@ -82,11 +83,18 @@ def _recover(run: Run, teachers: list[Teacher], made: Made, everything: list[Job
     with Writer() as writer:
         work = Items("jobs", folder, everything, made.is_finished, writer.settle)
         for job, ahead in shared(run.log, "recover", work):
-            unfinished = Unfinished(folder, job, made.identity, run.log.say)
+            show = functools.partial(_show, run.log, job.index)
+            unfinished = Unfinished(folder, job, made.identity, run.log.say, show)
             run.log.event("working", job=job.index)
             with stopwatch(run.device) as watch:
                 recovered = recover_job(job, unfinished, ahead)
             writer(functools.partial(made.write, job, recovered, watch.seconds, unfinished))
+
+
+def _show(log: Log, job: int, done: int, count: int) -> None:
+    """Tells how far a job is, here and to whoever asks for the run's status."""
+    log.event("working", job=job, iteration=done, iterations=count)
+    log.within(done / count, f"recover: job {job} is at iteration {done} of {count}")
 
 
 class Made:

@@ -15,6 +15,7 @@ from ..tensor_files import read_tensors, write_tensors
 from ..workers.interrupt import check, held, is_requested
 
 _SECONDS_BETWEEN = 60.0
+_SECONDS_BETWEEN_WORDS = 10.0
 _IN_FLIGHT = 16  # iterations that the host may be ahead of a GPU: enough to keep it busy, few enough to stop at once
 State = dict[str, Tensor]
 
@@ -23,12 +24,27 @@ class Unfinished:
     """The file that keeps the state of a job until it is finished. Two workers may write it, if one was taken for lost:
     both states are of the same way.
 
-    identity: of all that decides the images, but for the job. say: is told how far the job is whenever that is written.
+    identity: of all that decides the images, but for the job. say: is told how far the job is whenever that is written;
+    show: every ten seconds, as the iterations that are done, and all.
     """
 
-    def __init__(self, folder: Path, job: Job, identity: str, say: Callable[[str], None] = lambda _text: None):
+    def __init__(
+        self,
+        folder: Path,
+        job: Job,
+        identity: str,
+        say: Callable[[str], None] = lambda _text: None,
+        show: Callable[[int, int], None] = lambda _done, _count: None,
+    ):
         self.path = folder / f"unfinished-{job.index:05d}.safetensors"
-        self.identity, self.say, self.said_at = identity, say, time.monotonic()
+        self.identity, self.say, self.show = identity, say, show
+        self.said_at = self.shown_at = time.monotonic()
+
+    def tell(self, done: int, count: int) -> None:
+        """Shows how many iterations are done, unless that was just done."""
+        if time.monotonic() - self.shown_at > _SECONDS_BETWEEN_WORDS:
+            self.show(done, count)
+            self.shown_at = time.monotonic()
 
     def is_due(self) -> bool:
         """Whether the state should be written after this iteration."""
@@ -85,6 +101,7 @@ def remaining(
                 in_flight[-1].record()
                 if len(in_flight) > _IN_FLIGHT:
                     in_flight.popleft().synchronize()
+            unfinished.tell(iteration + 1, count)
             if unfinished.is_due() and iteration + 1 < count:
                 unfinished.write(iteration + 1, state())
                 check()

@@ -20,7 +20,7 @@ from . import html
 from .html import Html, bar, image, join, note, section, short, table, tag
 from .images import LOSSLESS, THUMBNAIL, thumbnail
 from .plots import COLORS
-from .report import ARMS, Rows, flat, in_words, plain_table
+from .report import Rows, arm_title, baselines_of, flat, in_words, plain_table
 
 CLASSES, SLOTS = 10, 5
 """The first classes of each set and the first images of each, which the page shows."""
@@ -78,9 +78,8 @@ def score_table(sets: Sequence[Compared]) -> tuple[list[str], Rows]:
 
     Top-1 of the last epoch in per cent; time is that of squeeze and recover, and of the training of one student.
     """
-    every = [(one, result) for one in sets for result in one.contents.results]
-    found = [arm for arm in ARMS if any(arm in result["baselines"] for _, result in every)]
-    head = ["set", "method", "student", "images a class", "condensed", *(ARMS[arm] for arm in found)]
+    found = baselines_of(result for one in sets for result in one.contents.results)
+    head = ["set", "method", "student", "images a class", "condensed", *(arm_title(arm, "") for arm in found)]
     head += [*(f"bytes of {name}" for name in _SIZES), "time to make", "time of a student"]
     rows = []
     for one in sets:

@@ -70,6 +70,8 @@ def seeds_in_words(result: Mapping[str, Any]) -> str:
 
 def arm_title(arm: str, labels: str, is_imported: bool = False) -> str:
     """What an arm's students were trained on, in words."""
+    if ":" in arm:
+        return f"{arm}, soft labels"
     return ARMS.get(
         arm, f"{'imported' if is_imported else 'condensed'}, {'hard' if labels == 'hard' else 'soft'} labels"
     )
@@ -130,7 +132,7 @@ def evaluation_rows(results: Sequence[Mapping[str, Any]]) -> tuple[list[str], Ro
     """Head and rows of the table of all evaluations of a set: the student, what it was trained on, and what settings
     are other than those of the first.
     """
-    found = [arm for arm in ARMS if any(arm in result["baselines"] for result in results)]
+    found = baselines_of(results)
     has_sizes = len({result["ipc"] for result in results}) > 1
     rows = []
     for result in results:
@@ -141,7 +143,13 @@ def evaluation_rows(results: Sequence[Mapping[str, Any]]) -> tuple[list[str], Ro
         rows.append([result["student"], *about, *scores, changes_in_words(result["settings"], results[0]["settings"])])
     names = ["epochs", "seeds", *(["images a class"] if has_sizes else [])]
     own = "imported" if "origin" in results[0] else "condensed"
-    return ["student", *names, own, *(ARMS[arm] for arm in found), "other settings"], rows
+    return ["student", *names, own, *(arm_title(arm, "") for arm in found), "other settings"], rows
+
+
+def baselines_of(results: Iterable[Mapping[str, Any]]) -> list[str]:
+    """The baselines of any of the results: those that ship in their order, then the user's own."""
+    some = dict.fromkeys(arm for result in results for arm in result["baselines"])
+    return [*(arm for arm in ARMS if arm in some), *(arm for arm in some if arm not in ARMS)]
 
 
 def changes_in_words(settings: Mapping[str, Any], first: Mapping[str, Any]) -> str:

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections import Counter
+from collections import Counter, defaultdict
 from collections.abc import Callable, Sequence
 
 from ..records import Result, SizeCurve
@@ -26,15 +26,10 @@ from .report import (
 CLASSES = 20
 """Classes that are shown one by one: those that students on condensed images know least."""
 _OWN = CONDENSED.name
-_NUMBERS = {
-    _OWN: 0,
-    "random_soft": 1,
-    "random_hard": 2,
-    "full": 3,
-    "herding_soft": 4,
-    "herding_hard": 5,
-    "full_soft": 6,
-}
+_NUMBERS = defaultdict(
+    lambda: 6,  # a baseline of the user's own
+    {_OWN: 0, "random_soft": 1, "random_hard": 2, "full": 3, "herding_soft": 4, "herding_hard": 5, "full_soft": 7},
+)
 """Each arm's colour."""
 
 

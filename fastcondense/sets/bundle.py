@@ -28,7 +28,7 @@ from torch import Tensor
 from ..data.jobs import jobs
 from ..files import slug, write_atomic, write_json
 from ..leftovers import sweep
-from ..loaders.reading import naming
+from ..loaders.reading import check_folder, naming, read_file
 from ..recipe.recipe import Recipe, from_toml
 from ..records import (
     Manifest,
@@ -74,11 +74,12 @@ class Contents:
 
 def read_folder(folder: Path) -> Contents:
     """The set in the folder of a run, with the teachers that are finished. Raises ValueError if there is none."""
+    check_folder(folder)
     if not (folder / "recipe.toml").is_file():
         raise ValueError(f"{folder} is not the folder of a run: it has no recipe.toml")
     if not (folder / "condensed" / "manifest.json").is_file():
         raise ValueError(f"{folder} has no condensed images; run recover first")
-    recipe = from_toml((folder / "recipe.toml").read_bytes(), str(folder / "recipe.toml"))
+    recipe = from_toml(read_file(folder / "recipe.toml"), str(folder / "recipe.toml"))
     manifest = read_manifest(folder / "condensed" / "manifest.json")
     classes, made = tuple(manifest["classes"]), max(recipe.ipc, manifest.get("ipc", 0))
     everything = jobs(replace(recipe, ipc=made), len(classes))
@@ -117,7 +118,7 @@ def write_bundle(folder: Path, path: Path, teachers: Literal["embed", "reference
         [("manifest.json", json.dumps(manifest, indent=1).encode(), "rest")],
         [("recipe.toml", recipe.to_toml().encode(), "rest")],
         ((name, data, "images") for name, data in _pngs(condensed)),
-        ((_weights_name(name), files[name].read_bytes(), "teachers") for name in embedded),
+        ((_weights_name(name), read_file(files[name]), "teachers") for name in embedded),
     )
     sweep(path.parent, path.name)
     with sealed_zip.writing(path) as archive:

@@ -6,7 +6,7 @@ import importlib
 import json
 import math
 import re
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from functools import partial
 from pathlib import Path
@@ -25,6 +25,8 @@ _IMAGES = ("image", "img", "images", "jpg", "png", "webp")
 _LABELS = ("label", "labels", "class", "target", "fine_label", "cls")
 _SHARD_BYTES = 500_000_000
 _ROWS = 100  # a row group, which readers fetch as one
+_ROOM = 150_000_000  # bytes beyond twice the file
+_SMALLEST_ROW = 32  # bytes: no image file is as small
 
 
 def need(module: str) -> Any:
@@ -55,12 +57,10 @@ def list_rows(files: Sequence[Path], workers: int) -> Listing:
 
     Images are encoded bytes, or {bytes, path}; classes are numbers, which a ClassLabel may name, or names.
     """
-    parquet, opened = need("pyarrow.parquet"), []
+    opened = []
     for file in files:
         with reading(file):
-            opened.append(parquet.ParquetFile(file))
-            if (claimed := opened[-1].metadata.num_rows) > file.stat().st_size:
-                raise ValueError(f"it claims {claimed:,} rows, more than it has bytes")
+            opened.append(_opened(file))
     schema = opened[0].schema_arrow
     image, label = (_column(schema.names, wanted, files[0]) for wanted in (_IMAGES, _LABELS))
     values: list[Any] = []
@@ -68,31 +68,80 @@ def list_rows(files: Sequence[Path], workers: int) -> Listing:
         if not table.schema_arrow.equals(schema):
             raise ValueError(f"{file} has other columns than {files[0]}")
         with reading(file):
-            values += table.read(columns=[label])[label].to_pylist()
+            values += _values(file, label, schema.field(label).type)
     given = _class_label(schema, label)
     with reading(files[0]):
         names, labels = _classes(values, given, f"column {label!r} of {files[0]}")
     is_numbered = given is None and not isinstance(values[0], str)
 
-    def read(ids: np.ndarray) -> Iterator[Picture]:
+    def read(ids: np.ndarray, size: int = 0) -> Iterator[Picture]:
         begin = 0
         with ThreadPoolExecutor(max(1, workers)) as pool:
             for file, table in zip(files, opened, strict=True):
                 for group in range(table.num_row_groups):
                     first, begin = begin, begin + table.metadata.row_group(group).num_rows
-                    places = np.flatnonzero((ids >= first) & (ids < begin)).tolist()
-                    if places:
-                        with reading(file):
-                            cells = table.read_row_group(group, columns=[image])[image].to_pylist()
-                        yield from decode(places, partial(_open, file, ids, first, cells), pool)
+                    here = np.flatnonzero((ids >= first) & (ids < begin)).tolist()
+                    places = {int(ids[place]): place for place in here}
+                    for cells in _cells(file, table, group, image, first, places) if places else ():
+                        yield from decode(list(cells), partial(_open, file, ids, cells), pool, size)
 
     layout = f"{len(files)} parquet file" + "s" * (len(files) > 1)
     return Listing(layout, names, labels, read, is_numbered=is_numbered)
 
 
-def _open(file: Path, ids: np.ndarray, first: int, cells: Sequence[Any], place: int) -> ImageFile:
-    row = int(ids[place])
-    cell = cells[row - first]
+def _opened(file: Path, *shared: str) -> Any:
+    """The parquet file; of the columns `shared`, texts that are equal are kept once.
+
+    Raises ValueError for one that claims to be many times what it is.
+    """
+    found, size = need("pyarrow.parquet").ParquetFile(file, read_dictionary=shared), file.stat().st_size
+    if (claimed := found.metadata.num_rows) > 1000 + size // _SMALLEST_ROW:
+        raise ValueError(f"it claims {claimed:,} rows, more than it has room for")
+    if (claimed := sum(_bytes(found, group) for group in range(found.num_row_groups))) > 2 * size + _ROOM:
+        raise ValueError(f"it claims to hold {claimed:,} bytes, many more than it has")
+    return found
+
+
+def _bytes(table: Any, group: int) -> int:
+    return int(table.metadata.row_group(group).total_byte_size)
+
+
+def _values(file: Path, label: str, kind: Any) -> list[Any]:
+    """The numbers or names in a column of that type; none if it is another."""
+    arrow = need("pyarrow")
+    kind = kind.value_type if arrow.types.is_dictionary(kind) else kind
+    if arrow.types.is_integer(kind):
+        return list(_opened(file).read(columns=[label])[label].to_pylist())
+    if not (arrow.types.is_string(kind) or arrow.types.is_large_string(kind)):
+        return []
+    found: list[Any] = []
+    for chunk in _opened(file, label).read(columns=[label])[label].chunks:
+        names = chunk.dictionary.to_pylist()
+        found += [None if place is None else names[place] for place in chunk.indices.to_pylist()]
+    return found
+
+
+def _cells(
+    file: Path, table: Any, group: int, column: str, first: int, places: Mapping[int, int]
+) -> Iterator[dict[int, Any]]:
+    """Cells of the rows of a group, which begins with row `first`, by their places; a few rows are held at a time.
+
+    A value that rows share is stored once, so that many of them may be much more than the file.
+    """
+    together = max(1, min(_ROWS, _ROOM // (1 + _bytes(table, group))))
+    batches = table.iter_batches(together, row_groups=[group], columns=[column])
+    while True:
+        with reading(file):
+            batch = next(batches, None)
+        if batch is None:
+            return
+        rows = [row for row in range(first, first + len(batch)) if row in places]
+        yield {places[row]: batch.column(0)[row - first].as_py() for row in rows}
+        first += len(batch)
+
+
+def _open(file: Path, ids: np.ndarray, cells: Mapping[int, Any], place: int) -> ImageFile:
+    row, cell = int(ids[place]), cells[place]
     data = cell.get("bytes") if isinstance(cell, dict) else cell
     if not isinstance(data, bytes):
         raise ValueError(f"row {row} of {file} holds no image's bytes, but {cell!r:.60}")

@@ -19,6 +19,7 @@ import numpy as np
 import torch
 
 from .. import vision
+from ..data.sources import decoding_threads
 from ..files import read_json
 from ..loaders.class_folders import has_images, index_classes
 from ..loaders.folder import ImageFile
@@ -75,8 +76,7 @@ def read_published(path: Path, classes: Sequence[str], ipc: int, dataset: Datase
         said += (f"of {counts[poorest]} images a class the first {ipc} are taken",)
     size, formats = dataset.image_size, Counter[str]()
     images = torch.empty(len(classes) * ipc, 3, size, size, dtype=torch.uint8)
-    for picture in listing.read(np.concatenate([ids[:ipc] for ids in members])):
-        _check_size(picture, size)
+    for picture in listing.read(np.concatenate([ids[:ipc] for ids in members]), size):
         images[picture.place] = picture.pixels
         formats[picture.format] += 1
     how = ", ".join(f"{count} {name}" if len(formats) > 1 else name for name, count in formats.most_common())
@@ -97,12 +97,12 @@ def list_images(path: Path, num_classes: int, dataset: Dataset) -> Listing:
     if path.suffix.lower() in _PACKED:
         raise ValueError(f"{path} is still packed; unpack it and give the folder")
     if files := parquet_sets.find(path):
-        return parquet_sets.list_rows(files, dataset.workers)
+        return parquet_sets.list_rows(files, decoding_threads(dataset))
     if files := tensor_sets.find(path):
         return tensor_sets.list_tensors(files, num_classes, dataset)
     if path.is_file():
         raise ValueError(f"{path} is no image set: needed is a folder, or a file .parquet, .pt, .pth or .safetensors")
-    return _list_folder(path, dataset.workers)
+    return _list_folder(path, decoding_threads(dataset))
 
 
 def _list_folder(root: Path, workers: int) -> Listing:
@@ -123,9 +123,9 @@ def _list_folder(root: Path, workers: int) -> Listing:
     elif all(_NUMBERED.fullmatch(name) for name in names):
         layout = f"numbered folders ({names[0]})"
 
-    def read(ids: np.ndarray) -> Iterator[Picture]:
+    def read(ids: np.ndarray, size: int = 0) -> Iterator[Picture]:
         with ThreadPoolExecutor(max(1, workers)) as pool:
-            yield from decode(range(len(ids)), lambda place: ImageFile.read(files[ids[place]]), pool)
+            yield from decode(range(len(ids)), lambda place: ImageFile.read(files[ids[place]]), pool, size)
 
     return Listing(layout, names, labels, read, found.said, stated=stated)
 
@@ -146,16 +146,6 @@ def _stated(files: Sequence[Path], labels: np.ndarray, folders: Sequence[str]) -
             odd = next(files[k] for k in mine if numbers[k] != right)
             raise ValueError(f"{odd} is of another class than its folder says")
     return tuple(usual.values())
-
-
-def _check_size(picture: Picture, size: int) -> None:
-    _, height, width = picture.pixels.shape
-    if (height, width) != (size, size):
-        wanted = f"set --dataset.image-size {width} (and --dataset.resize)" if height == width else "cut it to a square"
-        raise ValueError(
-            f"{picture.name} has {width} x {height} pixels, but dataset.image_size is {size}; nothing is resized here: "
-            f"{wanted}"
-        )
 
 
 # --- class order -----------------------------------------------------------------------------------------------------

@@ -7,6 +7,7 @@ from pathlib import Path
 from typing import Any
 
 from ..files import slug, write_json
+from ..loaders.reading import read_file
 from ..recipe.evaluation import PARTS, sha256_with
 from ..recipe.recipe import Recipe
 from ..records import Result, check_result, parse_json
@@ -35,8 +36,8 @@ def read_results(out: Path, recipe: Recipe) -> list[Result]:
     student. Those of other images, which were there before, are left out.
     """
     origin = read_origin(out / "condensed")
-    paths = [path for path in sorted(out.glob("results/*.json")) if path.is_file()][:_MOST]
-    found = [check_result(parse_json(path.read_bytes(), path), path) for path in paths]
+    paths = sorted(out.glob("results/*.json"))[:_MOST]
+    found = [check_result(parse_json(read_file(path), path), path) for path in paths]
     known = (origin or {}).get("sha256")
     return in_order(
         [one for one in found if is_of(one, recipe) and one.get("origin", {}).get("sha256") == known], recipe

@@ -8,13 +8,14 @@ from __future__ import annotations
 
 import contextlib
 import hashlib
+import os
 import zipfile
 from collections.abc import Iterator
 from pathlib import Path
 from typing import BinaryIO
 
 from ..files import new_file
-from ..loaders.reading import naming
+from ..loaders.reading import naming, open_file
 
 _DATE = (1980, 1, 1, 0, 0, 0)
 _SEAL = 64  # hexadecimal digits
@@ -42,8 +43,10 @@ def writing(path: Path) -> Iterator[SealedWriter]:
             archive.comment = b"0" * _SEAL
             yield SealedWriter(archive)
         file.flush()
-        seal = _digest(Path(file.name))
-        file.seek(-_SEAL, 2)
+        with Path(file.name).open("rb") as written:
+            size = os.fstat(written.fileno()).st_size
+            seal = _digest(written, size)
+        file.seek(size - _SEAL)
         file.write(seal.encode())
 
 
@@ -64,18 +67,26 @@ class SealedReader:
 
 def is_sealed(path: Path) -> bool:
     """Whether the file ends with the digest of its other bytes."""
-    return path.stat().st_size > _SEAL and read_seal(path) == _digest(path)
+    with open_file(path) as file:
+        return _is_sealed(file)
+
+
+def _is_sealed(file: BinaryIO) -> bool:
+    size = os.fstat(file.fileno()).st_size
+    return size > _SEAL and _seal(file, size) == _digest(file, size)
 
 
 @contextlib.contextmanager
 def reading(path: Path, *, must_be_sealed: bool = True) -> Iterator[SealedReader]:
     """Raises ValueError for a file that is no zip, was changed after it was written, or has members of other kinds."""
-    if must_be_sealed and not is_sealed(path):
-        raise ValueError(f"{path} was changed or damaged: its bytes have another sha256 than the one that it ends with")
-    size = path.stat().st_size
     with contextlib.ExitStack() as stack:
+        file = stack.enter_context(open_file(path))  # once: what is looked at is what is read
+        if must_be_sealed and not _is_sealed(file):
+            raise ValueError(
+                f"{path} was changed or damaged: its bytes have another sha256 than the one that it ends with"
+            )
+        size = os.fstat(file.fileno()).st_size
         with naming(path, "{path} cannot be read as a bundle: {error}"):
-            file = stack.enter_context(path.open("rb"))
             _check_directory(file, size, path)
             archive = stack.enter_context(zipfile.ZipFile(file))
         held = 0
@@ -87,7 +98,7 @@ def reading(path: Path, *, must_be_sealed: bool = True) -> Iterator[SealedReader
                 raise ValueError(f"{path}: {entry.filename} claims more bytes than the file has")
         if len(archive.NameToInfo) < len(archive.infolist()):
             raise ValueError(f"{path} has two members of one name")
-        yield SealedReader(archive, path, read_seal(path))
+        yield SealedReader(archive, path, _seal(file, size))
 
 
 def _check_directory(file: BinaryIO, size: int, path: Path) -> None:
@@ -106,17 +117,21 @@ def _check_directory(file: BinaryIO, size: int, path: Path) -> None:
 
 def read_seal(path: Path) -> str:
     """The digest that the file ends with."""
-    with path.open("rb") as file:
-        file.seek(-_SEAL, 2)
-        return file.read(_SEAL).decode("ascii", "replace")
+    with open_file(path) as file:
+        return _seal(file, os.fstat(file.fileno()).st_size)
 
 
-def _digest(path: Path) -> str:
-    digest, left = hashlib.sha256(), path.stat().st_size - _SEAL
-    with path.open("rb") as file:
-        while left > 0 and (part := file.read(min(left, 1 << 20))):
-            digest.update(part)
-            left -= len(part)
+def _seal(file: BinaryIO, size: int) -> str:
+    file.seek(max(0, size - _SEAL))
+    return file.read(_SEAL).decode("ascii", "replace")
+
+
+def _digest(file: BinaryIO, size: int) -> str:
+    digest, left = hashlib.sha256(), size - _SEAL
+    file.seek(0)
+    while left > 0 and (part := file.read(min(left, 1 << 20))):
+        digest.update(part)
+        left -= len(part)
     return digest.hexdigest()
 
 

@@ -3,8 +3,9 @@
 from __future__ import annotations
 
 import json
+import math
 import re
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
@@ -21,7 +22,7 @@ from ..recipe.settings import Dataset, PixelStatistics
 from ..records import parse_json
 from ..tensor_files import read_checkpoint, read_tensors, write_tensors
 from .condensed import CondensedSet
-from .listing import Listing, Picture, numbers_as_names
+from .listing import Listing, Picture, check_size, numbers_as_names
 from .parts import in_order
 
 _SUFFIXES = (".pt", ".pth", ".safetensors")
@@ -35,6 +36,8 @@ _STATISTICS = "pixel_statistics"
 """Key under which our own exports say by which mean and deviation they are normalised."""
 _UNIT = (-0.25, 1.25)
 """Images of [0, 1] that were optimised without a bound; normalised ones go far beyond."""
+_BLOCK = 8_000_000
+"""Values that are converted at a time."""
 _MOST_CLAMPED = 0.2
 """Share of normalised values beyond black and white; more come from another normalisation."""
 
@@ -108,7 +111,7 @@ def _listed(files: Sequence[Path], num_classes: int, dataset: Dataset) -> Listin
     stated = parts[0].pixel_statistics
     if {"mean", "std"} <= beside.keys():
         stated = _pixel_statistics([beside["mean"], beside["std"]], about)
-    images, said = to_pixels(torch.cat([part.images for part in parts]), dataset, files[0], stated)
+    images, said = to_pixels([part.images for part in parts], dataset, files[0], stated)
     if parts[0].labels is None:
         if len(images) % num_classes:
             raise ValueError(f"{files[0]} has no labels, and its {len(images)} images are not of {num_classes} classes")
@@ -129,7 +132,9 @@ def _listed(files: Sequence[Path], num_classes: int, dataset: Dataset) -> Listin
             f"{files[0]} needs class numbers from 0 to {len(names) - 1}, got {numbers.min()} to {numbers.max()}"
         )
 
-    def read(ids: np.ndarray) -> Iterator[Picture]:
+    def read(ids: np.ndarray, size: int = 0) -> Iterator[Picture]:
+        if size and len(ids):
+            check_size(f"image {ids[0]} of {files[0]}", images.shape[3], images.shape[2], size)
         for place, sample in enumerate(ids.tolist()):
             yield Picture(place, images[sample], f"image {sample} of {files[0]}", str(parts[0].images.dtype)[6:])
 
@@ -137,33 +142,35 @@ def _listed(files: Sequence[Path], num_classes: int, dataset: Dataset) -> Listin
 
 
 def to_pixels(
-    images: Tensor, dataset: Dataset, path: Path, stated: PixelStatistics | None = None
+    parts: Sequence[Tensor], dataset: Dataset, path: Path, stated: PixelStatistics | None = None
 ) -> tuple[Tensor, tuple[str, ...]]:
     """uint8 images of any usual values, and what was done; rounded, not truncated.
 
-    stated: mean and deviation that they are normalised by, if that is known. Raises ValueError for values that are no
-    pixels, in [0, 255] or [0, 1], nor normalised ones.
+    stated: mean and deviation that they are normalised by, if that is known. A few images are converted at a time.
+    Raises ValueError for values that are no pixels, in [0, 255] or [0, 1], nor normalised ones.
     """
-    if images.dtype == torch.uint8:
-        return images, ()
-    values = images.double() if images.dtype == torch.float64 else images.float()
-    if not bool(values.isfinite().all()):
-        raise ValueError(f"{path} has values that are not finite")
-    low, high = float(values.min()), float(values.max())
+    kind = parts[0].dtype
+    if kind == torch.uint8:
+        return parts[0] if len(parts) == 1 else torch.cat(list(parts)), ()
+    low, high = math.inf, -math.inf
+    for values in _blocks(parts):
+        if not bool(values.isfinite().all()):
+            raise ValueError(f"{path} has values that are not finite")
+        low, high = min(low, float(values.min())), max(high, float(values.max()))
     where = f"values from {low:.3g} to {high:.3g}"
-    if not images.is_floating_point() or (stated is None and low >= 0 and high > 8):
+    if not kind.is_floating_point or (stated is None and low >= 0 and high > 8):
         if low < 0 or high > 255:
             raise ValueError(f"{path} has {where}, which are no pixels")
-        return values.round().to(torch.uint8), (f"{where}: taken as pixels in [0, 255]",)
+        return _converted(parts, Tensor.round), (f"{where}: taken as pixels in [0, 255]",)
     if stated is None and _UNIT[0] <= low and high <= _UNIT[1]:
-        share = float(((values < 0) | (values > 1)).float().mean())
+        share = _share(parts, lambda values: (values < 0) | (values > 1))
         text = f"{where}: taken as pixels in [0, 1]{_clamped(share)}"
-        return (255 * values).clamp(0, 255).round().to(torch.uint8), (text,)
+        return _converted(parts, lambda values: (255 * values).clamp(0, 255).round()), (text,)
     mean, std = stated or (dataset.mean, dataset.std)
     normalize = Normalization.of(replace(dataset, mean=mean, std=std), torch.device("cpu"))
     black, white = (bound[:, None, None] for bound in normalize.range())
     step = (white - black) / 255
-    share = float(((values < black - step / 2) | (values > white + step / 2)).float().mean())
+    share = _share(parts, lambda values: (values < black - step / 2) | (values > white + step / 2))
     if share > _MOST_CLAMPED:
         raise ValueError(
             f"{path} has {where}, {100 * share:.0f} % of them beyond black and white: they were not normalised by "
@@ -171,7 +178,27 @@ def to_pixels(
             "cannot be read)"
         )
     text = f"{where}: taken as normalised by mean {mean} and deviation {std}{_clamped(share)}"
-    return normalize.pixels(values.float()), (text,)
+    return _converted(parts, lambda values: normalize.pixels(values.float())), (text,)
+
+
+def _blocks(parts: Sequence[Tensor]) -> Iterator[Tensor]:
+    """The images as float32, or float64 as they are, a few after the other."""
+    for part in parts:
+        for block in part.split(max(1, _BLOCK // math.prod(part.shape[1:]))):
+            yield block if block.dtype == torch.float64 else block.float()
+
+
+def _share(parts: Sequence[Tensor], condition: Callable[[Tensor], Tensor]) -> float:
+    return sum(int(condition(values).sum()) for values in _blocks(parts)) / sum(part.numel() for part in parts)
+
+
+def _converted(parts: Sequence[Tensor], convert: Callable[[Tensor], Tensor]) -> Tensor:
+    images = torch.empty(sum(map(len, parts)), *parts[0].shape[1:], dtype=torch.uint8)
+    begin = 0
+    for values in _blocks(parts):
+        images[begin : begin + len(values)] = convert(values)
+        begin += len(values)
+    return images
 
 
 def _pixel_statistics(stated: Any, path: Path) -> PixelStatistics:

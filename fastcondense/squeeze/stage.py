@@ -13,6 +13,7 @@ from torch.nn import functional as F
 
 from .. import trust
 from ..data.real import split_batches, training_batches
+from ..data.sources import decoding_threads
 from ..devices import stopwatch
 from ..files import read_json, read_lines, write_json
 from ..loaders.complete import check_files
@@ -89,7 +90,7 @@ def _check_files(run: Run) -> None:
     first = known["files"] if known.get("images") == about else 0
     check_files(
         files[first:],
-        run.recipe.dataset.workers,
+        decoding_threads(run.recipe.dataset),
         run.log.track,
         lambda count: write_json(kept, {"images": about, "files": first + count}),
     )

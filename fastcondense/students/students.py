@@ -15,8 +15,8 @@ from torch import Tensor, nn
 
 from ..data.real import split_batches, training_batches
 from ..devices import stopwatch
-from ..files import write_atomic, write_json
-from ..labels.labels import LabelSource, TeacherLabels, hard_labels, student_loss
+from ..files import slug, write_atomic, write_json
+from ..labels.labels import LabelSource, TeacherLabels, hard_labels, label_source, student_loss
 from ..labels.resident import place
 from ..labels.stored_labels import read_labels
 from ..labels.view_tables import BatchTable, Span, ViewBatch
@@ -32,6 +32,7 @@ from ..recipe.settings import Labels, Optimization
 from ..recipe.shared import Views
 from ..records import Confusion, Epoch, StudentFile, Trained, read_checked
 from ..recover.formation import shown
+from ..recover.own import own_baseline
 from ..recover.representatives import Rule, representative_images
 from ..rng import Stream
 from ..run import Run
@@ -39,6 +40,7 @@ from ..sets.condensed import CondensedSet
 from ..sets.imported import read_origin
 from ..teachers.teacher import Teacher
 from ..tensor_files import read_tensors, write_tensors
+from ..user_functions import is_own, source_sha256
 from ..workers.distributed import once, rank, world_size
 from .real_views import Item, real_views
 
@@ -50,10 +52,10 @@ WHOLE = Views(crop_scale=(1.0, 1.0), crop_ratio=(1.0, 1.0), flip=0.0)
 class Arm:
     """An arm of the comparison: what students are trained on, and at which learning rate."""
 
-    images: Literal["condensed", "random", "herding", "full"] = "condensed"
-    """The condensed images, as many real ones, random or chosen by herding, or all real ones: with soft labels in as
-    many views as the condensed set's, with hard ones as the teacher is trained, on squeeze's views, because the
-    condensed set's epochs would be hundreds of passes over all images."""
+    images: Literal["condensed", "random", "herding", "full"] | str = "condensed"
+    """The condensed images, as many real ones, random or chosen by herding, as many of the user's own function, or all
+    real ones: with soft labels in as many views as the condensed set's, with hard ones as the teacher is trained, on
+    squeeze's views, because the condensed set's epochs would be hundreds of passes over all images."""
     labels: Literal["soft", "hard"] = "soft"
     """The teachers' answers to the views, or the classes."""
     views: Literal["recipe", "plain"] = "recipe"
@@ -64,7 +66,7 @@ class Arm:
     @property
     def name(self) -> str:
         """Name of its folder, and of its scores in files."""
-        kind = f"{self.images}_{self.labels}"
+        kind = self.images if is_own(self.images) else f"{self.images}_{self.labels}"
         short = {"condensed_soft": "condensed", "full_hard": "full"}.get(kind, kind)
         return short + "_plain" * (self.views == "plain") + ("" if self.lr is None else f"_lr{self.lr}")
 
@@ -97,7 +99,7 @@ class Student:
 
 def arms(run: Run) -> tuple[Arm, ...]:
     """The condensed set and the recipe's baselines."""
-    return (CONDENSED, *(BASELINES[name] for name in run.recipe.evaluate.baselines))
+    return (CONDENSED, *(BASELINES.get(name) or Arm(name) for name in run.recipe.evaluate.baselines))
 
 
 def student_folder(run: Run, arm: Arm, number: int) -> Path:
@@ -106,13 +108,15 @@ def student_folder(run: Run, arm: Arm, number: int) -> Path:
     So do imported images, which settings say nothing of.
     """
     recipe = run.recipe
-    slug = recipe.train.student.replace("/", "-").replace(":", "-")
+    student = recipe.train.student.replace("/", "-").replace(":", "-")
     is_full = arm.images == "full" and arm.labels == "hard"
     made_by = sha256_of(student_parts(recipe, is_full=is_full))[:8]
     origin = read_origin(run.out / "condensed")
     if arm.images == "condensed" and origin is not None:
         made_by += f"-{origin['sha256'][:8]}"
-    return run.out / "students" / f"{slug}-{made_by}" / arm.name / f"seed{number}"
+    for name, setting in ((arm.images, "evaluate.baselines"), (recipe.labels.source, "labels.source")):
+        made_by += f"-{source_sha256(name, setting)[:8]}" if is_own(name) else ""
+    return run.out / "students" / f"{student}-{made_by}" / slug(arm.name) / f"seed{number}"
 
 
 def train_arm(run: Run, arm: Arm, condensed: CondensedSet, teachers: Sequence[Teacher]) -> list[Student]:
@@ -152,6 +156,8 @@ class Task:
     make: Callable[[Any], Batch]
     loss: Callable[[Tensor, Any], Tensor]
     is_captured: bool = False
+    count: Callable[[int], int] | None = None
+    """Number of batches of an epoch; None where they are of all real images."""
 
 
 def _student(run: Run, arm: Arm, number: int, condensed: CondensedSet, teachers: Sequence[Teacher]) -> Student:
@@ -164,7 +170,7 @@ def _student(run: Run, arm: Arm, number: int, condensed: CondensedSet, teachers:
     if recipe.train.sync_batch_norm:
         net = synchronised(net, run.device, "train.sync_batch_norm")
     net = zoo.channels_last(net, run.device)
-    task = _task(run, arm, seed, condensed, teachers)
+    task = task_of(run, arm, seed, condensed, teachers)
     evaluating = 0.0
     answers = torch.zeros(2 * (len(run.real.classes),), dtype=torch.int64, device=run.device)
 
@@ -213,7 +219,8 @@ def _write(run: Run, arm: Arm, student: Student, net: nn.Module) -> None:
     (folder / "checkpoint.pt").unlink(missing_ok=True)
 
 
-def _task(run: Run, arm: Arm, seed: int, condensed: CondensedSet, teachers: Sequence[Teacher]) -> Task:
+def task_of(run: Run, arm: Arm, seed: int, condensed: CondensedSet, teachers: Sequence[Teacher]) -> Task:
+    """What the student of a seed is trained on in an arm. Of the run, the condensed arm needs no real images."""
     recipe = run.recipe
     optimization: Optimization = recipe.train
     if arm == Arm("full", "hard", arm.views, arm.lr):
@@ -223,7 +230,9 @@ def _task(run: Run, arm: Arm, seed: int, condensed: CondensedSet, teachers: Sequ
     labels = "hard" if arm.labels == "hard" or recipe.needs_no_teacher else "teachers"
     if labels == "teachers" and replace(arm, lr=None) == CONDENSED:
         labels = recipe.labels.source
-    source: LabelSource = hard_labels if labels == "hard" else TeacherLabels(teachers, recipe.labels, seed)
+    source: LabelSource = (
+        hard_labels if labels == "hard" else label_source(recipe.labels, teachers, len(condensed.classes), seed)
+    )
 
     def loss(logits: Tensor, wanted: Any) -> Tensor:
         return student_loss(logits, wanted, recipe.train)
@@ -260,6 +269,7 @@ def _task(run: Run, arm: Arm, seed: int, condensed: CondensedSet, teachers: Sequ
         make,
         loss,
         is_captured=run.device.type == "cuda" and not reason,
+        count=lambda epoch: len(views.spans(epoch, recipe.train)),
     )
 
 
@@ -271,6 +281,8 @@ def _replayed(run: Run, arm: Arm, seed: int, condensed: CondensedSet, teachers: 
     elif arm.images == "herding":
         rule = Rule("herding", teachers[0] if teachers else None)
         pixels, labels = representative_images(run, rule, recipe.shown_ipc)
+    elif is_own(arm.images):
+        pixels, labels = own_baseline(run, arm.images, recipe.shown_ipc, seed)
     else:
         pixels, labels = run.real_images(recipe.shown_ipc, "baselines/random", seed)
     settings = plain(recipe.labels) if arm.views == "plain" else recipe.labels
@@ -310,7 +322,7 @@ def why_not_captured(recipe: Recipe, source: LabelSource) -> str | None:
     if labels.tile_shuffle > 1 or labels.rand_augment[0]:
         return "labels.tile_shuffle and labels.rand_augment change images from the host"
     if source is not hard_labels and not isinstance(source, TeacherLabels):
-        return "labels are read on the host"
+        return "labels are read on the host, or are your own function's"
     if source is not hard_labels and labels.dropout:
         return "labels.dropout is seeded from the host"
     return None

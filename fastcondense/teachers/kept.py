@@ -126,6 +126,10 @@ def rebuild(
     checked(outputs, list[Count], source)
     if len(outputs) != num_classes or max(outputs) >= count:
         raise ValueError(f"{source} is damaged: field outputs: expected one of {count} a class, {num_classes} in all")
+    for name, shape in zoo.shapes(architecture, count).items():  # before a network that may be larger is built
+        if name not in state or state[name].shape != shape:
+            found = "none" if name not in state else f"one of {tuple(state[name].shape)}"
+            raise ValueError(f"{source} is damaged: {architecture} has a tensor {name} of {shape}, it has {found}")
     net = zoo.build(architecture, count)
     with naming(source):
         net.load_state_dict(state)

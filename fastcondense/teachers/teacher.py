@@ -223,12 +223,14 @@ def count_outputs(net: nn.Module, size: int, name: str) -> int:
 def load_weights(net: nn.Module, state: Mapping[str, Tensor], path: Path) -> None:
     """Copies a checkpoint's state dict into `net`, strictly: common prefixes are stripped, all names must match.
 
-    Raises ValueError that names the first missing, unexpected or misshapen entry; `path` is for the message.
+    Raises ValueError that names the first missing, unexpected, misshapen or infinite entry; `path` is for the message.
     """
     wanted = net.state_dict()
     state = _strip_prefixes(state, wanted)
     check_state(state, wanted, [key for key in state if key not in wanted], f"checkpoint {path}")
     with naming(path, "checkpoint {path} cannot be read as weights: {error}"):
+        if odd := next((key for key in wanted if key in state and not bool(state[key].isfinite().all())), None):
+            raise ValueError(f"checkpoint {path}: {odd!r} has values that are not finite")
         net.load_state_dict({**wanted, **state})
 
 

@@ -20,7 +20,7 @@ from .interrupt import PARENT, held, listening
 from .launched import ATTEMPT, LAUNCHER, NAME, launch_name
 
 _COMMAND = (sys.executable, "-m", "fastcondense.cli")
-_SECONDS_TO_END = 8.0  # for workers that are told to; they themselves need six at most
+_SECONDS_TO_END = 7.0  # for workers that are told to; they themselves need six at most
 _SECONDS_BETWEEN_LOOKS = 0.1
 
 
@@ -117,6 +117,7 @@ def _environment(options: Launch, folder: Path, attempt: int, rank: int) -> dict
         PARENT: str(os.getpid()),
         "RANK": str(rank),
         "LOCAL_RANK": str(rank),
+        "LOCAL_WORLD_SIZE": str(options.num_local),
         "WORLD_SIZE": str(options.num_local),
         "GLOO_SOCKET_IFNAME": loopback,
         "NCCL_SOCKET_IFNAME": loopback,

@@ -17,6 +17,7 @@ from typing import Annotated, Any
 import tyro
 from rich.table import Table
 
+from ..loaders.reading import check_folder
 from ..log import Log, read_events
 from .lock import is_held
 
@@ -99,6 +100,7 @@ def status(options: StatusOptions, _log: Log) -> Iterator[Table]:
 
 def read_status(run: Path) -> Status:
     """The status that a run's folder tells. Raises ValueError if it has no log."""
+    check_folder(run)
     paths = sorted(run.glob("log*.jsonl"), key=lambda path: (len(path.name), path.name))
     if not paths:
         raise ValueError(f"{run} is not the folder of a run: it has no log.jsonl")
@@ -123,8 +125,15 @@ def _worker(path: Path, events: list[dict[str, Any]], silent: float) -> Worker:
     longest = max((event["seconds"] for event in recent), default=0.0)
     is_working = last is not None and last["event"] == "working" and silent < max(_SILENT, 3 * longest)
     rate = sum(event["images"] for event in recent) / seconds if seconds else 0.0
-    doing = f"job {last['job']}" if is_working and last is not None else ""
+    doing = _doing(last) if is_working and last is not None else ""
     return Worker(path.stem, len(jobs), sum(event["seconds"] for event in jobs), rate, doing, silent)
+
+
+def _doing(event: dict[str, Any]) -> str:
+    """A job, and how far it is once that was told."""
+    done, count = event.get("iteration"), event.get("iterations")
+    far = f", iteration {done} of {count}" if isinstance(done, int) and isinstance(count, int) else ""
+    return f"job {event['job']}{far}"
 
 
 def _clock(run: Path) -> float:

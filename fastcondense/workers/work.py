@@ -18,6 +18,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Generic, NamedTuple, TypeVar
 
+from ..loaders.reading import read_file
 from ..log import Log
 from .launched import attempt, launch_name, num_launched
 
@@ -200,8 +201,8 @@ class _Claims:
 
 def _is_of_ended_attempt(path: Path) -> bool:
     """Whether a claim is of this launch's workers before they were started again."""
-    with contextlib.suppress(OSError, ValueError):
-        _, name, before, _ = path.read_text().split("\n")
+    with contextlib.suppress(ValueError):
+        _, name, before, _ = read_file(path).decode().split("\n")
         return name == launch_name() and int(before) < attempt()
     return False
 

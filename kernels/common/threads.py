@@ -55,7 +55,7 @@ def launch(function: Callable[..., Any], *arguments: Tensor | int | float | bool
 
 def array(x: Tensor) -> np.ndarray:
     """The memory of x as a numpy array, also of a tensor that requires gradients; bfloat16 as uint16."""
-    x = x.detach()
+    x = x.detach() if x.requires_grad else x
     return (x.view(torch.uint16) if x.dtype == torch.bfloat16 else x).numpy()
 
 

@@ -6,13 +6,13 @@ too: no scatter, and no thread count moves a bit.
 
 from typing import NamedTuple
 
-import numba
 import numpy as np
 import torch
+from numba import prange
 from torch import Tensor
 
 from ..common.bfloat16 import store, widen
-from ..common.threads import kernel, launch, planes
+from ..common.threads import kernel, launch, part, planes
 
 
 class Bands(NamedTuple):
@@ -30,7 +30,7 @@ class Bands(NamedTuple):
 def bands_kernel(windows, axis, extent, taps, position, weight):
     # Centres and overlaps are integers, in units of 1 / (2 size) of a source pixel: exact, as in the Triton kernel.
     size = position.shape[2]
-    for k in numba.prange(len(windows)):
+    for k in prange(len(windows)):
         start, length, roll = windows[k, axis], windows[k, axis + 2], windows[k, axis + 5]
         reach = 2 * max(length, size)
         for target in range(size):
@@ -53,7 +53,7 @@ def bands_kernel(windows, axis, extent, taps, position, weight):
 
 @kernel
 def transpose_kernel(taps, position, weight, taps_t, position_t, weight_t):
-    for k in numba.prange(len(taps)):
+    for k in prange(len(taps)):
         count = np.zeros(position_t.shape[2], np.int32)
         for target in range(position.shape[2]):
             for t in range(taps[k]):
@@ -65,35 +65,74 @@ def transpose_kernel(taps, position, weight, taps_t, position_t, weight_t):
         taps_t[k] = count.max()
 
 
+@part
+def _mix_rows(source, first_plane, positions, weights, mixed):
+    """mixed[p] = sum_t weights[t] source[first_plane + p, positions[t]]; returns whether there is any such t."""
+    is_first = True
+    for t in range(len(weights)):
+        share = weights[t]
+        if share > 0:
+            for p in range(len(mixed)):
+                line, total = source[first_plane + p, positions[t]], mixed[p]
+                if is_first:
+                    for i in range(line.size):
+                        total[i] = share * np.float32(widen(line[i]))
+                else:
+                    for i in range(line.size):
+                        total[i] += share * np.float32(widen(line[i]))
+            is_first = False
+    return not is_first
+
+
+@part
+def _mix_three(flat, apart, shift, taps, position, weight, gain, offset, out0, out1, out2):
+    # three channels at once: a pixel's places and weights are read once, and its sums stay in registers
+    for i in range(out0.size):
+        sum0 = sum1 = sum2 = np.float32(0)
+        for t in range(taps):
+            at, share = np.uint32(position[t, i] * shift), weight[t, i]
+            sum0 += share * flat[at]
+            sum1 += share * flat[np.uint32(at + apart)]
+            sum2 += share * flat[np.uint32(at + 2 * apart)]
+        store(out0, i, sum0 * gain[0] + offset[0])
+        store(out1, i, sum1 * gain[1] + offset[1])
+        store(out2, i, sum2 * gain[2] + offset[2])
+
+
+@part
+def _mix_one(channel, shift, taps, position, weight, gain, offset, out):
+    for i in range(out.size):
+        value = np.float32(0)
+        for t in range(taps):
+            value += weight[t, i] * channel[np.uint32(position[t, i] * shift)]
+        store(out, i, value * gain + offset)
+
+
 @kernel
 def mix_kernel(source, shift, taps_y, position_y, weight_y, taps_x, position_x, weight_x, gain, offset, out):
     # source: [planes, H, L], pixels `shift` apart; out: float32 or bfloat16 [N, C, rows, columns], any strides
     num_images, channels, num_rows, num_columns = out.shape
     num_planes = channels if shift == 1 else 1
     apart = source.shape[2] if shift == 1 else 1  # of channels
-    for task in numba.prange(num_images * num_rows):
+    for task in prange(num_images * num_rows):
         n, row = task // num_rows, task % num_rows
         k = n % len(taps_y)
-        mixed = np.zeros((num_planes, source.shape[2]), np.float32)
-        for t in range(taps_y[k]):
-            share = weight_y[k, t, row]
-            if share > 0:
-                for p in range(num_planes):
-                    line, total = source[n * num_planes + p, position_y[k, t, row]], mixed[p]
-                    for i in range(line.size):
-                        total[i] += share * np.float32(widen(line[i]))
-        flat = mixed.ravel()
-        values = np.empty(num_columns, np.float32)
-        for c in range(channels):
-            channel = flat[c * apart :]
-            values[:] = 0
-            for t in range(taps_x[k]):
-                at, share = position_x[k, t], weight_x[k, t]
+        mixed = np.empty((num_planes, source.shape[2]), np.float32)
+        weights = weight_y[k, : taps_y[k], row]
+        if not _mix_rows(source, n * num_planes, position_y[k, : len(weights), row], weights, mixed):
+            for c in range(channels):
+                out_row = out[n, c, row]
                 for i in range(num_columns):
-                    values[i] += share[i] * channel[np.uint32(at[i] * shift)]
-            out_row = out[n, c, row]
-            for i in range(num_columns):
-                store(out_row, i, values[i] * gain[c] + offset[c])
+                    store(out_row, i, offset[c])
+            continue
+        flat, taps, places, shares = mixed.ravel(), taps_x[k], position_x[k], weight_x[k]
+        if channels == 3:
+            _mix_three(
+                flat, apart, shift, taps, places, shares, gain, offset, out[n, 0, row], out[n, 1, row], out[n, 2, row]
+            )
+        else:
+            for c in range(channels):
+                _mix_one(flat[c * apart :], shift, taps, places, shares, gain[c], offset[c], out[n, c, row])
 
 
 def empty_bands(num_windows: int, num_taps: int, size: int) -> Bands:

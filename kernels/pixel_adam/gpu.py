@@ -1,5 +1,6 @@
 """pixel_adam in Triton: images, moments and gradient are read once and written once."""
 
+import functools
 import math
 
 import torch
@@ -14,21 +15,18 @@ BLOCK, WARPS = 2048, 8
 
 @triton.jit
 def step_kernel(
-    images_ptr, gradient_ptr, first_ptr, second_ptr, rate_ptr, step_ptr, low_ptr, high_ptr, size, stride_c,
-    C: tl.constexpr, BETA1: tl.constexpr, BETA2: tl.constexpr, LOG_BETA1: tl.constexpr, LOG_BETA2: tl.constexpr,
-    EPS: tl.constexpr, BLOCK: tl.constexpr,
+    images_ptr, gradient_ptr, first_ptr, second_ptr, rate_ptr, step_ptr, corrections_ptr, low_ptr, high_ptr,
+    size, stride_c, C: tl.constexpr, STEPS: tl.constexpr, BETA1: tl.constexpr, BETA2: tl.constexpr, EPS: tl.constexpr,
+    BLOCK: tl.constexpr,
 ):  # fmt: skip
     # images, gradient, first, second: float32, `size` elements in one dense order, with stride_c between channels
     base = tl.program_id(0).to(tl.int64) * BLOCK
     i = tl.arange(0, BLOCK)
     live = i < size - base
     c = (base + i) // stride_c % C
-    # Bias corrections in float64: beta^step loses digits in float32 once it is near 1.
-    step = tl.load(step_ptr).to(tl.float64)
-    correction1 = 1.0 - tl.exp(step * LOG_BETA1) if BETA1 > 0 else step * 0.0 + 1.0
-    correction2 = 1.0 - tl.exp(step * LOG_BETA2) if BETA2 > 0 else step * 0.0 + 1.0
-    rate = (tl.load(rate_ptr).to(tl.float64) / correction1).to(tl.float32)
-    scale = (1.0 / correction2).to(tl.float32)
+    entry = tl.minimum(tl.load(step_ptr).to(tl.int32), STEPS) - 1
+    rate = tl.div_rn(tl.load(rate_ptr), tl.load(corrections_ptr + entry))
+    scale = tl.load(corrections_ptr + STEPS + entry)
     gradient = tl.load(gradient_ptr + base + i, mask=live, other=0.0)
     first = tl.load(first_ptr + base + i, mask=live, other=0.0)
     second = tl.load(second_ptr + base + i, mask=live, other=0.0)
@@ -46,6 +44,18 @@ def step_kernel(
     tl.store(images_ptr + base + i, image, mask=live)
 
 
+@functools.cache
+def corrections(betas: tuple[float, float], device: torch.device) -> Tensor:
+    """1 - beta1^t and 1 / (1 - beta2^t) for t = 1, 2, ... to where both are 1, or 2^20: float32 [2, T].
+
+    Made of float64: beta^t loses digits in float32 once it is near 1, and on most GPUs float64 in every thread is slow.
+    """
+    ends = [-54 * math.log(2) / math.log(beta) if beta > 0 else 1.0 for beta in betas]  # there beta^t is below 2^-54
+    steps = torch.arange(1, 1 + min(1 << 20, math.ceil(max(ends))), dtype=torch.float64)
+    first, second = (1 - torch.pow(torch.tensor(beta, dtype=torch.float64), steps) for beta in betas)
+    return torch.stack((first, 1 / second)).float().to(device)
+
+
 def pixel_adam(
     images: Tensor, gradient: Tensor, first: Tensor, second: Tensor, learning_rate: Tensor, step: Tensor, *,
     betas: tuple[float, float], low: Tensor, high: Tensor, eps: float,
@@ -57,10 +67,10 @@ def pixel_adam(
     beta1, beta2 = betas
     if images.numel() == 0:
         return
+    table = corrections((beta1, beta2), images.device)
     with device_of(images):
         step_kernel[(cdiv(images.numel(), BLOCK),)](
-            images, gradient, first, second, learning_rate, step, low.contiguous(), high.contiguous(), images.numel(),
-            height * width if planar else 1, C=channels, BETA1=beta1, BETA2=beta2,
-            LOG_BETA1=math.log(beta1) if beta1 > 0 else 0.0, LOG_BETA2=math.log(beta2) if beta2 > 0 else 0.0, EPS=eps,
-            BLOCK=BLOCK, num_warps=WARPS, **OPTIONS,
+            images, gradient, first, second, learning_rate, step, table, low.contiguous(), high.contiguous(),
+            images.numel(), height * width if planar else 1, C=channels, STEPS=table.shape[1], BETA1=beta1, BETA2=beta2,
+            EPS=eps, BLOCK=BLOCK, num_warps=WARPS, **OPTIONS,
         )  # fmt: skip

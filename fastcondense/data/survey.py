@@ -1,0 +1,78 @@
+"""What an image folder holds, before anything is made of it: counts, sizes, colours, and files that cannot be read."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, replace
+from pathlib import Path
+
+import numpy as np
+import torch
+from PIL import Image
+
+from ..loaders.reading import reading
+from ..recipe.settings import Dataset
+from .datasets import RealData, load
+from .real import square_batches
+from .sources import skipped
+
+_LOOKED_AT = 1000
+"""Images that are opened at most, spread over the training images."""
+
+
+@dataclass(frozen=True)
+class Survey:
+    """A folder's images: counts of training and test images a class, in the classes' order, and what a sample of them
+    is like."""
+
+    real: RealData
+    train_counts: tuple[int, ...]
+    test_counts: tuple[int, ...]
+    num_opened: int
+    """Training images in the sample."""
+    short_sides: tuple[int, int, int]
+    """Smallest, median and largest short side, in pixels."""
+    unread: tuple[str, ...]
+    """Why images of the sample cannot be read, one a file."""
+
+
+def survey(data: Path) -> Survey:
+    """Looks at a folder of class folders, with or without splits; image files are opened, not decoded.
+
+    Raises ValueError if it is none, or if no image of the sample can be read.
+    """
+    real = load(Dataset(name="folder", loader="folder"), data)
+    if not real.train.files:
+        raise ValueError(f"{data} holds packed images; `new` looks at image files")
+    sample = sampled(real)
+    sides, unread = [], []
+    for path in (real.train.files[number] for number in sample):
+        try:
+            with reading(path), Image.open(path) as image:
+                sides.append(min(image.size))
+        except ValueError as error:
+            unread.append(str(error))
+    if not sides:
+        raise ValueError(f"no image of {data} can be read; the first: {unread[0]}")
+    counts = [np.bincount(split.labels, minlength=len(real.classes)) for split in (real.train, real.test)]
+    train, test = (tuple(map(int, of)) for of in counts)
+    smallest, middle, largest = np.quantile(sides, (0, 0.5, 1)).round().astype(int).tolist()
+    return Survey(real, train, test, len(sample), (smallest, middle, largest), tuple(unread))
+
+
+def sampled(real: RealData) -> np.ndarray:
+    """The training images that are looked at, ascending: all, or some spread over them."""
+    return np.unique(np.linspace(0, len(real.train) - 1, _LOOKED_AT).astype(np.int64))
+
+
+def mean_and_deviation(real: RealData, dataset: Dataset) -> tuple[list[float], list[float], tuple[str, ...]]:
+    """Mean and deviation of red, green and blue in [0, 1] over the sampled images, as the evaluation transform sees
+    them; and why some of them cannot be decoded.
+    """
+    split, sums, count = real.train.take(sampled(real)), torch.zeros(2, 3, dtype=torch.float64), 0
+    for pixels, _ in square_batches(split, replace(dataset, on_error="skip"), torch.device("cpu")):
+        x = pixels.double() / 255
+        sums += torch.stack((x.sum((0, 2, 3)), x.square().sum((0, 2, 3))))
+        count += x[:, 0].numel()
+    mean, square = sums / max(count, 1)
+    deviation = (square - mean.square()).clamp(min=0).sqrt()
+    return mean.tolist(), deviation.tolist(), tuple(skipped(split).values())
