@@ -267,7 +267,7 @@ def check_result(tree: Any, source: object) -> Result:
     result = checked(tree, Result, source)
     for arm, scores in {"": result, **{f"baselines.{arm}.": of for arm, of in result["baselines"].items()}}.items():
         for key in ("top1_last", "top1_best", "top5_last"):
-            if (count := len(scores[key]["seeds"])) != result["seeds"]:  # type: ignore[literal-required]
+            if (count := len(scores[key]["seeds"])) != result["seeds"]:
                 raise ValueError(
                     f"{source} is damaged: field {arm}{key}.seeds: expected {result['seeds']}, got {count}"
                 )
