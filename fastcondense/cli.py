@@ -199,9 +199,8 @@ def _with_options(command: str, rest: list[str]) -> int:
         from .workers import distributed
 
         typed = shlex.join(["fastcondense", command, *rest])
-        session.carry_out(
-            STAGES[command][0], session.prepare(options, is_worker=is_worker, typed=typed), options, command
-        )
+        run = session.prepare(options, is_worker=is_worker, typed=typed)
+        session.carry_out(STAGES[command][0], run, options, command)
         distributed.leave()
     return 0
 

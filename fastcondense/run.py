@@ -89,7 +89,7 @@ class Run:
         path = self.out / "condensed" / "manifest.json"
         if not self._has_images() or not path.exists():
             return
-        made_by: dict[str, Any] = read_manifest(path)["recipe"]
+        made_by: dict[str, Any] = dict(read_manifest(path)["recipe"])
         now = self._settled(self._begun()).parts("seed", "dataset", "method", "recover")
         if now.keys() <= made_by.keys():  # imported images were made by nobody here
             if difference := first_difference({key: made_by[key] for key in now}, now):

@@ -27,7 +27,7 @@ _HELPED = {"everything": "recover", "squeeze": "squeeze", "recover": "recover"}
 
 def prepare(options: Options, *, is_worker: bool = False, is_silent: bool = False, typed: str = "") -> Run:
     """The run that the options name, which is checked; nothing is written. is_worker: it is one of several processes;
-    typed: the whole command.
+    typed: the command line that asks for it.
 
     Raises ValueError for a recipe or data that cannot be used.
     """

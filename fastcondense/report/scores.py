@@ -28,8 +28,8 @@ CLASSES = 20
 """Classes that are shown one by one: those that students on condensed images know least."""
 _OWN = CONDENSED.name
 _NUMBERS = defaultdict(
-    lambda: 6,  # a baseline of the user's own
-    {_OWN: 0, "random_soft": 1, "random_hard": 2, "full": 3, "herding_soft": 4, "herding_hard": 5, "full_soft": 7},
+    lambda: 7,  # a baseline of the user's own
+    {_OWN: 0, "random_soft": 1, "random_hard": 2, "full": 3, "herding_soft": 4, "herding_hard": 5, "full_soft": 6},
 )
 """Each arm's colour."""
 

@@ -36,9 +36,9 @@ def read_results(out: Path, recipe: Recipe) -> list[Result]:
     student. Those of other images, which were there before, are left out.
     """
     origin = read_origin(out / "condensed")
-    paths = sorted(out.glob("results/*.json"))[:_MOST]
+    paths = [path for path in sorted(out.glob("results/*.json")) if path.is_file()][:_MOST]
     found = [check_result(parse_json(read_file(path), path), path) for path in paths]
-    known = (origin or {}).get("sha256")
+    known = origin["sha256"] if origin is not None else None
     return in_order(
         [one for one in found if is_of(one, recipe) and one.get("origin", {}).get("sha256") == known], recipe
     )
