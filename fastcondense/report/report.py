@@ -21,6 +21,7 @@ ARMS = {
     "full": "all real images, hard labels",
 }
 _IMAGES = {"condensed": "condensed", "random": "random real", "herding": "real by herding", "full": "all real images"}
+_SHORT = {"full": "all real"}
 _VIEWS = {"recipe": "", "plain": ", whole images"}
 SIZE_NAMES = {
     "nested": "this set",
@@ -75,6 +76,12 @@ def arm_title(arm: str, labels: str, is_imported: bool = False) -> str:
     return ARMS.get(
         arm, f"{'imported' if is_imported else 'condensed'}, {'hard' if labels == 'hard' else 'soft'} labels"
     )
+
+
+def short_title(arm: str) -> str:
+    """The same of a baseline, for the head of a column: "random, soft"."""
+    images, _, labels = arm.rpartition("_")
+    return arm if ":" in arm else "all real, hard" if arm == "full" else f"{_SHORT.get(images, images)}, {labels}"
 
 
 def score_rows(result: Mapping[str, Any]) -> Rows:
@@ -143,7 +150,7 @@ def evaluation_rows(results: Sequence[Mapping[str, Any]]) -> tuple[list[str], Ro
         rows.append([result["student"], *about, *scores, changes_in_words(result["settings"], results[0]["settings"])])
     names = ["epochs", "seeds", *(["images a class"] if has_sizes else [])]
     own = "imported" if "origin" in results[0] else "condensed"
-    return ["student", *names, own, *(arm_title(arm, "") for arm in found), "other settings"], rows
+    return ["student", *names, own, *(short_title(arm) for arm in found), "other settings"], rows
 
 
 def baselines_of(results: Iterable[Mapping[str, Any]]) -> list[str]:
