@@ -142,6 +142,7 @@ class Bundled(TypedDict):
     format: Count
     teachers: dict[Name, Network]
     embedded: list[Name]
+    recipe_sha256: Sha256
     results: Annotated[list[Result], Meta(max_length=10_000)]
     """All evaluations of the images."""
 
@@ -219,74 +220,6 @@ class StoredEpochs(TypedDict):
     replay: dict[str, Any]
     first_rows: Annotated[list[Count], Meta(min_length=1)]
     epochs_done: Count
-
-
-class Confusion(TypedDict):
-    """Test images a class, those that were named right, and frequent wrong answers: class, answer, count."""
-
-    images: list[Count]
-    right: list[Count]
-    confused: list[tuple[Count, Count, Count]]
-
-
-class Epoch(TypedDict):
-    """An evaluation of a student."""
-
-    epoch: float
-    loss: float
-    top1: float
-    top5: float
-    seconds: float
-
-
-class Trained(TypedDict):
-    """Seconds."""
-
-    train: float
-    evaluate: float
-
-
-class StudentFile(TypedDict):
-    """student.json."""
-
-    history: Annotated[list[Epoch], Meta(min_length=1)]
-    seconds: Trained
-    classes: NotRequired[Confusion | None]
-
-
-class SizeCurve(TypedDict):
-    """curve.json."""
-
-    student: str
-    epochs: Count
-    sizes: list[Count]
-    top1_last: dict[str, dict[Digits, Score]]
-
-
-class RobustScore(TypedDict):
-    """Points, or a score in [0, 1]."""
-
-    mean: float
-    std: float
-
-
-class RobustScores(TypedDict):
-    hard_label_recovery: RobustScore
-    improvement_over_random: RobustScore
-    improvement_over_random_plain: RobustScore
-    label_robust_score: RobustScore
-    augmentation_robust_score: RobustScore
-
-
-class RankedEpochs(TypedDict):
-    top1_last: RobustScores
-    top1_best: RobustScores
-
-
-class RankedScores(TypedDict):
-    """ranking.json, of which the report shows the scores."""
-
-    scores: RankedEpochs
 
 
 def parse_json(text: str | bytes, source: object) -> Any:

@@ -85,7 +85,7 @@ MANIFEST = {
     "replay": REPLAY,
     "digests": [SHA, SHA],
     "fingerprint": {"tables": SHA, "pixels": [[0.1, 0.2]], "classes": [[0, 1]], "logits": [[1.0, 0.5]]},
-    "bundle": {"format": 3, "teachers": {}, "embedded": [], "results": [RESULT]},
+    "bundle": {"format": 3, "teachers": {}, "embedded": [], "recipe_sha256": SHA, "results": [RESULT]},
 }
 TREES = st.recursive(
     st.none() | st.booleans() | st.integers() | st.floats() | st.text(max_size=4) | st.just(SHA),

@@ -15,6 +15,7 @@ GROUND = (
     "words",
     "command_line",
     "records",
+    "student_records",
     "trust",
     "files",
     "tensor_files",

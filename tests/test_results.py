@@ -210,7 +210,7 @@ def test_results_of_other_images_are_left_out_and_strangers_are_checked(twice, t
     path.write_text(json.dumps(result | {"top5_last": score | {"seeds": [1.0, 2.0, 3.0]}}))
     with pytest.raises(ValueError, match=r"stranger.json is damaged: field top5_last.seeds: expected 2, got 3"):
         read_results(out, own)
-    many = {"results": [result] * 10_001, "format": 3, "teachers": {}, "embedded": []}
+    many = {"results": [result] * 10_001, "format": 3, "teachers": {}, "embedded": [], "recipe_sha256": "5eed" * 16}
     with pytest.raises(ValueError, match=r"M is damaged: field results"):
         checked(many, records.Bundled, "M")
     assert read_manifest(out / "condensed" / "manifest.json")["replay"]["epochs"] == own.train.epochs

@@ -94,6 +94,9 @@ def check(contents: Contents, folder: Path | None, device: torch.device) -> Verd
         return Verdict("mismatch", f"the images of class {wrong!r} are not those that were labelled")
     if hashlib.sha256(json.dumps(condensed.classes).encode()).hexdigest() != replay["classes"]:
         return Verdict("mismatch", "the classes are in another order than when they were labelled")
+    inside = contents.manifest.get("bundle")
+    if inside is not None and inside["recipe_sha256"] != recipe.sha256():
+        return Verdict("mismatch", "its recipe is not the one that it was bundled with")
     if not all(is_of(result, recipe) for result in contents.results):
         return Verdict("mismatch", "its scores are those of another recipe")
     if tuple(replay["teachers"]) != needed_teachers(recipe):

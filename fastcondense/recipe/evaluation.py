@@ -18,7 +18,8 @@ PARTS = ("ipc", "labels", "train", "evaluate")
 def label_parts(recipe: Recipe) -> dict[str, Any]:
     """What decides the labels that students see, beside images and teachers, wherever they come from."""
     parts, train = recipe.parts("ipc", "labels"), recipe.parts("train")["train"]
-    parts["labels"] |= {"source": "hard" if recipe.labels.source == "hard" else "soft", "stored": ""}
+    source = recipe.labels.source
+    parts["labels"] |= {"source": "soft" if source in ("teachers", "stored") else source, "stored": ""}
     names = ("epochs", "batch_size", "accumulate", "seeds", "loss", "temperature", "prefix")
     return parts | {"train": {name: train[name] for name in names}}
 

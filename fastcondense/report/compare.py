@@ -20,7 +20,7 @@ from . import html
 from .html import Html, bar, image, join, note, section, short, table, tag
 from .images import LOSSLESS, THUMBNAIL, thumbnail
 from .plots import COLORS
-from .report import ARMS, Rows, flat, in_words, plain_table
+from .report import Rows, baselines_of, flat, in_words, plain_table, short_title
 
 CLASSES, SLOTS = 10, 5
 """The first classes of each set and the first images of each, which the page shows."""
@@ -58,7 +58,11 @@ def compare(options: CompareOptions, log: Log) -> Iterator[Table]:
         for name, path in zip(names, options.sets, strict=True)
     ]
     head, rows = score_table(sets)
-    yield plain_table("condensed sets side by side", head, rows, caption="\n".join(remarks(sets)))
+    first = len(head) - len(_SIZES) - 2
+    scores = [row[:first] for row in rows]
+    yield plain_table("condensed sets side by side", head[:first], scores, caption="\n".join(remarks(sets)))
+    costs = [[row[0], row[2], *row[first:]] for row in rows]
+    yield plain_table("bytes and seconds", [head[0], head[2], *head[first:]], costs)
     write_atomic(options.out, page(sets).encode(errors="replace"))
     log.say(f"compare: {options.out}")
 
@@ -66,6 +70,8 @@ def compare(options: CompareOptions, log: Log) -> Iterator[Table]:
 def names_of(paths: Sequence[Path]) -> list[str]:
     """The shortest ends of the paths that differ from each other: their last parts, or as many as it takes."""
     parts = [path.resolve().with_suffix("" if path.is_file() else path.suffix).parts for path in paths]
+    if len(set(parts)) < len(parts):  # a run and its bundle
+        parts = [path.resolve().parts for path in paths]
     for count in range(1, max(map(len, parts))):
         names = ["/".join(one[-count:]) for one in parts]
         if len(set(names)) == len(names):
@@ -78,9 +84,8 @@ def score_table(sets: Sequence[Compared]) -> tuple[list[str], Rows]:
 
     Top-1 of the last epoch in per cent; time is that of squeeze and recover, and of the training of one student.
     """
-    every = [(one, result) for one in sets for result in one.contents.results]
-    found = [arm for arm in ARMS if any(arm in result["baselines"] for _, result in every)]
-    head = ["set", "method", "student", "images a class", "condensed", *(ARMS[arm] for arm in found)]
+    found = baselines_of(result for one in sets for result in one.contents.results)
+    head = ["set", "method", "student", "images a class", "condensed", *(short_title(arm) for arm in found)]
     head += [*(f"bytes of {name}" for name in _SIZES), "time to make", "time of a student"]
     rows = []
     for one in sets:

@@ -17,7 +17,7 @@ from .. import vision
 from ..data.real import squares
 from ..log import read_events
 from ..recipe.evaluation import PARTS, with_evaluation
-from ..records import Environment, Kind, Origin, RankedScores, Replay, Result, SizeCurve, read_checked, read_manifest
+from ..records import Environment, Kind, Origin, Replay, Result, read_checked, read_manifest
 from ..recover.stage import made_jobs
 from ..rng import Stream
 from ..run import Run
@@ -26,6 +26,7 @@ from ..sets.imported import read_origin
 from ..sets.loss_bands import LossBand, read_loss_band
 from ..sets.record import LayerLosses, Snapshots
 from ..sets.results import read_results
+from ..student_records import RankedScores, SizeCurve
 from ..students.students import CONDENSED, Arm, Student, arms, read_student, student_folder
 from ..teachers.kept import read_teacher, teacher_path
 from ..tensor_files import read_metadata

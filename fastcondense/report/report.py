@@ -21,6 +21,7 @@ ARMS = {
     "full": "all real images, hard labels",
 }
 _IMAGES = {"condensed": "condensed", "random": "random real", "herding": "real by herding", "full": "all real images"}
+_SHORT = {"full": "all real"}
 _VIEWS = {"recipe": "", "plain": ", whole images"}
 SIZE_NAMES = {
     "nested": "this set",
@@ -75,6 +76,12 @@ def arm_title(arm: str, labels: str, is_imported: bool = False) -> str:
     return ARMS.get(
         arm, f"{'imported' if is_imported else 'condensed'}, {'hard' if labels == 'hard' else 'soft'} labels"
     )
+
+
+def short_title(arm: str) -> str:
+    """The same of a baseline, for the head of a column: "random, soft"."""
+    images, _, labels = arm.rpartition("_")
+    return arm if ":" in arm else "all real, hard" if arm == "full" else f"{_SHORT.get(images, images)}, {labels}"
 
 
 def score_rows(result: Mapping[str, Any]) -> Rows:
@@ -132,7 +139,7 @@ def evaluation_rows(results: Sequence[Mapping[str, Any]]) -> tuple[list[str], Ro
     """Head and rows of the table of all evaluations of a set: the student, what it was trained on, and what settings
     are other than those of the first.
     """
-    found = [arm for arm in ARMS if any(arm in result["baselines"] for result in results)]
+    found = baselines_of(results)
     has_sizes = len({result["ipc"] for result in results}) > 1
     rows = []
     for result in results:
@@ -143,7 +150,13 @@ def evaluation_rows(results: Sequence[Mapping[str, Any]]) -> tuple[list[str], Ro
         rows.append([result["student"], *about, *scores, changes_in_words(result["settings"], results[0]["settings"])])
     names = ["epochs", "seeds", *(["images a class"] if has_sizes else [])]
     own = "imported" if "origin" in results[0] else "condensed"
-    return ["student", *names, own, *(ARMS[arm] for arm in found), "other settings"], rows
+    return ["student", *names, own, *(short_title(arm) for arm in found), "other settings"], rows
+
+
+def baselines_of(results: Iterable[Mapping[str, Any]]) -> list[str]:
+    """The baselines of any of the results: those that ship in their order, then the user's own."""
+    some = dict.fromkeys(arm for result in results for arm in result["baselines"])
+    return [*(arm for arm in ARMS if arm in some), *(arm for arm in some if arm not in ARMS)]
 
 
 def changes_in_words(settings: Mapping[str, Any], first: Mapping[str, Any]) -> str:

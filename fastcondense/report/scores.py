@@ -5,7 +5,8 @@ from __future__ import annotations
 from collections import Counter, defaultdict
 from collections.abc import Callable, Sequence
 
-from ..records import Result, SizeCurve
+from ..records import Result
+from ..student_records import SizeCurve
 from ..students.students import CONDENSED, Student
 from ..words import bytes_in_words, seconds_in_words
 from . import plots

@@ -109,6 +109,7 @@ def write_bundle(folder: Path, path: Path, teachers: Literal["embed", "reference
             "format": FORMAT,
             "teachers": {name: _network(read_teacher(file)) for name, file in files.items()},
             "embedded": list(embedded),
+            "recipe_sha256": recipe.sha256(),
             "results": contents.results,
         },
     }

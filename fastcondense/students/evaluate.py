@@ -9,6 +9,7 @@ from typing import Any
 from ..devices import versions
 from ..labels.stored_labels import stored_bytes
 from ..recipe.evaluation import PARTS
+from ..recipe.recipe import sha256_of
 from ..recover.stage import made_jobs
 from ..run import Run
 from ..sets.condensed import shard_path
@@ -16,6 +17,7 @@ from ..sets.imported import read_origin
 from ..sets.results import keep
 from ..teachers.kept import teacher_bytes, teacher_seconds
 from ..tensor_files import read_metadata
+from ..user_functions import is_own, source_sha256
 from ..workers.distributed import once
 from .students import CONDENSED, Arm, arms, last_score, read_student
 
@@ -58,7 +60,11 @@ def evaluate(run: Run) -> dict[str, Any]:
         "versions": versions(),
         **({} if origin is None else {"origin": {key: origin[key] for key in ("path", "layout", "sha256")}}),
     }
-    once(lambda: keep(run.out, "result", recipe, result, recipe.sha256()))
+    named = [(name, "evaluate.baselines") for name in recipe.evaluate.baselines]
+    named += [(recipe.labels.source, "labels.source")]
+    sources = {name: source_sha256(name, setting) for name, setting in named if is_own(name)}
+    decided_by = sha256_of({"recipe": recipe.sha256(), "sources": sources})
+    once(lambda: keep(run.out, "result", recipe, result, decided_by))
     run.log.event("result", **{key: result[key] for key in ("top1_last", "top1_best", "baselines")})
     return result
 

@@ -30,7 +30,7 @@ from ..recipe.evaluation import student_parts
 from ..recipe.recipe import Recipe, sha256_of
 from ..recipe.settings import Labels, Optimization
 from ..recipe.shared import Views
-from ..records import Confusion, Epoch, StudentFile, Trained, read_checked
+from ..records import read_checked
 from ..recover.formation import shown
 from ..recover.own import own_baseline
 from ..recover.representatives import Rule, representative_images
@@ -38,6 +38,7 @@ from ..rng import Stream
 from ..run import Run
 from ..sets.condensed import CondensedSet
 from ..sets.imported import read_origin
+from ..student_records import Confusion, Epoch, StudentFile, Trained
 from ..teachers.teacher import Teacher
 from ..tensor_files import read_tensors, write_tensors
 from ..user_functions import is_own, source_sha256
