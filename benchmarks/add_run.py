@@ -20,6 +20,7 @@ from typing import Any
 
 from fastcondense.files import read_json, write_atomic
 from fastcondense.recipe import recipe
+from fastcondense.recipe.evaluation import with_evaluation
 from fastcondense.recipe.recipe import Recipe
 
 RESULTS = Path(__file__).resolve().parent / "results"
@@ -53,13 +54,16 @@ def without_folders(value: Any) -> Any:
 
 
 def line_of(file: Path, reduced: str = "") -> Line:
-    """A run's line, from its folder: result.json or curve.json, recipe.toml, environment.json and log.jsonl.
+    """A run's line, from its folder: a file of results/, result.json or curve.json, recipe.toml, environment.json and
+    log.jsonl.
 
     settings: those that are not the defaults of `Recipe`; of a curve, changes: those that are not the recipe's. Raises
     ValueError if the recipe does not ship, or if the scores are of another recipe.toml or of imported images.
     """
-    folder, found = file.parent, read_json(file)
+    folder, found = file.parent.parent if file.parent.name == "results" else file.parent, read_json(file)
     made = recipe.load(str(folder / "recipe.toml"))
+    if "settings" in found:
+        made = with_evaluation(made, found["settings"])
     if made.sha256() != found["recipe_sha256"]:
         raise ValueError(f"{file} is not a result of the recipe.toml beside it; run evaluate again")
     if "origin" in found:
@@ -86,9 +90,9 @@ def line_of(file: Path, reduced: str = "") -> Line:
 
 
 def rounded(scores: Any) -> Any:
-    """All numbers of a tree to three digits behind the point."""
+    """All numbers of a tree to three digits behind the point, without those of single seeds."""
     if isinstance(scores, dict):
-        return {key: rounded(value) for key, value in scores.items()}
+        return {key: rounded(value) for key, value in scores.items() if key != "seeds"}
     return round(scores, 3)
 
 

@@ -136,6 +136,8 @@ class Meter(TorchDispatchMode):
         self.records: list[Record] = []
         self.syncs = 0
         """Values that the host has waited for; what is `on_host` anyway costs no wait."""
+        self.uploads = 0
+        """Tensors that are made of the host's numbers, each of which a GPU copies: a captured step may have none."""
         self._on_host = {x.data_ptr() for x in on_host}
         self.sizes: dict[tuple[str, str], int] = {}
         self._entered = ("image", "")
@@ -162,6 +164,7 @@ class Meter(TorchDispatchMode):
         schema = function._schema
         if name == "_local_scalar_dense":
             self.syncs += args[0].data_ptr() not in self._on_host
+        self.uploads += name in ("lift_fresh", "lift")
         is_view = any(result.alias_info and not result.alias_info.is_write for result in schema.returns)
         if is_view or name in _NOT_RUN or name == "_local_scalar_dense":
             return outputs

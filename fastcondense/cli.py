@@ -6,6 +6,7 @@ import dataclasses
 import difflib
 import importlib
 import os
+import shlex
 import signal
 import subprocess
 import sys
@@ -30,7 +31,7 @@ STAGES = {
     "recover": ("recover", "make the condensed images"),
     "relabel": ("relabel", "write what replays the soft labels, and with --store the labels themselves"),
     "train": ("train", "train students on the condensed set and on the baselines"),
-    "evaluate": ("evaluate", "score the students, print the honest table, write result.json"),
+    "evaluate": ("evaluate", "score the students, print the honest table and that of all evaluations, write results/"),
     "rank": ("rank", "DD-Ranking's scores: train the students that they need, print them, write ranking.json"),
     "inspect": (
         "inspect",
@@ -58,6 +59,12 @@ TOOLS = {
         "status",
         "StatusOptions",
         "RUN: what its workers have done, are doing, and how long it will take",
+    ),
+    "compare": (
+        "report.compare",
+        "compare",
+        "CompareOptions",
+        "RUN or BUNDLE, two or more: all their scores, bytes and seconds in one table, and a page with images",
     ),
     "pack": ("data.pack", "pack_folders", "PackOptions", "image folders into files that the ffcv loader reads"),
     "export": (
@@ -191,7 +198,9 @@ def _with_options(command: str, rest: list[str]) -> int:
         from . import session
         from .workers import distributed
 
-        session.carry_out(STAGES[command][0], session.prepare(options, is_worker=is_worker), options, command)
+        typed = shlex.join(["fastcondense", command, *rest])
+        run = session.prepare(options, is_worker=is_worker, typed=typed)
+        session.carry_out(STAGES[command][0], run, options, command)
         distributed.leave()
     return 0
 

@@ -4,12 +4,15 @@ from __future__ import annotations
 
 import contextlib
 import ctypes
+import functools
 import os
 import platform
+import subprocess
 import time
 from collections.abc import Iterator
 from dataclasses import dataclass
 from importlib.metadata import PackageNotFoundError, version
+from pathlib import Path
 from typing import Literal
 
 import torch
@@ -70,14 +73,37 @@ def fastest_arithmetic(
 
 
 def versions() -> dict[str, str]:
-    """Versions of the packages that make the numbers, by package, and the GPU's name."""
-    found = {"python": platform.python_version()}
+    """Versions of the packages that make the numbers, by package; the names of CPU and GPU; a checkout's commit."""
+    found = {"python": platform.python_version(), "cpu": processor()}
+    if commit := _commit():
+        found["commit"] = commit
     for package in _PACKAGES:
         with contextlib.suppress(PackageNotFoundError):
             found[package] = version(package)
     if torch.cuda.is_available():
         found["gpu"] = torch.cuda.get_device_name()
     return found
+
+
+def processor() -> str:
+    """Name of the CPU."""
+    path = Path("/proc/cpuinfo")
+    lines = path.read_text(errors="replace").splitlines() if path.exists() else []
+    names = (line.partition(":")[2].strip() for line in lines if line.startswith("model name"))
+    return next(names, "") or platform.processor() or platform.machine()
+
+
+@functools.cache
+def _commit() -> str:
+    """The commit of the checkout that this library is run from; empty if it is installed."""
+    root = Path(__file__).resolve().parents[1]
+    if not (root / ".git").exists():
+        return ""
+    command = ["git", "-C", str(root), "describe", "--always", "--dirty", "--exclude=*"]
+    try:
+        return subprocess.check_output(command, stderr=subprocess.DEVNULL, text=True, timeout=10).strip()
+    except (OSError, subprocess.SubprocessError):
+        return ""
 
 
 @dataclass

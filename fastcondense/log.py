@@ -23,6 +23,7 @@ _SECONDS_BETWEEN_LINES = 10.0
 _LONGEST_LINE = 1 << 20
 """Bytes of a line; the parts of a longer one, which we do not write, are left out."""
 _FIELDS: dict[str, dict[str, type]] = {  # of events, what readers count with
+    "start": {"command": str},
     "cost": {"stage": str, "hours": float, "unit": str},
     "recover": {"jobs": int, "images": int},
     "working": {"job": int},

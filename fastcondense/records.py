@@ -22,7 +22,10 @@ _NODE, _ROOM = 100, 150_000_000
 Sha256 = Annotated[str, Meta(pattern="^[0-9a-f]{64}$")]
 Count = Annotated[int, Meta(ge=0, le=2**53)]
 Name = Annotated[str, Meta(min_length=1, max_length=1000)]
+Percent = Annotated[float, Meta(ge=0, le=100)]
 Digits = Annotated[str, Meta(pattern="^[0-9]{1,9}$")]
+MOST_SEEDS = 10_000
+Duration = Annotated[float, Meta(ge=0, le=1e12)]
 Color = Annotated[list[float], Meta(min_length=3, max_length=3)]
 
 
@@ -71,8 +74,11 @@ class Origin(TypedDict):
 
 
 class Score(TypedDict):
-    mean: float
-    std: float
+    """Per cent: the mean over the students of an arm, their sample deviation, and each of them, by seed."""
+
+    mean: Percent
+    std: Annotated[float, Meta(ge=0, le=100)]
+    seeds: Annotated[list[Percent], Meta(min_length=1, max_length=MOST_SEEDS)]
 
 
 class Scores(TypedDict):
@@ -92,26 +98,27 @@ class Sizes(TypedDict):
 
 
 class Seconds(TypedDict):
-    squeeze: float
-    recover: float
-    train: float
-    evaluate: float
+    squeeze: Duration
+    recover: Duration
+    train: Duration
+    evaluate: Duration
 
 
 class Result(Scores):
-    """result.json: a set beside its baselines."""
+    """A file of results/, and result.json: a set beside its baselines. settings: the recipe's of this evaluation."""
 
-    recipe: str
+    recipe: Name
     recipe_sha256: Sha256
-    dataset: str
-    method: str
-    ipc: Count
-    student: str
-    teachers: list[str]
+    settings: dict[str, Any]
+    dataset: Name
+    method: Name
+    ipc: Annotated[int, Meta(ge=1, le=2**31)]
+    student: Name
+    teachers: Annotated[list[Name], Meta(max_length=1000)]
     epochs: Count
     seed: int
-    seeds: Count
-    labels: str
+    seeds: Annotated[int, Meta(ge=1, le=MOST_SEEDS)]
+    labels: Name
     test_images: Count
     baselines: dict[Name, Scores]
     bytes: Sizes
@@ -135,7 +142,9 @@ class Bundled(TypedDict):
     format: Count
     teachers: dict[Name, Network]
     embedded: list[Name]
-    result: Result | None
+    recipe_sha256: Sha256
+    results: Annotated[list[Result], Meta(max_length=10_000)]
+    """All evaluations of the images."""
 
 
 class Manifest(TypedDict):
@@ -213,67 +222,6 @@ class StoredEpochs(TypedDict):
     epochs_done: Count
 
 
-class Confusion(TypedDict):
-    """Test images a class, those that were named right, and frequent wrong answers: class, answer, count."""
-
-    images: list[Count]
-    right: list[Count]
-    confused: list[tuple[Count, Count, Count]]
-
-
-class Epoch(TypedDict):
-    """An evaluation of a student."""
-
-    epoch: float
-    loss: float
-    top1: float
-    top5: float
-    seconds: float
-
-
-class Trained(TypedDict):
-    """Seconds."""
-
-    train: float
-    evaluate: float
-
-
-class StudentFile(TypedDict):
-    """student.json."""
-
-    history: Annotated[list[Epoch], Meta(min_length=1)]
-    seconds: Trained
-    classes: NotRequired[Confusion | None]
-
-
-class SizeCurve(TypedDict):
-    """curve.json."""
-
-    student: str
-    epochs: Count
-    sizes: list[Count]
-    top1_last: dict[str, dict[Digits, Score]]
-
-
-class RobustScores(TypedDict):
-    hard_label_recovery: Score
-    improvement_over_random: Score
-    improvement_over_random_plain: Score
-    label_robust_score: Score
-    augmentation_robust_score: Score
-
-
-class RankedEpochs(TypedDict):
-    top1_last: RobustScores
-    top1_best: RobustScores
-
-
-class RankedScores(TypedDict):
-    """ranking.json, of which the report shows the scores."""
-
-    scores: RankedEpochs
-
-
 def parse_json(text: str | bytes, source: object) -> Any:
     """The tree of a JSON text. Raises ValueError that names the source of one that is damaged, or nested too deep, or
     whose tree would be many times its size."""
@@ -314,6 +262,18 @@ def read_manifest(path: Path) -> Manifest:
     return check_manifest(parse_json(read_file(path), path), path)
 
 
+def check_result(tree: Any, source: object) -> Result:
+    """The result, if each of its scores has as many seeds as it says. Raises ValueError that names source and field."""
+    result = checked(tree, Result, source)
+    for arm, scores in {"": result, **{f"baselines.{arm}.": of for arm, of in result["baselines"].items()}}.items():
+        for key in ("top1_last", "top1_best", "top5_last"):
+            if (count := len(scores[key]["seeds"])) != result["seeds"]:
+                raise ValueError(
+                    f"{source} is damaged: field {arm}{key}.seeds: expected {result['seeds']}, got {count}"
+                )
+    return result
+
+
 def read_data(run: Path) -> Path | None:
     """The folder in which a run found the real images, as its environment.json says."""
     path = run / "environment.json"
@@ -334,6 +294,8 @@ def check_manifest(tree: Any, source: object) -> Manifest:
     """The manifest, if its fields fit each other too. Raises ValueError that names the source and the field."""
     manifest = checked(tree, Manifest, source)
     classes, kept = manifest["classes"], manifest.get("fingerprint")
+    for result in manifest["bundle"]["results"] if "bundle" in manifest else []:
+        check_result(result, source)
     if len(set(classes)) < len(classes):
         raise ValueError(f"{source} is damaged: field classes: two have the same name")
     check_names(classes, f"{source} is damaged: field classes")

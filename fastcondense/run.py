@@ -16,16 +16,17 @@ from torch import Tensor
 
 from .data import datasets
 from .data.datasets import RealData, Split
-from .data.jobs import kept_batch_size, with_batch_size
+from .data.jobs import kept_batch_size, makes_the_same, with_batch_size
 from .data.real import EvaluationImages, Normalization, squares
 from .data.sources import choose, decoder_of, skipped
 from .devices import fastest_arithmetic, versions
 from .files import first_difference, write_atomic, write_json
 from .loaders.reading import read_file
 from .log import Log
+from .recipe.evaluation import remembered
 from .recipe.precision import PARTS, precisions, settled
 from .recipe.recipe import SQUEEZE_PARTS, Recipe, from_toml
-from .records import Environment, MadeFrom, check_names, read_checked
+from .records import Environment, MadeFrom, check_names, read_checked, read_manifest
 from .rng import Stream
 from .tracking import open_trackers
 from .user_functions import is_own, source_sha256
@@ -49,6 +50,8 @@ class Run:
     """Trackers that `open` opens: tensorboard, wandb (tracking.py)."""
     is_mixed: bool = False
     """Whether images may be added to those that other versions of torch, timm or fastcondense have made."""
+    command: str = ""
+    """What the launch was started with, as a person would type it."""
     kept: dict[str, Any] = field(default_factory=dict)
     """What stages have read in this process and will ask for again, by name."""
     _skipped: set[str] = field(default_factory=set)
@@ -61,6 +64,7 @@ class Run:
             as_begun = self._settled(begun) if (begun := self._begun()) is not None else self.recipe
             self.recipe = with_batch_size(self.recipe, kept_batch_size(self.out, as_begun))
         self._check_data()
+        self._check_images()
         needed = [name for name in self.recipe.evaluate.baselines if name.startswith(("random", "herding"))]
         if needed:
             self.real.check_counts(self.recipe.ipc, f"baseline {needed[0]} at ipc {self.recipe.ipc}")
@@ -80,10 +84,26 @@ class Run:
                     f"other data ({difference}); choose another --out, or the first --data"
                 )
 
+    def _check_images(self) -> None:
+        """Raises ValueError if the images that are there were made by other settings than the launch's."""
+        path = self.out / "condensed" / "manifest.json"
+        if not self._has_images() or not path.exists():
+            return
+        made_by: dict[str, Any] = dict(read_manifest(path)["recipe"])
+        now = self._settled(self._begun()).parts("seed", "dataset", "method", "recover")
+        if now.keys() <= made_by.keys():  # imported images were made by nobody here
+            if difference := first_difference({key: made_by[key] for key in now}, now):
+                raise ValueError(
+                    f"{path.parent} holds images of another recipe ({difference}); choose another --out, or delete "
+                    "that folder"
+                )
+
+    def _has_images(self) -> bool:
+        return any(self.out.glob("condensed/shard-*"))
+
     def _has_made(self) -> bool:
         """Whether anything is there that was made from real images."""
-        weights, shards = self.out.glob("teachers/*/weights.safetensors"), self.out.glob("condensed/shard-*")
-        return any(weights) or any(shards)
+        return self._has_images() or any(self.out.glob("teachers/*/weights.safetensors"))
 
     def open(self, *, is_helper: bool = False) -> None:
         """Makes the run's folder with its recipe, environment and log.
@@ -91,7 +111,7 @@ class Run:
         is_helper: another launch works in the folder already, and this one has a log of its own beside.
         """
         loader, reason = choose(self.real.train, self.recipe.dataset, self.device)
-        begun, now = self._begun_with(), (loader, decoder_of(loader))
+        before, now = self._loader_before(), (loader, decoder_of(loader))
         self.out.mkdir(parents=True, exist_ok=True)
         said = self._settle_precision(is_helper)
         if rank() == 0 and not ((self.out / _DATA).exists() and self._has_made()):
@@ -107,13 +127,23 @@ class Run:
         helper = f"-{socket.gethostname()}-{os.getpid()}" if is_helper else ""
         self.log.write_to(self.out / (f"log-{rank()}{helper}.jsonl" if rank() or is_helper else "log.jsonl"))
         self.log.say(f"loader: {_named(*now)}; {reason}")
-        if begun not in (None, now):
-            self.log.say(f"loader: the run was begun with {_named(*begun)}; its pixels may differ by rounding")
+        if before not in (None, now):
+            self.log.say(f"loader: before, this run used {_named(*before)}; its pixels may differ by rounding")
         if said:
             self.log.say(f"precision: {said}")
         for text in (*self.real.said, *self.real.untested()):
             self.log.say(f"data: {text}")
-        self.log.event("start", recipe=self.recipe.name, sha256=self.recipe.sha256(), versions=versions())
+        settings = {"recipe": self.recipe.name, "sha256": self.recipe.sha256(), "command": self.command}
+        self.log.event("start", **settings, versions=versions())
+
+    def own_recipe(self) -> Recipe:
+        """The recipe of the run: what its images are made with, and the labels, students and scores that it was begun
+        with, whatever the settings of this launch are.
+        """
+        if (own := self._begun()) is None:
+            return self.recipe
+        own = settled(own, *fastest_arithmetic(self.device)[:2], self.recipe)
+        return remembered(self.recipe, own) if self._has_images() or makes_the_same(own, self.recipe) else self.recipe
 
     def _begun(self) -> Recipe | None:
         """The recipe that the run was begun with."""
@@ -154,7 +184,9 @@ class Run:
     def record(self) -> None:
         """Writes environment.json and recipe.toml; a recipe that a stage refuses must not replace what is there."""
         self._record_environment()
-        write_atomic(self.out / "recipe.toml", self.recipe.to_toml().encode())  # last: by it a run's folder is known
+        path, text = self.out / "recipe.toml", self.own_recipe().to_toml().encode()
+        if not path.exists() or path.read_bytes() != text:
+            write_atomic(path, text)  # last: by it a run's folder is known
 
     def _record_environment(self) -> None:
         loader, _ = choose(self.real.train, self.recipe.dataset, self.device)
@@ -162,7 +194,7 @@ class Run:
         where = {"device": str(self.device), "loader": loader, "decoder": decoder_of(loader), "data": data}
         write_json(self.out / "environment.json", versions() | where)
 
-    def _begun_with(self) -> tuple[str, str | None] | None:
+    def _loader_before(self) -> tuple[str, str | None] | None:
         """The loader and decoder of environment.json, if there is one that names them."""
         path = self.out / "environment.json"
         kept = read_checked(path, Environment) if path.is_file() else Environment()

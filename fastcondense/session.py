@@ -25,8 +25,9 @@ _HELPED = {"everything": "recover", "squeeze": "squeeze", "recover": "recover"}
 """Stages of which a second launch on the run takes its part, and that stage: the first does what only one may do."""
 
 
-def prepare(options: Options, *, is_worker: bool = False, is_silent: bool = False) -> Run:
-    """The run that the options name, which is checked; nothing is written. is_worker: it is one of several processes.
+def prepare(options: Options, *, is_worker: bool = False, is_silent: bool = False, typed: str = "") -> Run:
+    """The run that the options name, which is checked; nothing is written. is_worker: it is one of several processes;
+    typed: the command line that asks for it.
 
     Raises ValueError for a recipe or data that cannot be used.
     """
@@ -36,7 +37,7 @@ def prepare(options: Options, *, is_worker: bool = False, is_silent: bool = Fals
         device = distributed.join(device)
     check_folder(options.out)
     log = Log(is_silent=is_silent or distributed.rank() > 0)
-    run = Run(options.settings, options.out, options.data, device, log, options.track, options.mixed_versions)
+    run = Run(options.settings, options.out, options.data, device, log, options.track, options.mixed_versions, typed)
     run.check()
     return run
 

@@ -20,6 +20,7 @@ from .report import report
 from .run import Run
 from .sets.condensed import shard_path
 from .sets.loss_bands import read_loss_band
+from .sets.results import read_results
 from .squeeze.stage import squeeze
 from .students.curve import evaluate_sizes
 from .students.evaluate import evaluate as evaluate_set
@@ -100,6 +101,9 @@ def evaluate(run: Run) -> None:
     """Scores the students, or students of every size that `--ipc 1,2,5` names, and prints the table."""
     if not run.recipe.evaluate.sizes:
         run.log.console.print(report.honest_table(evaluate_set(run)))
+        results = read_results(run.out, run.own_recipe())
+        if len(results) > 1:
+            run.log.console.print(report.evaluations_table(results))
         return
     from .report import plots
 

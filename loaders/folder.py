@@ -106,7 +106,7 @@ def _rgb(image: Image.Image, has_more: bool) -> Image.Image:
         raise OSError(
             f"its pixels are {'integers of 32 bits' if image.mode == 'I' else 'floats'}: save it with 8 or 16"
         )
-    elif has_more and max(highest for _, highest in image.convert("RGB").getextrema()) < 16:  # the upper of two bytes
+    elif has_more and np.asarray(image.convert("RGB")).max(initial=0) < 16:  # the upper of two bytes
         raise OSError("it has 16 bits, but no value above 4095: is it an image of 8 or 12 bits?")
     if image.has_transparency_data:
         layer = image.convert("RGBA")

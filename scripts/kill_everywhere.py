@@ -222,6 +222,7 @@ def main() -> int:
             return 1
         shutil.move(work, base)
         (base / "RUN" / "result.json").unlink()
+        shutil.rmtree(base / "RUN" / "results")
         for name in options.commands or COMMANDS:
             found = campaign(name, empty if name == "run" else base, work, options.most, options.log)
             print(json.dumps(found), flush=True)

@@ -17,3 +17,18 @@ if not torch.cuda.is_available():
 from fastcondense import vision  # noqa: E402
 
 _ = vision.torchvision  # prepared for tests that import it themselves
+
+LONGEST = "launch_ends kernel_compile large_sets launch kills ffcv_loader methods docs ranks cli".split()
+"""Files whose tests take longest, the longest first."""
+
+
+def pytest_configure(config):
+    """Files are dealt out in their order, not by their number of tests, which says little of their time."""
+    if hasattr(config.option, "loadscopereorder"):
+        config.option.loadscopereorder = False
+
+
+def pytest_collection_modifyitems(items):
+    """Long files come first: no process is left with one at the end."""
+    places = {f"test_{name}.py": place for place, name in enumerate(LONGEST)}
+    items.sort(key=lambda item: places.get(item.path.name, len(places)))

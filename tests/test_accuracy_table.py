@@ -9,6 +9,7 @@ import pytest
 from accuracy import differences, is_reduced, page, table
 from add_run import add, line_of, main, read_lines
 
+from fastcondense.recipe.evaluation import PARTS
 from fastcondense.recipe.recipe import load
 
 DAY = 1_795_000_000  # 2026-11-18
@@ -27,6 +28,7 @@ def finished(folder, recipe_name, /, *, mean=50.04, std=0.26, time=DAY, **change
     result = {
         "recipe": made.name,
         "recipe_sha256": made.sha256(),
+        "settings": made.parts(*PARTS),
         "dataset": made.dataset.name,
         "method": made.method,
         "ipc": made.ipc,
@@ -100,12 +102,26 @@ def test_the_ipc_of_the_command_line_decides_the_cell(tmp_path):
 
 def test_results_of_other_recipes_are_refused(tmp_path, capsys):
     result = finished(tmp_path / "a", "rded/cifar10-ipc10")
-    (tmp_path / "a" / "recipe.toml").write_text(load("rded/cifar10-ipc50").to_toml())
+    (tmp_path / "a" / "recipe.toml").write_text(load("sre2l/cifar10-ipc10").to_toml())
     assert main([str(result)]) == 1
     assert "not a result of the recipe.toml beside it" in capsys.readouterr().err
     assert main([str(finished(tmp_path / "b", "rded/cifar10-ipc10", name="mine-ipc10"))]) == 1
     assert "there is no recipe 'mine-ipc10'" in capsys.readouterr().err
     assert main([str(tmp_path / "absent" / "result.json")]) == 1
+
+
+def test_any_evaluation_of_a_run_becomes_a_line(tmp_path):
+    """One with another student, whose settings recipe.toml does not hold; its seeds one by one are left out."""
+    other = finished(tmp_path / "other", "rded/cifar10-ipc10", train__student="zoo/convnet3", train__seeds=2)
+    own = finished(tmp_path / "run", "rded/cifar10-ipc10")
+    found = json.loads(other.read_text())
+    found["top1_last"]["seeds"] = [50.0, 50.08]
+    kept = own.parent / "results" / "zoo-convnet3-00000000.json"
+    kept.parent.mkdir()
+    kept.write_text(json.dumps(found))
+    line = line_of(kept)
+    assert (line["student"], line["seeds"], line["recipe_sha256"]) == ("zoo/convnet3", 2, found["recipe_sha256"])
+    assert line["settings"]["train.student"] == "zoo/convnet3" and line["top1_last"] == {"mean": 50.04, "std": 0.26}
 
 
 def test_a_run_replaces_its_own_line_alone(tmp_path):

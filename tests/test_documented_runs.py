@@ -32,6 +32,7 @@ BEFORE = {
     "verify RUN.zip": ["bundle RUN"],
     "train RUN.zip --data /data/imagenet": ["bundle RUN"],
     "verify RUN.zip --teachers DIR": ["bundle RUN --teachers reference"],
+    "compare RUN RUN.zip": ["bundle RUN"],
     "train RUN --labels.source stored --labels.stored DIR": ["export RUN --format fkd --out DIR"],
 }
 """What a page says before a command, in other words."""

@@ -55,11 +55,12 @@ REPLAY = {
     "classes": SHA,
     "teachers": {"zoo/convnet1": SHA},
 }
-SCORE = {"mean": 1.0, "std": 0.0}
+SCORE = {"mean": 1.0, "std": 0.0, "seeds": [1.0]}
 SCORES = dict.fromkeys(("top1_last", "top1_best", "top5_last"), SCORE)
 RESULT = SCORES | {
     "recipe": "r",
     "recipe_sha256": SHA,
+    "settings": {"ipc": 1, "labels": {}, "train": {}, "evaluate": {}},
     "dataset": "digits",
     "method": "sre2l",
     "ipc": 1,
@@ -84,7 +85,7 @@ MANIFEST = {
     "replay": REPLAY,
     "digests": [SHA, SHA],
     "fingerprint": {"tables": SHA, "pixels": [[0.1, 0.2]], "classes": [[0, 1]], "logits": [[1.0, 0.5]]},
-    "bundle": {"format": 2, "teachers": {}, "embedded": [], "result": RESULT},
+    "bundle": {"format": 3, "teachers": {}, "embedded": [], "recipe_sha256": SHA, "results": [RESULT]},
 }
 TREES = st.recursive(
     st.none() | st.booleans() | st.integers() | st.floats() | st.text(max_size=4) | st.just(SHA),
@@ -138,7 +139,7 @@ def test_every_field_of_another_type_is_named(tree, kind):
         value = tree
         for key in place:
             value = value[key]
-        if {"views", "recover", "format"} & set(place) - {place[-1]} or place == ("format",):
+        if {"views", "recover", "format", "settings"} & set(place) - {place[-1]} or place == ("format",):
             continue
         with pytest.raises(ValueError, match=r"^M is damaged: field "):
             checked(changed(tree, place, 3 if isinstance(value, str) else "x"), kind, "M")

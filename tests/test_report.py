@@ -2,6 +2,7 @@
 
 import io
 
+import numpy as np
 import pytest
 from rich.console import Console
 
@@ -59,3 +60,21 @@ def test_names_are_no_markup_of_tables_or_plots():
     Console(file=written, width=200).print(report.plain_table(name, ("a", name), [(name, "1")], caption=name))
     assert written.getvalue().count(name) == 4
     assert "$\\frac{$" in plots.dots([name], [([0.5], 0)], "share")
+
+
+def test_margins_are_students_t_of_paired_differences():
+    """The interval of five differences by the table's 2.776 (4 degrees of freedom), and scipy's paired test."""
+    from scipy.stats import ttest_rel
+
+    own, other = [51.0, 52.5, 50.0, 53.0, 52.0], [49.0, 51.0, 49.5, 50.0, 49.0]
+    differences = np.subtract(own, other)
+    half = 2.776 * differences.std(ddof=1) / np.sqrt(5)
+    mean, low, high = report.margin(own, other)
+    assert (mean, low, high) == pytest.approx((2.0, 2 - half, 2 + half), abs=1e-3)
+    interval = ttest_rel(own, other).confidence_interval(0.95)
+    assert (low, high) == pytest.approx((interval.low, interval.high))
+    assert report.margin_in_words(own, other) == f"+2.0 [{2 - half:+.1f}, {2 + half:+.1f}]"
+    assert report.margin_in_words([50.0, 60.0], [51.0, 57.0]) == "+1.0 [-24.4, +26.4], no difference"  # 12.706 * 2
+    assert (
+        report.margin_in_words([50.0], [52.25]) == "-2.2" and report.margin_in_words([5.0] * 2, [5.0] * 2)[:4] == "+0.0"
+    )

@@ -19,6 +19,7 @@ from fastcondense.data import datasets
 from fastcondense.files import read_json, write_json
 from fastcondense.networks import zoo
 from fastcondense.recipe import recipe
+from fastcondense.recipe.evaluation import sha256_with
 from fastcondense.report.diversity import diversity
 from fastcondense.report.embedding import embed, image_features
 from fastcondense.report.findings import LayerMeans, class_titles, read_findings
@@ -112,11 +113,15 @@ def test_a_second_report_has_the_same_bytes(finished):
 
 def test_small_images_are_shown_to_the_bit(finished):
     shown = [np.asarray(decoded(uri).convert("RGB")) for uri in page_of(finished).sources["images"]]
-    assert len(shown) == 20
+    assert len(shown) == 40  # a class: two condensed, two real
+    train = datasets.load(recipe.load(str(finished / "recipe.toml")).dataset, None).train
+    for label in range(10):
+        real = [image for image, own in zip(train.images, train.labels, strict=True) if own == label]
+        assert all(any(np.array_equal(tile, one) for one in real) for tile in shown[4 * label + 2 : 4 * label + 4])
     for job in range(4):
         shard, _ = read_tensors(finished / "condensed" / f"shard-{job:05d}.safetensors")
         for label, slot, image in zip(shard["classes"], shard["slots"], shard["images"], strict=True):
-            assert np.array_equal(shown[2 * label + slot], image.permute(1, 2, 0).numpy())
+            assert np.array_equal(shown[4 * label + slot], image.permute(1, 2, 0).numpy())
 
 
 def test_the_animation_and_the_strips_are_the_snapshots(finished):
@@ -127,13 +132,18 @@ def test_the_animation_and_the_strips_are_the_snapshots(finished):
     last = torch.cat([shard["images"] for shard in shards])[None]
     frames = torch.cat((kept, last)).permute(0, 1, 3, 4, 2).numpy()
     picture = decoded(moving)
-    assert picture.n_frames == 9 and picture.size == (17, 44) and decoded(still).size == (17, 44)
+    assert picture.n_frames == 9 and picture.size == (264, 5 * 148 + 20) and decoded(still).size == picture.size
+    texts = []
     for number in range(9):
         picture.seek(number)
-        pixels = np.asarray(picture.convert("RGB"))
+        pixels, drawn = np.asarray(picture.convert("RGB")), np.asarray(picture.convert("RGBA"))[..., 3]
         for k in range(10):
-            top, left = 9 * (k // 2), 9 * (k % 2)
-            assert np.array_equal(pixels[top : top + 8, left : left + 8], frames[number, k])
+            top, left = 148 * (k // 2), 136 * (k % 2)
+            tile = pixels[top : top + 128, left : left + 128]
+            assert np.array_equal(tile, frames[number, k].repeat(16, 0).repeat(16, 1))
+            assert drawn[top + 128 : top + 148, left : left + 128].any()  # its class
+        texts.append(drawn[-20:].tobytes())
+    assert len(set(texts)) == 9  # the iteration
     tiles = [np.asarray(decoded(uri).convert("RGB")) for uri in strips]
     for (k, number), tile in zip(itertools.product(range(10), range(9)), tiles, strict=True):
         assert np.array_equal(tile, frames[number, k])
@@ -248,9 +258,10 @@ def test_photographs_are_reduced_and_small():
     noise = torch.randint(0, 256, (3, 224, 224), dtype=torch.uint8, generator=torch.Generator().manual_seed(0))
     picture = decoded(thumbnail(noise))
     assert picture.size == (88, 88) and len(thumbnail(noise)) < 10_000
-    moving, still, size = animation([noise[None, :, :64, :64].expand(3, -1, -1, -1)] * 2, columns=2)
-    assert size == (2 * 64 + 4, 2 * 64 + 4) and decoded(moving).size == size and decoded(still).size == size
-    assert np.asarray(decoded(still).convert("RGBA"))[100, 100, 3] == 0  # the fourth place is empty
+    frames = [noise[None, :, :64, :64].expand(3, -1, -1, -1)] * 2
+    moving, still, size = animation(frames, 2, ["a", "b" * 99, ""], ["first", "second"])
+    assert size == (2 * 128 + 8, 2 * 148 + 20) and decoded(moving).size == size and decoded(still).size == size
+    assert np.asarray(decoded(still).convert("RGBA"))[200, 200, 3] == 0  # the fourth place is empty
 
 
 def test_nothing_is_made_for_a_report(tmp_path):
@@ -295,12 +306,12 @@ def changed(finished, tmp_path):
 
 def test_an_unfinished_run_shows_what_there_is(changed):
     (changed / "condensed" / "shard-00001.safetensors").unlink()
-    (changed / "result.json").unlink()
+    shutil.rmtree(changed / "results")
     shutil.rmtree(next(changed.glob("students/*/random_soft")))
     assert fastcondense("inspect", changed, *FAST) == 0
     page = page_of(changed)
     assert "3 of 4 jobs are finished: 15 images of 20" in page.text("")
-    assert len(page.sources["images"]) == 15 and len(page.sources["forming"]) == 2 + 5 * 9
+    assert len(page.sources["images"]) == 15 + 15 and len(page.sources["forming"]) == 2 + 5 * 9
     assert "Not all students are trained yet: random real, soft labels." in page.text("accuracy")
     assert "not scored yet" in page.text("accuracy") and "Mean over 3 jobs" in page.text("losses")
 
@@ -319,7 +330,9 @@ def test_a_run_of_before_is_shown_without_what_it_did_not_keep(changed):
 
 
 def test_other_scores_are_shown_if_there_are_any(changed):
-    scores = {"1": {"mean": 31.0, "std": 1.0}, "2": {"mean": 45.5, "std": 2.0}}
+    scores = {
+        size: {"mean": mean, "std": std, "seeds": [mean]} for size, mean, std in (("1", 31.0, 1.0), ("2", 45.5, 2.0))
+    }
     write_json(
         changed / "curve.json",
         {"student": "s", "epochs": 3, "sizes": [1, 2], "top1_last": {"nested": scores, "random_soft": scores}},
@@ -330,12 +343,16 @@ def test_other_scores_are_shown_if_there_are_any(changed):
     write_json(
         changed / "ranking.json", {"scores": {f"top1_{e}": dict.fromkeys(keys, ranked) for e in ("last", "best")}}
     )
-    write_json(changed / "result.json", read_json(changed / "result.json") | {"recipe_sha256": "5eed" * 16})
+    (own,), made = changed.glob("results/*.json"), recipe.load(str(changed / "recipe.toml"))
+    result = read_json(own)
+    settings = result["settings"] | {"train": result["settings"]["train"] | {"lr": 0.5}}
+    sha256 = sha256_with(made, settings)
+    write_json(own, result | {"recipe_sha256": sha256, "settings": settings})
     assert fastcondense("inspect", changed, *FAST) == 0
     text = page_of(changed).text("accuracy")
     assert "At every size" in text and "this set random real, soft labels" in text
     assert "DD-Ranking score last best" in text and "label-robust score 0.234 0.234" in text
-    assert "with settings 5eed5eed5eed, not of those above" in text
+    assert f"with settings {sha256[:12]}, not of those above" in text
     assert "evaluate with other settings" in page_of(changed).text("")
 
 

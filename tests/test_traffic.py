@@ -237,10 +237,23 @@ def test_passes_over_a_layer(monkeypatch: pytest.MonkeyPatch) -> None:
     assert (hooks.syncs, fused.syncs, fused_edc.syncs) == (1, 0, 0)
 
 
+def test_what_the_host_waits_for_and_what_it_sends_is_counted() -> None:
+    meter = Meter()
+    with metered(meter):
+        x = torch.zeros(3) + torch.arange(3)
+        assert (meter.syncs, meter.uploads) == (0, 0)
+        x += torch.tensor([1.0, 2.0, 3.0])
+        assert (meter.syncs, meter.uploads) == (0, 1)
+        float(x[0])
+    assert (meter.syncs, meter.uploads) == (1, 1)
+
+
 def test_a_step_of_edc_takes_patches_of_one_size_together() -> None:
-    assert len(ours("torchvision/resnet18", Objective("edc"), 64, 2).records) <= 320
+    meter = ours("torchvision/resnet18", Objective("edc"), 64, 2)
+    assert len(meter.records) <= 320 and (meter.syncs, meter.uploads) == (0, 0)
 
 
 def test_a_step_of_sre2l_launches_nothing_for_gradients_that_are_none() -> None:
     meter = ours("torchvision/resnet18", Objective("sre2l"), 64, 2)
+    assert (meter.syncs, meter.uploads) == (0, 0)
     assert len(meter.records) <= 160 and "zeros_like" not in {record.name for record in meter.records}

@@ -113,6 +113,11 @@ def kept_batch_size(out: Path, recipe: Recipe) -> int:
             return size
     if not kept.exists():
         return 0
-    before, parts = from_toml(read_file(kept), str(kept)), recipe.recover_parts()
-    is_same = with_batch_size(before, 0).sha256(*parts) == with_batch_size(recipe, 0).sha256(*parts)
-    return before.recover.batch_size if is_same else 0
+    before = from_toml(read_file(kept), str(kept))
+    return before.recover.batch_size if makes_the_same(before, recipe) else 0
+
+
+def makes_the_same(one: Recipe, other: Recipe) -> bool:
+    """Whether two recipes make the same images, but for a recover.batch_size that is still to be chosen."""
+    parts = other.recover_parts()
+    return with_batch_size(one, 0).sha256(*parts) == with_batch_size(other, 0).sha256(*parts)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Literal
@@ -71,8 +72,8 @@ def export(options: ExportOptions, log: Log) -> None:
         if options.format == "folder":
             _write_folder(condensed, folder, options.jpeg, options.numbers)
         elif options.format == "parquet":
-            inside = contents.result
-            _write_parquet(settings, condensed, folder, options.jpeg, inside, contents.manifest.get("origin"))
+            of_these = [result for result in contents.results if result["ipc"] == condensed.ipc]
+            _write_parquet(settings, condensed, folder, options.jpeg, of_these, contents.manifest.get("origin"))
         elif options.format == "tensors":
             write_image_tensors(condensed, folder, settings.dataset)
         else:
@@ -112,14 +113,12 @@ def _write_parquet(
     condensed: CondensedSet,
     folder: Path,
     jpeg: int,
-    result: Result | None,
+    results: Sequence[Result],
     origin: Origin | None,
 ) -> None:
     paths = write_rows(condensed, folder, jpeg)
-    if result is not None and (result["recipe_sha256"], result["ipc"]) != (settings.sha256(), condensed.ipc):
-        result = None  # of other images
     encoding = f"JPEG of quality {jpeg}" if jpeg else "lossless PNG"
-    card = dataset_card(settings, condensed, sum(path.stat().st_size for path in paths), encoding, result, origin)
+    card = dataset_card(settings, condensed, sum(path.stat().st_size for path in paths), encoding, results, origin)
     (folder / "README.md").write_text(card, encoding="utf-8", errors="replace")
 
 

@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import dataclasses
+import itertools
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
@@ -11,7 +13,7 @@ from huggingface_hub import DatasetCardData
 
 from ..recipe.recipe import Recipe
 from ..records import Origin, Result
-from ..report.report import score_rows
+from ..report.report import MARGIN, SCORE_HEAD, score_rows
 from ..sets.condensed import CondensedSet
 from ..words import bytes_in_words
 
@@ -23,13 +25,12 @@ def dataset_card(
     condensed: CondensedSet,
     num_bytes: int,
     encoding: str,
-    result: Result | None,
+    results: Sequence[Result],
     origin: Origin | None,
 ) -> str:
     """README.md of the data set: Hugging Face's YAML header, then Markdown.
 
-    num_bytes: of the images as exported; result: the run's result.json, if it is of this recipe and these images;
-    origin: where imported images come from.
+    num_bytes: of the images as exported; results: evaluations of these images; origin: where imported ones come from.
     """
     count, size = condensed.num_images, condensed.shape[-1]
     method = "imported" if origin else recipe.method
@@ -57,7 +58,7 @@ def dataset_card(
         "",
         f"Rows are in class order. Images: {bytes_in_words(num_bytes)}. No labels are stored but the classes.",
         "",
-        *_scores(result),
+        *(itertools.chain.from_iterable(map(_scores, results)) if results else ["Not evaluated.", ""]),
         "## Recipe",
         "",
         f"sha256 {recipe.sha256()}",
@@ -70,18 +71,16 @@ def dataset_card(
     return "\n".join(lines)
 
 
-def _scores(result: Result | None) -> list[str]:
-    if result is None:
-        return ["Not evaluated.", ""]
+def _scores(result: Result) -> list[str]:
     seeds = f"{result['seeds']} seed{'s' * (result['seeds'] > 1)}"
     return [
         f"## Scores of {result['student']}",
         "",
         f"{result['epochs']} epochs, {seeds}, top-1 and top-5 in % of {result['test_images']} test images; best is "
-        "chosen on the test images.",
+        f"chosen on the test images. {MARGIN[0].upper()}{MARGIN[1:]}.",
         "",
-        "| trained on | top-1 last | top-1 best | top-5 last |",
-        "| --- | --- | --- | --- |",
+        f"| {' | '.join(SCORE_HEAD)} |",
+        f"|{' --- |' * len(SCORE_HEAD)}",
         *(f"| {' | '.join(row)} |" for row in score_rows(result)),
         "",
         f"Teachers, which give the soft labels: {', '.join(result['teachers'])}; "

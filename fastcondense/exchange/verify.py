@@ -22,6 +22,7 @@ from ..log import Log
 from ..networks import zoo
 from ..records import Network, TeacherMetadata, checked
 from ..sets.bundle import Contents, first_wrong_class, needed_teachers, read_bundle, read_run, write_bundle
+from ..sets.results import is_of
 from ..sets.sealed_zip import is_bundle, is_sealed, read_seal
 from ..teachers.kept import read_statistics, read_teacher, rebuild, teacher_path
 from ..teachers.teacher import Teacher
@@ -93,7 +94,10 @@ def check(contents: Contents, folder: Path | None, device: torch.device) -> Verd
         return Verdict("mismatch", f"the images of class {wrong!r} are not those that were labelled")
     if hashlib.sha256(json.dumps(condensed.classes).encode()).hexdigest() != replay["classes"]:
         return Verdict("mismatch", "the classes are in another order than when they were labelled")
-    if contents.result is not None and contents.result["recipe_sha256"] != recipe.sha256():
+    inside = contents.manifest.get("bundle")
+    if inside is not None and inside["recipe_sha256"] != recipe.sha256():
+        return Verdict("mismatch", "its recipe is not the one that it was bundled with")
+    if not all(is_of(result, recipe) for result in contents.results):
         return Verdict("mismatch", "its scores are those of another recipe")
     if tuple(replay["teachers"]) != needed_teachers(recipe):
         return Verdict("mismatch", "the teachers of the recipe are not those that the set was labelled by")

@@ -10,6 +10,7 @@ from typing import Any
 
 from ..data.real import Normalization
 from ..files import write_json
+from ..recipe.evaluation import label_parts
 from ..recipe.recipe import Recipe
 from ..records import Replay, read_manifest
 from ..recover.formation import shown
@@ -31,10 +32,16 @@ TRANSFORM = "window of uint8 pixels, bilinear and antialiased in float32, flip, 
 def relabel(run: Run) -> Replay:
     """Writes what replays the labels into the manifest, and a fingerprint that tells whether another machine does.
 
-    With labels.source stored, the labels are written too. Returns the replay specification.
+    A set is replayed, bundled and verified with the labels of its run's own recipe: with other settings the manifest
+    stays. With labels.source stored, the labels are written too. Returns the replay specification.
     """
-    teachers, condensed = labelling_teachers(run), condensed_set(run)
-    replay, path = specification(run.recipe, condensed, teachers), run.out / "condensed" / "manifest.json"
+    own, teachers, condensed = run.own_recipe(), labelling_teachers(run), condensed_set(run)
+    replay, path = specification(own, condensed, teachers), run.out / "condensed" / "manifest.json"
+    if label_parts(own) != label_parts(run.recipe):
+        run.log.say("relabel: these are not the labels of the run's own recipe.toml; what replays those stays as it is")
+        if run.recipe.labels.source == "stored":
+            store_labels(run, condensed, teachers)
+        return specification(run.recipe, condensed, teachers)
     if run.recipe.needs_no_teacher:
         write_json(path, {**read_manifest(path), "replay": replay, "digests": digests(condensed)})
         run.log.say("relabel: labels are the classes; no teacher is asked")

@@ -29,7 +29,8 @@ from .. import trust
 from ..data.real import split_batches
 from ..files import check_room, first_difference, write_json
 from ..loaders.reading import naming
-from ..recipe.recipe import Recipe
+from ..recipe.evaluation import label_parts
+from ..recipe.recipe import Recipe, sha256_of
 from ..recipe.settings import Train
 from ..records import StoredEpochs, read_checked
 from ..run import Run
@@ -47,9 +48,12 @@ Shapes = Mapping[str, tuple[tuple[int, ...], Any]]
 
 
 def stored_folder(run: Run) -> Path:
-    """labels.stored, or labels/ in the run's folder."""
-    stored = run.recipe.labels.stored
-    return trust.path(stored, "labels.stored") if stored else run.out / "labels"
+    """labels.stored, or labels/ in the run's folder; those of other settings than its own have folders in that."""
+    stored, parts = run.recipe.labels.stored, label_parts(run.recipe)
+    if stored:
+        return trust.path(stored, "labels.stored")
+    is_own = parts == label_parts(run.own_recipe())
+    return run.out / "labels" if is_own else run.out / "labels" / sha256_of(parts)[:8]
 
 
 def stored_bytes(run: Run) -> int:

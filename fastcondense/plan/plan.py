@@ -188,7 +188,7 @@ class Plan:
         hard = timing([])
         one = wall = 0.0
         for arm in arms:
-            made = soft if soft is not None and arm in ("condensed", "random_soft") else hard
+            made = soft if soft is not None and (arm == "condensed" or arm.endswith("_soft")) else hard
             count, epochs, at_once = views, train.epochs, batch
             if arm == "full":
                 count, epochs = size.num_train, recipe.evaluate.full_epochs or recipe.squeeze.epochs

@@ -17,6 +17,7 @@ import json
 import re
 import types
 import typing
+from collections.abc import Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Annotated, Any, Literal
@@ -164,7 +165,7 @@ class Recipe:
 
     def sha256(self, *names: str) -> str:
         """Hash of `parts`: equal hashes, equal settings."""
-        return hashlib.sha256(json.dumps(self.parts(*names), sort_keys=True).encode()).hexdigest()
+        return sha256_of(self.parts(*names))
 
     def to_toml(self) -> str:
         """The recipe as TOML, every field written out; `from_toml` reads it back."""
@@ -177,9 +178,10 @@ class Recipe:
         has_groups = recover.slots_per_job != 1 or recover.objective == "features"
         return (*SQUEEZE_PARTS, "method", "recover", *(["ipc"] if is_ranked or has_groups else []))
 
-    def train_parts(self) -> tuple[str, ...]:
-        """The parts that decide the students."""
-        return tuple(dict.fromkeys((*self.recover_parts(), "ipc", "labels", "train")))
+
+def sha256_of(parts: Mapping[str, Any]) -> str:
+    """Hash of a tree of settings, whatever the order of its keys."""
+    return hashlib.sha256(json.dumps(parts, sort_keys=True).encode()).hexdigest()
 
 
 # The parts that decide the teachers: a finished stage is reused by any recipe that agrees in what decides it.

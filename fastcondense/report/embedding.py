@@ -9,11 +9,10 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from ..data.real import squares
-from ..rng import Stream
 from ..run import Run
 from ..teachers.cut import penultimate
 from ..teachers.teacher import Teacher
+from .findings import real_images
 
 REAL_IMAGES = 30
 """Real images a class that are embedded beside the condensed ones."""
@@ -45,16 +44,8 @@ def image_features(run: Run, teacher: Teacher, images: Mapping[tuple[int, int], 
     for label in sorted({label for label, _ in images}):
         mine = torch.stack([image for (other, _), image in sorted(images.items()) if other == label])
         condensed[label] = of(mine)
-        real[label] = of(_real(run, label, max(REAL_IMAGES, len(mine))))
+        real[label] = of(real_images(run, label, max(REAL_IMAGES, len(mine))))
     return ImageFeatures(condensed, real, layer)
-
-
-def _real(run: Run, label: int, count: int) -> Tensor:
-    """Up to so many random training images of a class that can be read: uint8 [n, 3, S, S]."""
-    members = np.flatnonzero(run.real.train.labels == label)
-    order = members[Stream(run.recipe.seed, "report/real").permutation(len(members), label)]
-    pixels, _ = squares(run.real.train.take(order[:count]), run.recipe.dataset, run.device)
-    return pixels
 
 
 def embed(features: np.ndarray, seed: int) -> np.ndarray | None:

@@ -2,31 +2,42 @@
 
 from __future__ import annotations
 
+import copy
 import datetime
 import re
 from collections.abc import Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 
+import numpy as np
 import torch
 from torch import Tensor
 
 from .. import vision
+from ..data.real import squares
 from ..log import read_events
-from ..records import Environment, Kind, Origin, RankedScores, Replay, Result, SizeCurve, read_checked, read_manifest
+from ..recipe.evaluation import PARTS, with_evaluation
+from ..records import Environment, Kind, Origin, Replay, Result, read_checked, read_manifest
 from ..recover.stage import made_jobs
+from ..rng import Stream
 from ..run import Run
 from ..sets.condensed import read_present, read_record, shard_path
 from ..sets.imported import read_origin
 from ..sets.loss_bands import LossBand, read_loss_band
 from ..sets.record import LayerLosses, Snapshots
-from ..students.students import Student, arms, read_student, student_folder
+from ..sets.results import read_results
+from ..student_records import RankedScores, SizeCurve
+from ..students.students import CONDENSED, Arm, Student, arms, read_student, student_folder
 from ..teachers.kept import read_teacher, teacher_path
 from ..tensor_files import read_metadata
 from . import plots
+from .html import short
+from .report import changes_in_words
 
 CLASSES, SLOTS = 20, 20
 """The first classes and slots, whose images are read."""
+REAL = 5
+"""Real images a class that are shown."""
 
 
 @dataclass(frozen=True)
@@ -67,18 +78,29 @@ class Findings:
     replay: Replay | None
     origin: Origin | None
     """Where the images are imported from, if they are."""
+    real: dict[int, Tensor]
+    """Random training images of the classes that `images` shows, uint8 [n, 3, S, S]."""
+    commands: list[str]
+    """What launches were started with, but for reports; each once, the first first."""
     students: dict[str, list[Student]]
-    """Finished ones of each arm."""
-    result: Result | None
-    """The scores that evaluate has written, as the other two, if it has run."""
+    """Finished ones of each arm, as the run's own recipe trains them."""
+    others: dict[str, list[Student]]
+    """Those on the condensed images that were trained and evaluated with other settings, by these in words."""
+    results: list[Result]
+    """All evaluations of the images; the run's own, if there is one, comes first."""
     sizes: SizeCurve | None
     ranking: RankedScores | None
     hours: dict[str, tuple[float, str]] = field(default_factory=dict)
     """The cost of each stage in all launches, as the log tells: workers times hours, and what these are called."""
 
     @property
+    def result(self) -> Result | None:
+        """The run's own evaluation, or another if that is missing."""
+        return self.results[0] if self.results else None
+
+    @property
     def has_other_scores(self) -> bool:
-        """Whether the result is that of other settings than the run has now."""
+        """Whether the result is that of other settings than the run's own."""
         return self.result is not None and self.result["recipe_sha256"] != self.run.recipe.sha256()
 
 
@@ -93,13 +115,7 @@ def read_findings(run: Run) -> Findings:
         record = read_record(folder, job.index)
         means.add(record.layers)
         snapshots += [record.snapshots] if record.snapshots is not None else []
-    numbers = range(recipe.train.seeds)
-    students = {
-        arm.name: [
-            read_student(run, arm, n) for n in numbers if (student_folder(run, arm, n) / "student.json").exists()
-        ]
-        for arm in arms(run)
-    }
+    students, results = {arm.name: _finished(run, arm) for arm in arms(run)}, read_results(run.out, recipe)
     return Findings(
         run=run,
         titles=class_titles(classes),
@@ -118,13 +134,48 @@ def read_findings(run: Run) -> Findings:
         recover_seconds=sum(float(read_metadata(path).get("seconds", 0)) for path in paths),
         shard_bytes=sum(path.stat().st_size for path in paths),
         replay=read_manifest(manifest).get("replay") if (manifest := folder / "manifest.json").exists() else None,
+        real={label: real_images(run, label, REAL) for label in sorted({label for label, _ in images})},
+        commands=commands_of(run.out / "log.jsonl"),
         students=students,
+        others={} if not results else _others(run, results),
         origin=read_origin(folder),
-        result=_optional(run.out / "result.json", Result),
+        results=results,
         sizes=_optional(run.out / "curve.json", SizeCurve),
         ranking=_optional(run.out / "ranking.json", RankedScores),
         hours=hours_of(run.out / "log.jsonl"),
     )
+
+
+def _finished(run: Run, arm: Arm) -> list[Student]:
+    numbers = range(run.recipe.train.seeds)
+    return [read_student(run, arm, n) for n in numbers if (student_folder(run, arm, n) / "student.json").exists()]
+
+
+def _others(run: Run, results: Sequence[Result]) -> dict[str, list[Student]]:
+    """Students of the evaluations that are not the run's own, which the files of foreign ones may lack."""
+    found: dict[str, list[Student]] = {}
+    for result in results:
+        if result["recipe_sha256"] == run.recipe.sha256():
+            continue
+        changes = changes_in_words(result["settings"], run.recipe.parts(*PARTS))
+        name = f"{short(result['student'])}, {result['epochs']} epochs" + f", {changes}" * bool(changes)
+        other = copy.copy(run)
+        other.recipe = with_evaluation(run.recipe, result["settings"])
+        found[name] = [*found.get(name, []), *_finished(other, CONDENSED)]
+    return {name: some for name, some in found.items() if some}
+
+
+def real_images(run: Run, label: int, count: int) -> Tensor:
+    """Up to so many random training images of a class that can be read: uint8 [n, 3, S, S]."""
+    members = np.flatnonzero(run.real.train.labels == label)
+    order = members[Stream(run.recipe.seed, "report/real").permutation(len(members), label)]
+    return squares(run.real.train.take(order[:count]), run.recipe.dataset, run.device)[0]
+
+
+def commands_of(log: Path) -> list[str]:
+    """Commands of the launches that a log tells of, but for those that only look."""
+    typed = (entry["command"] for entry in read_events(log, ("start",)))
+    return list(dict.fromkeys(text for text in typed if text and not text.startswith("fastcondense inspect ")))
 
 
 def _optional(path: Path, kind: type[Kind]) -> Kind | None:

@@ -3,11 +3,13 @@
 from __future__ import annotations
 
 from collections.abc import Iterable, Mapping, Sequence
+from pathlib import Path
 
 from markupsafe import Markup as Html
 from markupsafe import escape
 
 __all__ = ["Html", "escape"]
+_POLICY = "default-src 'none'; img-src data:; style-src 'unsafe-inline'"
 
 
 def join(parts: Iterable[object]) -> Html:
@@ -52,15 +54,18 @@ def legend(names: Mapping[str, str]) -> Html:
 
 
 def table(head: Sequence[object], rows: Iterable[Sequence[object]], num_text: int = 1) -> Html:
-    """A table that scrolls sideways where it does not fit; all but the first `num_text` columns are numbers."""
+    """A table; all but the first `num_text` columns are numbers. On a phone a row is a block, and each of its cells a
+    line that begins with the column's name.
+    """
 
     def cells(name: str, row: Sequence[object]) -> Html:
-        kinds = [{} if k < num_text else {"class_": "number"} for k in range(len(row))]
+        kinds: list[dict[str, object]] = [{} if k < num_text else {"class_": "number"} for k in range(len(row))]
+        if name == "td":
+            kinds = [kind | {"data_name": column} for kind, column in zip(kinds, head, strict=True)]
         return tag("tr", *(tag(name, cell, **kind) for cell, kind in zip(row, kinds, strict=True)))
 
     body = [cells("td", row) for row in rows]
-    inside = tag("table", tag("thead", cells("th", head)), tag("tbody", *body))
-    return tag("div", inside, class_="scroll")
+    return tag("div", tag("table", tag("thead", cells("th", head)), tag("tbody", *body)), class_="scroll")
 
 
 def facts(pairs: Iterable[tuple[str, object]]) -> Html:
@@ -76,6 +81,19 @@ def details(summary: str, content: object) -> Html:
 def bar(share: float, color: str) -> Html:
     """A horizontal bar, `share` of its cell wide."""
     return Html(f'<span class="bar"><i style="width:{100 * share:.1f}%;background:{color}"></i></span>')
+
+
+def document(title: str, *body: object) -> str:
+    """A whole page: it may show what is inside it and ask for nothing."""
+    head = [
+        Html('<meta charset="utf-8">'),
+        Html('<meta name="viewport" content="width=device-width, initial-scale=1">'),
+        Html('<meta name="color-scheme" content="light dark">'),
+        Html(f'<meta http-equiv="Content-Security-Policy" content="{_POLICY}">'),
+        tag("title", title),
+        tag("style", Html((Path(__file__).parent / "report.css").read_text())),
+    ]
+    return f'<!doctype html>\n<html lang="en">{tag("head", *head)}\n{tag("body", *body)}</html>\n'
 
 
 def section(name: str, title: str, *content: object) -> Html:

@@ -34,9 +34,11 @@ def images(found: Findings) -> Html:
         slots = sorted(slot for other, slot in found.images if other == label and slot < SLOTS)
         title = found.titles[label]
         tiles = [image(thumbnail(found.images[label, slot]), f"{title}, image {slot}") for slot in slots]
-        rows.append(tag("div", tag("h3", title), tag("div", *tiles, class_="tiles"), class_="row"))
+        real = [image(thumbnail(one), f"{title}, real") for one in found.real[label][: len(slots)]]
+        both = tag("div", tag("div", *tiles, class_="tiles"), tag("div", *real, class_="tiles real"))
+        rows.append(tag("div", tag("h3", title), both, class_="row"))
     size, left_out = recipe.dataset.image_size, len(found.titles) - len(labels)
-    parts = [f"{min(SLOTS, recipe.ipc)} of {recipe.ipc} images a class"]
+    parts = [f"{min(SLOTS, recipe.ipc)} of {recipe.ipc} images a class, and below them, framed, random real ones"]
     if left_out:
         parts.append(f"{len(labels)} of {len(found.titles)} classes; {left_out} classes are not shown")
     if size > THUMBNAIL:
@@ -68,13 +70,14 @@ def forming(found: Findings) -> Html:
         *snapshots.images[:, columns],
         shrunk(torch.stack([last[label] for label in labels]).float(), side).round().byte(),
     ]
-    moving, still, (width, height) = animation(frames, columns=min(2, len(labels)))
+    moments = [*snapshots.iterations.tolist(), found.run.recipe.recover.iterations]
+    names, captions = [found.titles[label] for label in labels], [f"iteration {moment}" for moment in moments]
+    moving, still, (width, height) = animation(frames, min(2, len(labels)), names, captions)
     picture = Html(
         f'<picture><source media="(prefers-reduced-motion: reduce)" srcset="{still}">'
-        f'<img class="forming {_grid(side)}" src="{moving}" width="{width}" height="{height}" '
+        f'<img class="forming" src="{moving}" width="{width}" height="{height}" '
         f'alt="the first images of {len(labels)} classes while they are optimised"></picture>'
     )
-    moments = [*snapshots.iterations.tolist(), found.run.recipe.recover.iterations]
     cells = [tag("span"), *(tag("span", str(moment), class_="moment") for moment in moments)]
     for row, label in enumerate(labels):
         cells.append(tag("span", found.titles[label], class_="name"))

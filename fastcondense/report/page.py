@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import copy
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
@@ -13,9 +14,8 @@ from ..words import bytes_in_words
 from . import looks, scores
 from .embedding import ImageFeatures, image_features
 from .findings import Findings, read_findings
-from .html import Html, counted, details, facts, join, short, table, tag
+from .html import Html, counted, details, document, facts, join, short, table, tag
 
-_POLICY = "default-src 'none'; img-src data:; style-src 'unsafe-inline'"
 _SECTIONS = {
     "images": "Images",
     "forming": "Forming",
@@ -28,7 +28,9 @@ _SECTIONS = {
 
 
 def write_report(run: Run) -> Path:
-    """Writes report.html of what the run has made so far; nothing is made for it."""
+    """Writes report.html of what the run, by its own recipe, has made so far; nothing is made for it."""
+    settings, run = run.own_recipe(), copy.copy(run)
+    run.recipe = settings
     found = read_findings(run)
     path = run.out / "report.html"
     write_atomic(path, page(found, _features(found)).encode(errors="replace"))
@@ -46,7 +48,6 @@ def _features(found: Findings) -> ImageFeatures | None:
 def page(found: Findings, seen: ImageFeatures | None) -> str:
     """The whole page."""
     recipe = found.run.recipe
-    style = (Path(__file__).parent / "report.css").read_text()
     links = [tag("a", name, href=f"#{key}") for key, name in _SECTIONS.items()]
     body = [
         _header(found),
@@ -63,21 +64,14 @@ def page(found: Findings, seen: ImageFeatures | None) -> str:
         ),
         tag("footer", "Made by fastcondense inspect. The page holds all that it shows and asks for nothing."),
     ]
-    head = [
-        Html('<meta charset="utf-8">'),
-        Html('<meta name="viewport" content="width=device-width, initial-scale=1">'),
-        Html('<meta name="color-scheme" content="light dark">'),
-        Html(f'<meta http-equiv="Content-Security-Policy" content="{_POLICY}">'),
-        tag("title", f"{recipe.name}, fastcondense"),
-        tag("style", Html(style)),
-    ]
-    return f'<!doctype html>\n<html lang="en">{tag("head", *head)}\n{tag("body", *body)}</html>\n'
+    return document(f"{recipe.name}, fastcondense", *body)
 
 
 def _header(found: Findings) -> Html:
     recipe = found.run.recipe
     versions: Mapping[str, Any] = found.result["versions"] if found.result else found.environment
-    device = versions.get("gpu", found.environment.get("device", "unknown"))
+    is_gpu = str(found.environment.get("device", "")).startswith("cuda")
+    device = versions.get("gpu" if is_gpu else "cpu", found.environment.get("device", "unknown"))
     packages = ("fastcondense", "torch", "torchvision", "timm", "triton", "numpy", "python")
     details_of_run = [
         ("method", recipe.method),
@@ -88,7 +82,9 @@ def _header(found: Findings) -> Html:
         ("seeds", ", ".join(str(recipe.seed + number) for number in range(recipe.train.seeds))),
         ("made", found.dates or "nothing yet"),
         *([("imported from", found.origin["path"])] if found.origin else []),
-        ("device", device),
+        ("CPU or GPU", device),
+        *([("commit", tag("code", versions["commit"]))] if "commit" in versions else []),
+        ("data path", tag("code", str(found.environment.get("data") or "none: it comes with a package"))),
         ("versions", ", ".join(f"{name} {versions[name]}" for name in packages if name in versions)),
     ]
     return tag(
@@ -99,8 +95,20 @@ def _header(found: Findings) -> Html:
         _stages(found),
         facts(details_of_run),
         _teachers(found),
+        _commands(found),
         details("The whole recipe", tag("pre", recipe.to_toml())),
     )
+
+
+def _commands(found: Findings) -> Html:
+    """What was typed: the first command, and all others on demand."""
+    if not found.commands:
+        return join([])
+    first, *others = found.commands
+    parts = [tag("p", tag("code", first), class_="note")]
+    if others:
+        parts.append(details(f"{len(others)} more commands", tag("pre", "\n".join(others))))
+    return join(parts)
 
 
 def _summary(found: Findings) -> str:

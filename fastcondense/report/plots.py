@@ -149,7 +149,7 @@ def _draw_sizes(axis: Any, curves: Curves, colors: Sequence[str]) -> None:
 def dots(names: Sequence[str], columns: Sequence[tuple[Sequence[float], int]], label: str) -> Html:
     """A row a class and a dot a column, joined by a line; columns: values and the number of their colour.
 
-    Per cent are shown from 0 to 100.
+    The axis spans the values, and at least ten per cent.
     """
     rows = np.arange(len(names))
     values = np.array([column for column, _ in columns], dtype=float)
@@ -164,7 +164,9 @@ def dots(names: Sequence[str], columns: Sequence[tuple[Sequence[float], int]], l
         axis.grid(axis="y", visible=False)
         axis.set(xlabel=label, ylim=(len(names) - 0.5, -0.5))
         if label.endswith("%"):
-            axis.set_xlim(-3, 103)
+            low, high = np.nanmin(values), np.nanmax(values)
+            margin = max(0.05 * (high - low), 5 - (high - low) / 2)
+            axis.set_xlim(max(low - margin, -1), min(high + margin, 101))
         axis.spines["left"].set_visible(False)
         return _svg(figure, f"{label} by class")
 

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import math
+import statistics
 from collections.abc import Iterable, Mapping, Sequence
 from typing import Any
 
@@ -15,9 +17,11 @@ ARMS = {
     "random_hard": "random real, hard labels",
     "herding_soft": "real by herding, soft labels",
     "herding_hard": "real by herding, hard labels",
+    "full_soft": "all real images, soft labels, as many views",
     "full": "all real images, hard labels",
 }
 _IMAGES = {"condensed": "condensed", "random": "random real", "herding": "real by herding", "full": "all real images"}
+_SHORT = {"full": "all real"}
 _VIEWS = {"recipe": "", "plain": ", whole images"}
 SIZE_NAMES = {
     "nested": "this set",
@@ -31,16 +35,24 @@ RANKING_SCORES = (
     ("label_robust_score", "label-robust score", 3),
     ("augmentation_robust_score", "augmentation-robust score", 3),
 )
+_IN_COLUMNS = ("train.student", "train.epochs", "train.seeds", "ipc", "evaluate.baselines")
+_MOST_CHANGES = 4
+_TEXT = ("known from", "other settings")
+SCORE_HEAD = ("trained on", "top-1 last", "top-1 best", "top-5 last", "condensed minus it")
+MARGIN = (
+    "condensed minus it: points of top-1 of the last epoch, paired by seed, with the 95 % interval of Student's t from "
+    "two seeds on; no difference: it holds 0"
+)
 Rows = list[list[str]]
 
 
 def plain_table(title: str, head: Sequence[str], *parts: Iterable[Sequence[str]], caption: str = "") -> Table:
     """A table for the terminal with a line between its parts; no text in it is markup. Columns after the first are
-    numbers, but for "known from".
+    numbers, but for some.
     """
     table = Table(title=Text(title), caption=Text(caption), title_justify="left", caption_justify="left")
     for number, name in enumerate(head):
-        table.add_column(Text(name), justify="right" if number and name != "known from" else "left")
+        table.add_column(Text(name), overflow="fold", justify="right" if number and name not in _TEXT else "left")
     for rows in parts:
         for row in rows:
             table.add_row(*map(Text, row))
@@ -66,14 +78,44 @@ def arm_title(arm: str, labels: str, is_imported: bool = False) -> str:
     )
 
 
+def short_title(arm: str) -> str:
+    """The same of a baseline, for the head of a column: "random, soft"."""
+    images, _, labels = arm.rpartition("_")
+    return arm if ":" in arm else "all real, hard" if arm == "full" else f"{_SHORT.get(images, images)}, {labels}"
+
+
 def score_rows(result: Mapping[str, Any]) -> Rows:
-    """Rows of what was trained on, and its top-1 of the last and the best epoch and top-5 of the last, in words."""
+    """Rows of what was trained on, of columns SCORE_HEAD, in words."""
     arms = {"condensed": result, **result["baselines"]}
-    keys, seeds = ("top1_last", "top1_best", "top5_last"), result["seeds"]
+    keys, seeds, own = ("top1_last", "top1_best", "top5_last"), result["seeds"], result["top1_last"]["seeds"]
     return [
-        [arm_title(arm, result["labels"], "origin" in result), *(in_words(scores[key], seeds) for key in keys)]
+        [
+            arm_title(arm, result["labels"], "origin" in result),
+            *(in_words(scores[key], seeds) for key in keys),
+            margin_in_words(own, scores["top1_last"]["seeds"]) if arm != "condensed" else "",
+        ]
         for arm, scores in arms.items()
     ]
+
+
+def margin(own: Sequence[float], other: Sequence[float]) -> tuple[float, float, float]:
+    """Mean of the differences seed by seed, and the ends of its 95 % interval by Student's t; NaN for a single seed."""
+    differences = [a - b for a, b in zip(own, other, strict=True)]
+    mean, count = statistics.fmean(differences), len(differences)
+    if count < 2:
+        return mean, math.nan, math.nan
+    from scipy.stats import t  # takes a second to import
+
+    half = float(t.ppf(0.975, count - 1)) * statistics.stdev(differences) / math.sqrt(count)
+    return mean, mean - half, mean + half
+
+
+def margin_in_words(own: Sequence[float], other: Sequence[float]) -> str:
+    """The margin and its interval, or that there is no difference: the interval holds 0."""
+    mean, low, high = margin(own, other)
+    if math.isnan(low):
+        return f"{mean:+.1f}"
+    return f"{mean:+.1f} [{low:+.1f}, {high:+.1f}]" + ", no difference" * (low <= 0 <= high)
 
 
 def honest_table(result: Mapping[str, Any]) -> Table:
@@ -85,11 +127,67 @@ def honest_table(result: Mapping[str, Any]) -> Table:
     return plain_table(
         f"{result['recipe']}: {result['student']}, ipc {result['ipc']}, {result['epochs']} epochs, "
         f"{seeds_in_words(result)}",
-        ("trained on", "top-1 last", "top-1 best", "top-5 last"),
+        SCORE_HEAD,
         score_rows(result),
         caption=f"top-1 and top-5 in % of {result['test_images']} test images; ± is the deviation over seeds; best is "
-        f"chosen on the test images.\n{source}bytes: {sizes}. time: {times}. recipe sha256 "
+        f"chosen on the test images. {MARGIN}.\n{source}bytes: {sizes}. time: {times}. recipe sha256 "
         f"{result['recipe_sha256'][:12]}",
+    )
+
+
+def evaluation_rows(results: Sequence[Mapping[str, Any]]) -> tuple[list[str], Rows]:
+    """Head and rows of the table of all evaluations of a set: the student, what it was trained on, and what settings
+    are other than those of the first.
+    """
+    found = baselines_of(results)
+    has_sizes = len({result["ipc"] for result in results}) > 1
+    rows = []
+    for result in results:
+        arms = {"condensed": result, **result["baselines"]}
+        arms_in_order = ("condensed", *found)
+        scores = (in_words(arms[arm]["top1_last"], result["seeds"]) if arm in arms else "" for arm in arms_in_order)
+        about = [str(result[key]) for key in ("epochs", "seeds", *(["ipc"] if has_sizes else []))]
+        rows.append([result["student"], *about, *scores, changes_in_words(result["settings"], results[0]["settings"])])
+    names = ["epochs", "seeds", *(["images a class"] if has_sizes else [])]
+    own = "imported" if "origin" in results[0] else "condensed"
+    return ["student", *names, own, *(short_title(arm) for arm in found), "other settings"], rows
+
+
+def baselines_of(results: Iterable[Mapping[str, Any]]) -> list[str]:
+    """The baselines of any of the results: those that ship in their order, then the user's own."""
+    some = dict.fromkeys(arm for result in results for arm in result["baselines"])
+    return [*(arm for arm in ARMS if arm in some), *(arm for arm in some if arm not in ARMS)]
+
+
+def changes_in_words(settings: Mapping[str, Any], first: Mapping[str, Any]) -> str:
+    """The settings of an evaluation that are not those of the first, but for what has columns of its own."""
+    mine, others = flat(settings), flat(first)
+    changed = [key for key in mine if key not in _IN_COLUMNS and mine[key] != others.get(key)]
+    named = ", ".join(f"{key} {_value(mine[key])}" for key in changed[:_MOST_CHANGES])
+    left = len(changed) - _MOST_CHANGES
+    return named + f" and {left} more" * (left > 0)
+
+
+def flat(tree: Mapping[str, Any], prefix: str = "") -> dict[str, Any]:
+    """The leaves of a tree of settings by their dotted names."""
+    found: dict[str, Any] = {}
+    for key, value in tree.items():
+        found |= flat(value, f"{prefix}{key}.") if isinstance(value, Mapping) else {prefix + key: value}
+    return found
+
+
+def _value(value: Any) -> str:
+    return " ".join(map(str, value)) if isinstance(value, list) else str(value)
+
+
+def evaluations_table(results: Sequence[Mapping[str, Any]]) -> Table:
+    """All evaluations of the same images: a row a student, beside what else the student was trained on."""
+    head, rows = evaluation_rows(results)
+    return plain_table(
+        f"{results[0]['recipe']}: all {len(results)} evaluations of its images, top-1 of the last epoch",
+        head,
+        rows,
+        caption=f"in % of {results[0]['test_images']} test images; ± is the deviation over seeds.",
     )
 
 

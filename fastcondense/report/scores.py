@@ -5,21 +5,31 @@ from __future__ import annotations
 from collections import Counter, defaultdict
 from collections.abc import Callable, Sequence
 
-from ..records import Result, SizeCurve
+from ..records import Result
+from ..student_records import SizeCurve
 from ..students.students import CONDENSED, Student
 from ..words import bytes_in_words, seconds_in_words
 from . import plots
 from .findings import Findings
 from .html import Html, bar, counted, figure, join, legend, not_run, note, section, short, table, tag
 from .plots import COLORS
-from .report import arm_title, ranking_rows, score_rows, seeds_in_words, size_curves
+from .report import (
+    MARGIN,
+    SCORE_HEAD,
+    arm_title,
+    evaluation_rows,
+    ranking_rows,
+    score_rows,
+    seeds_in_words,
+    size_curves,
+)
 
 CLASSES = 20
 """Classes that are shown one by one: those that students on condensed images know least."""
 _OWN = CONDENSED.name
 _NUMBERS = defaultdict(
-    lambda: 6,  # a baseline of the user's own
-    {_OWN: 0, "random_soft": 1, "random_hard": 2, "full": 3, "herding_soft": 4, "herding_hard": 5},
+    lambda: 7,  # a baseline of the user's own
+    {_OWN: 0, "random_soft": 1, "random_hard": 2, "full": 3, "herding_soft": 4, "herding_hard": 5, "full_soft": 6},
 )
 """Each arm's colour."""
 
@@ -35,24 +45,43 @@ def accuracy(found: Findings) -> Html:
     scores = not_run("The students are not scored yet.", "fastcondense evaluate RUN")
     if result:
         scores = _scores(found, result)
+    if len(found.results) > 1:
+        scores = join([scores, _evaluations(found.results)])
     trained = {arm: students for arm, students in found.students.items() if students}
     if trained:
         histories = {
             arm: [([e["epoch"] for e in s.history], [e["top1"] for e in s.history]) for s in students]
             for arm, students in trained.items()
         }
-        plot = plots.epochs(histories, [_NUMBERS[arm] for arm in trained])
-        keys = {f"{title(arm)} ({len(some)})": COLORS[_NUMBERS[arm]] for arm, some in trained.items()}
+        histories |= {
+            name: [([e["epoch"] for e in s.history], [e["top1"] for e in s.history]) for s in students]
+            for name, students in found.others.items()
+        }
+        numbers = [_NUMBERS[arm] for arm in trained] + [7 + k % 3 for k in range(len(found.others))]
+        plot = plots.epochs(histories, numbers)
+        names = [*map(title, trained), *found.others]
+        every = zip(names, [*trained.values(), *found.others.values()], numbers, strict=True)
+        keys = {f"{name} ({len(some)})": COLORS[number] for name, some, number in every}
         missing = [title(arm) for arm, some in found.students.items() if len(some) < recipe.train.seeds]
         caption = "Top-1 on the test images over the epochs; a line is a student, their number is in brackets."
         caption += f" Not all students are trained yet: {', '.join(missing)}." if missing else ""
         curves = figure(join([plot, legend(keys)]), caption)
     else:
         curves = not_run("No student is trained yet.", "fastcondense train RUN")
-    parts = [tag("div", scores), curves, *([_sizes(found.sizes)] if found.sizes else [])]
+    parts = [curves, *([_sizes(found.sizes)] if found.sizes else [])]
     if found.ranking:
         parts.append(tag("div", tag("h3", "DD-Ranking"), table(("score", "last", "best"), ranking_rows(found.ranking))))
-    return section("accuracy", "Accuracy", tag("div", *parts, class_="halves"))
+    return section("accuracy", "Accuracy", scores, tag("div", *parts, class_="halves"))
+
+
+def _evaluations(results: Sequence[Result]) -> Html:
+    """All evaluations of the images: the table across architectures and settings."""
+    head, rows = evaluation_rows(results)
+    cells = [[short(row[0]), *row[1:]] for row in rows]
+    remark = note(
+        "Top-1 of the last epoch in %; ± is the deviation over seeds. Other settings: what is not as in the first row."
+    )
+    return join([tag("h3", "All students"), table(head, cells), remark])
 
 
 def _sizes(result: SizeCurve) -> Html:
@@ -76,8 +105,7 @@ def _scores(found: Findings, result: Result) -> Html:
     )
     if found.has_other_scores:
         remarks += f" These are scores of the run with settings {result['recipe_sha256'][:12]}, not of those above."
-    head = ("trained on", "top-1, last", "top-1, best", "top-5, last")
-    return join([table(head, rows), note(remarks)])
+    return join([table(SCORE_HEAD, rows), note(remarks, f" {MARGIN[0].upper()}{MARGIN[1:]}.")])
 
 
 def by_class(found: Findings) -> Html:

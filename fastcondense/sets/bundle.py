@@ -38,7 +38,6 @@ from ..records import (
     check_manifest,
     checked,
     parse_json,
-    read_checked,
     read_manifest,
 )
 from ..teachers.kept import read_teacher, teacher_path
@@ -46,9 +45,10 @@ from ..tensor_files import read_tensors, write_tensors
 from . import sealed_zip
 from .condensed import CondensedSet, digests, read_set, write_shard
 from .encoded import encode
+from .results import in_order, read_results
 from .sealed_zip import SealedReader
 
-FORMAT = 2
+FORMAT = 3
 _WORKERS = 4
 _LARGEST_TEXT = 64 << 20
 _SMALL_SET, _MOST_COMPRESSED = 200 << 20, 8
@@ -68,8 +68,8 @@ class Contents:
     manifest: Manifest
     weights: dict[str, Weights]
     """Weights of teachers, by name."""
-    result: Result | None
-    """The scores that evaluate wrote of this recipe."""
+    results: list[Result]
+    """All evaluations of these images."""
 
 
 def read_folder(folder: Path) -> Contents:
@@ -86,10 +86,7 @@ def read_folder(folder: Path) -> Contents:
     condensed = read_set(folder / "condensed", everything, recipe.ipc, classes)
     paths = {name: teacher_path(folder, name) for name in recipe.squeeze.teachers}
     weights = {name: read_tensors(path) for name, path in paths.items() if path.exists()}
-    result = read_checked(path, Result) if (path := folder / "result.json").exists() else None
-    if result is not None and result["recipe_sha256"] != recipe.sha256():
-        result = None  # of other settings
-    return Contents(recipe, condensed, manifest, weights, result)
+    return Contents(recipe, condensed, manifest, weights, read_results(folder, recipe))
 
 
 def read_run(folder: Path) -> Contents:
@@ -112,7 +109,8 @@ def write_bundle(folder: Path, path: Path, teachers: Literal["embed", "reference
             "format": FORMAT,
             "teachers": {name: _network(read_teacher(file)) for name, file in files.items()},
             "embedded": list(embedded),
-            "result": contents.result,
+            "recipe_sha256": recipe.sha256(),
+            "results": contents.results,
         },
     }
     sizes = dict.fromkeys(("images", "labels", "teachers", "rest"), 0)
@@ -155,7 +153,7 @@ def read_bundle(path: Path) -> Contents:
             raise ValueError(f"{path} {'lacks' if name in expected else 'has the unexpected'} {name!r}")
         images = _read_images(archive, classes, cells, recipe)
         weights = {name: _read_weights(archive, name) for name in inside["embedded"]}
-    return Contents(recipe, CondensedSet(images, classes), manifest, weights, inside["result"])
+    return Contents(recipe, CondensedSet(images, classes), manifest, weights, in_order(inside["results"], recipe))
 
 
 def _check_claims(archive: SealedReader, manifest: Manifest, recipe: Recipe) -> None:
@@ -191,7 +189,7 @@ def unpack(path: Path, folder: Path) -> None:
     for name, (state, metadata) in contents.weights.items():
         write_tensors(teacher_path(folder, name), state, metadata)
     everything = jobs(recipe, len(condensed.classes))
-    seconds = contents.result["seconds"]["recover"] / len(everything) if contents.result else 0.0
+    seconds = contents.results[0]["seconds"]["recover"] / len(everything) if contents.results else 0.0
     for job in everything:
         mine = condensed.images[job.classes(), job.slots()]
         write_shard(folder / "condensed", job, mine, torch.zeros(0, 3), {"seconds": f"{seconds:.3f}"})

@@ -13,10 +13,11 @@ from typing import Any
 import torch
 
 from ..devices import versions
-from ..files import write_json
+from ..recipe.recipe import sha256_of
 from ..recover.stage import condensed_set, made_jobs, recover
 from ..run import Run
 from ..sets.condensed import CondensedSet
+from ..sets.results import keep
 from ..squeeze.stage import squeeze
 from ..teachers.kept import chosen, teacher_path
 from ..workers.distributed import once
@@ -25,7 +26,7 @@ from .students import CONDENSED, arms, train_arm
 
 
 def evaluate_sizes(run: Run) -> dict[str, Any]:
-    """Trains what is missing and writes curve.json; returns what is written.
+    """Trains what is missing and writes a file of results/curve, and curve.json; returns what is written.
 
     Scores are top-1 of the last epoch, mean and deviation over seeds, at each size, by what students were trained on.
     """
@@ -52,7 +53,8 @@ def evaluate_sizes(run: Run) -> dict[str, Any]:
         "top1_last": curves,
         "versions": versions(),
     }
-    once(lambda: write_json(run.out / "curve.json", result))
+    decided_by = sha256_of({"recipe": run.recipe.sha256(), "sizes": sizes, "compare": run.recipe.evaluate.compare})
+    once(lambda: keep(run.out, "curve", run.recipe, result, decided_by))
     return result
 
 

@@ -1,4 +1,4 @@
-"""The stage that scores a run's students beside their baselines, and writes result.json."""
+"""The stage that scores a run's students beside their baselines, and writes a file of results/."""
 
 from __future__ import annotations
 
@@ -7,20 +7,23 @@ from collections.abc import Sequence
 from typing import Any
 
 from ..devices import versions
-from ..files import write_json
 from ..labels.stored_labels import stored_bytes
+from ..recipe.evaluation import PARTS
+from ..recipe.recipe import sha256_of
 from ..recover.stage import made_jobs
 from ..run import Run
 from ..sets.condensed import shard_path
 from ..sets.imported import read_origin
+from ..sets.results import keep
 from ..teachers.kept import teacher_bytes, teacher_seconds
 from ..tensor_files import read_metadata
+from ..user_functions import is_own, source_sha256
 from ..workers.distributed import once
 from .students import CONDENSED, Arm, arms, last_score, read_student
 
 
 def evaluate(run: Run) -> dict[str, Any]:
-    """Scores all students, writes result.json; returns what is written."""
+    """Scores all students, writes the result of these settings and result.json; returns what is written."""
     recipe, folder = run.recipe, run.out / "condensed"
     by_arm = {arm.name: scores(run, arm) for arm in arms(run)}
     job_paths = [shard_path(folder, job.index) for job in made_jobs(run) if job.first_slot < recipe.ipc]
@@ -30,6 +33,7 @@ def evaluate(run: Run) -> dict[str, Any]:
     result = {
         "recipe": recipe.name,
         "recipe_sha256": recipe.sha256(),
+        "settings": recipe.parts(*PARTS),
         "dataset": recipe.dataset.name,
         "method": recipe.method,
         "ipc": recipe.shown_ipc,
@@ -56,14 +60,19 @@ def evaluate(run: Run) -> dict[str, Any]:
         "versions": versions(),
         **({} if origin is None else {"origin": {key: origin[key] for key in ("path", "layout", "sha256")}}),
     }
-    once(lambda: write_json(run.out / "result.json", result))
+    named = [(name, "evaluate.baselines") for name in recipe.evaluate.baselines]
+    named += [(recipe.labels.source, "labels.source")]
+    sources = {name: source_sha256(name, setting) for name, setting in named if is_own(name)}
+    decided_by = sha256_of({"recipe": recipe.sha256(), "sources": sources})
+    once(lambda: keep(run.out, "result", recipe, result, decided_by))
     run.log.event("result", **{key: result[key] for key in ("top1_last", "top1_best", "baselines")})
     return result
 
 
-def spread(values: Sequence[float]) -> dict[str, float]:
-    """Mean and sample deviation, which is 0 for a single value."""
-    return {"mean": statistics.fmean(values), "std": statistics.stdev(values) if len(values) > 1 else 0.0}
+def spread(values: Sequence[float]) -> dict[str, Any]:
+    """Mean, sample deviation, which is 0 for a single value, and the values, by seed."""
+    deviation = statistics.stdev(values) if len(values) > 1 else 0.0
+    return {"mean": statistics.fmean(values), "std": deviation, "seeds": list(values)}
 
 
 def scores(run: Run, arm: Arm) -> dict[str, Any]:

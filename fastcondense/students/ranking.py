@@ -13,12 +13,13 @@ from dataclasses import dataclass, replace
 from typing import Any, Literal
 
 from ..devices import versions
-from ..files import write_json
 from ..networks.fit import Divergence
+from ..recipe.recipe import sha256_of
 from ..recipe.settings import Ranking
 from ..recover.stage import condensed_set
 from ..run import Run
 from ..sets.condensed import CondensedSet
+from ..sets.results import keep
 from ..teachers.kept import labelling_teachers
 from ..teachers.teacher import Teacher
 from ..workers.distributed import once
@@ -69,7 +70,7 @@ class Arms:
 
 
 def rank(run: Run) -> dict[str, Any]:
-    """Trains the students that are missing, writes ranking.json; returns what is written.
+    """Trains the students that are missing, writes a file of results/ranking and ranking.json; returns what is written.
 
     The scores are taken seed by seed, from the students' last epochs and from their best ones. Raises ValueError if
     no learning rate of an arm trains without divergence.
@@ -103,7 +104,8 @@ def rank(run: Run) -> dict[str, Any]:
         "scores": {f"top1_{epoch}": _scores(arms, measured, epoch) for epoch in EPOCHS},
         "versions": versions(),
     }
-    once(lambda: write_json(run.out / "ranking.json", result))
+    decided_by = sha256_of({"recipe": recipe.sha256(), "ranking": result["ranking"]})
+    once(lambda: keep(run.out, "ranking", recipe, result, decided_by))
     run.log.event("ranking", scores=result["scores"])
     return result
 
@@ -111,7 +113,7 @@ def rank(run: Run) -> dict[str, Any]:
 def _known(run: Run) -> dict[str, Any]:
     """The accuracy on all real images that the recipe names, in place of students."""
     seeds = [run.recipe.ranking.real_accuracy] * run.recipe.train.seeds
-    return {f"top1_{epoch}": spread(seeds) | {"seeds": seeds, "lr": None} for epoch in EPOCHS} | {"seconds": 0.0}
+    return {f"top1_{epoch}": spread(seeds) | {"lr": None} for epoch in EPOCHS} | {"seconds": 0.0}
 
 
 def _measure(run: Run, arm: Arm, condensed: CondensedSet, teachers: Sequence[Teacher]) -> dict[str, Any]:
@@ -124,7 +126,7 @@ def _measure(run: Run, arm: Arm, condensed: CondensedSet, teachers: Sequence[Tea
             for each in zip(*students.values(), strict=True)
         ]
         seeds = [top1 for top1, _ in best]
-        entry[f"top1_{epoch}"] = spread(seeds) | {"seeds": seeds, "lr": [lr for _, lr in best]}
+        entry[f"top1_{epoch}"] = spread(seeds) | {"lr": [lr for _, lr in best]}
     every = [student for of_lr in students.values() for student in of_lr]
     return entry | {"seconds": sum(student.seconds["train"] for student in every)}
 
@@ -171,4 +173,4 @@ def _scores(arms: Arms, measured: dict[Arm, dict[str, Any]], epoch: Epoch) -> di
         "label_robust_score": lrs,
         "augmentation_robust_score": ars,
     }
-    return {name: spread(each) | {"seeds": each} for name, each in values.items()}
+    return {name: spread(each) for name, each in values.items()}

@@ -26,10 +26,11 @@ from ..networks import zoo
 from ..networks.fit import fit
 from ..networks.score import per_class, score
 from ..networks.train_step import Batch, synchronised
-from ..recipe.recipe import Recipe
+from ..recipe.evaluation import student_parts
+from ..recipe.recipe import Recipe, sha256_of
 from ..recipe.settings import Labels, Optimization
 from ..recipe.shared import Views
-from ..records import Confusion, Epoch, StudentFile, Trained, read_checked
+from ..records import read_checked
 from ..recover.formation import shown
 from ..recover.own import own_baseline
 from ..recover.representatives import Rule, representative_images
@@ -37,10 +38,12 @@ from ..rng import Stream
 from ..run import Run
 from ..sets.condensed import CondensedSet
 from ..sets.imported import read_origin
+from ..student_records import Confusion, Epoch, StudentFile, Trained
 from ..teachers.teacher import Teacher
 from ..tensor_files import read_tensors, write_tensors
 from ..user_functions import is_own, source_sha256
 from ..workers.distributed import once, rank, world_size
+from .real_views import Item, real_views
 
 WHOLE = Views(crop_scale=(1.0, 1.0), crop_ratio=(1.0, 1.0), flip=0.0)
 """A square image as it is, and the largest central square of any other."""
@@ -52,8 +55,8 @@ class Arm:
 
     images: Literal["condensed", "random", "herding", "full"] | str = "condensed"
     """The condensed images, as many real ones, random or chosen by herding, as many of the user's own function, or all
-    real ones: those as the teacher is
-    trained, on squeeze's views, because the condensed set's epochs would be hundreds of passes over all images."""
+    real ones: with soft labels in as many views as the condensed set's, with hard ones as the teacher is trained, on
+    squeeze's views, because the condensed set's epochs would be hundreds of passes over all images."""
     labels: Literal["soft", "hard"] = "soft"
     """The teachers' answers to the views, or the classes."""
     views: Literal["recipe", "plain"] = "recipe"
@@ -74,6 +77,7 @@ BASELINES = {
     arm.name: arm
     for arm in (
         *(Arm(images, labels) for images in ("random", "herding") for labels in ("soft", "hard")),
+        Arm("full", "soft"),
         Arm("full", "hard"),
     )
 }
@@ -105,9 +109,10 @@ def student_folder(run: Run, arm: Arm, number: int) -> Path:
     So do imported images, which settings say nothing of.
     """
     recipe = run.recipe
-    parts = (*recipe.train_parts(), *(["evaluate"] if arm.images == "full" else []))
     student = recipe.train.student.replace("/", "-").replace(":", "-")
-    made_by, origin = recipe.sha256(*parts)[:8], read_origin(run.out / "condensed")
+    is_full = arm.images == "full" and arm.labels == "hard"
+    made_by = sha256_of(student_parts(recipe, is_full=is_full))[:8]
+    origin = read_origin(run.out / "condensed")
     if arm.images == "condensed" and origin is not None:
         made_by += f"-{origin['sha256'][:8]}"
     for name, setting in ((arm.images, "evaluate.baselines"), (recipe.labels.source, "labels.source")):
@@ -219,7 +224,7 @@ def task_of(run: Run, arm: Arm, seed: int, condensed: CondensedSet, teachers: Se
     """What the student of a seed is trained on in an arm. Of the run, the condensed arm needs no real images."""
     recipe = run.recipe
     optimization: Optimization = recipe.train
-    if arm.images == "full":
+    if arm == Arm("full", "hard", arm.views, arm.lr):
         optimization = replace(recipe.squeeze, epochs=recipe.evaluate.full_epochs or recipe.squeeze.epochs)
     if arm.lr is not None:
         optimization = replace(optimization, lr=arm.lr)
@@ -233,6 +238,14 @@ def task_of(run: Run, arm: Arm, seed: int, condensed: CondensedSet, teachers: Se
     def loss(logits: Tensor, wanted: Any) -> Tensor:
         return student_loss(logits, wanted, recipe.train)
 
+    if arm.images == "full" and arm.labels == "soft":
+        fresh = real_views(run, seed, plain(recipe.labels) if arm.views == "plain" else recipe.labels)
+
+        def make_view(item: Item) -> Batch:
+            batch = item[0].make(item[1])
+            return Batch(batch.images, source(batch), item[1].num_views)
+
+        return Task(optimization, fresh, make_view, loss)
     if arm.images == "full":
         batches = _real_batches(run, arm, seed, optimization)
         return Task(optimization, batches, lambda batch: Batch(batch.images, source(batch), len(batch.whole)), loss)

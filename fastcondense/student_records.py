@@ -1,0 +1,77 @@
+"""What is written of students: their files, curves of sizes and DD-Ranking's scores, as types (records.py)."""
+
+from __future__ import annotations
+
+from typing import Annotated, NotRequired, TypedDict
+
+from msgspec import Meta
+
+from .records import Count, Digits, Score
+
+
+class Confusion(TypedDict):
+    """Test images a class, those that were named right, and frequent wrong answers: class, answer, count."""
+
+    images: list[Count]
+    right: list[Count]
+    confused: list[tuple[Count, Count, Count]]
+
+
+class Epoch(TypedDict):
+    """An evaluation of a student."""
+
+    epoch: float
+    loss: float
+    top1: float
+    top5: float
+    seconds: float
+
+
+class Trained(TypedDict):
+    """Seconds."""
+
+    train: float
+    evaluate: float
+
+
+class StudentFile(TypedDict):
+    """student.json."""
+
+    history: Annotated[list[Epoch], Meta(min_length=1)]
+    seconds: Trained
+    classes: NotRequired[Confusion | None]
+
+
+class SizeCurve(TypedDict):
+    """curve.json."""
+
+    student: str
+    epochs: Count
+    sizes: list[Count]
+    top1_last: dict[str, dict[Digits, Score]]
+
+
+class RobustScore(TypedDict):
+    """Points, or a score in [0, 1]."""
+
+    mean: float
+    std: float
+
+
+class RobustScores(TypedDict):
+    hard_label_recovery: RobustScore
+    improvement_over_random: RobustScore
+    improvement_over_random_plain: RobustScore
+    label_robust_score: RobustScore
+    augmentation_robust_score: RobustScore
+
+
+class RankedEpochs(TypedDict):
+    top1_last: RobustScores
+    top1_best: RobustScores
+
+
+class RankedScores(TypedDict):
+    """ranking.json, of which the report shows the scores."""
+
+    scores: RankedEpochs
