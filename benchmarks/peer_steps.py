@@ -34,7 +34,9 @@ from published.sre2l import SRe2L
 from published.statistics_peers import EDC, GVBSM
 from session import Session
 
+from fastcondense.devices import fastest_arithmetic
 from fastcondense.networks import zoo
+from fastcondense.recipe.shared import Precision
 
 PEERS: dict[str, Peer] = {"sre2l": SRe2L(), "gvbsm": GVBSM(), "edc": EDC(), "rded": RDED(), "mdc": MDC()}
 STYLED = ("sre2l", "edc")
@@ -56,7 +58,9 @@ def variants(method: str, setting: Setting) -> dict[str, Callable[[], Callable[[
         styled = partial(PeerStep, num_images=setting.count, size=setting.size, objective=objective, device=DEVICE)
         made["published-style"] = lambda: styled(setting.frozen(), style=Style(), num_classes=CLASSES)
         made["compiled"] = lambda: styled(setting.frozen(), style=COMPILED, num_classes=CLASSES)
-    for precision in ("fp32", "tf32", "bf16") if DEVICE.type == "cuda" else ("fp32",):
+    precisions: list[Precision] = ["fp32"] + ["tf32"] * (DEVICE.type == "cuda")
+    precisions += ["bf16"] * (fastest_arithmetic(DEVICE)[0] == "bf16")
+    for precision in precisions:
         made[f"ours-{precision}"] = lambda precision=precision: recover_step(method, setting, precision).captured()
     return made
 

@@ -32,6 +32,7 @@ from session import Session
 from step_profile import profile
 from steps import OurStep, our_step
 
+from fastcondense.devices import fastest_arithmetic
 from fastcondense.networks import zoo
 from fastcondense.recipe.shared import Precision
 
@@ -54,7 +55,7 @@ PLAIN_OF = {
 DTYPE_OF = {name: "bfloat16" for name, plain in PLAIN_OF.items() if plain == "plain-bf16"} | {"ours-tf32": "tf32"}
 QUICK = {"network": "zoo/resnet20", "images": 4, "size": 32, "repeats": 4, "warmup": 1}
 ON_CPU = ["plain", "plain-channels_last", "published", "ours-unmatched", "ours-fp32"]
-if DEVICE.type == "cpu" and torch.cpu._is_amx_tile_supported():  # elsewhere bf16 is no faster than fp32
+if fastest_arithmetic(DEVICE)[0] == "bf16":
     ON_CPU += ["plain-bf16", "published-bf16", "ours-bf16"]
 
 
