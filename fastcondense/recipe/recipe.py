@@ -15,12 +15,10 @@ import functools
 import hashlib
 import json
 import re
-import types
-import typing
 from collections.abc import Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Annotated, Any, Literal
+from typing import Annotated, Any
 
 import tomli_w
 
@@ -29,6 +27,7 @@ from .recover import Recover
 from .settings import Dataset, Evaluate, Labels, Ranking, Squeeze, Train
 from .shared import Views
 from .toml_text import parse_toml
+from .typed import build
 
 RECIPES = Path(__file__).parents[1] / "recipes"
 CORRECTED = "corrected"
@@ -194,7 +193,7 @@ def from_toml(
     """TOML -> Recipe, of `student` if given. Raises ValueError for unknown keys (with the nearest) and wrong types."""
     found = layers(text, source, ipc, corrected=corrected, student=student)
     try:
-        recipe: Recipe = _build(Recipe, merged(found), "")
+        recipe: Recipe = build(Recipe, merged(found), "")
         return recipe.check()
     except ValueError as error:
         raise ValueError(f"{source}: {error}") from None
@@ -331,40 +330,3 @@ def _merge(tree: dict[str, Any], over: dict[str, Any]) -> None:
             _merge(tree[key], value)
         else:
             tree[key] = value
-
-
-def _build(kind: Any, value: Any, where: str) -> Any:
-    """A TOML value as the annotated type `kind`; `where` is its dotted key."""
-    if dataclasses.is_dataclass(kind):
-        if not isinstance(value, dict):
-            raise ValueError(f"{where} must be a table, got {value!r}")
-        hints = typing.get_type_hints(kind)
-        for key in value:
-            if key not in hints:
-                near = difflib.get_close_matches(key[:80], hints, 1, 0.0)[0]
-                raise ValueError(f"unknown key {where + key[:80]!r}; the nearest valid one is {where + near!r}")
-        built = {
-            key: _build(hints[key], item, f"{where}{key}." if isinstance(item, dict) else f"{where}{key}")
-            for key, item in value.items()
-        }
-        return typing.cast(type, kind)(**built)
-    origin, args = typing.get_origin(kind), typing.get_args(kind)
-    if origin is Literal:
-        if value not in args:
-            raise ValueError(f"{where} must be one of {', '.join(map(str, args))}, got {value!r}")
-        return value
-    if origin in (typing.Union, types.UnionType):  # a name or the user's own code, which `check` tells apart
-        kind = str
-    if origin is tuple:
-        if not isinstance(value, list):
-            raise ValueError(f"{where} must be a list, got {value!r}")
-        if args[-1] is Ellipsis:
-            args = args[:1] * len(value)
-        if len(args) != len(value):
-            raise ValueError(f"{where} needs {len(args)} values, got {len(value)}")
-        return tuple(_build(arg, item, where) for arg, item in zip(args, value, strict=True))
-    if kind is float and isinstance(value, int) and not isinstance(value, bool) and abs(value) < 2**63:
-        return float(value)
-    if not isinstance(value, kind) or (isinstance(value, bool) and kind is not bool):
-        raise ValueError(f"{where} must be of type {kind.__name__}, got {value!r}")
-    return value
