@@ -11,6 +11,7 @@ HOW = "how a run is done, not what it makes"
 COMMAND = "of one command or of a whole run, not of a method"
 KEPT = {
     "Recipe.seed": "runs with other seeds",
+    "Dataset.workers": HOW,
     "Dataset.loader": HOW,
     "Dataset.on_error": HOW,
     "Squeeze.normalization": "checkpoints of others",
