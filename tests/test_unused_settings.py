@@ -50,6 +50,7 @@ KEPT_CHOICES = {
     "Labels.precision bf16": "what auto becomes on most devices",
     "Evaluate.baselines herding_soft": "measured in docs/nested.md",
     "Evaluate.baselines herding_hard": "measured in docs/nested.md, with soft labels",
+    "Evaluate.baselines full_soft": "what all of the real images give with the teachers' labels",
     "Evaluate.baselines full": "what all of the real images give",
 }
 
