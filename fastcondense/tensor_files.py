@@ -26,7 +26,19 @@ def write_tensors(path: Path, tensors: Mapping[str, Tensor], metadata: Mapping[s
     """A safetensors file, atomically. Its metadata hold the sha256 of every tensor, which `read_tensors` checks."""
     plain = {name: tensor.detach().cpu().contiguous() for name, tensor in tensors.items()}
     digests = json.dumps({name: _sha256(tensor) for name, tensor in sorted(plain.items())})
-    write_atomic(path, safetensors_bytes(plain, {**metadata, DIGESTS: digests}))
+    write_atomic(path, _in_order(safetensors_bytes(plain, {**metadata, DIGESTS: digests})))
+
+
+def _in_order(data: bytes) -> bytes:
+    """A safetensors file with its metadata by name: the library writes them in another order each time, and what is made
+    twice must have the same bytes.
+    """
+    begin = 8 + int.from_bytes(data[:8], "little")
+    header = json.loads(data[8:begin])
+    header["__metadata__"] = dict(sorted(header["__metadata__"].items()))
+    text = json.dumps(header, separators=(",", ":")).encode()
+    text += b" " * (-len(text) % 8)
+    return b"".join((len(text).to_bytes(8, "little"), text, memoryview(data)[begin:]))
 
 
 def read_tensors(path: Path, *prefixes: str, is_known: bool = False) -> tuple[dict[str, Tensor], dict[str, str]]:

@@ -115,7 +115,7 @@ def test_the_command_line_goes_on_with_a_run_and_the_other_way_round(made, tmp_p
     flags = "--squeeze.teachers zoo/convnet3_w32 --squeeze.epochs 4 --recover.iterations 4 --device cpu".split()
     assert main(["recover", "--recipe", "sre2l/digits-ipc2", "--out", str(out), *flags]) == 0
     assert torch.equal(fc.load(out).images, made.run.images), "the same bits by either way"
-    kept = {path.name for path in made.out.iterdir()} - {"students", "result.json"}
+    kept = {path.name for path in made.out.iterdir()} - {"students", "results", "result.json"}
     assert kept - {path.name for path in out.iterdir()} == set()
 
 

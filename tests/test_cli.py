@@ -23,6 +23,7 @@ from fastcondense.files import read_json
 from fastcondense.options import COMMON, EXAMPLES, Options, parse_stage
 from fastcondense.recipe.recipe import load
 from fastcondense.recover import stage as condense
+from fastcondense.run import Run
 from fastcondense.tensor_files import read_tensors
 
 
@@ -182,7 +183,7 @@ def test_an_interrupted_training_does_not_go_on_with_other_settings(tmp_path):
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr("fastcondense.networks.fit._SECONDS_BETWEEN_CHECKPOINTS", 0)
         assert fastcondense("squeeze", tmp_path / "clean", *more) == 0
-        patch.setattr("fastcondense.run.Run.report_epoch", interrupt)
+        patch.setattr(Run, "report_epoch", interrupt)
         assert fastcondense("squeeze", tmp_path / "mixed", "--squeeze.evaluate-every", "3") == 130
     assert list((tmp_path / "mixed").glob("teachers/*/checkpoint-*.pt"))
     assert fastcondense("squeeze", tmp_path / "mixed", *more) == 0
@@ -280,7 +281,7 @@ def test_every_option_has_a_text():
     ("arguments", "words"),
     [
         ("run --recipe sre2l/digits --ipc x", "Error parsing --ipc: invalid literal for int() with base 10: 'x'"),
-        ("run --recipe sre2l/digits --labels.source soft", "invalid choice 'soft' for argument '--labels.source'"),
+        ("run --recipe sre2l/digits --labels.mix soft", "invalid choice 'soft' for argument '--labels.mix'"),
         ("run --recipe sre2l/digits --seed", "Missing value for argument '--seed'. Expected 1 values."),
         (
             "run --recipe sre2l/digits --recover.lrr=3",

@@ -37,4 +37,4 @@ def test_a_setting_that_failed_before_any_image_can_be_mended(tmp_path, capsys):
     assert "near: head" in capsys.readouterr().err
     assert main(["recover", *flags]) == 0
     assert main(["recover", *flags, "--recover.features.layer", "convs.1"]) == 1
-    assert "holds images of another recipe (recipe.recover.features.layer was" in capsys.readouterr().err
+    assert "holds images of another recipe (recover.features.layer was" in capsys.readouterr().err

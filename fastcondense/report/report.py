@@ -5,7 +5,7 @@ from __future__ import annotations
 import math
 import statistics
 from collections.abc import Iterable, Mapping, Sequence
-from typing import Any
+from typing import Any, Literal
 
 from rich.table import Table
 from rich.text import Text
@@ -48,12 +48,15 @@ Rows = list[list[str]]
 
 def plain_table(title: str, head: Sequence[str], *parts: Iterable[Sequence[str]], caption: str = "") -> Table:
     """A table for the terminal with a line between its parts; no text in it is markup. Columns after the first are
-    numbers, but for some.
+    numbers, but for some. Names of usual length in the first are not broken.
     """
+    all_rows = [[tuple(row) for row in rows] for rows in parts]
+    longest = max((len(row[0]) for rows in all_rows for row in rows), default=0)
     table = Table(title=Text(title), caption=Text(caption), title_justify="left", caption_justify="left")
     for number, name in enumerate(head):
-        table.add_column(Text(name), overflow="fold", justify="right" if number and name not in _TEXT else "left")
-    for rows in parts:
+        side: Literal["right", "left"] = "right" if number and name not in _TEXT else "left"
+        table.add_column(Text(name), overflow="fold", justify=side, min_width=None if number else min(longest, 26))
+    for rows in all_rows:
         for row in rows:
             table.add_row(*map(Text, row))
         table.add_section()
@@ -115,7 +118,7 @@ def margin_in_words(own: Sequence[float], other: Sequence[float]) -> str:
     mean, low, high = margin(own, other)
     if math.isnan(low):
         return f"{mean:+.1f}"
-    return f"{mean:+.1f} [{low:+.1f}, {high:+.1f}]" + ", no difference" * (low <= 0 <= high)
+    return f"{'no difference' if low <= 0 <= high else f'{mean:+.1f}'} [{low:+.1f}, {high:+.1f}]"
 
 
 def honest_table(result: Mapping[str, Any]) -> Table:
