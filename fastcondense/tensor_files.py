@@ -30,8 +30,8 @@ def write_tensors(path: Path, tensors: Mapping[str, Tensor], metadata: Mapping[s
 
 
 def _in_order(data: bytes) -> bytes:
-    """A safetensors file with its metadata by name: the library writes them in another order each time, and what is made
-    twice must have the same bytes.
+    """A safetensors file with its metadata by name: the library writes them in another order each time, and what is
+    made twice must have the same bytes.
     """
     begin = 8 + int.from_bytes(data[:8], "little")
     header = json.loads(data[8:begin])

@@ -225,7 +225,7 @@ def test_what_cannot_be_had_is_one_line_with_the_way_out(files, monkeypatch):
     monkeypatch.setattr(sources, "is_installed", lambda _: False)
     packed = Split(np.arange(3), beton=files[0].with_name("train.beton"), rows=np.arange(3))
     cases = (
-        (split_of(files), "dali", "pip install 'nvidia-dali-cuda130>=2.4'"),
+        (split_of(files), "dali", r"pip install 'fastcondense\[dali\]'"),
         (packed, "ffcv", "apt-get install .* && pip install 'ffcv>=1.0.2'"),
         (split_of(files), "ffcv", "fastcondense pack"),
         (split_of(files), "packed", "'packed' needs train.beton"),

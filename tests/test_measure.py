@@ -55,17 +55,18 @@ def test_lines_are_written_at_once_with_the_environment(tmp_path: Path) -> None:
     assert {"device", "driver", "torch", "triton", "numba", "commit", "date", "threads"} <= environment().keys()
 
 
-def test_an_operator_whose_tests_fail_is_not_reported(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+def test_lines_of_an_operator_whose_tests_fail_are_marked(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     class Failing:
         def problem(self, tests: list[str]) -> str | None:
             return "tests/test_crop.py: 1 failed" if tests[0].endswith("crop") else None
 
     session = Session("kernels", tmp_path / "x.jsonl")
-    options = argparse.Namespace(operators=["crop"], gate=Failing(), cases=None, repeats=2, warmup=0)
+    options = argparse.Namespace(operators=["crop"], gate=Failing(), cases=1, repeats=2, warmup=0, variants=["ours"])
     kernels.run(session, options)
     assert session.finish() == 1
-    assert "crop: not reported, its tests fail (tests/test_crop.py: 1 failed)" in capsys.readouterr().out
-    assert all("median_ms" not in json.loads(line) for line in session.out.read_text().splitlines())
+    assert "crop: its tests fail (tests/test_crop.py: 1 failed); its lines are marked" in capsys.readouterr().out
+    lines = [json.loads(line) for line in session.out.read_text().splitlines()]
+    assert [line["failing"] for line in lines if "median_ms" in line] == 2 * ["tests/test_crop.py: 1 failed"]
 
 
 def test_forward_and_backward_are_timed_apart(monkeypatch: pytest.MonkeyPatch) -> None:

@@ -245,7 +245,8 @@ def test_the_compiled_crc_is_zlibs(size):
 
 
 def test_the_compiled_decoder_marks_damaged_images(folder, tmp_path):
-    from fastcondense.loaders.decode_numba import NUM_COLUMNS, bind, decode_batch
+    from fastcondense.loaders.decode_numba import bind, decode_batch
+    from fastcondense.loaders.resize import NUM_COLUMNS
 
     library = ctypes.util.find_library("turbojpeg")
     if library is None:

@@ -103,7 +103,7 @@ def test_an_installed_wheel_works_without_a_checkout(installed, tmp_path):
     def say(*command):
         return run([installed / command[0], *command[1:]], cwd=tmp_path, env=environment)
 
-    assert set(recipe.names()) <= set(say("fastcondense", "recipes").splitlines())
+    assert set(recipe.names()) <= set(say("fastcondense", "recipes").split())
     code = (
         "import fastcondense\nfrom fastcondense import cli\nfrom fastcondense.recipe import recipe\n"
         "from fastcondense.report import html\n"

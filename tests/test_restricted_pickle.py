@@ -126,5 +126,5 @@ def test_the_names_are_allowed_for_the_one_reading_alone(tmp_path):
     assert load(path) == [1] and set(torch.serialization.get_safe_globals()) == before
     with pytest.raises(pickle.UnpicklingError):
         torch.load(path, weights_only=True)
-    with pytest.raises(FileNotFoundError):
+    with pytest.raises(ValueError, match=r"none\.tar cannot be read: there is no such file"):
         load(tmp_path / "none.tar")

@@ -321,7 +321,7 @@ def test_students_learn_from_stored_labels_what_they_learn_from_teachers(condens
     assert fastcondense("relabel", out, *FAST, "--store") == 0
     lines = capsys.readouterr().out.splitlines()
     assert any(line.startswith("relabel: 1,600 bytes of labels, of 80 views, in ") for line in lines)
-    assert load(str(out / "recipe.toml")).labels.source == "stored"
+    assert load(str(out / "recipe.toml")).labels.source == "teachers"  # a run's recipe stays
     labelled, plain = [], TeacherLabels.logits
     monkeypatch.setattr(TeacherLabels, "logits", lambda *args: labelled.append(args) or plain(*args))
     assert fastcondense("train", out, *FAST, "--store") == 0

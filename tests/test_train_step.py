@@ -187,7 +187,7 @@ def test_what_the_host_does_in_a_step_keeps_it_from_being_captured():
         found = why_not_captured(Recipe(labels=Labels(**dict(labels))), source)
         assert (found is None) == (reason is None) and (reason is None or reason in found)
     assert why_not_captured(Recipe(labels=Labels(dropout=True)), hard_labels) is None
-    assert why_not_captured(Recipe(), lambda _: None) == "labels are read on the host"
+    assert why_not_captured(Recipe(), lambda _: None) == "labels are read on the host, or are your own function's"
 
 
 # --- arithmetic of the teachers --------------------------------------------------------------------------------------

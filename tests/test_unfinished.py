@@ -1,14 +1,15 @@
 """Saved states of jobs: of every kind of recover, to the same bits, at the moment a signal comes."""
 
+import multiprocessing
 import os
 import signal
-import subprocess
-import sys
 import time
-from pathlib import Path
+from datetime import timedelta
 
 import pytest
 import torch
+from launches import wait_for
+from torch.distributed import TCPStore
 
 from fastcondense.data.jobs import Job
 from fastcondense.recover.unfinished import Unfinished, remaining
@@ -96,52 +97,53 @@ def test_what_is_not_this_jobs_state_is_left_alone(tmp_path, case, monkeypatch):
     assert counter.done == list(range(10))
 
 
-def test_signals_are_held_where_states_are_saved_and_raised_elsewhere():
-    """In a process of its own: the first signal is raised at once, or at the end of a block that holds it; the clock
-    that it starts ends a process that does not come back."""
-    code = """
-import sys, time
-from datetime import timedelta
-from torch.distributed import TCPStore
-from fastcondense.workers import interrupt
-interrupt._GRACE = 1.0
-try:
-    with interrupt.listening():
-        print("ready", flush=True)
-        if sys.argv[1] == "held":
-            with interrupt.held():
-                time.sleep(0.5)
-                print("saved", flush=True)
-        elif sys.argv[1] == "library":
-            TCPStore("127.0.0.1", 1, None, False, timedelta(seconds=30))  # nobody answers, and no Python code runs
-        else:
+def listen(mode, said):
+    """What a process does that is sent a signal once it is ready."""
+    os.dup2(os.open(said, os.O_CREAT | os.O_WRONLY), 1)
+    os.setsid()
+    try:
+        with interrupt.listening(grace=2.0):
+            os.write(1, b"ready\n")
+            if mode == "held":
+                with interrupt.held():
+                    time.sleep(0.5)
+                    os.write(1, b"saved\n")
+            elif mode == "library":  # nobody answers, and no Python code runs
+                TCPStore("127.0.0.1", 1, None, False, timedelta(seconds=30))
+            else:
+                time.sleep(20)
+    except KeyboardInterrupt as error:
+        os.write(1, f"{type(error).__name__} {interrupt.status_of(error)}\n".encode())
+        if mode == "stuck":
             time.sleep(20)
-except KeyboardInterrupt as error:
-    print(type(error).__name__, interrupt.status_of(error), flush=True)
-    if sys.argv[1] == "stuck":
-        time.sleep(20)
-"""
-    for mode, said, status in (
+    os._exit(0)
+
+
+@pytest.mark.parametrize(
+    ("mode", "wanted", "status"),
+    [
         ("held", ["saved", "Interrupted 143"], 0),
         ("raised", ["Interrupted 143"], 0),
         ("stuck", ["Interrupted 143"], 143),
         ("library", [], 143),
-    ):
-        environment = os.environ | {"PYTHONPATH": str(Path(__file__).parents[1])}
-        command = [sys.executable, "-c", code, mode]
-        process = subprocess.Popen(
-            command, stdout=subprocess.PIPE, stderr=subprocess.DEVNULL, text=True, env=environment
-        )
-        assert process.stdout.readline() == "ready\n"
-        began_at = time.monotonic()
-        time.sleep(1.0 if mode == "library" else 0.0)  # until it is in the library
-        process.send_signal(signal.SIGTERM)
-        if mode == "held":
-            time.sleep(0.2)
-            process.send_signal(signal.SIGINT)  # a second one changes nothing
-        found = process.communicate(timeout=20)[0].split("\n")[:-1]
-        assert (found, process.returncode) == (said, status), mode
-        assert time.monotonic() - began_at < 8
+    ],
+)
+def test_signals_are_held_where_states_are_saved_and_raised_elsewhere(tmp_path, mode, wanted, status):
+    """The first signal is raised at once, or at the end of a block that holds it; the clock that it starts ends a
+    process that does not come back."""
+    said = tmp_path / "said"
+    process = multiprocessing.get_context("fork").Process(target=listen, args=(mode, said))
+    process.start()
+    wait_for(lambda: said.exists() and said.read_text() == "ready\n")
+    began_at = time.monotonic()
+    time.sleep(1.0 if mode == "library" else 0.0)  # until it is in the library
+    os.kill(process.pid, signal.SIGTERM)
+    if mode == "held":
+        time.sleep(0.2)
+        os.kill(process.pid, signal.SIGINT)  # a second one changes nothing
+    process.join(20)
+    assert (said.read_text().splitlines()[1:], process.exitcode) == (wanted, status)
+    assert time.monotonic() - began_at < 8
 
 
 def test_blocks_inside_each_other_hold_together(request_stop):
