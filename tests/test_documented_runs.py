@@ -33,6 +33,7 @@ BEFORE = {
     "train RUN.zip --data /data/imagenet": ["bundle RUN"],
     "verify RUN.zip --teachers DIR": ["bundle RUN --teachers reference"],
     "compare RUN RUN.zip": ["bundle RUN"],
+    "train RUN --store": ["relabel RUN --store"],
     "compare RUN OTHER.zip": ["bundle RUN --out OTHER.zip"],
     "train RUN --labels.source stored --labels.stored DIR": ["export RUN --format fkd --out DIR"],
 }
