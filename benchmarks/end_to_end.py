@@ -138,11 +138,17 @@ def add_options(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--seconds", type=float, default=60.0, help="for which about each plan is measured")
 
 
-def run(session: Session, options: argparse.Namespace) -> None:
+def flags(options: argparse.Namespace) -> list[str]:
+    """--data and the changed settings, as the command line takes them."""
     arguments = ["--data", options.data] if options.data else []
     for change in options.change:
         field, _, value = change.partition("=")
         arguments += [f"--{field}", *value.split()]
+    return arguments
+
+
+def run(session: Session, options: argparse.Namespace) -> None:
+    arguments = flags(options)
     with tempfile.TemporaryDirectory() as temporary:
         for name in [] if options.extrapolate else options.recipes:
             out = (options.runs or Path(temporary)) / name

@@ -14,7 +14,7 @@ import tempfile
 from pathlib import Path
 
 import torch
-from end_to_end import run_stage
+from end_to_end import flags, run_stage
 from session import Session
 
 from fastcondense.files import read_json
@@ -74,10 +74,7 @@ def add_options(parser: argparse.ArgumentParser) -> None:
 
 
 def run(session: Session, options: argparse.Namespace) -> None:
-    arguments = ["--data", options.data] if options.data else []
-    for change in options.change:
-        field, _, value = change.partition("=")
-        arguments += [f"--{field}", *value.split()]
+    arguments = flags(options)
     with tempfile.TemporaryDirectory() as temporary:
         for name in options.recipes:
             for seed in options.seeds:
