@@ -75,9 +75,11 @@ class Run:
         path = self.out / _DATA
         if path.exists() and self._has_made():
             kept, now = read_checked(path, MadeFrom), self.real.about()
-            if difference := first_difference(kept["images"], now):
-                part: Any = difference.split(".")[0]
-                if kept["images"][part]["images"] == now[part]["images"]:  # type: ignore[literal-required]
+            was = kept["images"]
+            for part, before, found in (("train", was["train"], now["train"]), ("test", was["test"], now["test"])):
+                if not (difference := first_difference(before, found, part)):
+                    continue
+                if before["images"] == found["images"]:
                     difference = f"as many images of {part}, but other files or labels"
                 raise ValueError(
                     f"{self.out} was made from {kept['path'] or kept['name']}, and {self.data or self.real.name} is "
