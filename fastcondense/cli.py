@@ -221,7 +221,9 @@ def _recipes(arguments: list[str]) -> str:
         if len(arguments) != 2:
             raise ValueError("recipes show needs one name, as sre2l/digits-ipc10")
         return catalogue.resolved(arguments[1])
-    if len(arguments) > 1 or arguments[:1] == ["--help"]:
+    if arguments in (["-h"], ["--help"]):
+        return f"usage: fastcondense recipes {OTHERS['recipes']}\n"
+    if len(arguments) > 1:
         raise ValueError("recipes takes a pattern, as '*/cifar10*', or show NAME")
     found = [catalogue.entry(name) for name in catalogue.find(*arguments)]
     wide = max(len(entry.name) for entry in found)

@@ -13,13 +13,11 @@ from typing import Annotated, Any, TypeVar, Union
 import tyro
 
 Kind = TypeVar("Kind")
+_FRAME = "│╭╮╰╯─ "
 
 
 class Help(Exception):
     """The text of a help option, which is asked for in the place of a command."""
-
-
-_FRAME = "│╭╮╰╯─ "
 
 
 def parse(

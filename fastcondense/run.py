@@ -187,7 +187,7 @@ class Run:
         """Writes environment.json and recipe.toml; a recipe that a stage refuses must not replace what is there."""
         self._record_environment()
         path, text = self.out / "recipe.toml", self.own_recipe().to_toml().encode()
-        if not path.exists() or path.read_bytes() != text:
+        if not path.exists() or read_file(path) != text:
             write_atomic(path, text)  # last: by it a run's folder is known
 
     def _record_environment(self) -> None:

@@ -260,6 +260,7 @@ def help_of(*arguments: str) -> str:
 def test_help_and_version(capsys):
     assert main([]) == 0 and "squeeze" in capsys.readouterr().out
     assert main(["--version"]) == 0 and "fastcondense 0" in capsys.readouterr().out
+    assert main(["recipes", "--help"]) == 0 and "show NAME" in capsys.readouterr().out
     short = help_of("recover", "--recipe", "sre2l/digits-ipc3", "--help")
     shown = [line.split()[0] for line in short.splitlines() if line.startswith("  --")]
     assert sorted(shown) == sorted(COMMON) and "Images per class. (default: 3)" in short
