@@ -105,3 +105,17 @@ def test_classes_that_do_not_fit_a_recipe_are_listed(photos, capsys):
     said = capsys.readouterr().err
     assert "dataset.classes names 'n01440764', which folder does not have; its 3 classes are blue, red, white" in said
     assert "fastcondense new --data DIR" in said
+
+
+def test_postscript_that_is_called_an_image_is_not_opened_as_one(photos):
+    """Pillow starts Ghostscript for it."""
+    for part in ("train", "val"):
+        for name in ("blue", "red"):
+            (photos / part / name).mkdir(parents=True)
+            for number in range(4):
+                Image.new("RGB", (20, 20)).save(photos / part / name / f"{number}.png")
+    (photos / "train" / "red" / "9.png").write_bytes(b"%!PS-Adobe-3.0 EPSF-3.0\n%%BoundingBox: 0 0 9 9\nshowpage\n")
+    for name in COLORS:
+        (photos / name).rename(photos.parent / name)
+    (unread,) = survey(photos).unread
+    assert "9.png" in unread

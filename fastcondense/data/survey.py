@@ -7,9 +7,9 @@ from pathlib import Path
 
 import numpy as np
 import torch
-from PIL import Image
 
-from ..loaders.reading import reading
+from ..loaders.folder import open_image
+from ..loaders.reading import open_file, reading
 from ..recipe.settings import Dataset
 from .datasets import RealData, load
 from .real import square_batches
@@ -47,8 +47,8 @@ def survey(data: Path) -> Survey:
     sides, unread = [], []
     for path in (real.train.files[number] for number in sample):
         try:
-            with reading(path), Image.open(path) as image:
-                sides.append(min(image.size))
+            with reading(path), open_file(path) as file:
+                sides.append(min(open_image(file).size))
         except ValueError as error:
             unread.append(str(error))
     if not sides:
