@@ -16,11 +16,11 @@ from typing import Any
 import numba
 import numpy as np
 import torch
-from PIL import Image
 from torch import Tensor
 
 from .beton import read_beton
 from .decode_numba import bind, decode_batch, pointer
+from .folder import open_image
 from .reading import naming
 from .resize import NUM_COLUMNS, cut_square, table_of_cuts
 from .source import Cut, Faults
@@ -194,7 +194,7 @@ class FFCVLoader:
         image = self.beton.samples["image"][row]
         try:
             with naming(self.beton.path, f"{self.beton.name_of(row)}: {{error}}"):
-                with Image.open(io.BytesIO(self.beton.stored(row))) as opened:
+                with open_image(io.BytesIO(self.beton.stored(row))) as opened:
                     pixels = np.asarray(opened.convert("RGB"))
                 if pixels.shape[:2] != (image["height"], image["width"]):
                     raise OSError(f"it has {pixels.shape[1]} x {pixels.shape[0]} pixels")
