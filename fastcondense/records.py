@@ -13,11 +13,9 @@ from typing import Annotated, Any, NotRequired, TypedDict, TypeVar, cast
 import msgspec
 from msgspec import Meta
 
-from .loaders.reading import read_file
+from .loaders.reading import check_values, count_values, read_file
 
 Kind = TypeVar("Kind")
-_NODE, _ROOM = 100, 150_000_000
-"""Bytes in memory of a value of a JSON tree, about, and of a tree beyond twice its text."""
 
 Sha256 = Annotated[str, Meta(pattern="^[0-9a-f]{64}$")]
 Count = Annotated[int, Meta(ge=0, le=2**53)]
@@ -226,16 +224,11 @@ def parse_json(text: str | bytes, source: object) -> Any:
     """The tree of a JSON text. Raises ValueError that names the source of one that is damaged, or nested too deep, or
     whose tree would be many times its size."""
     try:
-        _check_nodes(text.encode(errors="surrogatepass") if isinstance(text, str) else text)
+        data = text.encode(errors="surrogatepass") if isinstance(text, str) else text
+        check_values(len(data), count_values(data))
         return json.loads(text)
     except (ValueError, RecursionError) as error:
         raise ValueError(f"{source} is damaged: {error}") from None
-
-
-def _check_nodes(text: bytes) -> None:
-    size = _NODE * sum(text.count(mark) for mark in (b",", b"[", b"{"))
-    if size > 2 * len(text) + _ROOM:
-        raise ValueError(f"it holds {size // _NODE:,} values in {len(text):,} bytes")
 
 
 def checked(tree: Any, kind: type[Kind], source: object, *, is_text: bool = False) -> Kind:

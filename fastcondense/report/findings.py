@@ -38,6 +38,8 @@ CLASSES, SLOTS = 20, 20
 """The first classes and slots, whose images are read."""
 REAL = 5
 """Real images a class that are shown."""
+_MOST, _LONGEST = 200, 10_000
+"""Commands and stages of a log that are shown, and letters of a command: nobody writes more by hand."""
 
 
 @dataclass(frozen=True)
@@ -174,8 +176,11 @@ def real_images(run: Run, label: int, count: int) -> Tensor:
 
 def commands_of(log: Path) -> list[str]:
     """Commands of the launches that a log tells of, but for those that only look."""
-    typed = (entry["command"] for entry in read_events(log, ("start",)))
-    return list(dict.fromkeys(text for text in typed if text and not text.startswith("fastcondense inspect ")))
+    found: dict[str, None] = {}
+    for entry in read_events(log, ("start",)):
+        if (text := entry["command"]) and not text.startswith("fastcondense inspect ") and len(found) < _MOST:
+            found[text[:_LONGEST]] = None
+    return list(found)
 
 
 def _optional(path: Path, kind: type[Kind]) -> Kind | None:
@@ -230,7 +235,8 @@ def hours_of(log: Path) -> dict[str, tuple[float, str]]:
     """Workers times hours of each stage but reports, all times that it ran added up, and what they are called."""
     found: dict[str, tuple[float, str]] = {}
     for entry in read_events(log, ("cost",)):
-        if entry["stage"] not in ("inspect", "run"):  # the report itself
+        is_known = entry["stage"] in found or len(found) < _MOST
+        if is_known and entry["stage"] not in ("inspect", "run"):  # the report itself
             before = found.get(entry["stage"], (0.0, ""))[0]
             found[entry["stage"]] = before + entry["hours"], entry["unit"]
     return found
