@@ -218,6 +218,8 @@ class StoredEpochs(TypedDict):
     replay: dict[str, Any]
     first_rows: Annotated[list[Count], Meta(min_length=1)]
     epochs_done: Count
+    digests: list[Sha256]
+    """Of the rows of each epoch that is done."""
 
 
 def parse_json(text: str | bytes, source: object) -> Any:
