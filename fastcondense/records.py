@@ -200,6 +200,12 @@ class TeacherMetadata(TypedDict):
     seconds: float
 
 
+class ShardMetadata(TypedDict, total=False):
+    """The metadata of a finished job; numbers are text there."""
+
+    seconds: Duration
+
+
 class PrunedLayer(TypedDict):
     name: str
     is_matched: bool

@@ -144,7 +144,7 @@ def _store(
                 arrays[name][first : first + len(values)] = values.cpu().numpy()
         for array in arrays.values():
             array.flush()
-        digests.append(_digest(arrays, rows, epoch))
+        digests.append(stored_digest(arrays, rows, epoch))
         write_json(path, manifest | {"epochs_done": epoch + 1, "digests": digests})
 
 
@@ -230,7 +230,7 @@ def _read_manifest(path: Path) -> StoredEpochs:
     return stored
 
 
-def _digest(arrays: Mapping[str, np.ndarray], first_rows: Sequence[int], epoch: int) -> str:
+def stored_digest(arrays: Mapping[str, np.ndarray], first_rows: Sequence[int], epoch: int) -> str:
     """SHA-256 of the rows of an epoch in all arrays."""
     digest = hashlib.sha256()
     for _, array in sorted(arrays.items()):
@@ -302,7 +302,7 @@ class StoredLabels:
     def logits(self, span: Span) -> Tensor:
         """Float32 [B, classes] on the device. Raises ValueError for an epoch of other rows than were written."""
         if span.epoch not in self.known:
-            if _digest(self.arrays, self.rows, span.epoch) != self.digests[span.epoch]:
+            if stored_digest(self.arrays, self.rows, span.epoch) != self.digests[span.epoch]:
                 raise ValueError(f"{self.folder} is damaged: its labels of epoch {span.epoch} are not those written")
             self.known.add(span.epoch)
         first = self.rows[span.epoch] + span.begin

@@ -17,7 +17,7 @@ from .. import vision
 from ..data.real import squares
 from ..log import read_events
 from ..recipe.evaluation import PARTS, with_evaluation
-from ..records import Environment, Kind, Origin, Replay, Result, read_checked, read_manifest
+from ..records import Environment, Kind, Origin, Replay, Result, ShardMetadata, checked, read_checked, read_manifest
 from ..recover.stage import made_jobs
 from ..rng import Stream
 from ..run import Run
@@ -133,7 +133,7 @@ def read_findings(run: Run) -> Findings:
         losses=read_loss_band(paths, plots.POINTS),
         snapshots=_all_snapshots(snapshots),
         layers=means.tables(),
-        recover_seconds=sum(float(read_metadata(path).get("seconds", 0)) for path in paths),
+        recover_seconds=sum(map(_seconds, paths)),
         shard_bytes=sum(path.stat().st_size for path in paths),
         replay=read_manifest(manifest).get("replay") if (manifest := folder / "manifest.json").exists() else None,
         real={label: real_images(run, label, REAL) for label in sorted({label for label, _ in images})},
@@ -224,6 +224,10 @@ def _all_snapshots(some: Sequence[Snapshots]) -> Snapshots | None:
     classes = torch.cat([one.classes for one in some])
     order = classes.argsort()
     return Snapshots(torch.cat([one.images for one in some], 1)[:, order], classes[order], some[0].iterations)
+
+
+def _seconds(shard: Path) -> float:
+    return checked(read_metadata(shard), ShardMetadata, shard, is_text=True).get("seconds", 0.0)
 
 
 def _teacher(path: Path, name: str) -> TeacherFile:
