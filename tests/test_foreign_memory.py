@@ -79,6 +79,46 @@ def test_parquet_that_unfolds_is_refused_or_read_by_parts(tmp_path):
     assert peak() - held < 200e6 + 2 * path.stat().st_size
 
 
+def varint(value, width=0):
+    """A whole number from 0 on as Thrift writes it, in at least so many bytes."""
+    value, out = value << 1, bytearray()
+    while value > 127 or len(out) + 1 < width:
+        out.append(value & 127 | 128)
+        value >>= 7
+    return bytes([*out, value])
+
+
+def test_pages_that_unfold_to_more_than_the_index_says_are_not_read(tmp_path):
+    arrow, parquet = pytest.importorskip("pyarrow"), pytest.importorskip("pyarrow.parquet")
+    path = tmp_path / "x.parquet"
+    image_rows(
+        path, arrow.array([bytes(50_000_000)] * 8, arrow.binary()), [0] * 8, compression="zstd", use_dictionary=False
+    )
+    content, group = path.read_bytes(), parquet.ParquetFile(path).metadata.row_group(0)
+    for number in (group.column(0).total_uncompressed_size, group.total_byte_size):
+        assert content.count(old := varint(number)) == 1
+        content = content.replace(old, varint(1000, len(old)))
+    path.write_bytes(content)
+    with pytest.raises(
+        ValueError, match=r"x\.parquet cannot be read: its pages claim 400,\d+,\d+ bytes where its index"
+    ):
+        parquet_sets.list_rows([path], 1)
+    check(lambda path: read_all(parquet_sets.list_rows([path], 1)), path, len(content))
+
+
+def test_names_that_share_their_beginnings_do_not_unfold(tmp_path):
+    arrow, parquet = pytest.importorskip("pyarrow"), pytest.importorskip("pyarrow.parquet")
+    path, kind = tmp_path / "x.parquet", {"use_dictionary": False, "column_encoding": {"label": "DELTA_BYTE_ARRAY"}}
+    schema = arrow.schema([("image", arrow.binary()), ("label", arrow.string())])
+    with parquet.ParquetWriter(path, schema, **kind) as writer:
+        for first in range(0, 1500, 100):
+            names = ["x" * 200_000 + str(first + k) for k in range(100)]
+            writer.write_table(arrow.table({"image": [png()] * 100, "label": names}, schema=schema))
+    with pytest.raises(ValueError, match=r"x\.parquet cannot be read: the names in its column 'label' are many more"):
+        parquet_sets.list_rows([path], 1)
+    check(lambda path: parquet_sets.list_rows([path], 1), path, path.stat().st_size)
+
+
 def test_images_that_are_large_for_their_bytes_are_not_decoded(tmp_path, monkeypatch):
     file = io.BytesIO()
     Image.new("RGB", (7000, 7000)).save(file, "PNG")
