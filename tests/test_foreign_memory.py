@@ -96,12 +96,11 @@ def test_pages_that_unfold_to_more_than_the_index_says_are_not_read(tmp_path):
     )
     content, group = path.read_bytes(), parquet.ParquetFile(path).metadata.row_group(0)
     for number in (group.column(0).total_uncompressed_size, group.total_byte_size):
-        assert content.count(old := varint(number)) == 1
+        old = varint(number)
+        assert content.count(old) == 1
         content = content.replace(old, varint(1000, len(old)))
     path.write_bytes(content)
-    with pytest.raises(
-        ValueError, match=r"x\.parquet cannot be read: its pages claim 400,\d+,\d+ bytes where its index"
-    ):
+    with pytest.raises(ValueError, match=r"x\.parquet cannot be read: its pages claim 400,\d+,\d+ bytes"):
         parquet_sets.list_rows([path], 1)
     check(lambda path: read_all(parquet_sets.list_rows([path], 1)), path, len(content))
 
