@@ -196,8 +196,8 @@ class TeacherMetadata(TypedDict):
     num_outputs: Annotated[int, Meta(ge=1)]
     pixel_statistics: NotRequired[str]
     sha256: Sha256
-    top1: float
-    seconds: float
+    top1: Percent
+    seconds: Duration
 
 
 class ShardMetadata(TypedDict, total=False):
