@@ -18,7 +18,8 @@ from fastcondense.data.jobs import Job, jobs
 from fastcondense.recipe.recipe import Recipe
 from fastcondense.sets import sealed_zip
 from fastcondense.sets.bundle import read_bundle
-from fastcondense.sets.condensed import read_set, write_shard
+from fastcondense.sets.condensed import read_record, read_set, write_shard
+from fastcondense.sets.loss_bands import read_loss_band
 from fastcondense.sets.stored_images import read_shard, shard_path
 from fastcondense.tensor_files import read_tensors, write_tensors
 
@@ -190,3 +191,49 @@ def test_digests_are_looked_at_once(tmp_path, monkeypatch):
     assert torch.equal(found.of_class(1), PIXELS[2:4])
     monkeypatch.setattr("fastcondense.tensor_files._sha256", lambda _: pytest.fail("again"))
     assert torch.equal(found.first(1).images[:, 0], PIXELS[::2])
+
+
+RECORD = {
+    "snapshots/images": torch.zeros(2, 4, 3, 5, 5, dtype=torch.uint8),
+    "snapshots/classes": torch.arange(4),
+    "snapshots/iterations": torch.tensor([0, 9]),
+    "layers/0/losses": torch.ones(7, 2),
+    "layers/0/iterations": torch.arange(7),
+}
+
+
+@pytest.mark.parametrize(
+    "change",
+    [
+        {"snapshots/images": torch.zeros(2, 4, 3, 5, 6, dtype=torch.uint8)},
+        {"snapshots/images": torch.zeros(2, 4, 1, 5, 5, dtype=torch.uint8)},
+        {"snapshots/images": torch.zeros(3)},
+        {"snapshots/classes": torch.arange(4.0)},
+        {"snapshots/iterations": torch.arange(3)},
+        {"snapshots/more": torch.arange(3)},
+        {"layers/0/losses": torch.ones(7, 3)},
+        {"layers/0/losses": torch.ones(7, 2).double()},
+        {"layers/0/iterations": torch.arange(6)},
+        {"layers": "[" * 50_000},
+        {"layers": '[["t", "ab"]]'},
+        {"layers": '[["t", ["a", "b"]], ["u", []]]'},
+    ],
+    ids=lambda change: " ".join(change),
+)
+def test_a_record_that_cannot_be_one_is_named(tmp_path, change):
+    def written(tensors):
+        tensors, layers = dict(tensors), '[["t", ["a", "b"]]]'
+        write_tensors(shard_path(tmp_path, 0), tensors, {"layers": tensors.pop("layers", layers)})
+        return read_record(tmp_path, 0)
+
+    assert written(RECORD).layers[0].names == ("a", "b")
+    with pytest.raises(ValueError, match=r"shard-00000\.safetensors cannot be read: "):
+        written(RECORD | change)
+
+
+def test_losses_of_other_iterations_are_named(tmp_path):
+    paths = [shard_path(tmp_path, number) for number in range(2)]
+    for path, count in zip(paths, (3, 2), strict=True):
+        write_tensors(path, {"losses": torch.ones(count, 3)}, {})
+    with pytest.raises(ValueError, match=r"shard-00001.* it has losses of 2 iterations, those before of 3"):
+        read_loss_band(paths)

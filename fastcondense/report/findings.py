@@ -200,25 +200,29 @@ class LayerMeans:
     """One table a teacher: the mean of all that jobs have of it; teachers in their order. Tables are not kept."""
 
     def __init__(self) -> None:
-        self.sums: dict[tuple[str, tuple[str, ...]], tuple[int, Tensor, Tensor]] = {}
+        self.sums: dict[tuple[str, tuple[str, ...], int], tuple[int, Tensor, Tensor]] = {}
 
     def add(self, tables: Sequence[LayerLosses]) -> None:
         """Counts the tables of a job in."""
         for table in tables:
-            key, losses = (table.teacher, table.names), table.losses.double()
+            key, losses = (table.teacher, table.names, len(table.losses)), table.losses.double()
             count, iterations, total = self.sums.get(key, (0, table.iterations, torch.zeros_like(losses)))
             self.sums[key] = count + 1, iterations, total + losses
 
     def tables(self) -> list[LayerLosses]:
         return [
             LayerLosses(teacher, names, iterations, (total / count).float())
-            for (teacher, names), (count, iterations, total) in self.sums.items()
+            for (teacher, names, _), (count, iterations, total) in self.sums.items()
         ]
 
 
 def _all_snapshots(some: Sequence[Snapshots]) -> Snapshots | None:
     """The snapshots of all jobs, by class."""
-    some = [one for one in some if torch.equal(one.iterations, some[0].iterations)]
+    some = [
+        one
+        for one in some
+        if torch.equal(one.iterations, some[0].iterations) and one.images.shape[2:] == some[0].images.shape[2:]
+    ]
     if not some:
         return None
     classes = torch.cat([one.classes for one in some])
