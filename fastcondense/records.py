@@ -5,7 +5,9 @@ A failure is one line: the file, the field, and what is wrong there. Fields that
 
 from __future__ import annotations
 
+import itertools
 import json
+import re
 from collections.abc import Iterable
 from pathlib import Path
 from typing import Annotated, Any, NotRequired, TypedDict, TypeVar, cast
@@ -16,6 +18,10 @@ from msgspec import Meta
 from .loaders.reading import check_values, count_values, read_file
 
 Kind = TypeVar("Kind")
+_DEEPEST = 100
+_STRING = re.compile(rb'"(?:[^"\\]|\\.)*+"?', re.DOTALL)
+"""One that does not end reaches to the end of all, so that no part of a text is looked at twice."""
+_NO_BRACKETS = bytes(set(range(256)) - set(b"[]{}"))
 
 Sha256 = Annotated[str, Meta(pattern="^[0-9a-f]{64}$")]
 Count = Annotated[int, Meta(ge=0, le=2**53)]
@@ -234,9 +240,18 @@ def parse_json(text: str | bytes, source: object) -> Any:
     try:
         data = text.encode(errors="surrogatepass") if isinstance(text, str) else text
         check_values(len(data), count_values(data))
+        _check_depth(data)
         return json.loads(text)
     except (ValueError, RecursionError) as error:
         raise ValueError(f"{source} is damaged: {error}") from None
+
+
+def _check_depth(text: bytes) -> None:
+    """Whoever walks a tree, or writes it, may go down by calling itself."""
+    brackets = _STRING.sub(b"", text).translate(None, _NO_BRACKETS)
+    deepest = max(itertools.accumulate(1 if mark in b"[{" else -1 for mark in brackets), default=0)
+    if deepest > _DEEPEST:
+        raise ValueError(f"it nests values more than {_DEEPEST} deep")
 
 
 def checked(tree: Any, kind: type[Kind], source: object, *, is_text: bool = False) -> Kind:

@@ -42,10 +42,22 @@ def test_mutated_manifests_are_read_or_named(data):
         assert len(set(kept["classes"])) == len(kept["classes"]) == len(kept.get("digests", kept["classes"]))
 
 
+@pytest.mark.parametrize("depth", [100, 101, 950])
+def test_a_tree_that_is_deep_is_refused(depth):
+    """Those who write or compare it call themselves as often; brackets in texts count for nothing."""
+    text = '{"[[\\"[": ' * (depth - 1) + "[]" + "}" * (depth - 1)
+    if depth == 100:
+        assert "[" in next(iter(parse_json(text, "J")))
+    else:
+        with pytest.raises(ValueError, match=r"^J is damaged: it nests values more than 100 deep"):
+            parse_json(text, "J")
+
+
 @given(st.binary(max_size=60) | st.text(alphabet='{}[]",:0truefalsnN-e.\\u', max_size=60).map(str.encode))
 @example(b"[" * 100_000)
 @example(b'{"a":' * 100_000)
 @example(b"1" * 5000)
+@example(b'"' + b'\\"' * 500_000)
 @example(b"\xff")
 @FAST
 def test_any_bytes_as_json_are_read_or_named(text):
