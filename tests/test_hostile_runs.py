@@ -13,16 +13,20 @@ from small import image_folder
 
 from fastcondense import trust
 from fastcondense.cli import main
+from fastcondense.data.jobs import Job
 from fastcondense.data.sources import decoding_threads
 from fastcondense.loaders.reading import check_folder, open_file
 from fastcondense.log import Log
 from fastcondense.networks import zoo
+from fastcondense.networks.fit import fit
 from fastcondense.recipe.recipe import Recipe
-from fastcondense.recipe.settings import Dataset
+from fastcondense.recipe.settings import Dataset, Optimization
+from fastcondense.recover.unfinished import Unfinished, remaining
 from fastcondense.report import plots
+from fastcondense.rng import Stream
 from fastcondense.sets.results import read_results
 from fastcondense.teachers.kept import rebuild
-from fastcondense.tensor_files import state_sha256
+from fastcondense.tensor_files import state_sha256, write_tensors
 from fastcondense.words import printable
 from fastcondense.workers import distributed, launched
 from fastcondense.workers.work import Items, draw
@@ -163,6 +167,67 @@ def test_an_empty_variable_is_none(monkeypatch):
     for name in ("FASTCONDENSE_ATTEMPT", "TORCHELASTIC_RESTART_COUNT", "LOCAL_WORLD_SIZE"):
         monkeypatch.setenv(name, "")
     assert launched.attempt() == 0 and decoding_threads(Dataset()) >= 1
+
+
+# --- states of work that goes on -------------------------------------------------------------------------------------
+
+
+def trained(checkpoint):
+    """Two epochs of one step; after the first its state is what would be read."""
+    data = [(torch.ones(2, 3), torch.tensor([0, 1]))]
+    torch.manual_seed(0)
+    optimization = Optimization(epochs=2, batch_size=2, evaluate_every=1)
+    return fit(
+        torch.nn.Linear(3, 2),
+        optimization,
+        lambda _: data,
+        torch.nn.functional.cross_entropy,
+        lambda _: {"top1": 1.0},
+        Stream(0, "x"),
+        checkpoint,
+        lambda _: None,
+    )
+
+
+@pytest.mark.parametrize(
+    "change",
+    [
+        {"net": {}},
+        {"net": None},
+        {"net": {"weight": torch.ones(2, 4), "bias": torch.ones(2)}},
+        {"optimizer": {"state": {0: {"momentum_buffer": torch.ones(7)}}}},
+        {"epoch": 0},
+        {"epoch": 10**9},
+        {"epoch": "1"},
+        {"history": [{"top1": "x"}]},
+        {"history": []},
+        {"seconds": float("nan")},
+    ],
+    ids=" ".join,
+)
+def test_a_state_of_another_training_is_named(tmp_path, change):
+    path = tmp_path / "checkpoint.pt"
+    whole = trained(path)[1]
+    state = torch.load(path)
+    assert state["epoch"] == 2 and trained(path)[1] == whole
+    torch.save(state | change, path)
+    with pytest.raises(ValueError, match=r"checkpoint\.pt is not the state of this training; remove it: [^\n]*$"):
+        trained(path)
+
+
+@pytest.mark.parametrize("change", [{"iteration": "10"}, {"iteration": "x"}, {"iteration": "-1"}, {"total": None}])
+def test_a_state_of_another_job_is_named(tmp_path, change):
+    unfinished, total = Unfinished(tmp_path, Job(3, 0, 1, 0, 2), "mine"), torch.zeros(2)
+
+    def run():
+        return list(remaining(10, unfinished, torch.device("cpu"), dict, lambda read: total.copy_(read["total"])))
+
+    unfinished.write(4, {"total": torch.ones(2)})
+    assert run() == [4, 5, 6, 7, 8, 9]
+    tensors = {"other": torch.ones(2)} if "total" in change else {"total": torch.ones(2)}
+    write_tensors(unfinished.path, tensors, {"identity": "mine", "iteration": change.get("iteration", "4")})
+    with pytest.raises(ValueError, match=r"unfinished-00003\.safetensors is not the state of its job; remove it: "):
+        run()
 
 
 # --- results ---------------------------------------------------------------------------------------------------------
