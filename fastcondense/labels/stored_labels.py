@@ -331,7 +331,7 @@ def read_labels(
         return found, found.wanted
     check_folder(folder)
     replay = replay_specification(run.recipe, condensed.classes, images_sha256(condensed), teachers, seed)
-    found = StoredLabels(folder / f"seed{seed}", replay, run.recipe.train.epochs, run.device)
-    if found.rows[: len(rows := first_rows(views, run.recipe.train))] != rows:
-        raise ValueError(f"{found.folder}/manifest.json is damaged: field first_rows: not those of the recipe's views")
-    return views, found
+    labels = StoredLabels(folder / f"seed{seed}", replay, run.recipe.train.epochs, run.device)
+    if labels.rows[: len(rows := first_rows(views, run.recipe.train))] != rows:
+        raise ValueError(f"{labels.folder}/manifest.json is damaged: field first_rows: not those of the recipe's views")
+    return views, labels

@@ -124,15 +124,9 @@ def _values(file: Path, label: str, kind: Any) -> list[Any]:
     if not (arrow.types.is_string(kind) or arrow.types.is_large_string(kind)):
         return []
     found: list[Any] = []
-    table, known, room = _opened(file, label), dict[str, str](), file.stat().st_size + _ROOM // 2
-    for group in range(table.num_row_groups):
-        together = max(1, min(10_000, _ROOM // 4 // (1 + _bytes(table, group, label))))
-        for batch in table.iter_batches(together, row_groups=[group], columns=[label]):
-            column = batch.column(0)
-            names = [known.setdefault(name, name) for name in column.dictionary.to_pylist()]
-            found += [None if place is None else names[place] for place in column.indices.to_pylist()]
-            if sum(map(len, known)) > room:  # names that share their beginnings unfold
-                raise ValueError(f"the names in its column {label!r} are many more bytes than it has")
+    for chunk in _opened(file, label).read(columns=[label])[label].chunks:
+        names = chunk.dictionary.to_pylist()
+        found += [None if place is None else names[place] for place in chunk.indices.to_pylist()]
     return found
 
 
