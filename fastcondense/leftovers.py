@@ -18,6 +18,7 @@ from pathlib import Path
 
 from .loaders.reading import open_file
 
+_CLAIMS = re.compile(r"\..*\.claims", re.DOTALL)
 _TEMPORARY = re.compile(r"\.(?P<name>.+)\.[\w.-]+-\d+-\d+\.tmp", re.ASCII | re.DOTALL)
 
 
@@ -47,7 +48,7 @@ def sweep(folder: Path, name: str = "") -> None:
 def clean(run: Path) -> None:
     """Removes all that is left over in the folder of a run, on which nobody else may be at work."""
     sweep(run)
-    for path in list(_walk(run)):
+    for path in reversed(list(_walk(run))):  # what is in a folder before the folder
         if _is_finished(path):
             _remove(path)
 
@@ -64,8 +65,10 @@ def _is_finished(path: Path) -> bool:
     if found := re.fullmatch(r"parts((-[0-9a-f]{8})+)", name):
         numbers = found[1].split("-")[1:]
         return all(any(folder.glob(f"*/targets-{number}.safetensors")) for number in numbers)
-    if re.fullmatch(r"\..*\.claims", folder.name):
-        return _first_line(path) == socket.gethostname()  # of this machine's processes, which have all ended
+    if _CLAIMS.fullmatch(folder.name):  # of this machine's processes, which have all ended, or none at all
+        return _first_line(path) == socket.gethostname() or not path.is_file()
+    if _CLAIMS.fullmatch(name):
+        return path.is_dir() and not any(_listed(path))
     return False
 
 

@@ -29,6 +29,7 @@ _FIELDS: dict[str, dict[str, type]] = {  # of events, what readers count with
     "working": {"job": int},
     "job": {"index": int, "images": int, "seconds": float},
 }
+_MORE = ("iteration", "iterations")  # of what is in hand, once it is told
 
 
 class PlainConsole(Console):
@@ -133,7 +134,7 @@ class Log:
 
 
 def read_events(path: Path, kinds: Collection[str]) -> Iterator[dict[str, Any]]:
-    """Yields the events of these kinds in a log, which have a time and the fields that readers count with.
+    """Yields the events of these kinds in a log, with a time and the fields that readers count with, and no others.
 
     Lines that are torn, hold NULs or lack a field are left out: a log never stops anything.
     """
@@ -144,7 +145,8 @@ def read_events(path: Path, kinds: Collection[str]) -> Iterator[dict[str, Any]]:
             with contextlib.suppress(ValueError, RecursionError):
                 entry = json.loads(line)
                 if isinstance(entry, dict) and entry.get("event") in kinds and _is_complete(entry):
-                    yield entry
+                    known = ("time", "event", *_FIELDS.get(entry["event"], ()), *_MORE)
+                    yield {key: entry[key] for key in known if key in entry}
 
 
 def _is_complete(entry: dict[str, Any]) -> bool:

@@ -5,7 +5,9 @@ A failure is one line: the file, the field, and what is wrong there. Fields that
 
 from __future__ import annotations
 
+import itertools
 import json
+import re
 from collections.abc import Iterable
 from pathlib import Path
 from typing import Annotated, Any, NotRequired, TypedDict, TypeVar, cast
@@ -13,11 +15,13 @@ from typing import Annotated, Any, NotRequired, TypedDict, TypeVar, cast
 import msgspec
 from msgspec import Meta
 
-from .loaders.reading import read_file
+from .loaders.reading import check_values, count_values, read_file
 
 Kind = TypeVar("Kind")
-_NODE, _ROOM = 100, 150_000_000
-"""Bytes in memory of a value of a JSON tree, about, and of a tree beyond twice its text."""
+_DEEPEST = 100
+_STRING = re.compile(rb'"(?:[^"\\]|\\.)*+"?', re.DOTALL)
+"""One that does not end reaches to the end of all, so that no part of a text is looked at twice."""
+_NO_BRACKETS = bytes(set(range(256)) - set(b"[]{}"))
 
 Sha256 = Annotated[str, Meta(pattern="^[0-9a-f]{64}$")]
 Count = Annotated[int, Meta(ge=0, le=2**53)]
@@ -198,8 +202,14 @@ class TeacherMetadata(TypedDict):
     num_outputs: Annotated[int, Meta(ge=1)]
     pixel_statistics: NotRequired[str]
     sha256: Sha256
-    top1: float
-    seconds: float
+    top1: Percent
+    seconds: Duration
+
+
+class ShardMetadata(TypedDict, total=False):
+    """The metadata of a finished job; numbers are text there."""
+
+    seconds: Duration
 
 
 class PrunedLayer(TypedDict):
@@ -220,22 +230,28 @@ class StoredEpochs(TypedDict):
     replay: dict[str, Any]
     first_rows: Annotated[list[Count], Meta(min_length=1)]
     epochs_done: Count
+    digests: list[Sha256]
+    """Of the rows of each epoch that is done."""
 
 
 def parse_json(text: str | bytes, source: object) -> Any:
     """The tree of a JSON text. Raises ValueError that names the source of one that is damaged, or nested too deep, or
     whose tree would be many times its size."""
     try:
-        _check_nodes(text.encode(errors="surrogatepass") if isinstance(text, str) else text)
+        data = text.encode(errors="surrogatepass") if isinstance(text, str) else text
+        check_values(len(data), count_values(data))
+        _check_depth(data)
         return json.loads(text)
     except (ValueError, RecursionError) as error:
         raise ValueError(f"{source} is damaged: {error}") from None
 
 
-def _check_nodes(text: bytes) -> None:
-    size = _NODE * sum(text.count(mark) for mark in (b",", b"[", b"{"))
-    if size > 2 * len(text) + _ROOM:
-        raise ValueError(f"it holds {size // _NODE:,} values in {len(text):,} bytes")
+def _check_depth(text: bytes) -> None:
+    """Whoever walks a tree, or writes it, may go down by calling itself."""
+    brackets = _STRING.sub(b"", text).translate(None, _NO_BRACKETS)
+    deepest = max(itertools.accumulate(1 if mark in b"[{" else -1 for mark in brackets), default=0)
+    if deepest > _DEEPEST:
+        raise ValueError(f"it nests values more than {_DEEPEST} deep")
 
 
 def checked(tree: Any, kind: type[Kind], source: object, *, is_text: bool = False) -> Kind:

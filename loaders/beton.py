@@ -17,7 +17,7 @@ from typing import Any
 
 import numpy as np
 
-from .reading import naming, open_file, read_file, reading
+from .reading import check_values, count_values, naming, open_file, read_file, reading
 
 JPEG, RAW = 0, 1
 HEADER = np.dtype(
@@ -140,8 +140,22 @@ def read_beton(path: Path) -> Beton:
             raise ValueError(f"{path} has other labels than {Sidecar.path(path)} says; which classes are they?")
         if sidecar.sealed(start, rows, tail) != sidecar:
             raise ValueError(f"its bytes, or those of {Sidecar.path(path).name}, are not those that were packed")
-        lengths = allocations["length"][np.argsort(allocations["sample"])].astype(np.int64)
+        lengths = allocations["length"][np.argsort(allocations["sample"])]
+        _check_places(samples["image"], lengths, end)
+        lengths = lengths.astype(np.int64)
         return Beton(path, sidecar, samples, lengths, np.frombuffer(tail, CRC, count))
+
+
+def _check_places(images: np.ndarray, lengths: np.ndarray, end: int) -> None:
+    """Raises ValueError for an image that is not before the byte `end`, or pixels of another number than its sides say.
+
+    images: IMAGE [N]. lengths: uint64 [N].
+    """
+    begins, pixels = images["data_ptr"], 3 * images["width"].astype(np.uint64) * images["height"]
+    is_wrong = (lengths > end) | (begins > end - np.minimum(lengths, end))
+    is_wrong |= (images["mode"] == RAW) & (lengths != pixels)
+    if is_wrong.any():
+        raise ValueError(f"image {is_wrong.argmax()} is not where, or as large as, the file says")
 
 
 def read_sidecar(path: Path) -> Sidecar:
@@ -152,7 +166,9 @@ def read_sidecar(path: Path) -> Sidecar:
     if not place.is_file():
         raise ValueError(f"{path} has no {place.name}, which names its classes: make it with `fastcondense pack`")
     with naming(place, "{path} is damaged, or of another version; pack again: {error}"):
-        tree = json.loads(read_file(place))
+        text = read_file(place)
+        check_values(len(text), count_values(text))
+        tree = json.loads(text)
         sidecar = Sidecar(**tree | {key: tuple(tree[key]) for key in ("classes", "counts")})
         if not all(isinstance(name, str) for name in (sidecar.digest, sidecar.sha256, *sidecar.classes)):
             raise ValueError("a name is no text")

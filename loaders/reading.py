@@ -9,6 +9,8 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import BinaryIO
 
+_VALUE, _ROOM = 100, 150_000_000
+"""Bytes in memory of a value of a JSON tree, about, and of a tree beyond twice its text."""
 _KINDS = {
     stat.S_IFDIR: "a folder",
     stat.S_IFIFO: "a pipe",
@@ -44,6 +46,17 @@ def naming(path: object, problem: str = "{path} cannot be read: {error}") -> Ite
             raise
         said = f"{text or type(error).__name__:.300}"
         raise ValueError(problem.replace("{path}", str(path)).replace("{error}", said)) from error
+
+
+def check_values(size: int, values: int) -> None:
+    """Raises ValueError for JSON texts of `size` bytes whose `values` would take many times that in memory."""
+    if _VALUE * values > 2 * size + _ROOM:
+        raise ValueError(f"it holds {values:,} values in {size:,} bytes")
+
+
+def count_values(text: bytes) -> int:
+    """Values in a JSON text, or a few more."""
+    return sum(map(text.count, (b",", b"[", b"{")))
 
 
 def check_file(path: Path) -> None:

@@ -2,26 +2,33 @@
 
 usage: python scripts/kill_everywhere.py [--most N] [--log FILE] [COMMAND ...]
 
-A process imports the library once and forks: a child runs a small command, and sends itself SIGKILL before its k-th
-operation that changes the disk (opening for writing, renaming, removing, making a folder, flushing). A second child
-runs the same command again: it must end with status 0, and leave the same files with the same bits as a command that
-nobody killed, and no others. Times that files keep are not compared. Each command prints a line of JSON, and with --log
-each kill appends one to FILE, so that the same line goes on where it was stopped.
+A process imports the library once and forks: a child runs a small command, and before each operation that changes the
+disk (opening for writing, renaming, removing, making a folder, flushing) copies its folder: what SIGKILL would leave
+there. Before every tenth operation, and the one in the middle, another child does send itself SIGKILL, and what it
+leaves is the copy. A child then runs the same command again on what is left: it must end with status 0, and leave the
+same files with the same bits as a command that nobody killed, and no others. Times that files keep are not compared.
+Each command prints a line of JSON, and with --log each place appends one to FILE, so that the same line goes on where
+it was stopped.
 """
 
 from __future__ import annotations
 
 import argparse
+import contextlib
 import hashlib
+import importlib
 import json
 import os
+import re
 import shutil
 import signal
 import sys
 import tempfile
+import threading
 import time
 import traceback
 import zipfile
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -52,17 +59,20 @@ COMMANDS = {  # what they are given in the folder of work: RUN is that of a fini
 }
 _CHANGES = ("os.rename", "os.remove", "os.rmdir", "os.mkdir", "os.truncate", "os.link", "os.symlink")
 _VOLATILE = ("log.jsonl", ".lock", "report.html")
+_EVERY = 10
+"""Before each so many operations a child is killed."""
+Before = Callable[[int], None]
 
 
 # --- a command in a child --------------------------------------------------------------------------------------------
 
 
 class Counted:
-    """Counts operations of this process that change files in a folder, and ends it before number `deadly`."""
+    """Counts operations of this process that change files in a folder; calls `before` with the number of each."""
 
-    def __init__(self, folder: Path, deadly: int):
-        self.folder, self.deadly, self.count = str(folder), deadly, 0
-        self.flush = os.fsync
+    def __init__(self, folder: Path, before: Before):
+        self.folder, self.before, self.count = f"{folder}{os.sep}", before, 0
+        self.flush, self.mutex = os.fsync, threading.Lock()
         os.fsync = self._fsync
         sys.addaudithook(self._audit)
 
@@ -83,12 +93,17 @@ class Counted:
         self.flush(file)
 
     def _step(self) -> None:
-        self.count += 1
-        if self.count == self.deadly:
-            os.kill(os.getpid(), signal.SIGKILL)
+        with self.mutex:  # operations of other threads wait until `before` is done
+            self.count += 1
+            self.before(self.count)
 
 
-def child(arguments: list[str], work: Path, deadly: int = 0) -> tuple[int, int, str]:
+def kill_at(place: int) -> Before:
+    """Ends the process before the operation `place`."""
+    return lambda number: os.kill(os.getpid(), signal.SIGKILL) if number == place else None
+
+
+def child(arguments: list[str], work: Path, before: Before = lambda _: None) -> tuple[int, int, str]:
     """Runs a command there; its exit status (negative: a signal), its operations, and what it said."""
     said, counted = work.parent / "said.txt", work.parent / "count.txt"
     counted.write_text("0")
@@ -98,13 +113,14 @@ def child(arguments: list[str], work: Path, deadly: int = 0) -> tuple[int, int, 
             os.dup2(file.fileno(), 1)
             os.dup2(file.fileno(), 2)
         os.chdir(work)
-        counter, status = Counted(work, deadly), 70
+        counter, status = Counted(work, before), 70
         try:
             status = fastcondense(arguments)
         except BaseException:  # else it would go on as the process that it was forked from
             traceback.print_exc()
         sys.stdout.flush()
         counted.write_text(str(counter.count))
+        (work.parent / "modules.txt").write_text("\n".join(sys.modules))
         os._exit(status)
     status = os.waitstatus_to_exitcode(os.waitpid(process, 0)[1])
     return status, int(counted.read_text()), said.read_text(errors="replace")
@@ -147,6 +163,16 @@ def _timeless(tree: Any) -> Any:
     return [_timeless(value) for value in tree] if isinstance(tree, list) else tree
 
 
+def left(work: Path) -> dict[str, str]:
+    """What a kill left: names of all files without process numbers, and hashes of those that hold no times or names."""
+    found = {}
+    for path in sorted(work.rglob("*")):
+        name = re.sub(r"-\d+-\d+\.tmp", ".tmp", path.relative_to(work).as_posix())
+        is_plain = path.is_file() and not re.search(r"\.(tmp|claims|pt|jsonl|lock|html)(/|$)", name)
+        found[name] = hashlib.sha256(_bits(path)).hexdigest() if is_plain else ""
+    return found
+
+
 # --- the campaign ----------------------------------------------------------------------------------------------------
 
 
@@ -160,18 +186,22 @@ def fill(folder: Path) -> None:
 
 
 def campaign(name: str, base: Path, work: Path, most: int, log: Path | None) -> dict[str, Any]:
-    """Kills a command at its operations, all or `most` of them, spread evenly, but for those that the log has done.
+    """Ends a command at its operations, all or `most` of them, spread evenly, but for those that the log has done.
 
     Returns counts and what went wrong.
     """
-    arguments, begun = COMMANDS[name], time.monotonic()
+    arguments, begun, states = COMMANDS[name], time.monotonic(), work.with_name("states")
 
     def begin() -> None:
         shutil.rmtree(work, ignore_errors=True)
         shutil.copytree(base, work)
 
+    def keep(place: int) -> None:
+        shutil.copytree(work, states / str(place), symlinks=True)
+
     begin()
-    status, operations, said = child(arguments, work)
+    shutil.rmtree(states, ignore_errors=True)
+    status, operations, said = child(arguments, work, keep)
     if status != 0:
         raise SystemExit(f"{name} without a kill ends with {status}: {said}")
     whole, places = contents(work), range(1, operations + 1)
@@ -182,14 +212,22 @@ def campaign(name: str, base: Path, work: Path, most: int, log: Path | None) -> 
     for place in places:
         if place in done:
             continue
-        begin()
-        killed = child(arguments, work, place)[0] == -signal.SIGKILL
+        killed, wrong = place % _EVERY == 0 or place == 1 + operations // 2, None
+        state = states / str(place)
+        if killed:
+            begin()
+            status, _, said = child(arguments, work, kill_at(place))
+            other = differing(left(state), left(work))
+            if status != -signal.SIGKILL or other:
+                wrong = {"killed": place, "status": status, "differ": other, "said": said[-300:]}
+        else:
+            shutil.rmtree(work)
+            state.rename(work)
         status, _, said = child(arguments, work)
-        found = contents(work)
-        kill = {"command": name, "operation": place, "of": operations, "is_killed": killed, "wrong": None}
-        if status != 0 or found != whole:
-            other = sorted(path for path in whole.keys() | found.keys() if whole.get(path) != found.get(path))
-            kill["wrong"] = {"operation": place, "status": status, "differ": other[:5], "said": said[-300:]}
+        other = differing(whole, contents(work))
+        if status != 0 or other:
+            wrong = {"operation": place, "status": status, "differ": other, "said": said[-300:]}
+        kill = {"command": name, "operation": place, "of": operations, "is_killed": killed, "wrong": wrong}
         done[place] = kill
         if log:
             with log.open("a") as file:
@@ -197,16 +235,22 @@ def campaign(name: str, base: Path, work: Path, most: int, log: Path | None) -> 
     return {
         "command": name,
         "operations": operations,
+        "ended": len(done),
         "kills": sum(kill["is_killed"] for kill in done.values()),
         "wrong": [kill["wrong"] for _, kill in sorted(done.items()) if kill["wrong"]],
         "seconds": round(time.monotonic() - begun, 1),
     }
 
 
+def differing(one: dict[str, str], other: dict[str, str]) -> list[str]:
+    """The first names that are in one of them only, or have other hashes."""
+    return sorted(name for name in one.keys() | other.keys() if one.get(name) != other.get(name))[:5]
+
+
 def main() -> int:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("commands", nargs="*", metavar="COMMAND", help=f"of {', '.join(COMMANDS)}; none: all")
-    parser.add_argument("--most", type=int, default=0, help="kills a command at most; 0: one before each operation")
+    parser.add_argument("--most", type=int, default=0, help="ends of a command at most; 0: before each operation")
     parser.add_argument("--log", type=Path, help="a file that keeps what is done")
     options = parser.parse_args()
     torch.set_num_threads(1)
@@ -221,6 +265,9 @@ def main() -> int:
             print(said, file=sys.stderr)
             return 1
         shutil.move(work, base)
+        for module in (base.parent / "modules.txt").read_text().splitlines():  # else each child would import them anew
+            with contextlib.suppress(Exception):
+                importlib.import_module(module)
         (base / "RUN" / "result.json").unlink()
         shutil.rmtree(base / "RUN" / "results")
         for name in options.commands or COMMANDS:

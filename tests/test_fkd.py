@@ -309,7 +309,7 @@ def test_numpys_numbers_need_the_restricted_reader(tmp_path):
         (4, [5, 0, 4, 4], "the box"),
         (5, torch.zeros(7, CLASSES), "7 labels of 8 views"),
         (5, None, "NoneType"),
-        (1, {}, "dict"),
+        (1, {}, "coords have 32 values for 0 views"),
     ],
 )
 def test_a_file_that_cannot_be_true_is_named(tmp_path, place, value, message):

@@ -93,9 +93,11 @@ def test_the_first_sweeps_up_what_killed_processes_left_and_nothing_else(tmp_pat
     for name, text in {"shard-1": "whole", **claims}.items():
         (folder / name).write_text(text)
     (folder / ".x.1.tmp").mkdir()  # a folder of somebody
+    for name in (".jobs.claims/00004.0", ".parts.claims", "deep/.precision.claims"):  # of nobody
+        (folder / name).mkdir(parents=True)
     with locked(tmp_path):
         found = {str(path.relative_to(folder)) for path in folder.rglob("*")}
-        assert found == {"shard-1", ".jobs.claims", ".x.1.tmp", *claims}
+        assert found == {"shard-1", "deep", ".jobs.claims", ".x.1.tmp", *claims}
 
 
 def test_a_helper_sweeps_nothing(tmp_path):

@@ -5,6 +5,7 @@ import os
 import time
 
 import pytest
+from memory import begin_peak, peak
 
 from fastcondense.cli import main
 from fastcondense.workers.lock import locked
@@ -77,3 +78,24 @@ def test_the_command_says_it_in_a_table(run, capsys):
 def test_a_folder_without_a_run_is_refused(tmp_path, capsys):
     assert main(["status", str(tmp_path)]) == 1
     assert "is not the folder of a run: it has no log.jsonl" in capsys.readouterr().err
+
+
+def test_names_like_those_of_shards_and_pauses_that_cannot_be(run, capsys):
+    for name in ("shard-0x.safetensors", "shard-\u0661.safetensors", "shard-000001.safetensors"):
+        (run / "condensed" / name).touch()
+    assert read_status(run).finished == 5
+    for every in ("-1", "nan", "inf"):
+        assert main(["status", str(run), f"--every={every}"]) == 1
+        assert capsys.readouterr().err == f"fastcondense: --every needs seconds from 0 to 1000000, got {float(every)}\n"
+
+
+def test_a_long_log_takes_less_memory_than_twice_its_size(run):
+    """Of lines with fields that nobody reads, and of jobs that are not there."""
+    line = json.dumps(job(10**6, 1.0) | {"more": [[] for _ in range(10_000)]}).replace(" ", "") + "\n"
+    with (run / "log-3.jsonl").open("w") as file:
+        file.writelines([line] * 1000)
+        file.writelines(json.dumps(job(10**6 + k, 1.0)) + "\n" for k in range(500_000))
+    held = begin_peak()
+    found = read_status(run)
+    assert found.workers[-1].jobs == 501_000 and found.finished_images == 46
+    assert peak() - held < 2 * (run / "log-3.jsonl").stat().st_size

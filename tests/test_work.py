@@ -4,6 +4,7 @@ import errno
 import hashlib
 import multiprocessing
 import os
+import shutil
 import signal
 import threading
 import time
@@ -137,9 +138,12 @@ def test_a_claim_of_a_finished_item_is_left_by_nobody(files):
     done = files(3)
     done.finish(1, "killed before it let go")
     (done.folder / ".test.claims").mkdir()
-    (done.folder / ".test.claims" / "00001.0").touch()
+    for name in ("00001.0", "\u00b2.0", "1.\u00b2", "x"):  # the others are no claims
+        (done.folder / ".test.claims" / name).touch()
     for item, _ in draw(done.items()):
         done.finish(item, "me")
+    assert {path.name for path in (done.folder / ".test.claims").iterdir()} == {"\u00b2.0", "1.\u00b2", "x"}
+    shutil.rmtree(done.folder / ".test.claims")
     assert len(done.who()) == 3
 
 
@@ -188,7 +192,7 @@ def test_clocks_of_others_do_not_count(files, hours):
 def test_claims_of_workers_that_were_started_again_are_theirs_at_once(files, monkeypatch):
     done = files(3)
     for name in ("RANK", "WORLD_SIZE", "LOCAL_RANK"):
-        monkeypatch.setenv(name, "0")
+        monkeypatch.setenv(name, "1" if name == "WORLD_SIZE" else "0")
     monkeypatch.setenv("FASTCONDENSE_LAUNCHER", str(done.folder))
     monkeypatch.setenv("FASTCONDENSE_LAUNCH", "a launch")
     monkeypatch.setenv("FASTCONDENSE_ATTEMPT", "2")

@@ -17,6 +17,7 @@ from ..loaders.packed import PackedLoader
 from ..loaders.source import Faults, Loader
 from ..loaders.turbo import decoder
 from ..recipe.settings import Dataset
+from ..workers.launched import whole_number
 from .datasets import Split
 
 _INSTALL = {
@@ -86,7 +87,7 @@ def decoder_of(name: str) -> str | None:
 
 def decoding_threads(dataset: Dataset) -> int:
     """Threads of this process that decode images: as many as the recipe says, or its part of the machine's cores."""
-    on_this_machine = int(os.environ.get("LOCAL_WORLD_SIZE", 1))  # set by our launcher and by torchrun
+    on_this_machine = whole_number("LOCAL_WORLD_SIZE", 1, lowest=1)  # set by our launcher and by torchrun
     return dataset.workers or max(1, len(os.sched_getaffinity(0)) // on_this_machine)
 
 

@@ -48,10 +48,10 @@ class FKDViews(ReplayedViews):
         super().__init__(views.host or views.images, views.labels, views.settings, views.normalize, 42)
         self.folder, self.num_classes = folder, num_classes
         self.order = SamplerOrder(len(self.images), num_permutations)
-        epochs, numbers = epoch_numbers(folder), numbers_in(folder / "epoch_0", r"batch_(\d+)\.tar")
+        epochs, numbers = epoch_numbers(folder), numbers_in(folder / "epoch_0", "batch_", ".tar")
         for name, found in (("epoch_{}", epochs), ("epoch_0/batch_{}.tar", numbers)):
-            if missing := sorted(set(range(max(found, default=0) + 1)) - set(found)):
-                raise ValueError(f"{folder} holds FKD files, but {name.format(missing[0])} is missing")
+            for number in sorted(set(range(max(1, len(found)))) - set(found)):
+                raise ValueError(f"{folder} holds FKD files, but {name.format(number)} is missing")
         self.num_epochs = len(epochs)
         first, last = (self._read_batch(0, number)[0] for number in (0, numbers[-1]))
         self.batch_size, self.has_index = len(first.flip), first.index is not None

@@ -32,6 +32,7 @@ from ..recipe.settings import Labels
 from .view_tables import ViewTable
 
 Mix = Literal["none", "cutmix", "mixup"]
+_MOST_VIEWS = 1 << 20  # in a file
 _CHANGES = ("padding", "roll", "tile_shuffle", "tile_pick", "augment", "rand_augment", "pool")
 
 
@@ -130,10 +131,12 @@ def num_bytes(folder: Path, epochs: int) -> int:
 
 def epoch_numbers(folder: Path) -> list[int]:
     """Numbers of the epochs; whatever else is in the folder counts for nothing."""
-    return numbers_in(folder, r"epoch_(\d+)")
+    return numbers_in(folder, "epoch_", "")
 
 
-def numbers_in(folder: Path, pattern: str) -> list[int]:
+def numbers_in(folder: Path, begin: str, end: str) -> list[int]:
+    """Numbers between `begin` and `end` in the names of what is in the folder, in their order, each once."""
+    pattern = f"{re.escape(begin)}(0|[1-9][0-9]*){re.escape(end)}"
     found = (re.fullmatch(pattern, path.name) for path in (folder.iterdir() if folder.is_dir() else ()))
     return sorted(int(match[1]) for match in found if match)
 
@@ -149,20 +152,33 @@ def read_batch(path: Path, size: int) -> tuple[FKDBatch, Tensor]:
         fields = restricted_pickle.load(path)
     with naming(path, "label file {path} is no batch of FKD: {error}"):
         coords, flip, partner, share, box, logits, *more = fields
+        index = more[0] if more else None
+        _check_sizes(len(flip), coords=(coords, 4), flip=(flip, 1), partners=(partner, 1), index=(index, 1))
         batch = FKDBatch(
             coords.float(),
             flip.bool(),
             None if partner is None else partner.long(),
             None if share is None else float(share),
             None if box is None else (int(box[0]), int(box[1]), int(box[2]), int(box[3])),
-            more[0].long() if more else None,
+            None if index is None else index.long(),
         )
-        if len(logits) != len(flip) or (batch.index is not None and len(batch.index) != len(flip)):
+        if len(logits) != len(flip):
             raise ValueError(f"{len(logits)} labels of {len(flip)} views")
         batch.check(size)
         if logits.dim() != 2 or not logits.is_floating_point():
             raise ValueError(f"logits are {logits.dtype} {tuple(logits.shape)}")
+        if not bool(logits.isfinite().all()):
+            raise ValueError("its logits are not finite")
         return batch, logits
+
+
+def _check_sizes(count: int, **fields: tuple[Tensor | None, int]) -> None:
+    """Raises ValueError for fields that have not so many values for each of `count` views; none is converted before."""
+    if count > _MOST_VIEWS:
+        raise ValueError(f"it claims {count} views")
+    for name, (values, width) in fields.items():
+        if values is not None and values.numel() != width * count:
+            raise ValueError(f"{name} have {values.numel()} values for {count} views")
 
 
 def check_settings(labels: Labels) -> None:

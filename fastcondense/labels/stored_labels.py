@@ -1,7 +1,7 @@
 """Stored labels: the logits of every view that students see, computed once, in memory-mapped arrays with a row a view.
 
 Rows stand epoch after epoch, and in an epoch by their place in its order; with labels.pool, only the pool's batches
-have rows. A folder `seed<n>` for the seed of each student holds manifest.json and
+have rows. A folder `seed<n>` for the seed of each student holds manifest.json, with a sha256 of each epoch's rows, and
 
     logits.npy   float16 [views, classes], the mean of the teachers' logits that the loss takes; or, with labels.top_k,
     classes.npy  uint16 [views, k] (uint32 for more than 65536 classes), the classes of the k largest logits,
@@ -14,6 +14,7 @@ over. train.loss mse_ce has no temperature: there the others share their mean, w
 
 from __future__ import annotations
 
+import hashlib
 import itertools
 import math
 import os
@@ -28,7 +29,7 @@ from torch import Tensor
 from .. import trust
 from ..data.real import split_batches
 from ..files import check_room, first_difference, write_json
-from ..loaders.reading import naming
+from ..loaders.reading import check_folder, reading
 from ..recipe.evaluation import label_parts
 from ..recipe.recipe import Recipe, sha256_of
 from ..recipe.settings import Train
@@ -43,7 +44,7 @@ from .resident import place
 from .view_tables import Span, ViewBatch
 from .views import ReplayedViews
 
-FORMAT = 1
+FORMAT = 2
 Shapes = Mapping[str, tuple[tuple[int, ...], Any]]
 
 
@@ -80,6 +81,7 @@ def store_labels(run: Run, condensed: CondensedSet, teachers: Sequence[Teacher])
     if is_fkd(folder):
         run.log.say(f"relabel: the labels are the FKD files in {folder}")
         return
+    check_folder(folder)
     if recipe.labels.top_k >= len(condensed.classes):
         raise ValueError(
             f"labels.top_k must be less than the {len(condensed.classes)} classes, got {recipe.labels.top_k}; "
@@ -117,11 +119,11 @@ def _store(
     shapes: Shapes,
 ) -> None:
     path, rows, labels, train = folder / "manifest.json", manifest["first_rows"], run.recipe.labels, run.recipe.train
-    done = 0
+    done, digests = 0, list[str]()
     if path.exists():
         stored = _read_manifest(path)
         _check_same(folder, stored, manifest["replay"])
-        done = stored["epochs_done"]
+        done, digests = stored["epochs_done"], stored["digests"]
         if done >= train.epochs and stored["first_rows"][: len(rows)] == rows:
             return
         if stored["first_rows"] != rows:
@@ -142,7 +144,8 @@ def _store(
                 arrays[name][first : first + len(values)] = values.cpu().numpy()
         for array in arrays.values():
             array.flush()
-        write_json(path, manifest | {"epochs_done": epoch + 1})
+        digests.append(stored_digest(arrays, rows, epoch))
+        write_json(path, manifest | {"epochs_done": epoch + 1, "digests": digests})
 
 
 def first_rows(views: ReplayedViews, train: Train) -> list[int]:
@@ -222,7 +225,17 @@ def _read_manifest(path: Path) -> StoredEpochs:
     stored = read_checked(path, StoredEpochs)
     if stored["first_rows"] != sorted(stored["first_rows"]):
         raise ValueError(f"{path} is damaged: field first_rows: expected growing numbers")
+    if len(stored["digests"]) != stored["epochs_done"] or stored["epochs_done"] >= len(stored["first_rows"]):
+        raise ValueError(f"{path} is damaged: field epochs_done: it has {len(stored['digests'])} digests")
     return stored
+
+
+def stored_digest(arrays: Mapping[str, np.ndarray], first_rows: Sequence[int], epoch: int) -> str:
+    """SHA-256 of the rows of an epoch in all arrays."""
+    digest = hashlib.sha256()
+    for _, array in sorted(arrays.items()):
+        digest.update(array[first_rows[epoch] : first_rows[epoch + 1]].reshape(-1).view(np.uint8).data)
+    return digest.hexdigest()
 
 
 def _check_same(folder: Path, stored: StoredEpochs, replay: dict[str, Any]) -> None:
@@ -250,7 +263,7 @@ def _open(folder: Path, shapes: Shapes, mode: Any) -> dict[str, np.memmap]:
     arrays = {}
     for name, (shape, kind) in shapes.items():
         path = folder / f"{name}.npy"
-        with naming(path):
+        with reading(path):
             found = np.lib.format.open_memmap(path, "r")  # "r+" would make a file as long as it claims to be
             if found.shape != shape or found.dtype != kind:
                 raise ValueError(f"{path} is damaged: {found.dtype} {found.shape}, not {shape}")
@@ -273,19 +286,25 @@ class StoredLabels:
             raise ValueError(f"there are no stored labels {path}; write them with relabel --store")
         manifest = _read_manifest(path)
         _check_same(folder, manifest, replay)
-        self.rows: list[int] = manifest["first_rows"]
+        self.rows, self.digests = manifest["first_rows"], manifest["digests"]
         if (num_stored := len(self.rows) - 1) < epochs:
             raise ValueError(f"{folder} holds labels of {num_stored} epochs, but train.epochs is {epochs}")
         if (done := manifest["epochs_done"]) < epochs:
             raise ValueError(f"{folder} is not finished ({done} of {num_stored} epochs); run relabel --store again")
         self.folder, self.num_classes, self.device = folder, len(replay["classes"]), device
         self.arrays = _open(folder, array_shapes(self.rows[-1], self.num_classes, replay["labels"]["top_k"]), "r")
+        self.known: set[int] = set()
+        """Epochs whose rows were seen to be those that were written."""
 
     def __call__(self, batch: ViewBatch) -> Wanted:
         return Wanted(self.logits(batch.span)[None], batch.labels, batch.partners, batch.share)
 
     def logits(self, span: Span) -> Tensor:
-        """Float32 [B, classes] on the device."""
+        """Float32 [B, classes] on the device. Raises ValueError for an epoch of other rows than were written."""
+        if span.epoch not in self.known:
+            if stored_digest(self.arrays, self.rows, span.epoch) != self.digests[span.epoch]:
+                raise ValueError(f"{self.folder} is damaged: its labels of epoch {span.epoch} are not those written")
+            self.known.add(span.epoch)
         first = self.rows[span.epoch] + span.begin
         rows = {name: self._moved(array[first : first + span.end - span.begin]) for name, array in self.arrays.items()}
         return rows["logits"].float() if len(rows) == 1 else expand(**rows, num_classes=self.num_classes)
@@ -310,5 +329,9 @@ def read_labels(
     if is_fkd(folder):
         found = read_fkd(run, folder, views)
         return found, found.wanted
+    check_folder(folder)
     replay = replay_specification(run.recipe, condensed.classes, images_sha256(condensed), teachers, seed)
-    return views, StoredLabels(folder / f"seed{seed}", replay, run.recipe.train.epochs, run.device)
+    labels = StoredLabels(folder / f"seed{seed}", replay, run.recipe.train.epochs, run.device)
+    if labels.rows[: len(rows := first_rows(views, run.recipe.train))] != rows:
+        raise ValueError(f"{labels.folder}/manifest.json is damaged: field first_rows: not those of the recipe's views")
+    return views, labels

@@ -13,7 +13,9 @@ import torch
 from torch import Tensor, nn
 
 from ..files import write_atomic
+from ..loaders.reading import naming
 from ..recipe.settings import Optimization
+from ..records import Duration, checked
 from ..rng import Stream
 from ..tensor_files import read_checkpoint
 from ..workers.distributed import rank
@@ -127,13 +129,10 @@ def fit(
     history: list[dict[str, float]] = []
     first, seconds = 0, 0.0
     if checkpoint.exists():
-        state = read_checkpoint(checkpoint)
-        net.load_state_dict(state["net"])
-        # how the optimizer computes is this device's affair
-        optimizer.load_state_dict(optimizer.state_dict() | {"state": state["optimizer"]["state"]})
-        if average is not None:
-            average.load_state_dict(state["average"])
-        first, history, seconds = state["epoch"], state["history"], state["seconds"]
+        with naming(checkpoint, "{path} is not the state of this training; remove it: {error}"):
+            first, history, seconds = _restore(read_checkpoint(checkpoint), net, average, optimizer)
+            if not 0 < first <= optimization.epochs or (first == optimization.epochs and not history):
+                raise ValueError(f"it is after epoch {first} of {optimization.epochs}")
     saved_at = time.monotonic()
     for epoch in track(range(first, optimization.epochs)):
         started_at = time.monotonic()
@@ -162,6 +161,26 @@ def fit(
             _save(checkpoint, net, average, optimizer, state)
             saved_at = time.monotonic()
     return (average if average is not None else net), history
+
+
+def _restore(
+    state: Any, net: nn.Module, average: nn.Module | None, optimizer: torch.optim.Optimizer
+) -> tuple[int, list[dict[str, float]], float]:
+    """Takes back what `_save` has written; returns the epochs that are done, their history, and their seconds."""
+    net.load_state_dict(state["net"])
+    # how the optimizer computes is this device's affair
+    optimizer.load_state_dict(optimizer.state_dict() | {"state": state["optimizer"]["state"]})
+    for weight, values in optimizer.state.items():
+        for value in values.values():
+            if isinstance(value, Tensor) and value.dim() and value.shape != weight.shape:
+                raise ValueError(f"the optimizer has {tuple(value.shape)} for a weight {tuple(weight.shape)}")
+    if average is not None:
+        average.load_state_dict(state["average"])
+    return (
+        checked(state["epoch"], int, "epoch"),
+        checked(state["history"], list[dict[str, float]], "history"),
+        checked(state["seconds"], Duration, "seconds"),
+    )
 
 
 def _save(

@@ -11,6 +11,7 @@ import torch
 from torch import Tensor
 
 from ..data.jobs import Job
+from ..loaders.reading import naming
 from ..tensor_files import read_tensors, write_tensors
 from ..workers.interrupt import check, held, is_requested
 
@@ -87,10 +88,14 @@ def remaining(
     if unfinished is None:
         yield from range(count)
         return
-    first, saved = 0, unfinished.read()
+    first = 0
+    with naming(unfinished.path, "{path} is not the state of its job; remove it: {error}"):
+        if (saved := unfinished.read()) is not None:
+            first = saved[0]
+            if not 0 < first < count:
+                raise ValueError(f"it is before iteration {first} of {count}")
+            restore(saved[1])
     if saved is not None:
-        first = saved[0]
-        restore(saved[1])
         unfinished.say(f"recover: {unfinished.path.stem} goes on from iteration {first}")
     in_flight: deque[torch.cuda.Event] = deque()
     with held():

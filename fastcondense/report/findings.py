@@ -17,7 +17,7 @@ from .. import vision
 from ..data.real import squares
 from ..log import read_events
 from ..recipe.evaluation import PARTS, with_evaluation
-from ..records import Environment, Kind, Origin, Replay, Result, read_checked, read_manifest
+from ..records import Environment, Kind, Origin, Replay, Result, ShardMetadata, checked, read_checked, read_manifest
 from ..recover.stage import made_jobs
 from ..rng import Stream
 from ..run import Run
@@ -38,6 +38,8 @@ CLASSES, SLOTS = 20, 20
 """The first classes and slots, whose images are read."""
 REAL = 5
 """Real images a class that are shown."""
+_MOST, _LONGEST = 200, 10_000
+"""Commands and stages of a log that are shown, and letters of a command: nobody writes more by hand."""
 
 
 @dataclass(frozen=True)
@@ -131,7 +133,7 @@ def read_findings(run: Run) -> Findings:
         losses=read_loss_band(paths, plots.POINTS),
         snapshots=_all_snapshots(snapshots),
         layers=means.tables(),
-        recover_seconds=sum(float(read_metadata(path).get("seconds", 0)) for path in paths),
+        recover_seconds=sum(map(_seconds, paths)),
         shard_bytes=sum(path.stat().st_size for path in paths),
         replay=read_manifest(manifest).get("replay") if (manifest := folder / "manifest.json").exists() else None,
         real={label: real_images(run, label, REAL) for label in sorted({label for label, _ in images})},
@@ -174,8 +176,11 @@ def real_images(run: Run, label: int, count: int) -> Tensor:
 
 def commands_of(log: Path) -> list[str]:
     """Commands of the launches that a log tells of, but for those that only look."""
-    typed = (entry["command"] for entry in read_events(log, ("start",)))
-    return list(dict.fromkeys(text for text in typed if text and not text.startswith("fastcondense inspect ")))
+    found: dict[str, None] = {}
+    for entry in read_events(log, ("start",)):
+        if (text := entry["command"]) and not text.startswith("fastcondense inspect ") and len(found) < _MOST:
+            found[text[:_LONGEST]] = None
+    return list(found)
 
 
 def _optional(path: Path, kind: type[Kind]) -> Kind | None:
@@ -195,30 +200,38 @@ class LayerMeans:
     """One table a teacher: the mean of all that jobs have of it; teachers in their order. Tables are not kept."""
 
     def __init__(self) -> None:
-        self.sums: dict[tuple[str, tuple[str, ...]], tuple[int, Tensor, Tensor]] = {}
+        self.sums: dict[tuple[str, tuple[str, ...], int], tuple[int, Tensor, Tensor]] = {}
 
     def add(self, tables: Sequence[LayerLosses]) -> None:
         """Counts the tables of a job in."""
         for table in tables:
-            key, losses = (table.teacher, table.names), table.losses.double()
+            key, losses = (table.teacher, table.names, len(table.losses)), table.losses.double()
             count, iterations, total = self.sums.get(key, (0, table.iterations, torch.zeros_like(losses)))
             self.sums[key] = count + 1, iterations, total + losses
 
     def tables(self) -> list[LayerLosses]:
         return [
             LayerLosses(teacher, names, iterations, (total / count).float())
-            for (teacher, names), (count, iterations, total) in self.sums.items()
+            for (teacher, names, _), (count, iterations, total) in self.sums.items()
         ]
 
 
 def _all_snapshots(some: Sequence[Snapshots]) -> Snapshots | None:
     """The snapshots of all jobs, by class."""
-    some = [one for one in some if torch.equal(one.iterations, some[0].iterations)]
+    some = [
+        one
+        for one in some
+        if torch.equal(one.iterations, some[0].iterations) and one.images.shape[2:] == some[0].images.shape[2:]
+    ]
     if not some:
         return None
     classes = torch.cat([one.classes for one in some])
     order = classes.argsort()
     return Snapshots(torch.cat([one.images for one in some], 1)[:, order], classes[order], some[0].iterations)
+
+
+def _seconds(shard: Path) -> float:
+    return checked(read_metadata(shard), ShardMetadata, shard, is_text=True).get("seconds", 0.0)
 
 
 def _teacher(path: Path, name: str) -> TeacherFile:
@@ -230,7 +243,8 @@ def hours_of(log: Path) -> dict[str, tuple[float, str]]:
     """Workers times hours of each stage but reports, all times that it ran added up, and what they are called."""
     found: dict[str, tuple[float, str]] = {}
     for entry in read_events(log, ("cost",)):
-        if entry["stage"] not in ("inspect", "run"):  # the report itself
+        is_known = entry["stage"] in found or len(found) < _MOST
+        if is_known and entry["stage"] not in ("inspect", "run"):  # the report itself
             before = found.get(entry["stage"], (0.0, ""))[0]
             found[entry["stage"]] = before + entry["hours"], entry["unit"]
     return found

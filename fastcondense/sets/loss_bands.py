@@ -29,7 +29,7 @@ def read_loss_band(shards: Iterable[Path], num_points: int = 0) -> LossBand | No
 
     With num_points, iterations are joined to at most so many points: a job's value there is the mean of its losses.
     """
-    count = 0
+    count = length = 0
     total, low, high = (np.zeros((0, 3)) for _ in range(3))
     bounds = np.zeros(0, dtype=int)
     for path in shards:
@@ -37,9 +37,12 @@ def read_loss_band(shards: Iterable[Path], num_points: int = 0) -> LossBand | No
             losses = read_tensors(path, "losses")[0]["losses"].double().numpy()
             if losses.shape[1:] != (3,):
                 raise ValueError(f"its losses are {losses.shape}, not three an iteration")
+            if count and len(losses) != length:
+                raise ValueError(f"it has losses of {len(losses)} iterations, those before of {length}")
         if not len(losses):
             return None
         if not count:
+            length = len(losses)
             points = min(num_points or len(losses), len(losses))
             bounds = np.unique(np.linspace(0, len(losses), points + 1).round().astype(int))
             total, low, high = (np.full((len(bounds) - 1, 3), start) for start in (0.0, np.inf, -np.inf))

@@ -19,6 +19,7 @@ from ..loaders.reading import reading
 from .condensed import CondensedSet
 from .encoded import encode
 from .listing import Listing, Picture, decode, numbers_as_names
+from .parquet_pages import check_pages
 from .parts import in_order
 
 _IMAGES = ("image", "img", "images", "jpg", "png", "webp")
@@ -97,13 +98,21 @@ def _opened(file: Path, *shared: str) -> Any:
     found, size = need("pyarrow.parquet").ParquetFile(file, read_dictionary=shared), file.stat().st_size
     if (claimed := found.metadata.num_rows) > 1000 + size // _SMALLEST_ROW:
         raise ValueError(f"it claims {claimed:,} rows, more than it has room for")
-    if (claimed := sum(_bytes(found, group) for group in range(found.num_row_groups))) > 2 * size + _ROOM:
+    if (claimed := _claimed(found.metadata)) > 2 * size + _ROOM:
         raise ValueError(f"it claims to hold {claimed:,} bytes, many more than it has")
+    check_pages(file, found.metadata)
     return found
 
 
-def _bytes(table: Any, group: int) -> int:
-    return int(table.metadata.row_group(group).total_byte_size)
+def _bytes(table: Any, group: int, column: str) -> int:
+    """Bytes of a column in a row group, unfolded."""
+    parts = map(table.metadata.row_group(group).column, range(table.metadata.num_columns))
+    return sum(int(part.total_uncompressed_size) for part in parts if part.path_in_schema.split(".")[0] == column)
+
+
+def _claimed(metadata: Any) -> int:
+    groups, columns = range(metadata.num_row_groups), range(metadata.num_columns)
+    return sum(int(metadata.row_group(group).column(k).total_uncompressed_size) for group in groups for k in columns)
 
 
 def _values(file: Path, label: str, kind: Any) -> list[Any]:
@@ -128,7 +137,7 @@ def _cells(
 
     A value that rows share is stored once, so that many of them may be much more than the file.
     """
-    together = max(1, min(_ROWS, _ROOM // (1 + _bytes(table, group))))
+    together = max(1, min(_ROWS, _ROOM // (1 + _bytes(table, group, column))))
     batches = table.iter_batches(together, row_groups=[group], columns=[column])
     while True:
         with reading(file):

@@ -6,7 +6,10 @@ import json
 from collections.abc import Mapping
 from dataclasses import dataclass, field
 
+import torch
 from torch import Tensor
+
+from ..records import checked, parse_json
 
 
 @dataclass(frozen=True)
@@ -49,12 +52,24 @@ class Record:
 
     @staticmethod
     def of(tensors: Mapping[str, Tensor], metadata: Mapping[str, str]) -> Record:
-        """The record read back from a shard, which may hold none of it."""
+        """The record read back from a shard, which may hold none of it. Raises ValueError if it cannot be one."""
         parts = {name.removeprefix("snapshots/"): t for name, t in tensors.items() if name.startswith("snapshots/")}
-        layers = [
-            LayerLosses(
-                teacher, tuple(names), tensors[f"layers/{number}/iterations"], tensors[f"layers/{number}/losses"]
-            )
-            for number, (teacher, names) in enumerate(json.loads(metadata.get("layers", "[]")))
-        ]
-        return Record(Snapshots(**parts) if parts else None, layers)
+        snapshots = Snapshots(**parts) if parts else None
+        if snapshots is not None:
+            count, num, *rest = snapshots.images.shape
+            _check("snapshots", snapshots.images, torch.uint8, (count, num, 3, rest[-1], rest[-1]))
+            _check("snapshots", snapshots.classes, torch.int64, (num,))
+            _check("snapshots", snapshots.iterations, torch.int64, (count,))
+        layers = []
+        known = checked(parse_json(metadata.get("layers", "[]"), "layers"), list[tuple[str, list[str]]], "layers")
+        for number, (teacher, names) in enumerate(known):
+            losses, iterations = tensors[f"layers/{number}/losses"], tensors[f"layers/{number}/iterations"]
+            _check("losses of layers", losses, torch.float32, (len(losses), len(names)))
+            _check("losses of layers", iterations, torch.int64, (len(losses),))
+            layers.append(LayerLosses(teacher, tuple(names), iterations, losses))
+        return Record(snapshots, layers)
+
+
+def _check(what: str, tensor: Tensor, kind: torch.dtype, shape: tuple[int, ...]) -> None:
+    if tensor.dtype != kind or tensor.shape != shape:
+        raise ValueError(f"its {what} are {tensor.dtype} {tuple(tensor.shape)}, not {kind} {shape}")

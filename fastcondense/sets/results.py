@@ -7,7 +7,7 @@ from pathlib import Path
 from typing import Any
 
 from ..files import slug, write_json
-from ..loaders.reading import read_file
+from ..loaders.reading import check_values, count_values, naming, read_file
 from ..recipe.evaluation import PARTS, sha256_with
 from ..recipe.recipe import Recipe
 from ..records import Result, check_result, parse_json
@@ -37,7 +37,14 @@ def read_results(out: Path, recipe: Recipe) -> list[Result]:
     """
     origin = read_origin(out / "condensed")
     paths = [path for path in sorted(out.glob("results/*.json")) if path.is_file()][:_MOST]
-    found = [check_result(parse_json(read_file(path), path), path) for path in paths]
+    size = values = 0
+    found = []
+    for path in paths:
+        text = read_file(path)
+        size, values = size + len(text), values + count_values(text)
+        with naming(path, "{path} is damaged: with those before, {error}"):
+            check_values(size, values)  # of all together
+        found.append(check_result(parse_json(text, path), path))
     known = origin["sha256"] if origin is not None else None
     return in_order(
         [one for one in found if is_of(one, recipe) and one.get("origin", {}).get("sha256") == known], recipe

@@ -106,11 +106,15 @@ def _check_directory(file: BinaryIO, size: int, path: Path) -> None:
     file.seek(max(0, size - _SEAL - 22 - 76))
     tail = file.read().rjust(76 + 22 + _SEAL)
     large, record, seal = tail[:76], tail[76:98], tail[98:]
-    if record[:4] != b"PK\5\6" or not set(seal) <= set(b"0123456789abcdef"):
+    is_large = large[56:60] == b"PK\6\7"  # zip64: the record of a large file, and where that is, stand before
+    place = int.from_bytes(large[64:72], "little")
+    if (
+        record.rfind(b"PK\5\6") != 0
+        or not set(seal) <= set(b"0123456789abcdef")
+        or (is_large and (large[:4] != b"PK\6\6" or place != size - len(tail)))
+    ):  # else another list of members than the one that is looked at here could be read
         raise ValueError(f"{path} is not a bundle: it does not end as one does")
-    length = int.from_bytes(record[12:16], "little")
-    if large[56:60] == b"PK\6\7":  # zip64: the record of a large file and where that is stand before the usual one
-        length = int.from_bytes(large[40:48], "little")
+    length = int.from_bytes(large[40:48] if is_large else record[12:16], "little")
     if length > _SMALL_DIRECTORY + size // 8:
         raise ValueError(f"{path}: its list of members has {length} bytes, too many for a file of {size}")
 
@@ -137,4 +141,6 @@ def _digest(file: BinaryIO, size: int) -> str:
 
 def is_bundle(path: Path) -> bool:
     """Whether the path is a zip file."""
-    return path.is_file() and zipfile.is_zipfile(path)
+    with contextlib.suppress(zipfile.BadZipFile):  # of several disks
+        return path.is_file() and zipfile.is_zipfile(path)
+    return False

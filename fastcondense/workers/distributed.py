@@ -12,7 +12,7 @@ from typing import NamedTuple
 import torch
 from torch import Tensor, distributed, nn
 
-from .launched import LAUNCHER, attempt
+from .launched import LAUNCHER, attempt, whole_number
 
 _PATIENCE = timedelta(days=2)  # rank 0 may do something long while the others wait; the launcher ends them if it fails
 _MEETING = timedelta(minutes=3)  # for all to come and connect
@@ -47,14 +47,14 @@ def join(device: torch.device) -> torch.device:
     """
     global _membership
     if device.type == "cuda":
-        local, count = int(os.environ["LOCAL_RANK"]), torch.cuda.device_count()
+        local, count = whole_number("LOCAL_RANK"), torch.cuda.device_count()
         if local >= count:
             raise ValueError(f"process {local} of this machine has no GPU: there are {count}")
         device = torch.device("cuda", local)
         torch.cuda.set_device(device)
     backend = "nccl" if device.type == "cuda" else "gloo"
     if _membership is None:
-        _membership = Membership(int(os.environ["RANK"]), int(os.environ["WORLD_SIZE"]), backend)
+        _membership = Membership(whole_number("RANK"), whole_number("WORLD_SIZE", lowest=1), backend)
     return device
 
 

@@ -14,6 +14,8 @@ from collections.abc import Callable, Iterator
 from types import FrameType
 from typing import Any
 
+from .launched import whole_number
+
 PARENT = "FASTCONDENSE_PARENT"
 """The variable in which a launcher leaves its process number to its workers."""
 NOTICE = "fastcondense: interrupted; the same command goes on from here\n"
@@ -61,7 +63,7 @@ def listening(*, with_parent: bool = False, grace: float = _GRACE) -> Iterator[N
         signal.signal(number, _arrive)
     try:
         if with_parent and sys.platform == "linux":
-            parent = int(os.environ.get(PARENT, os.getppid()))  # it may have ended before this process came here
+            parent = whole_number(PARENT, os.getppid())  # it may have ended before this process came here
             ctypes.CDLL(None).prctl(_SET_PARENT_DEATH_SIGNAL, signal.SIGTERM)
             if os.getppid() != parent:
                 raise Interrupted(signal.SIGTERM)

@@ -21,7 +21,18 @@ def is_launched() -> bool:
 
 def num_launched() -> int:
     """How many processes this launch has."""
-    return int(os.environ["WORLD_SIZE"]) if is_launched() else 1
+    return whole_number("WORLD_SIZE", lowest=1) if is_launched() else 1
+
+
+def whole_number(name: str, default: int | None = None, lowest: int = 0) -> int:
+    """The whole number in a variable of the environment, or `default` where that is missing or empty.
+
+    Raises ValueError that names the variable.
+    """
+    text = os.environ.get(name) or ("" if default is None else str(default))
+    if not (text.isascii() and text.isdigit() and len(text) <= 9 and int(text) >= lowest):
+        raise ValueError(f"the variable {name} must be a whole number from {lowest} on, got {text!r}")
+    return int(text)
 
 
 def launch_name() -> str:
@@ -33,4 +44,4 @@ def launch_name() -> str:
 
 def attempt() -> int:
     """Number of times that the processes of this launch have been started again."""
-    return int(os.environ.get(ATTEMPT) or os.environ.get("TORCHELASTIC_RESTART_COUNT") or 0)
+    return whole_number(ATTEMPT, whole_number("TORCHELASTIC_RESTART_COUNT", 0))

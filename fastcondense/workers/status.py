@@ -7,10 +7,12 @@ silent is the age of its log by the clock of the file system, and rates are imag
 from __future__ import annotations
 
 import os
+import re
 import tempfile
 import time
+from collections import deque
 from collections.abc import Iterator
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Annotated, Any
 
@@ -90,6 +92,8 @@ class Status:
 
 def status(options: StatusOptions, _log: Log) -> Iterator[Table]:
     """Yields the status of a run as a table, once or again and again. Raises ValueError if the folder has no run."""
+    if not 0 <= options.every <= 1e6:
+        raise ValueError(f"--every needs seconds from 0 to 1000000, got {options.every}")
     while True:
         found = read_status(options.run)
         yield _table(found)
@@ -104,29 +108,56 @@ def read_status(run: Path) -> Status:
     paths = sorted(run.glob("log*.jsonl"), key=lambda path: (len(path.name), path.name))
     if not paths:
         raise ValueError(f"{run} is not the folder of a run: it has no log.jsonl")
-    logs = {path: list(read_events(path, ("recover", "working", "job"))) for path in paths}
+    folder = run / "condensed"
+    names = (re.fullmatch(r"shard-([0-9]{5,9})\.safetensors", path.name) for path in folder.glob("shard-*"))
+    sizes: dict[int, int | None] = {int(name[1]): None for name in names if name}  # images of finished jobs, once told
+    logs = {path: _read(path, sizes) for path in paths}
     newest = max(path.stat().st_mtime for path in paths)
     now = max(newest, _clock(run))
-    plans = [event for events in logs.values() for event in events if event["event"] == "recover"]
-    plan = max(plans, key=lambda event: event["images"], default={"jobs": 0, "images": 0})
-    sizes = {event["index"]: event["images"] for events in logs.values() for event in events if event["event"] == "job"}
-    shards = [int(path.stem.removeprefix("shard-")) for path in (run / "condensed").glob("shard-[0-9]*.safetensors")]
-    usual = plan["images"] / plan["jobs"] if plan["jobs"] else 0
-    workers = [_worker(path, events, now - path.stat().st_mtime) for path, events in logs.items()]
-    images = round(sum(sizes.get(shard, usual) for shard in shards))
-    return Status(workers, plan["jobs"], plan["images"], len(shards), images, is_held(run))
+    jobs, images = max((told.plan for told in logs.values()), key=lambda plan: plan[1])
+    usual = images / jobs if jobs else 0
+    workers = [_worker(path, told, now - path.stat().st_mtime) for path, told in logs.items()]
+    finished = round(sum(usual if size is None else size for size in sizes.values()))
+    return Status(workers, jobs, images, len(sizes), finished, is_held(run))
 
 
-def _worker(path: Path, events: list[dict[str, Any]], silent: float) -> Worker:
-    jobs = [event for event in events if event["event"] == "job"]
-    recent = jobs[-_RECENT:]
+@dataclass
+class _Told:
+    """What a log tells of a worker: what takes no more memory for a longer log."""
+
+    plan: tuple[int, int] = (0, 0)
+    """Jobs and images of the run, of the most images."""
+    jobs: int = 0
+    seconds: float = 0.0
+    recent: deque[dict[str, Any]] = field(default_factory=lambda: deque(maxlen=_RECENT))
+    last: dict[str, Any] | None = None
+
+
+def _read(path: Path, sizes: dict[int, int | None]) -> _Told:
+    """Reads a log, and puts the images of the jobs that it tells of where `sizes` has the job."""
+    told = _Told()
+    for event in read_events(path, ("recover", "working", "job")):
+        if event["event"] == "recover":
+            told.plan = max(told.plan, (event["jobs"], event["images"]), key=lambda plan: plan[1])
+            continue
+        told.last = event
+        if event["event"] == "job":
+            told.jobs += 1
+            told.seconds += event["seconds"]
+            told.recent.append(event)
+            if event["index"] in sizes:
+                sizes[event["index"]] = event["images"]
+    return told
+
+
+def _worker(path: Path, told: _Told, silent: float) -> Worker:
+    recent, last = told.recent, told.last
     seconds = sum(event["seconds"] for event in recent)
-    last = next((event for event in reversed(events) if event["event"] in ("working", "job")), None)
     longest = max((event["seconds"] for event in recent), default=0.0)
     is_working = last is not None and last["event"] == "working" and silent < max(_SILENT, 3 * longest)
     rate = sum(event["images"] for event in recent) / seconds if seconds else 0.0
     doing = _doing(last) if is_working and last is not None else ""
-    return Worker(path.stem, len(jobs), sum(event["seconds"] for event in jobs), rate, doing, silent)
+    return Worker(path.stem, told.jobs, told.seconds, rate, doing, silent)
 
 
 def _doing(event: dict[str, Any]) -> str:

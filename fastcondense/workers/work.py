@@ -112,7 +112,7 @@ class _Claims:
 
     def __init__(self, folder: Path):
         self.folder = folder
-        self.patience = float(os.environ.get("FASTCONDENSE_PATIENCE", PATIENCE))
+        self.patience = _patience()
         self.mine: dict[int, Path] = {}
         self.seen: dict[int, Path] = {}
         self.sights: dict[int, tuple[tuple[str, int], float]] = {}
@@ -126,7 +126,7 @@ class _Claims:
         with contextlib.suppress(FileNotFoundError):
             for name in sorted(os.listdir(self.folder), key=lambda name: (len(name), name)):
                 number, _, turn = name.partition(".")
-                if number.isdigit() and turn.isdigit():
+                if f"{number}{turn}".isascii() and number.isdigit() and turn.isdigit():
                     self.seen[int(number)] = self.folder / name
 
     def is_still(self, number: int) -> bool:
@@ -158,7 +158,7 @@ class _Claims:
             return False
         self.mine[number] = path
         with contextlib.suppress(OSError):  # a full disk: the claim holds, though nobody can read whose it is
-            path.write_text(f"{socket.gethostname()}\n{launch_name()}\n{attempt()}\n")
+            path.write_text(f"{socket.gethostname()}\n{launch_name()}\n{attempt()}\n", errors="replace")
         if self.touching is None:
             self.touching = threading.Thread(target=self._touch, daemon=True)
             self.touching.start()
@@ -197,6 +197,15 @@ class _Claims:
             for path in list(self.mine.values()):
                 with contextlib.suppress(OSError):  # it was taken over, or let go just now
                     os.utime(path)
+
+
+def _patience() -> float:
+    """Seconds, as FASTCONDENSE_PATIENCE says or PATIENCE. Raises ValueError for what is no such number."""
+    text = os.environ.get("FASTCONDENSE_PATIENCE", "") or str(PATIENCE)
+    with contextlib.suppress(ValueError):
+        if 0.1 <= float(text) <= 1e6:
+            return float(text)
+    raise ValueError(f"the variable FASTCONDENSE_PATIENCE must be seconds, from 0.1 to 1000000, got {text!r}")
 
 
 def _is_of_ended_attempt(path: Path) -> bool:
