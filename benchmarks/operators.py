@@ -15,6 +15,7 @@ from peers import PATCH, moments, patch_moments
 from torch import Tensor
 from torch.nn import functional as F
 
+from fastcondense.devices import fastest_arithmetic
 from fastcondense.kernels.crop import crop
 from fastcondense.kernels.feature_maps import feature_maps
 from fastcondense.kernels.frozen_batch_norm import frozen_batch_norm
@@ -46,7 +47,7 @@ class Case:
 
 
 IMAGES = 100 if DEVICE.type == "cuda" else 8
-DTYPES = (torch.float32, torch.bfloat16) if DEVICE.type == "cuda" else (torch.float32,)
+DTYPES = (torch.float32, torch.bfloat16) if fastest_arithmetic(DEVICE)[0] == "bf16" else (torch.float32,)
 
 
 def compiled(function: Variant) -> Variant:

@@ -6,7 +6,7 @@
 published-code   the method's own repository at a pinned commit, in FOLDER (or FASTCONDENSE_PEERS); its loop runs as
                  it stands, and what had to be changed around it is in the line
 published-style  our rewriting of SRe2L's and EDC's step in that style (peers.py); compiled: under torch.compile
-ours-fp32        fastcondense's, on a GPU as a CUDA graph; there also ours-tf32 and ours-bf16
+ours-fp32        fastcondense's, on a GPU as a CUDA graph; there also ours-tf32, and ours-bf16 where bf16 is native
 
 sre2l, gvbsm, edc: one iteration. rded: scores and mosaics of one class. mdc: a class's step on ConvNet-3, 32 pixels.
 A line is a variant: median and quartiles in milliseconds, and the ratio of the published code's median to it. A method
