@@ -30,6 +30,10 @@ BASELINES = {
     "random_hard": "with hard labels",
     "herding_soft": "real by herding with soft labels",
     "herding_hard": "by herding with hard labels",
+    "medoid_soft": "by medoids with soft labels",
+    "bps_soft": "by BPS with soft labels",
+    "best_soft": "best real subset with soft labels",
+    "full_soft": "all real with soft labels in as many views",
     "full": "all real",
 }
 
@@ -124,6 +128,7 @@ def page(lines: list[Line]) -> str:
 def place(name: str) -> tuple[int, str]:
     """Rows are sorted by data set, then by method."""
     method, data = name.split("/")
+    data = data.removesuffix("-convnet3")
     return (DATA.index(data) if data in DATA else len(DATA)), method
 
 
@@ -181,21 +186,24 @@ def shown(value: Any) -> str:
     return str(value)
 
 
-def costs(lines: Iterable[Line]) -> str:
-    """A page of what the runs behind the tables took."""
+def costs(lines: Iterable[Line], plots: Iterable[str]) -> str:
+    """A page of what the runs behind the tables took, and the plots of accuracy over costs, by the names of files."""
     stages, sizes = ("squeeze", "recover", "train", "evaluate"), ("images", "labels", "teachers")
     rows = [
         (
-            *(who(line), line["dataset"], *(f"{line['seconds'][stage]:.0f}" for stage in stages)),
+            *(who(line), line["dataset"], str(line.get("views", "")), f"{line['top1_last']['mean']:.1f}"),
+            *(f"{line['seconds'][stage]:.0f}" for stage in stages),
             f"{sum(line['seconds'].values()) / 3600:.3f}",
             *(*(f"{line['bytes'][what] / 1e3:.0f}" for what in sizes), line["device"], line["date"]),
         )
         for line in lines
     ]
-    head = ["run", "data set", *(f"{s}, s" for s in stages), "hours", *(f"{s}, kB" for s in sizes), "device", "date"]
+    head = ["run", "data set", "views", "top-1, %", *(f"{s}, s" for s in stages), "hours"]
+    head += [*(f"{s}, kB" for s in sizes), "device", "date"]
     intro = (
         "Written by `benchmarks/tables.py` from the runs of `accuracy.jsonl`, reduced ones too, as the runs themselves "
         "counted it: seconds of work on one device, which other work on the machine may have lengthened. "
         "Settings of each: [accuracy.md](accuracy.md)."
     )
-    return f"# What runs cost\n\n{intro}\n\n{markdown(head, rows)}\n"
+    pictures = "".join(f"\n![Accuracy over what it costs]({name})\n" for name in plots)
+    return f"# What runs cost\n\n{intro}\n\n{markdown(head, rows)}\n{pictures}"

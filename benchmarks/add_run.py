@@ -24,8 +24,12 @@ from fastcondense.recipe.evaluation import with_evaluation
 from fastcondense.recipe.recipe import Recipe
 
 RESULTS = Path(__file__).resolve().parent / "results"
-COPIED = ("dataset", "method", "ipc", "student", "teachers", "epochs", "seed", "seeds", "test_images", "sizes", "bytes")
+COPIED = (
+    *("dataset", "method", "ipc", "student", "teachers", "epochs", "seed", "seeds", "test_images", "sizes", "bytes"),
+    *("views", "needs"),
+)
 SCORES = ("top1_last", "top1_best")
+COSTS = ("views", "needs", "chosen")
 HIDDEN = {"seed", "ipc", "train.seeds", "evaluate.baselines", "squeeze.weights"}  # what a curve's caption says anyway
 
 Line = dict[str, Any]
@@ -79,7 +83,10 @@ def line_of(file: Path, reduced: str = "") -> Line:
     else:
         line["settings"] = {key: value for key, value in own.items() if value != defaults[key]}
         arms = sorted(found["baselines"].items())
-        line["baselines"] = {arm: {key: rounded(of[key]) for key in SCORES} for arm, of in arms}
+        line["baselines"] = {
+            arm: {key: rounded(of[key]) for key in SCORES} | {key: of[key] for key in COSTS if key in of}
+            for arm, of in arms
+        }
         line["seconds"] = {stage: round(seconds, 1) for stage, seconds in found["seconds"].items()}
     return line | {
         "reduced": reduced,

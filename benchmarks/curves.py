@@ -1,4 +1,6 @@
-"""One set at several sizes: what `fastcondense evaluate RUN --ipc 1,2,5` has scored, as committed tables and plots."""
+"""One set at several sizes: what `fastcondense evaluate RUN --ipc 1,2,5` has scored, as committed tables and plots; and
+plots of accuracy over what it costs, from whole runs of a recipe at several sizes.
+"""
 
 from __future__ import annotations
 
@@ -11,6 +13,8 @@ from pages import drawn, markdown
 
 from fastcondense.report.report import ARMS, SIZE_NAMES
 
+AXES = {"curves": "images a class", "views": "views of a student", "bytes": "bytes that training needs"}
+"""What a plot's horizontal axis shows, by the beginning of its file's name."""
 NAMES = SIZE_NAMES | ARMS
 Curves = dict[str, dict[str, dict[str, float]]]
 """Name of a curve -> images a class -> mean and std of top-1."""
@@ -50,13 +54,31 @@ def figures(lines: Iterable[Line]) -> dict[str, Curves]:
     return found
 
 
+def over_costs(lines: Iterable[Line]) -> dict[str, Curves]:
+    """Plots of accuracy over views and over bytes, by the file's name: of each recipe with several sizes its set and
+    the baselines, a point a size.
+    """
+    found: dict[str, Curves] = {}
+    for line in sorted(lines, key=lambda line: line["ipc"]):
+        if "views" not in line:
+            continue
+        for name, of in {"nested": line, **line["baselines"]}.items():
+            for kind, cost in (("views", of["views"]), ("bytes", of["needs"])):
+                curve = found.setdefault(f"{kind}-{line['recipe'].replace('/', '-')}.svg", {})
+                curve.setdefault(NAMES.get(name, name), {})[str(cost)] = of["top1_last"]
+    return {name: curves for name, curves in found.items() if len(curves[NAMES["nested"]]) > 1}
+
+
 def draw(curves: Curves, path: Path) -> None:
-    """Writes mean and deviation of top-1 over images a class as SVG."""
+    """Writes mean and deviation of top-1 over images a class, views or bytes as SVG."""
     with drawn(path, curves, (8, 4.5)) as axes:
         for name, of in curves.items():
             means, deviations = ([score[key] for score in of.values()] for key in ("mean", "std"))
             axes.errorbar(list(map(int, of)), means, deviations, marker="o", markersize=3, capsize=2, label=name)
-        sizes = sorted({int(size) for of in curves.values() for size in of})
-        axes.set(xlabel="images a class", ylabel="top-1, %", xscale="log", xticks=sizes, xticklabels=sizes)
-        axes.minorticks_off()
+        kind = path.name.partition("-")[0]
+        axes.set(xlabel=AXES[kind], ylabel="top-1, %", xscale="log")
+        if kind == "curves":
+            sizes = sorted({int(size) for of in curves.values() for size in of})
+            axes.set(xticks=sizes, xticklabels=sizes)
+            axes.minorticks_off()
         axes.legend(frameon=False, loc="lower right")

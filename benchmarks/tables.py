@@ -30,17 +30,18 @@ def wanted(root: Path, folder: Path) -> tuple[dict[Path, str], dict[Path, Any]]:
     """What all pages should be, and what the plots should be drawn from."""
     pages, lines = read_pages(root), read(folder)
     runs, sizes = read_lines(folder / "accuracy.jsonl"), read_lines(folder / "curves.jsonl")
+    over_costs = curves.over_costs(run for run in runs if not accuracy.is_reduced(run))
     for name in throughput.TABLES:
         pages = replaced(pages, name, throughput.table(name, lines))
     made = {
         "index.md": index(folder),
         "profile.md": throughput.profile(lines),
         "accuracy.md": accuracy.page(runs),
-        "costs.md": accuracy.costs(runs),
+        "costs.md": accuracy.costs(runs, over_costs),
         "curves.md": curves.page(sizes),
     }
     texts = replaced(pages, "accuracy", accuracy.part(runs)) | {folder / name: text for name, text in made.items()}
-    plots = {folder / name: of for name, of in curves.figures(sizes).items()}
+    plots = {folder / name: of for name, of in (curves.figures(sizes) | over_costs).items()}
     return texts, {folder / "steps.svg": throughput.bars(lines)} | plots
 
 

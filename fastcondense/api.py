@@ -27,6 +27,7 @@ from .options import Options, for_student, take_run
 from .options import of_run as options_of_run
 from .recipe import catalogue
 from .recipe import recipe as shipped
+from .recipe.protocol import with_protocol
 from .recipe.recipe import Recipe
 from .tracking import TrackerName
 
@@ -50,15 +51,18 @@ def recipes(pattern: str = "*") -> list[str]:
     return catalogue.find(pattern)
 
 
-def recipe(name_or_file: AnyPath, **settings: Any) -> Recipe:
+def recipe(name_or_file: AnyPath, protocol: str = "", **settings: Any) -> Recipe:
     """A recipe that ships, or of a TOML file, with some settings changed: ``**{"train.epochs": 50, "ipc": 5}``.
 
-    train.student brings what the recipe says of that student, as on the command line. Raises ValueError for what there
-    is not, with the nearest name, and for values that no run could mean.
+    protocol: "rd3" as --protocol, with its labels and training instead of the recipe's. train.student brings what the
+    recipe says of that student, as on the command line. Raises ValueError for what there is not, with the nearest name,
+    and for values that no run could mean.
     """
     found = shipped.load(os.fspath(name_or_file))
     if isinstance(student := settings.get("train.student"), str):
         found = for_student(found, student)
+    if protocol:
+        found = with_protocol(found, protocol)
     tree = dataclasses.asdict(found)
     for key, value in settings.items():
         *parts, last = key.split(".")

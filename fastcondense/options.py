@@ -7,7 +7,7 @@ import dataclasses
 import re
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Annotated, Any, TypeVar
+from typing import Annotated, Any, Literal, TypeVar
 
 import tyro
 
@@ -15,6 +15,7 @@ from . import trust
 from .command_line import parse
 from .loaders.reading import check_folder
 from .recipe import recipe
+from .recipe.protocol import with_protocol
 from .recipe.recipe import Recipe
 from .records import read_data
 from .sets.sealed_zip import is_bundle
@@ -23,7 +24,7 @@ from .workers.launch import Launch
 
 StageKind = TypeVar("StageKind", bound="Options")
 COMMON = [
-    *("--recipe", "--data", "--out", "--images", "--device", "--gpus", "--workers", "--seed", "--ipc"),
+    *("--recipe", "--data", "--out", "--images", "--protocol", "--device", "--gpus", "--workers", "--seed", "--ipc"),
     *("--squeeze.teachers", "--squeeze.weights", "--recover.iterations", "--recover.batch-size", "--labels.source"),
     *("--train.student", "--train.epochs", "--train.seeds", "--evaluate.baselines"),
 ]
@@ -51,6 +52,9 @@ class Options:
     images: Path | None = None
     """Condensed images that somebody published, which are imported instead of recovered: a folder of class folders,
     parquet or tensor files, or one such file."""
+    protocol: Literal["", "rd3"] = ""
+    """The same labels and training for any images, instead of the recipe's: rd3, one ResNet-18's labels on RDED's
+    views, and 400 epochs of batches of 50 (RD3, ICLR'26)."""
     device: str = "auto"
     """auto, cpu, cuda or cuda:N; with --gpus each worker has its own."""
     launch: Annotated[Launch, tyro.conf.arg(name="")] = dataclasses.field(default_factory=Launch)
@@ -99,6 +103,7 @@ def parse_kind(kind: type[StageKind], command: str, description: str, arguments:
     first.add_argument("--recipe")
     first.add_argument("--out", type=Path)
     first.add_argument("--train.student", dest="student")
+    first.add_argument("--protocol")
     named = first.parse_known_args(arguments)[0]
     name = named.recipe
     if run is not None and name is not None:
@@ -116,6 +121,8 @@ def parse_kind(kind: type[StageKind], command: str, description: str, arguments:
         default = kind(name or "", settings=recipe.load(name) if name else Recipe())
     if named.student:
         default = dataclasses.replace(default, settings=for_student(default.settings, named.student))
+    if named.protocol:
+        default = dataclasses.replace(default, settings=with_protocol(default.settings, named.protocol))
     options = parse(kind, f"fastcondense {command}", description, arguments, default, COMMON)
     settings = options.settings
     if options.store:

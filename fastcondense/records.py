@@ -10,7 +10,7 @@ import json
 import re
 from collections.abc import Iterable
 from pathlib import Path
-from typing import Annotated, Any, NotRequired, TypedDict, TypeVar, cast
+from typing import Annotated, Any, Literal, NotRequired, TypedDict, TypeVar, cast
 
 import msgspec
 from msgspec import Meta
@@ -91,6 +91,12 @@ class Scores(TypedDict):
     top1_last: Score
     top1_best: Score
     top5_last: Score
+    views: NotRequired[Count]
+    """Views that a student sees in its training."""
+    needs: NotRequired[Count]
+    """Bytes that its training needs: images, stored labels or the weights of teachers that replay them."""
+    chosen: NotRequired[Literal["herding", "medoid", "bps"]]
+    """The rule of the best real subset."""
 
 
 class Sizes(TypedDict):

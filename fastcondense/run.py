@@ -65,7 +65,7 @@ class Run:
             self.recipe = with_batch_size(self.recipe, kept_batch_size(self.out, as_begun))
         self._check_data()
         self._check_images()
-        needed = [name for name in self.recipe.evaluate.baselines if name.startswith(("random", "herding"))]
+        needed = [name for name in self.recipe.evaluate.baselines if not (name.startswith("full") or is_own(name))]
         if needed:
             self.real.check_counts(self.recipe.ipc, f"baseline {needed[0]} at ipc {self.recipe.ipc}")
         self.real.check_counts(max(1, self.recipe.squeeze.gate_images), "the teacher gate (squeeze.gate_images)")

@@ -22,10 +22,11 @@ from .sets.condensed import shard_path
 from .sets.loss_bands import read_loss_band
 from .sets.results import read_results
 from .squeeze.stage import squeeze
+from .students.best_subset import train_arms
 from .students.curve import evaluate_sizes
 from .students.evaluate import evaluate as evaluate_set
 from .students.ranking import rank as rank_students
-from .students.students import arms, train_arm
+from .students.students import arms
 from .teachers.kept import labelling_teachers
 from .workers import distributed
 from .workers.cost import cost
@@ -61,8 +62,7 @@ def train(run: Run) -> None:
     with first_alone():
         condensed = condensed_set(run)
     check_teachers(run.out / "condensed", teachers)
-    for arm in arms(run):
-        train_arm(run, arm, condensed, teachers)
+    train_arms(run, arms(run), condensed, teachers)
 
 
 def relabel(run: Run) -> None:

@@ -2,11 +2,11 @@
 
 from __future__ import annotations
 
-from typing import Annotated, NotRequired, TypedDict
+from typing import Annotated, Literal, NotRequired, TypedDict
 
 from msgspec import Meta
 
-from .records import Count, Digits, Score
+from .records import Count, Digits, Percent, Score
 
 
 class Confusion(TypedDict):
@@ -40,6 +40,14 @@ class StudentFile(TypedDict):
     history: Annotated[list[Epoch], Meta(min_length=1)]
     seconds: Trained
     classes: NotRequired[Confusion | None]
+
+
+class Choice(TypedDict):
+    """choice.json: the rule of the best real subset, and top-1 in per cent of each rule's student on so many images."""
+
+    chosen: Literal["herding", "medoid", "bps"]
+    top1: dict[str, Percent]
+    images: Count
 
 
 class SizeCurve(TypedDict):

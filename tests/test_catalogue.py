@@ -22,11 +22,11 @@ def test_values_come_from_where_they_are_written():
         value, _, origin = line.partition("  # ")
         table = line.strip("[]") + "." if line.startswith("[") else table
         origins[table + value.partition(" = ")[0]] = origin.strip()
-    assert origins["train.batch_size"] == "shared/rded/budget, [by_ipc.1]"
-    budget = tomllib.loads((recipe.RECIPES / "shared" / "rded" / "budget.toml").read_text())
-    assert budget["by_ipc"]["1"]["train"] == {"batch_size": load("rded/cifar10-ipc1").train.batch_size}
+    assert origins["train.batch_size"] == "shared/rded/students, [by_ipc.1]"
+    students = tomllib.loads((recipe.RECIPES / "shared" / "rded" / "students.toml").read_text())
+    assert students["by_ipc"]["1"]["train"] == {"batch_size": load("rded/cifar10-ipc1").train.batch_size}
     assert origins["squeeze.teachers"] == "shared/sre2l/teacher-cifar"
-    assert origins["train.temperature"] == "shared/rded/budget"
+    assert origins["train.temperature"] == "shared/rded/students"
     assert origins["ipc"] == "ipc" and origins["recover.betas"] == "default"
 
 

@@ -19,6 +19,7 @@ from fastcondense.plan.memory import Footprint, LiveTensors
 from fastcondense.plan.plan import Plan
 from fastcondense.plan.timing import Timing, time_steps
 from fastcondense.recipe.recipe import from_toml, load
+from fastcondense.students.costs import views_an_epoch
 
 CPU = torch.device("cpu")
 ROOT = Path(__file__).parents[1]
@@ -166,9 +167,9 @@ def test_work_of_recipes():
     edc = replace(rded.recover.initial, candidates=0, preselected=300, one_per_image=False)
     edc_recipe = replace(rded, recover=replace(rded.recover, initial=edc))
     assert work.crops_a_class(edc_recipe, size) == (1281 + 1500, 1500)
-    assert work.views_an_epoch(rded, 1000) == 10000
+    assert views_an_epoch(rded, 1000) == 10000
     lpld = replace(rded, labels=replace(rded.labels, pool=0.5), train=replace(rded.train, batch_size=3000))
-    assert work.views_an_epoch(lpld, 1000) == 9000
+    assert views_an_epoch(lpld, 1000) == 9000
 
 
 def test_imagenet_is_planned_without_its_data(capsys):

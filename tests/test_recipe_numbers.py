@@ -12,6 +12,7 @@ import pytest
 
 from fastcondense.networks import zoo
 from fastcondense.recipe import recipe
+from fastcondense.recipe.protocol import PROTOCOLS
 from fastcondense.recipe.recipe import RECIPES, Recipe, from_toml, load
 from fastcondense.vision import timm, torchvision
 
@@ -327,6 +328,7 @@ def test_teachers_in_the_order_of_their_turns(name):
     assert " ".join(teacher.partition("/")[2] for teacher in teachers) == TEACHERS[name]
 
 
+SUBSETS = "cifar10 imagenet10 imagenet1k digits"
 EVERYWHERE = "cifar10 cifar100 tiny-imagenet imagenet10 imagenet1k digits"
 CELLS = {
     **dict.fromkeys(("sre2l", "gvbsm", "edc", "rded", "fadrm", "fadrm-plus"), EVERYWHERE),
@@ -336,6 +338,7 @@ CELLS = {
     "sre2l-plus-plus": "cifar10 cifar100 tiny-imagenet imagenette imagenet1k digits",
     "cim": "cifar10 cifar100 tiny-imagenet imagenet1k digits",
     "lpld": "tiny-imagenet imagenet1k digits",
+    **dict.fromkeys((f"subset-{kind}" for kind in ("random", "herding", "medoid", "bps")), SUBSETS),
 }
 GRADIENTS = "cifar10 cifar100 svhn imagenet10 digits"
 SIZES = {"digits": 8, "cifar10": 32, "cifar100": 32, "svhn": 32, "tiny-imagenet": 64}
@@ -354,10 +357,23 @@ def test_every_recipe_loads_and_round_trips(name):
     for ipc in (1, 10, 50):
         found = load(f"{name}-ipc{ipc}")
         assert (found.name, found.method, found.ipc) == (f"{name}-ipc{ipc}", method, ipc)
-        assert found.dataset.image_size == SIZES.get(data, 224)
+        assert found.dataset.image_size == SIZES.get(data.removesuffix("-convnet3"), 224)
         assert from_toml(found.to_toml(), "copy") == found
         parts = found.train.batch_size // found.train.accumulate
         assert found.labels.batch_norm == "eval" or found.labels.batch_norm_size == parts
+
+
+@pytest.mark.parametrize("data", f"{SUBSETS} imagenette".split())
+def test_subsets_are_trained_on_and_labelled_as_mosaics_are(data):
+    """Their tiles alone are not shuffled; and the choice does not depend on the number of images."""
+    for ipc in (1, 10, 50, 100):
+        wanted = load(f"rded/{data}-ipc{ipc}")
+        for kind in ("random", "herding", "medoid", "bps"):
+            found = load(f"subset-{kind}/{data}-ipc{ipc}")
+            assert (found.train, found.dataset, found.squeeze) == (wanted.train, wanted.dataset, wanted.squeeze)
+            assert found.labels == dataclasses.replace(wanted.labels, tile_shuffle=1)
+            parts = found.recover_parts()
+            assert "ipc" not in parts and found.sha256(*parts) == load(f"subset-{kind}/{data}").sha256(*parts)
 
 
 @pytest.mark.parametrize("name", [name for name in recipe.names() if name.endswith("-corrected")])
@@ -399,7 +415,7 @@ def with_referred(name: str, seen: tuple[str, ...] = ()) -> str:
 def test_headers_name_what_differs_wherever_it_does(name):
     method, data = name.removesuffix("-corrected").split("/")
     found, text = load(name), with_referred(f"{method}/{data}")
-    if data == "digits" or method == "fastcondense":
+    if data == "digits" or method == "fastcondense" or method.startswith("subset-"):
         return  # our own settings
     assert found.labels.mix != "cutmix" or "partners from all images" in text
     has_variances = method in ("edc", "gvbsm") and found.recover.match_weight
@@ -467,7 +483,8 @@ def test_shared_files_are_all_used():
     for path in RECIPES.glob("**/*.toml"):
         used |= set(re.findall(r'"([\w-]+/[\w-]+)"', path.read_text().partition("\n[")[0]))
     shared = {path.relative_to(RECIPES / "shared").with_suffix("").as_posix() for path in shared_files()}
-    assert shared <= used
+    by_name = {f"protocol/{name}{size}" for name in PROTOCOLS for size in ("", "-large")}  # --protocol
+    assert shared <= used | by_name
 
 
 def shared_files() -> list[Path]:

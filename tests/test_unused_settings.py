@@ -40,7 +40,6 @@ KEPT = {
     "Ranking.learning_rates": COMMAND,
 }
 KEPT_CHOICES = {
-    "Initial.kind herding": "the other rule beside medoids; measured as a baseline in docs/nested.md",
     "Labels.source stored": "labels of others, and stored ones",
     "Optimization.precision tf32": "GPUs are made for it",
     "Optimization.precision bf16": "what auto becomes on most devices",
@@ -50,6 +49,9 @@ KEPT_CHOICES = {
     "Labels.precision bf16": "what auto becomes on most devices",
     "Evaluate.baselines herding_soft": "measured in docs/nested.md",
     "Evaluate.baselines herding_hard": "measured in docs/nested.md, with soft labels",
+    "Evaluate.baselines medoid_soft": "one of the subsets that best_soft is chosen from",
+    "Evaluate.baselines bps_soft": "one of the subsets that best_soft is chosen from",
+    "Evaluate.baselines best_soft": "what a chosen real subset gives, which condensed images must beat",
     "Evaluate.baselines full_soft": "what all of the real images give with the teachers' labels",
     "Evaluate.baselines full": "what all of the real images give",
 }

@@ -272,6 +272,7 @@ ZOO: dict[str, Callable[[int], nn.Module]] = {
     **{f"convnet{depth}": partial(ConvNet, depth=depth) for depth in (1, 2, 3, 4, 5, 6)},
     "convnet3_w32": lambda n: ConvNet(n, 3, 32),
     "convnet3_w64": lambda n: ConvNet(n, 3, 64),
+    "convnet3_flat": lambda n: ConvNet(n, 3, side=4),  # RDED's: the head sees the whole last map of 32 pixels
     "convnet1_in": lambda n: InstanceConvNet(n, 1),
     "convnet2_in": lambda n: InstanceConvNet(n, 2),
     "convnet3_in": lambda n: InstanceConvNet(n, 3),

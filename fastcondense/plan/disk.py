@@ -10,9 +10,10 @@ import numpy as np
 from ..labels.stored_labels import array_shapes
 from ..networks import zoo
 from ..recipe.recipe import Recipe
+from ..students.costs import views_an_epoch
 from ..teachers.teacher import Teacher
 from .extent import Extent
-from .work import crops_a_class, views_an_epoch
+from .work import crops_a_class
 
 _HEADER = 1500  # of a safetensors file: names, shapes and metadata
 

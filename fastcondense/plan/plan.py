@@ -14,6 +14,7 @@ from ..data.jobs import Job, jobs, with_batch_size
 from ..devices import fastest_arithmetic
 from ..recipe.precision import precisions, settled
 from ..recipe.recipe import Recipe
+from ..students.costs import views_an_epoch
 from ..teachers.kept import chosen
 from ..teachers.teacher import Teacher
 from . import stand_ins, steps
@@ -22,7 +23,7 @@ from .extent import Extent
 from .job_size import check_fits, has_step, largest_batch, recover_footprint
 from .memory import Footprint, meter, resident_bytes, usable_bytes
 from .timing import Timing, time_steps
-from .work import crops_a_class, makespan, views_an_epoch
+from .work import crops_a_class, makespan
 
 
 @dataclass(frozen=True)
@@ -193,7 +194,8 @@ class Plan:
             if arm == "full":
                 count, epochs = size.num_train, recipe.evaluate.full_epochs or recipe.squeeze.epochs
                 at_once = recipe.squeeze.batch_size
-            updates = train.seeds * epochs * math.ceil(count / at_once)
+            students = train.seeds + 2 * (arm == "best_soft")  # those of the two other rules
+            updates = students * epochs * math.ceil(count / at_once)
             one += updates * made.at(at_once)
             wall += updates * made.at(at_once / self.num_workers)
         source = _known_from("an update", soft or hard, batch, self.num_workers, "views")

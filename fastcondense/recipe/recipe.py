@@ -97,6 +97,10 @@ class Recipe:
         recover.gradients.check(recover.slots_per_job or self.ipc)
         if "patch" in recover.statistics and any(side != size for side in recover.stages):
             raise ValueError("recover.statistics patch needs images of one size: the number of patches depends on it")
+        if initial.kind == "bps" and (initial.space == "pixels" or self.needs_no_teacher):
+            raise ValueError("recover.initial.kind bps needs a teacher, and recover.initial.space features")
+        if "bps_soft" in self.evaluate.baselines and self.needs_no_teacher:
+            raise ValueError("evaluate.baselines bps_soft needs a teacher, and this recipe has none")
         if initial.factor > size:
             raise ValueError(f"recover.initial.factor {initial.factor} is more than dataset.image_size")
         if recover.loss and (recover.objective != "statistics" or not recover.iterations):

@@ -16,13 +16,16 @@ Storage = Literal["png", "jpeg"]
 class Initial(Views):
     """The initial images, from which optimisation starts. Views: the crops that mosaics are chosen from."""
 
-    kind: Literal["noise", "real", "herding", "medoid", "mosaic"] | str = "noise"
+    kind: Literal["noise", "real", "herding", "medoid", "bps", "mosaic"] | str = "noise"
     """noise: normal, in normalised pixels; real: random training images; mosaic: the crops that teachers know best;
     herding: real images whose mean is nearest to their class's, one after another; medoid: those with the least mean
-    distance to the images of their class. Or your own module:function or file.py:function, which gives the image [3, S,
-    S] of a place: function(images of the class uint8 [N, 3, S, S], place), levels from 0 to 255."""
+    distance to the images of their class; bps: in turns those in the middle of clusters of their class and those at
+    their margins, which the teacher is least sure of, without noise. Or your own module:function or file.py:function,
+    which gives the image [3, S, S] of a place: function(images of the class uint8 [N, 3, S, S], place), levels from 0
+    to 255."""
     space: Literal["features", "pixels"] = "features"
-    """What herding and medoid compare: what the first teacher has before its classifier, or pixels."""
+    """What herding and medoid compare: what the first teacher has before its classifier, which bps does too, or
+    pixels."""
     teachers: tuple[str, ...] = ()
     """Teachers that score crops, by the mean of their logits, or the first of which gives features; empty: all of
     squeeze.teachers."""

@@ -307,16 +307,29 @@ class Evaluate:
     """Honest baselines: the same student, epochs and views on something else than the condensed images."""
 
     baselines: tuple[
-        Literal["random_soft", "random_hard", "herding_soft", "herding_hard", "full_soft", "full"] | str, ...
+        Literal[
+            "random_soft",
+            "random_hard",
+            "herding_soft",
+            "herding_hard",
+            "medoid_soft",
+            "bps_soft",
+            "best_soft",
+            "full_soft",
+            "full",
+        ]
+        | str,
+        ...,
     ] = (
         "random_soft",
         "random_hard",
     )
     """random_soft, random_hard: random real images of the same IPC with soft or hard labels; herding_soft,
-    herding_hard: those that herding chooses in the features of the first labelling teacher, or in pixels if there is
-    no teacher; full_soft: all real images with soft labels, in as many views as the condensed ones; full: all real
-    images with hard labels, for full_epochs. Or your own module:function, whose images get soft labels: function(images
-    of a class uint8 [N, 3, S, S], count) gives uint8 [count, 3, S, S]."""
+    herding_hard, medoid_soft, bps_soft: those that a rule of recover.initial.kind chooses in the features of the first
+    labelling teacher, or in pixels if there is no teacher (bps needs one); best_soft: the best of these three, as other
+    training images tell; full_soft: all real images with soft labels, in as many views as the condensed ones; full: all
+    real images with hard labels, for full_epochs. Or your own module:function, whose images get soft labels:
+    function(images of a class uint8 [N, 3, S, S], count) gives uint8 [count, 3, S, S]."""
     sizes: Annotated[tuple[Count, ...], HOW] = ()
     """Images per class at which the set is scored, each time the first of every class: `evaluate --ipc 1,2,5`."""
     compare: Annotated[tuple[Literal["independent", "stacked"], ...], HOW] = ()

@@ -1,4 +1,4 @@
-"""Real images that stand for their class: herding's choice and medoids, in the features of a teacher or in pixels.
+"""Real images that stand for their class: herding's choice, medoids and BPS's, in a teacher's features or in pixels.
 
 The order of a class's images does not depend on how many of them are wanted, so the first n are the choice for IPC n.
 It is kept in the run's folder, as far as it was needed.
@@ -10,7 +10,7 @@ import dataclasses
 from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Literal
+from typing import Literal, get_args
 
 import numpy as np
 import torch
@@ -24,9 +24,11 @@ from ..teachers.cut import penultimate
 from ..teachers.teacher import Teacher
 from ..tensor_files import read_tensors, write_tensors
 from ..workers.work import Items, shared
+from .balanced import PATTERNS, balanced
 from .selection import herding, inner_products, medoids
 
-RuleName = Literal["herding", "medoid"]
+RuleName = Literal["herding", "medoid", "bps"]
+RULES: tuple[RuleName, ...] = get_args(RuleName)
 _BATCH = 100  # images that go through a teacher together: fixed, because rounding depends on it
 
 
@@ -36,7 +38,8 @@ class Rule:
 
     kind: RuleName
     teacher: Teacher | None
-    """The one whose classifier's input is compared (its logits, where no single layer makes them); None: pixels."""
+    """The one whose classifier's input is compared (its logits, where no single layer makes them); None: pixels, which
+    bps does not compare."""
 
 
 def representatives(run: Run, rule: Rule, label: int, count: int) -> np.ndarray:
@@ -47,15 +50,14 @@ def representatives(run: Run, rule: Rule, label: int, count: int) -> np.ndarray:
     folder = _folder(run, rule)
     kept = _kept(folder, label)
     if len(kept) < count:
-        vectors, ids = _vectors(run, rule.teacher, label)
+        vectors, logits, ids = _vectors(run, rule, label)
         run.report_skipped(run.real.train)
         if len(ids) < count:
             raise ValueError(
                 f"class {run.real.classes[label]!r} has {len(ids)} training images that can be read, but {count} are "
                 f"to be chosen by {rule.kind}"
             )
-        choose = herding if rule.kind == "herding" else medoids
-        kept = ids[choose(inner_products(vectors), count)]
+        kept = ids[_choice(rule.kind, vectors, logits, count)]
         write_tensors(_path(folder, label), {"ids": torch.from_numpy(kept)}, {"class": run.real.classes[label]})
     return kept[:count]
 
@@ -89,18 +91,31 @@ def read_squares(run: Run, ids: np.ndarray) -> Tensor:
     return torch.cat(pixels)
 
 
-def _vectors(run: Run, teacher: Teacher | None, label: int) -> tuple[Tensor, np.ndarray]:
-    """The vectors by which a class's images are compared, [N, D], and the samples that could be read, ascending."""
-    members = np.flatnonzero(run.real.train.labels == label)
+def _choice(kind: RuleName, vectors: Tensor, logits: Tensor, count: int) -> np.ndarray:
+    """Places of the first `count` vectors, [N, D], in the rule's order; logits: [N, classes], which bps needs."""
+    if kind == "bps":
+        log_shares = logits.double().log_softmax(1)
+        entropies = -(log_shares.exp() * log_shares).sum(1)
+        return balanced(vectors.double().cpu().numpy(), entropies.cpu().numpy(), count)
+    return (herding if kind == "herding" else medoids)(inner_products(vectors), count)
+
+
+def _vectors(run: Run, rule: Rule, label: int) -> tuple[Tensor, Tensor, np.ndarray]:
+    """The vectors by which a class's images are compared, [N, D], the teacher's logits if the rule needs them, and the
+    samples that could be read, ascending.
+    """
+    members, teacher = np.flatnonzero(run.real.train.labels == label), rule.teacher
     seen: Callable[[Tensor], Tensor] = (lambda pixels: pixels) if teacher is None else _features(run, teacher)
-    vectors, read = [], []
+    vectors, logits, read = [], [], []
     with torch.no_grad(), arithmetic("fp32"):
         for pixels, ids in square_batches(run.real.train, run.recipe.dataset, run.device, _BATCH, ids=members):
             vectors.append(seen(pixels).flatten(1))
+            if rule.kind == "bps" and teacher is not None:
+                logits.append(teacher.logits(run.normalize(pixels)))
             read.append(ids.cpu().numpy())
     if not read:
-        return torch.zeros(0, 1), members[:0]
-    return torch.cat(vectors), np.concatenate(read)
+        return torch.zeros(0, 1), torch.zeros(0, 1), members[:0]
+    return torch.cat(vectors), torch.cat(logits or [torch.zeros(0, 1)]), np.concatenate(read)
 
 
 def _features(run: Run, teacher: Teacher) -> Callable[[Tensor], Tensor]:
@@ -126,5 +141,6 @@ def _folder(run: Run, rule: Rule) -> Path:
         "images": len(run.real.train),
         "rule": rule.kind,
         "teacher": None if rule.teacher is None else [rule.teacher.name, rule.teacher.sha256],
+        **({"patterns": PATTERNS} if rule.kind == "bps" else {}),
     }
     return run.out / f"initial-{tree_sha256(identity)[:8]}"

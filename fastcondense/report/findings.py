@@ -27,6 +27,7 @@ from ..sets.loss_bands import LossBand, read_loss_band
 from ..sets.record import LayerLosses, Snapshots
 from ..sets.results import read_results
 from ..student_records import RankedScores, SizeCurve
+from ..students.costs import views_an_epoch_of
 from ..students.students import CONDENSED, Arm, Student, arms, read_student, student_folder
 from ..teachers.kept import read_teacher, teacher_path
 from ..tensor_files import read_metadata
@@ -88,6 +89,8 @@ class Findings:
     """Finished ones of each arm, as the run's own recipe trains them."""
     others: dict[str, list[Student]]
     """Those on the condensed images that were trained and evaluated with other settings, by these in words."""
+    views: dict[str, int]
+    """Views of an epoch of each arm, and of each of the others."""
     results: list[Result]
     """All evaluations of the images; the run's own, if there is one, comes first."""
     sizes: SizeCurve | None
@@ -118,6 +121,8 @@ def read_findings(run: Run) -> Findings:
         means.add(record.layers)
         snapshots += [record.snapshots] if record.snapshots is not None else []
     students, results = {arm.name: _finished(run, arm) for arm in arms(run)}, read_results(run.out, recipe)
+    others = _others(run, results)
+    views = {arm.name: views_an_epoch_of(run, arm) for arm in arms(run)}
     return Findings(
         run=run,
         titles=class_titles(classes),
@@ -139,7 +144,8 @@ def read_findings(run: Run) -> Findings:
         real={label: real_images(run, label, REAL) for label in sorted({label for label, _ in images})},
         commands=commands_of(run.out / "log.jsonl"),
         students=students,
-        others={} if not results else _others(run, results),
+        others={name: some for name, (some, _) in others.items()},
+        views=views | {name: count for name, (_, count) in others.items()},
         origin=read_origin(folder),
         results=results,
         sizes=_optional(run.out / "curve.json", SizeCurve),
@@ -153,9 +159,11 @@ def _finished(run: Run, arm: Arm) -> list[Student]:
     return [read_student(run, arm, n) for n in numbers if (student_folder(run, arm, n) / "student.json").exists()]
 
 
-def _others(run: Run, results: Sequence[Result]) -> dict[str, list[Student]]:
-    """Students of the evaluations that are not the run's own, which the files of foreign ones may lack."""
-    found: dict[str, list[Student]] = {}
+def _others(run: Run, results: Sequence[Result]) -> dict[str, tuple[list[Student], int]]:
+    """Students of the evaluations that are not the run's own, which the files of foreign ones may lack, and views of an
+    epoch of theirs.
+    """
+    found: dict[str, tuple[list[Student], int]] = {}
     for result in results:
         if result["recipe_sha256"] == run.recipe.sha256():
             continue
@@ -163,8 +171,9 @@ def _others(run: Run, results: Sequence[Result]) -> dict[str, list[Student]]:
         name = f"{short(result['student'])}, {result['epochs']} epochs" + f", {changes}" * bool(changes)
         other = copy.copy(run)
         other.recipe = with_evaluation(run.recipe, result["settings"])
-        found[name] = [*found.get(name, []), *_finished(other, CONDENSED)]
-    return {name: some for name, some in found.items() if some}
+        before = found.get(name, ([], 0))[0]
+        found[name] = [*before, *_finished(other, CONDENSED)], views_an_epoch_of(other, CONDENSED)
+    return {name: of for name, of in found.items() if of[0]}
 
 
 def real_images(run: Run, label: int, count: int) -> Tensor:

@@ -16,6 +16,7 @@ from matplotlib.ticker import LogLocator, NullLocator, StrMethodFormatter
 
 from ..sets.loss_bands import LossBand
 from ..sets.record import LayerLosses
+from ..words import bytes_in_words
 from .html import Html, escape
 
 COLORS = tuple(f"var(--c{k})" for k in range(10))
@@ -103,16 +104,30 @@ def layers(table: LayerLosses) -> Html:
         return _svg(figure, f"matching loss of each layer of {table.teacher} over the iterations")
 
 
-def epochs(histories: Mapping[str, Sequence[tuple[Sequence[float], Sequence[float]]]], colors: Sequence[int]) -> Html:
-    """Top-1 over epochs, one or more students an arm: a line for each, in the arm's colour."""
+def views(histories: Mapping[str, Sequence[tuple[Sequence[float], Sequence[float]]]], colors: Sequence[int]) -> Html:
+    """Top-1 over the views that students have seen, one or more an arm: a line for each, in the arm's colour."""
     with matplotlib.rc_context(_STYLE):
         figure, axis = _axes(5.2, 3.0)
         for students, color in zip(histories.values(), colors, strict=True):
             for x, y in students:
                 marker = "o" if len(x) < 30 else ""
                 axis.plot(x, y, color=_SERIES[color], linewidth=1.3, marker=marker, markersize=2.5)
-        axis.set(xlabel="epoch", ylabel="top-1, %")
-        return _svg(figure, "top-1 of the students over their epochs")
+        axis.set(xlabel="views", ylabel="top-1, %")
+        return _svg(figure, "top-1 of the students over the views that they have seen")
+
+
+def needs(points: Sequence[tuple[int, float, float, int]]) -> Html:
+    """Top-1 by the bytes that training needs, a dot an arm: bytes, mean, deviation, number of its colour."""
+    with matplotlib.rc_context(_STYLE):
+        figure, axis = _axes(5.2, 3.0)
+        for count, mean, deviation, color in points:
+            axis.errorbar([count], [mean], [deviation], color=_SERIES[color], marker="o", markersize=5, capsize=2)
+        axis.set(xlabel="bytes that training needs", ylabel="top-1, %", xscale="log")
+        low, high = (pick(count for count, *_ in points) for pick in (min, max))
+        axis.set_xlim(low / 2, high * 2)
+        axis.xaxis.set_minor_locator(NullLocator())
+        axis.xaxis.set_major_formatter(lambda count, _: bytes_in_words(int(count)))
+        return _svg(figure, "top-1 by the bytes that training needs")
 
 
 Curves = Mapping[str, Mapping[str, Mapping[str, float]]]

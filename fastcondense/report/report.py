@@ -17,11 +17,14 @@ ARMS = {
     "random_hard": "random real, hard labels",
     "herding_soft": "real by herding, soft labels",
     "herding_hard": "real by herding, hard labels",
+    "medoid_soft": "real by medoids, soft labels",
+    "bps_soft": "real by BPS, soft labels",
+    "best_soft": "best real subset, soft labels",
     "full_soft": "all real images, soft labels, as many views",
     "full": "all real images, hard labels",
 }
 _IMAGES = {"condensed": "condensed", "random": "random real", "herding": "real by herding", "full": "all real images"}
-_SHORT = {"full": "all real"}
+_SHORT = {"full": "all real", "best": "best real"}
 _VIEWS = {"recipe": "", "plain": ", whole images"}
 SIZE_NAMES = {
     "nested": "this set",
@@ -38,10 +41,11 @@ RANKING_SCORES = (
 _IN_COLUMNS = ("train.student", "train.epochs", "train.seeds", "ipc", "evaluate.baselines")
 _MOST_CHANGES = 4
 _TEXT = ("known from", "other settings")
-SCORE_HEAD = ("trained on", "top-1 last", "top-1 best", "top-5 last", "condensed minus it")
+SCORE_HEAD = ("trained on", "top-1 last", "top-1 best", "top-5 last", "condensed minus it", "views", "needs")
 MARGIN = (
     "condensed minus it: points of top-1 of the last epoch, paired by seed, with the 95 % interval of Student's t from "
-    "two seeds on; no difference: it holds 0"
+    "two seeds on; no difference: it holds 0. views: those that a student sees in its training, which needs the bytes "
+    "of images and stored labels, or of the teachers that replay them"
 )
 Rows = list[list[str]]
 
@@ -93,9 +97,12 @@ def score_rows(result: Mapping[str, Any]) -> Rows:
     keys, seeds, own = ("top1_last", "top1_best", "top5_last"), result["seeds"], result["top1_last"]["seeds"]
     return [
         [
-            arm_title(arm, result["labels"], "origin" in result),
+            arm_title(arm, result["labels"], "origin" in result)
+            + (f" ({scores['chosen']})" if "chosen" in scores else ""),
             *(in_words(scores[key], seeds) for key in keys),
             margin_in_words(own, scores["top1_last"]["seeds"]) if arm != "condensed" else "",
+            f"{scores['views']:,}" if "views" in scores else "",
+            bytes_in_words(scores["needs"]) if "needs" in scores else "",
         ]
         for arm, scores in arms.items()
     ]

@@ -27,9 +27,10 @@ from .report import (
 CLASSES = 20
 """Classes that are shown one by one: those that students on condensed images know least."""
 _OWN = CONDENSED.name
+_IN_COLOR = (_OWN, "random_soft", "random_hard", "full", "herding_soft", "herding_hard", "full_soft", "medoid_soft")
 _NUMBERS = defaultdict(
     lambda: 7,  # a baseline of the user's own
-    {_OWN: 0, "random_soft": 1, "random_hard": 2, "full": 3, "herding_soft": 4, "herding_hard": 5, "full_soft": 6},
+    {arm: number for number, arm in enumerate((*_IN_COLOR, "best_soft", "bps_soft"))},
 )
 """Each arm's colour."""
 
@@ -50,28 +51,38 @@ def accuracy(found: Findings) -> Html:
     trained = {arm: students for arm, students in found.students.items() if students}
     if trained:
         histories = {
-            arm: [([e["epoch"] for e in s.history], [e["top1"] for e in s.history]) for s in students]
-            for arm, students in trained.items()
-        }
-        histories |= {
-            name: [([e["epoch"] for e in s.history], [e["top1"] for e in s.history]) for s in students]
-            for name, students in found.others.items()
+            arm: [
+                ([found.views[arm] * e["epoch"] for e in s.history], [e["top1"] for e in s.history]) for s in students
+            ]
+            for arm, students in (trained | found.others).items()
         }
         numbers = [_NUMBERS[arm] for arm in trained] + [7 + k % 3 for k in range(len(found.others))]
-        plot = plots.epochs(histories, numbers)
+        plot = plots.views(histories, numbers)
         names = [*map(title, trained), *found.others]
         every = zip(names, [*trained.values(), *found.others.values()], numbers, strict=True)
         keys = {f"{name} ({len(some)})": COLORS[number] for name, some, number in every}
         missing = [title(arm) for arm, some in found.students.items() if len(some) < recipe.train.seeds]
-        caption = "Top-1 on the test images over the epochs; a line is a student, their number is in brackets."
+        caption = "Top-1 on the test images over the views seen; a line is a student, their number is in brackets."
         caption += f" Not all students are trained yet: {', '.join(missing)}." if missing else ""
         curves = figure(join([plot, legend(keys)]), caption)
     else:
         curves = not_run("No student is trained yet.", "fastcondense train RUN")
-    parts = [curves, *([_sizes(found.sizes)] if found.sizes else [])]
+    parts = [curves, *([_needs(result)] if result else []), *([_sizes(found.sizes)] if found.sizes else [])]
     if found.ranking:
         parts.append(tag("div", tag("h3", "DD-Ranking"), table(("score", "last", "best"), ranking_rows(found.ranking))))
     return section("accuracy", "Accuracy", scores, tag("div", *parts, class_="halves"))
+
+
+def _needs(result: Result) -> Html:
+    """Top-1 of each arm by the bytes that its training needs, as far as the result says them."""
+    arms = {_OWN: result, **result["baselines"]}
+    points = [
+        (of["needs"], of["top1_last"]["mean"], of["top1_last"]["std"], _NUMBERS[arm])
+        for arm, of in arms.items()
+        if "needs" in of
+    ]
+    caption = "Top-1 of the last epoch by the bytes that training needs: images, stored labels, or teachers; as above."
+    return figure(plots.needs(points), caption) if points else join([])
 
 
 def _evaluations(results: Sequence[Result]) -> Html:

@@ -21,8 +21,9 @@ from ..sets.results import keep
 from ..squeeze.stage import squeeze
 from ..teachers.kept import chosen, teacher_path
 from ..workers.distributed import once
+from .best_subset import train_arms
 from .evaluate import scores
-from .students import CONDENSED, arms, train_arm
+from .students import CONDENSED, arms
 
 
 def evaluate_sizes(run: Run) -> dict[str, Any]:
@@ -39,7 +40,7 @@ def evaluate_sizes(run: Run) -> dict[str, Any]:
         for name, of_size, condensed in _sets(run, size):
             teachers = chosen(squeeze(of_size), of_size.recipe.labels.teachers)
             for arm in arms(of_size) if name == "nested" else (CONDENSED,):
-                train_arm(of_size, arm, condensed, teachers)
+                train_arms(of_size, [arm], condensed, teachers)
                 key = name if arm == CONDENSED else arm.name
                 curves.setdefault(key, {})[str(size)] = scores(of_size, arm)["top1_last"]
     result = {

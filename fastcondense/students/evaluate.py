@@ -19,7 +19,8 @@ from ..teachers.kept import teacher_bytes, teacher_seconds
 from ..tensor_files import read_metadata
 from ..user_functions import is_own, source_sha256
 from ..workers.distributed import once
-from .students import CONDENSED, Arm, arms, last_score, read_student
+from .costs import needed_bytes, student_views
+from .students import CONDENSED, Arm, arms, last_score, read_choice, read_student
 
 
 def evaluate(run: Run) -> dict[str, Any]:
@@ -49,7 +50,7 @@ def evaluate(run: Run) -> dict[str, Any]:
         "bytes": {
             "images": len(run.real.classes) * recipe.ipc * 3 * recipe.dataset.image_size**2,
             "labels": stored_bytes(run),
-            "teachers": teacher_bytes(run),
+            "teachers": teacher_bytes(run, recipe.squeeze.teachers),
         },
         "seconds": {
             "squeeze": teacher_seconds(run),
@@ -76,13 +77,16 @@ def spread(values: Sequence[float]) -> dict[str, Any]:
 
 
 def scores(run: Run, arm: Arm) -> dict[str, Any]:
-    """Mean and deviation over seeds of an arm's students, and the seconds that they took."""
+    """Mean and deviation over seeds of an arm's students, and what they cost: views of a student, bytes, seconds."""
     students = [read_student(run, arm, number) for number in range(run.recipe.train.seeds)]
     last = [last_score(run, student) for student in students]
-
+    choice = read_choice(run, arm) if arm.images == "best" else None
     return {
         "top1_last": spread([entry["top1"] for entry in last]),
         "top1_best": spread([student.top1_best for student in students]),
         "top5_last": spread([entry["top5"] for entry in last]),
+        "views": student_views(run, arm),
+        "needs": needed_bytes(run, arm),
         "seconds": {key: sum(student.seconds[key] for student in students) for key in ("train", "evaluate")},
+        **({} if choice is None else {"chosen": choice["chosen"]}),
     }

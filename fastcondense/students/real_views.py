@@ -1,17 +1,20 @@
-"""Views of all real images, as many as a student on the condensed set sees, and made and labelled as those are."""
+"""Views of all real images: as many as a student on the condensed set sees, made and labelled as those are; or epochs
+of all of them, as a teacher sees them."""
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator
+import itertools
+from collections.abc import Callable, Iterable, Iterator
 
 import numpy as np
 import torch
 
-from ..data.real import squares
+from ..data.real import split_batches, squares, training_batches
 from ..labels.resident import place
-from ..labels.view_tables import BatchTable
+from ..labels.view_tables import BatchTable, Span, ViewBatch
 from ..labels.views import ReplayedViews
 from ..recipe.settings import Labels
+from ..recipe.shared import Views
 from ..rng import Stream
 from ..run import Run
 from ..workers.distributed import rank, world_size
@@ -49,5 +52,24 @@ def real_views(run: Run, seed: int, settings: Labels) -> Callable[[int], Iterato
         views = ReplayedViews(place(pixels, run.device), labels.to(run.device), settings, run.normalize, seed)
         for table in views.tables(epoch, run.recipe.train, rank(), world_size()):
             yield views, table
+
+    return batches
+
+
+def real_batches(run: Run, views: Views, seed: int, size: int) -> Callable[[int], Iterable[ViewBatch]]:
+    """Views of all real images in an epoch, in batches of `size`, or a rank's share of them."""
+    recipe, split, stream = run.recipe, run.real.train, Stream(seed, "students/full")
+    bounds = np.cumsum([0, *map(len, split_batches(np.arange(len(split)), size))]).tolist()
+    wholes = list(itertools.pairwise(bounds))
+
+    def batches(epoch: int) -> Iterator[ViewBatch]:
+        made = training_batches(
+            split, recipe.dataset, views, stream, epoch, size, run.device, rank=rank(), world=world_size()
+        )
+        for (images, labels), (begin, end) in zip(made, wholes, strict=True):
+            whole = Span(epoch, begin, end)
+            first = begin + sum(len(part) for part in np.array_split(range(begin, end), world_size())[: rank()])
+            span, share = Span(epoch, first, first + len(labels)), torch.ones(len(labels), device=labels.device)
+            yield ViewBatch(images, labels, labels, share, span, whole)
 
     return batches

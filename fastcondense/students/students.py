@@ -2,24 +2,22 @@
 
 from __future__ import annotations
 
-import itertools
 import json
-from collections.abc import Callable, Iterable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any, Literal, cast
 
-import numpy as np
 import torch
 from torch import Tensor, nn
 
-from ..data.real import split_batches, training_batches
+from ..data.real import EvaluationImages
 from ..devices import stopwatch
 from ..files import slug, write_atomic, write_json
 from ..labels.labels import LabelSource, TeacherLabels, hard_labels, label_source, student_loss
 from ..labels.resident import place
 from ..labels.stored_labels import read_labels
-from ..labels.view_tables import BatchTable, Span, ViewBatch
+from ..labels.view_tables import BatchTable
 from ..labels.views import ReplayedViews
 from ..loaders.reading import naming
 from ..networks import zoo
@@ -33,18 +31,19 @@ from ..recipe.shared import Views
 from ..records import read_checked
 from ..recover.formation import shown
 from ..recover.own import own_baseline
-from ..recover.representatives import Rule, representative_images
+from ..recover.representatives import RULES, Rule, RuleName, representative_images
 from ..rng import Stream
 from ..run import Run
 from ..sets.condensed import CondensedSet
 from ..sets.imported import read_origin
-from ..student_records import Confusion, Epoch, StudentFile, Trained
+from ..student_records import Choice, Confusion, Epoch, StudentFile, Trained
 from ..teachers.teacher import Teacher
 from ..tensor_files import read_tensors, write_tensors
 from ..user_functions import is_own, source_sha256
 from ..workers.distributed import once, rank, world_size
-from .real_views import Item, real_views
+from .real_views import Item, real_batches, real_views
 
+CHOICE = "choice.json"
 WHOLE = Views(crop_scale=(1.0, 1.0), crop_ratio=(1.0, 1.0), flip=0.0)
 """A square image as it is, and the largest central square of any other."""
 
@@ -53,10 +52,11 @@ WHOLE = Views(crop_scale=(1.0, 1.0), crop_ratio=(1.0, 1.0), flip=0.0)
 class Arm:
     """An arm of the comparison: what students are trained on, and at which learning rate."""
 
-    images: Literal["condensed", "random", "herding", "full"] | str = "condensed"
-    """The condensed images, as many real ones, random or chosen by herding, as many of the user's own function, or all
-    real ones: with soft labels in as many views as the condensed set's, with hard ones as the teacher is trained, on
-    squeeze's views, because the condensed set's epochs would be hundreds of passes over all images."""
+    images: Literal["condensed", "random", "herding", "medoid", "bps", "best", "full"] | str = "condensed"
+    """The condensed images, as many real ones, random or chosen by a rule, or by the best rule (best_subset.py), as
+    many of the user's own function, or all real ones: with soft labels in as many views as the condensed set's, with
+    hard ones as the teacher is trained, on squeeze's views, because the condensed set's epochs would be hundreds of
+    passes over all images."""
     labels: Literal["soft", "hard"] = "soft"
     """The teachers' answers to the views, or the classes."""
     views: Literal["recipe", "plain"] = "recipe"
@@ -77,7 +77,7 @@ BASELINES = {
     arm.name: arm
     for arm in (
         *(Arm(images, labels) for images in ("random", "herding") for labels in ("soft", "hard")),
-        Arm("full", "soft"),
+        *(Arm(images, "soft") for images in ("medoid", "bps", "best", "full")),
         Arm("full", "hard"),
     )
 }
@@ -106,8 +106,26 @@ def arms(run: Run) -> tuple[Arm, ...]:
 def student_folder(run: Run, arm: Arm, number: int) -> Path:
     """students/<student>-<hash of the settings>/<arm>/seed<number>; other settings get another folder.
 
-    So do imported images, which settings say nothing of.
+    So do imported images, which settings say nothing of. Of the best real subset: the folder of the rule's students
+    that was chosen, once it is.
     """
+    if arm.images == "best" and (choice := read_choice(run, arm)) is not None:
+        arm = replace(arm, images=choice["chosen"])
+    return _arm_folder(run, arm) / f"seed{number}"
+
+
+def read_choice(run: Run, arm: Arm) -> Choice | None:
+    """Which rule chooses the best real subset of an arm, if that is known already."""
+    path = _arm_folder(run, arm) / CHOICE
+    return read_checked(path, Choice) if path.exists() else None
+
+
+def write_choice(run: Run, arm: Arm, choice: Choice) -> None:
+    """Writes down, once for all workers, what `read_choice` reads."""
+    once(lambda: write_json(_arm_folder(run, arm) / CHOICE, choice))
+
+
+def _arm_folder(run: Run, arm: Arm) -> Path:
     recipe = run.recipe
     student = recipe.train.student.replace("/", "-").replace(":", "-")
     is_full = arm.images == "full" and arm.labels == "hard"
@@ -117,15 +135,18 @@ def student_folder(run: Run, arm: Arm, number: int) -> Path:
         made_by += f"-{origin['sha256'][:8]}"
     for name, setting in ((arm.images, "evaluate.baselines"), (recipe.labels.source, "labels.source")):
         made_by += f"-{source_sha256(name, setting)[:8]}" if is_own(name) else ""
-    return run.out / "students" / f"{student}-{made_by}" / slug(arm.name) / f"seed{number}"
+    return run.out / "students" / f"{student}-{made_by}" / slug(arm.name)
 
 
-def train_arm(run: Run, arm: Arm, condensed: CondensedSet, teachers: Sequence[Teacher]) -> list[Student]:
-    """Trains the students of an arm, one a seed; finished ones are read back, an interrupted one goes on.
+def train_arm(
+    run: Run, arm: Arm, condensed: CondensedSet, teachers: Sequence[Teacher], count: int = 0
+) -> list[Student]:
+    """Trains the students of an arm, one a seed, or `count` of them; finished ones are read back, an interrupted one
+    goes on.
 
     All ranks call this; when it returns, every student's files are there.
     """
-    return [_student(run, arm, number, condensed, teachers) for number in range(run.recipe.train.seeds)]
+    return [_student(run, arm, number, condensed, teachers) for number in range(count or run.recipe.train.seeds)]
 
 
 def read_student(run: Run, arm: Arm, number: int) -> Student:
@@ -137,15 +158,15 @@ def read_student(run: Run, arm: Arm, number: int) -> Student:
     return Student(folder, tree["history"], tree["seconds"], tree.get("classes"))
 
 
-def last_score(run: Run, student: Student) -> dict[str, float]:
-    """top1 and top5 of the stored weights, measured anew; all ranks call this and share the test images."""
+def last_score(run: Run, student: Student, images: EvaluationImages | None = None) -> dict[str, float]:
+    """top1 and top5 of the stored weights, measured anew; all ranks call this and share the images: the test images."""
     path = student.folder / "weights.safetensors"
     state, _ = read_tensors(path)
     net = zoo.build(run.recipe.train.student, len(run.real.classes))
     with naming(path):
         net.load_state_dict(state)
     net = zoo.channels_last(net, run.device)
-    return score(net, run.test_images, run.normalize, is_shared=True)
+    return score(net, images or run.test_images, run.normalize, is_shared=True)
 
 
 @dataclass(frozen=True)
@@ -247,7 +268,8 @@ def task_of(run: Run, arm: Arm, seed: int, condensed: CondensedSet, teachers: Se
 
         return Task(optimization, fresh, make_view, loss)
     if arm.images == "full":
-        batches = _real_batches(run, arm, seed, optimization)
+        shown_views = WHOLE if arm.views == "plain" else recipe.squeeze
+        batches = real_batches(run, shown_views, seed, optimization.batch_size)
         return Task(optimization, batches, lambda batch: Batch(batch.images, source(batch), len(batch.whole)), loss)
 
     views = _replayed(run, arm, seed, condensed, teachers)
@@ -279,9 +301,8 @@ def _replayed(run: Run, arm: Arm, seed: int, condensed: CondensedSet, teachers: 
     recipe = run.recipe
     if arm.images == "condensed":
         pixels, labels = shown(recipe, condensed)
-    elif arm.images == "herding":
-        rule = Rule("herding", teachers[0] if teachers else None)
-        pixels, labels = representative_images(run, rule, recipe.shown_ipc)
+    elif arm.images in RULES:
+        pixels, labels = representative_images(run, baseline_rule(arm, teachers), recipe.shown_ipc)
     elif is_own(arm.images):
         pixels, labels = own_baseline(run, arm.images, recipe.shown_ipc, seed)
     else:
@@ -290,29 +311,14 @@ def _replayed(run: Run, arm: Arm, seed: int, condensed: CondensedSet, teachers: 
     return ReplayedViews(place(pixels, run.device), labels.to(run.device), settings, run.normalize, seed)
 
 
+def baseline_rule(arm: Arm, teachers: Sequence[Teacher]) -> Rule:
+    """The rule that chooses an arm's real images; teachers: those that label."""
+    return Rule(cast(RuleName, arm.images), teachers[0] if teachers else None)
+
+
 def plain(labels: Labels) -> Labels:
     """The settings of the same labels on whole images, neither changed nor mixed."""
     return replace(labels, **vars(WHOLE), mix="none", tile_shuffle=1, tile_pick=1, augment=(), rand_augment=(0, 0))
-
-
-def _real_batches(run: Run, arm: Arm, seed: int, optimization: Optimization) -> Callable[[int], Iterable[ViewBatch]]:
-    """Views of all real images in an epoch, or a rank's share of them."""
-    recipe, split, stream = run.recipe, run.real.train, Stream(seed, "students/full")
-    views, size = WHOLE if arm.views == "plain" else recipe.squeeze, optimization.batch_size
-    bounds = np.cumsum([0, *map(len, split_batches(np.arange(len(split)), size))]).tolist()
-    wholes = list(itertools.pairwise(bounds))
-
-    def batches(epoch: int) -> Iterator[ViewBatch]:
-        made = training_batches(
-            split, recipe.dataset, views, stream, epoch, size, run.device, rank=rank(), world=world_size()
-        )
-        for (images, labels), (begin, end) in zip(made, wholes, strict=True):
-            whole = Span(epoch, begin, end)
-            first = begin + sum(len(part) for part in np.array_split(range(begin, end), world_size())[: rank()])
-            span, share = Span(epoch, first, first + len(labels)), torch.ones(len(labels), device=labels.device)
-            yield ViewBatch(images, labels, labels, share, span, whole)
-
-    return batches
 
 
 def why_not_captured(recipe: Recipe, source: LabelSource) -> str | None:

@@ -101,9 +101,9 @@ def teacher_seconds(run: Run) -> float:
     return sum(read_teacher(path)["seconds"] for path in paths)
 
 
-def teacher_bytes(run: Run) -> int:
-    """Size of the teachers' weights on disk."""
-    return sum(teacher_path(run.out, architecture).stat().st_size for architecture in run.recipe.squeeze.teachers)
+def teacher_bytes(run: Run, architectures: Sequence[str]) -> int:
+    """Size of these teachers' weights on disk."""
+    return sum(teacher_path(run.out, architecture).stat().st_size for architecture in architectures)
 
 
 def read_teacher(path: Path) -> TeacherMetadata:

@@ -1,0 +1,54 @@
+"""What stands beside an arm's accuracy: the views that a student sees, and the bytes that its training needs."""
+
+from __future__ import annotations
+
+from ..labels.stored_labels import stored_bytes
+from ..recipe.recipe import Recipe
+from ..recover.formation import Formation
+from ..run import Run
+from ..teachers.kept import teacher_bytes
+from .students import CONDENSED, Arm
+
+
+def images_shown(recipe: Recipe, num_classes: int) -> int:
+    """Images that students see views of."""
+    count = recipe.shown_ipc
+    if recipe.recover.objective == "gradients":
+        formation = Formation(recipe.recover.gradients, recipe.ipc, recipe.dataset.image_size)
+        count = int((formation.levels <= count).sum())
+    return num_classes * count
+
+
+def views_an_epoch(recipe: Recipe, num_classes: int) -> int:
+    """Views that a student is trained on in an epoch."""
+    count, batch = images_shown(recipe, num_classes), recipe.train.batch_size
+    return count if recipe.labels.pool == 1 else max(1, count // batch) * min(batch, count)
+
+
+def views_an_epoch_of(run: Run, arm: Arm) -> int:
+    """The same of an arm: all real images with hard labels are seen once an epoch."""
+    if arm.images == "full" and arm.labels == "hard":
+        return len(run.real.train)
+    return views_an_epoch(run.recipe, len(run.real.classes))
+
+
+def student_views(run: Run, arm: Arm) -> int:
+    """Views that a student of an arm sees in all its epochs."""
+    recipe, epochs = run.recipe, run.recipe.train.epochs
+    if arm.images == "full" and arm.labels == "hard":
+        epochs = recipe.evaluate.full_epochs or recipe.squeeze.epochs
+    return epochs * views_an_epoch_of(run, arm)
+
+
+def needed_bytes(run: Run, arm: Arm) -> int:
+    """Bytes that the training of an arm's students needs: images as uint8, and for soft labels the stored ones or the
+    weights of the teachers that replay them.
+    """
+    recipe, num_classes = run.recipe, len(run.real.classes)
+    count = len(run.real.train) if arm.images == "full" else num_classes * recipe.shown_ipc
+    images = count * 3 * recipe.dataset.image_size**2
+    if arm.labels == "hard" or recipe.labels.source == "hard":
+        return images
+    if arm == CONDENSED and recipe.labels.source == "stored":
+        return images + stored_bytes(run)
+    return images + teacher_bytes(run, recipe.labels.teachers or recipe.squeeze.teachers)
