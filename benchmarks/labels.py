@@ -33,7 +33,7 @@ from student import QUICK as SHORT
 from fastcondense.files import write_json
 from fastcondense.labels.fkd import FKDViews
 from fastcondense.labels.labels import Wanted, hard_labels
-from fastcondense.labels.stored_labels import FORMAT, StoredLabels, array_shapes, compress, first_rows
+from fastcondense.labels.stored_labels import FORMAT, StoredLabels, array_shapes, compress, first_rows, stored_digest
 from fastcondense.labels.view_tables import ViewBatch
 from fastcondense.labels.views import ReplayedViews
 from fastcondense.networks.precision import arithmetic
@@ -72,10 +72,13 @@ def _stored(views: ReplayedViews, num_classes: int, train: Train, top_k: int, fo
     rows = first_rows(views, train)
     logits = torch.randn(rows[-1], num_classes, generator=torch.Generator().manual_seed(0))
     shapes = array_shapes(rows[-1], num_classes, top_k)
-    for name, values in compress(logits, top_k, train.temperature).items():
-        np.save(folder / f"{name}.npy", values.numpy().astype(shapes[name][1]))
+    compressed = compress(logits, top_k, train.temperature)
+    arrays = {name: values.numpy().astype(shapes[name][1]) for name, values in compressed.items()}
+    for name, values in arrays.items():
+        np.save(folder / f"{name}.npy", values)
     replay = {"classes": [str(number) for number in range(num_classes)], "labels": {"top_k": top_k}}
     manifest = {"format": FORMAT, "replay": replay, "first_rows": rows, "epochs_done": train.epochs}
+    manifest["digests"] = [stored_digest(arrays, rows, epoch) for epoch in range(train.epochs)]
     write_json(folder / "manifest.json", manifest)
     return StoredLabels(folder, replay, train.epochs, views.device)
 

@@ -11,6 +11,8 @@ from typing import Annotated, Literal
 from .bounds import HOW, AtLeast, Count, CountOrZero, Decay, PositiveFloat, Share, ShareAboveZero, Within
 from .shared import Operation, Precision, Views
 
+_Chosen = Literal["random_soft", "random_hard", "herding_soft", "herding_hard", "medoid_soft", "bps_soft", "best_soft"]
+_Baseline = Literal[_Chosen, "full_soft", "full"]
 PixelStatistics = tuple[tuple[float, float, float], tuple[float, float, float]]
 """Mean and deviation of red, green and blue, in [0, 1]."""
 
@@ -306,24 +308,7 @@ class Train(Optimization):
 class Evaluate:
     """Honest baselines: the same student, epochs and views on something else than the condensed images."""
 
-    baselines: tuple[
-        Literal[
-            "random_soft",
-            "random_hard",
-            "herding_soft",
-            "herding_hard",
-            "medoid_soft",
-            "bps_soft",
-            "best_soft",
-            "full_soft",
-            "full",
-        ]
-        | str,
-        ...,
-    ] = (
-        "random_soft",
-        "random_hard",
-    )
+    baselines: tuple[_Baseline | str, ...] = ("random_soft", "random_hard")
     """random_soft, random_hard: random real images of the same IPC with soft or hard labels; herding_soft,
     herding_hard, medoid_soft, bps_soft: those that a rule of recover.initial.kind chooses in the features of the first
     labelling teacher, or in pixels if there is no teacher (bps needs one); best_soft: the best of these three, as other
