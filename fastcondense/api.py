@@ -99,7 +99,7 @@ def run(
     options = Options(
         data=_path(data),
         out=_path(out) or Path("runs") / settings.name,
-        images=_path(images),
+        images=() if images is None else (os.fspath(images),),
         device=device,
         track=tuple(track),
         given=trust.all_of(settings),
@@ -236,7 +236,7 @@ class Condensation:
         with trust.only(self._options.given, self.out):
             run.check()
             session.carry_out(stage, run, self._options, command)
-        self._options = dataclasses.replace(self._options, images=None, bundle=None)  # they are in the folder now
+        self._options = dataclasses.replace(self._options, images=(), bundle=None)  # they are in the folder now
         return run
 
     def _contents(self) -> Contents:

@@ -7,11 +7,12 @@ import difflib
 import importlib
 import os
 import shlex
+import shutil
 import signal
 import subprocess
 import sys
 import traceback
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import Any, Literal, NoReturn
 
@@ -189,6 +190,9 @@ def _with_options(command: str, rest: list[str]) -> int:
         sys.stdout.write(f"fastcondense {__version__}: {command}; loading PyTorch\n")  # which takes seconds
         sys.stdout.flush()
     options = parse_stage(command, STAGES[command][1], rest)
+    if len(options.images) > 1:
+        assert options.out is not None
+        return _of_each_set(command, rest, options.images, options.out)
     if options.launch.gpus is not None and not is_worker:
         from .workers.launch import launch
 
@@ -202,6 +206,32 @@ def _with_options(command: str, rest: list[str]) -> int:
         run = session.prepare(options, is_worker=is_worker, typed=typed)
         session.carry_out(STAGES[command][0], run, options, command)
         distributed.leave()
+    return 0
+
+
+def _of_each_set(command: str, rest: list[str], images: Sequence[str], out: Path) -> int:
+    """The command on a run of each published set, in folders of their names below `out`, with the teachers of the
+    first; then what `compare` says of them.
+    """
+    from .report import compare
+
+    if not rest[0].startswith("-"):
+        raise ValueError(f"several --images make a run each, and {rest[0]} is one; give --recipe and --out")
+    others, is_of_images = list[str](), False
+    for word in rest:
+        is_of_images = word.startswith("--images") if word.startswith("--") else is_of_images
+        others += [word] * (not is_of_images)
+    names = compare.names_of([Path(text) for text in images])
+    for name, text in zip(names, images, strict=True):
+        teachers = out / name / "teachers"
+        if name != names[0] and not teachers.exists() and (out / names[0] / "teachers").exists():
+            shutil.copytree(out / names[0] / "teachers", teachers)
+        sys.stdout.write(f"{out / name}: {text}\n")
+        one = [*others, "--images", text, "--out", str(out / name)]
+        if status := _with_options(command, one):
+            return status
+    if STAGES[command][0] in ("everything", "evaluate"):
+        return _with_options("compare", [*(str(out / name) for name in names), "--out", str(out / "compare.html")])
     return 0
 
 

@@ -16,7 +16,7 @@ from rich.text import Text
 
 from .loaders.reading import open_file
 from .tracking import Tracker, scalars_of
-from .words import printable
+from .words import printable, seconds_in_words
 
 Item = TypeVar("Item")
 _SECONDS_BETWEEN_LINES = 10.0
@@ -127,7 +127,7 @@ class Log:
             now = time.monotonic()
             if now - said_at > _SECONDS_BETWEEN_LINES and first < done < total:
                 left = (now - started_at) / (done - first) * (total - done)
-                self.tell(f"{what}: {done} of {total}, about {left:.0f} s left")
+                self.tell(f"{what}: {done} of {total}, about {seconds_in_words(left)} left")
                 said_at = now
 
         yield show

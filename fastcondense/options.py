@@ -49,9 +49,10 @@ class Options:
     """Folder of the data set; in the folder of a run, the one that it was made from."""
     out: Path | None = None
     """Folder of the run; default runs/<recipe>."""
-    images: Path | None = None
+    images: tuple[str, ...] = ()
     """Condensed images that somebody published, which are imported instead of recovered: a folder of class folders,
-    parquet or tensor files, or one such file."""
+    parquet, tensor or .npz files, one such file, or hf://user/set of the Hugging Face Hub. Several make a run each, in
+    folders of their names below --out, and are compared."""
     protocol: Literal["", "rd3"] = ""
     """The same labels and training for any images, instead of the recipe's: rd3, one ResNet-18's labels on RDED's
     views, and 400 epochs of batches of 50 (RD3, ICLR'26)."""
@@ -125,6 +126,8 @@ def parse_kind(kind: type[StageKind], command: str, description: str, arguments:
         default = dataclasses.replace(default, settings=with_protocol(default.settings, named.protocol))
     options = parse(kind, f"fastcondense {command}", description, arguments, default, COMMON)
     settings = options.settings
+    if "--images" in arguments and not options.images:
+        raise ValueError("--images needs the place of a set: a folder, a file, or hf://user/set")
     if options.store:
         settings = dataclasses.replace(settings, labels=dataclasses.replace(settings.labels, source="stored"))
     given = trust.all_of(settings) if run is None else trust.said(settings, arguments)

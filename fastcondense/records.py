@@ -27,6 +27,7 @@ Sha256 = Annotated[str, Meta(pattern="^[0-9a-f]{64}$")]
 Count = Annotated[int, Meta(ge=0, le=2**53)]
 Name = Annotated[str, Meta(min_length=1, max_length=1000)]
 Percent = Annotated[float, Meta(ge=0, le=100)]
+Workers = Annotated[int, Meta(ge=1, le=1_000_000)]
 Digits = Annotated[str, Meta(pattern="^[0-9]{1,9}$")]
 MOST_SEEDS = 10_000
 Duration = Annotated[float, Meta(ge=0, le=1e12)]
@@ -91,6 +92,8 @@ class Scores(TypedDict):
     top1_last: Score
     top1_best: Score
     top5_last: Score
+    workers: NotRequired[Annotated[list[Workers], Meta(min_length=1, max_length=MOST_SEEDS)]]
+    """How many workers trained a student together: each number once."""
     views: NotRequired[Count]
     """Views that a student sees in its training."""
     needs: NotRequired[Count]

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import contextlib
 from collections.abc import Callable
+from pathlib import Path
 
 import torch
 
@@ -15,6 +16,7 @@ from .log import Log
 from .options import Options
 from .recipe.precision import PARTS, with_precisions
 from .run import Run
+from .sets import hub
 from .sets.bundle import unpack
 from .sets.imported import import_images
 from .sets.published_sets import read_published
@@ -50,8 +52,9 @@ def carry_out(stage: str, run: Run, options: Options, command: str = "") -> None
     launch holds the folder.
     """
     published = None
-    if options.images is not None:
-        published = read_published(options.images, run.real.classes, run.recipe.ipc, run.recipe.dataset)
+    if options.images:
+        path, name = hub.fetch(options.images[0]) if hub.is_name(options.images[0]) else (Path(options.images[0]), "")
+        published = read_published(path, run.real.classes, run.recipe.ipc, run.recipe.dataset, name)
     with contextlib.closing(run.log), lock.locked(run.out, _share(stage, options, run.device)) as is_helper:
         if options.bundle is not None:
             with distributed.first_alone():
@@ -71,7 +74,7 @@ def carry_out(stage: str, run: Run, options: Options, command: str = "") -> None
 def _share(stage: str, options: Options, device: torch.device) -> str:
     """A text that launches have in common if they may work on a run side by side, because they make the same bits;
     empty if this one must be alone."""
-    if stage not in _HELPED or options.images is not None or options.bundle is not None:
+    if stage not in _HELPED or options.images or options.bundle is not None:
         return ""
     # batch_size 0 and precision auto become what is chosen once, and the run's from then on
     settings = with_precisions(with_batch_size(options.settings, 0), dict.fromkeys(PARTS, "auto"))

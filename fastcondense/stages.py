@@ -13,7 +13,7 @@ from .options import PlanOptions
 from .plan import table
 from .plan.extent import extent
 from .plan.job_size import settle
-from .plan.plan import Plan
+from .plan.plan import PARTS, Plan
 from .recover.stage import condensed_set, made_jobs
 from .recover.stage import recover as recover_images
 from .report import report
@@ -46,7 +46,10 @@ def plan(options: PlanOptions, log: Log) -> None:
     size = extent(recipe, options.data)
     log.say(f"plan: measuring on {device.type} for about {options.seconds:.0f} s, with untrained networks")
     num_workers = 1 if launch.gpus is None else launch.num_local
-    log.console.print(table.tables(Plan(recipe, size, num_workers, device, options.seconds)))
+    made = Plan(recipe, size, num_workers, device, options.seconds)
+    for part in log.track(PARTS, "plan"):
+        made.measure(part)
+    log.console.print(table.tables(made))
 
 
 def recover(run: Run) -> None:

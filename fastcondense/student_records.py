@@ -6,7 +6,7 @@ from typing import Annotated, Literal, NotRequired, TypedDict
 
 from msgspec import Meta
 
-from .records import Count, Digits, Percent, Score
+from .records import Count, Digits, Percent, Score, Workers
 
 
 class Confusion(TypedDict):
@@ -40,6 +40,7 @@ class StudentFile(TypedDict):
     history: Annotated[list[Epoch], Meta(min_length=1)]
     seconds: Trained
     classes: NotRequired[Confusion | None]
+    workers: NotRequired[Workers]
 
 
 class Choice(TypedDict):

@@ -10,10 +10,12 @@ def bytes_in_words(count: int) -> str:
 
 
 def seconds_in_words(value: float) -> str:
-    """Seconds in the unit that fits: s, min or h."""
+    """Seconds in the unit that fits: s, min, h or days."""
     if value < 120:
         return f"{value:.1f} s"
-    return f"{value / 60:.1f} min" if value < 7200 else f"{value / 3600:.1f} h"
+    if value < 7200:
+        return f"{value / 60:.1f} min"
+    return f"{value / 3600:.1f} h" if value < 48 * 3600 else f"{value / 86400:.1f} days"
 
 
 def printable(text: str) -> str:

@@ -46,6 +46,12 @@ def npz(compressed):
     return file.getvalue()
 
 
+def npz_set():
+    file, soft = io.BytesIO(), np.eye(3, dtype=np.float32)[LABELS] - np.float32(1 / 3)
+    np.savez_compressed(file, images=IMAGES.astype(np.float32) / 255, labels=soft)
+    return file.getvalue()
+
+
 def mat(compressed):
     file, images = io.BytesIO(), np.random.default_rng(1).integers(0, 256, (32, 32, 3, 4), dtype=np.uint8)
     scipy.io.savemat(file, {"X": images, "y": np.array([[1], [10], [3], [4]])}, do_compression=compressed)
@@ -160,6 +166,7 @@ READERS = {
         read_tensor_set,
         "x.safetensors",
     ),
+    "set as npz": (npz_set, read_tensor_set, "set.npz"),
     "shard": (shard, read_shard, "shard-00000.safetensors"),
     "stored labels": (lambda: stored_labels()["logits.npy"], read_stored_labels, "logits.npy"),
     "labels' classes": (lambda: stored_labels()["classes.npy"], read_stored_labels, "classes.npy"),

@@ -25,6 +25,7 @@ NOT_RUN = {
     r"runs/my-teacher": "the run of own.md's teacher: run in test_own_page.py",
     r"imagenet1k": "in the folder of a run on ImageNet",
     r"--data DIR --out DIR-packed": "run in test_pack.py",
+    r"hf://": "run in test_hub.py, beside a stub of the Hub",
     r"runs/sizes": "a curve of many students: run in test_curve.py",
     r"--help$": "parsed in test_documented.py",
 }

@@ -1,6 +1,7 @@
 """The plan of a run: memory beside what a process takes, bytes beside what a run leaves, times beside a clock."""
 
 import os
+import re
 import subprocess
 import sys
 from dataclasses import replace
@@ -14,12 +15,14 @@ from fastcondense.cli import main
 from fastcondense.data.jobs import jobs
 from fastcondense.options import PlanOptions, parse_plan
 from fastcondense.plan import timing, work
+from fastcondense.plan.advice import advice
 from fastcondense.plan.extent import Extent, extent
 from fastcondense.plan.memory import Footprint, LiveTensors
 from fastcondense.plan.plan import Plan
 from fastcondense.plan.timing import Timing, time_steps
 from fastcondense.recipe.recipe import from_toml, load
 from fastcondense.students.costs import views_an_epoch
+from fastcondense.words import seconds_in_words
 
 CPU = torch.device("cpu")
 ROOT = Path(__file__).parents[1]
@@ -216,6 +219,46 @@ def test_teachers_are_shared_out_or_shared(monkeypatch):
     training = 2 * 30 * 23 * 0.064  # teachers, epochs, updates
     checks = squeeze(1).one - training
     assert squeeze(4, shared=True).wall == pytest.approx(training / 4 + checks)
+
+
+def test_a_plan_of_days_says_what_takes_less(monkeypatch):
+    """What it advises is planned, too: half as much takes half the time, more workers what is said of them."""
+    monkeypatch.setattr("fastcondense.plan.plan.time_steps", lambda *_: Timing({1: 1.0, 1000: 1000.0}))
+    recipe = load("sre2l/digits-ipc16")
+
+    def planned(num_workers=1, **changes):
+        tree = replace(recipe, ipc=changes.pop("ipc", 16))
+        for name, value in changes.items():
+            part, field = name.split("__")
+            tree = replace(tree, **{part: replace(getattr(tree, part), **{field: value})})
+        return Plan(tree, extent(tree, None), num_workers, CPU)
+
+    whole = planned()
+    lines = {line.split(" takes ")[0]: line for line in advice(whole)}
+    iterations, epochs, seeds = recipe.recover.iterations, recipe.train.epochs, recipe.train.seeds
+    assert lines["recover"].startswith(
+        f"recover takes {seconds_in_words(whole.wall('recover'))}: --recover.iterations {iterations // 2} or --ipc 8 "
+    )
+    for change in ({"recover__iterations": iterations // 2}, {"ipc": 8}):
+        assert planned(**change).wall("recover") == pytest.approx(whole.wall("recover") / 2)
+    count = int(re.search(r"--gpus (\d+) takes", lines["recover"])[1])
+    some = planned(count).wall("recover")
+    assert f"--gpus {count} takes {seconds_in_words(some)}" in lines["recover"] and count in (2, 4, 8, 16)
+    assert count == 16 or some <= 12 * 3600 < planned(count // 2).wall("recover")
+    assert f"--train.epochs {epochs // 2} takes half" in lines["train"]
+    assert planned(train__epochs=epochs // 2).wall("train") == pytest.approx(whole.wall("train") / 2)
+    one = whole.wall("train") / (seeds * (1 + len(recipe.evaluate.baselines)))
+    assert f"students of {seconds_in_words(one)} on average" in lines["train"]
+    monkeypatch.setattr("fastcondense.plan.plan.time_steps", lambda *_: Timing({1: 1e-6, 1000: 1e-3}))
+    assert advice(planned()) == []
+
+
+def test_one_worker_has_one_column_of_time(capsys):
+    few = "--gpus 0 --workers 1 --seconds 0.1 --train.student zoo/convnet1".split()
+    assert main(["plan", "rded/digits-ipc1", *few]) == 0
+    said = capsys.readouterr().out
+    head = next(line for line in said.splitlines() if "known from" in line)
+    assert re.findall(r"\w[\w ]*\w", head) == ["stage", "time", "known from"] and "worker-hours" not in said
 
 
 def test_what_plan_refuses(capsys):

@@ -148,6 +148,20 @@ def test_tensors_go_back_to_the_very_pixels(tmp_path, layout):
     assert any("taken as normalised by mean (0.485, 0.456, 0.406)" in text for text in published.said)
 
 
+@pytest.mark.parametrize("save", [np.savez, np.savez_compressed])
+def test_npz_as_kernel_methods_publish_is_read(tmp_path, save):
+    """KIP's: images [N, S, S, 3] of floats and labels [N, classes], one-hot less its mean and then learned."""
+    images, shuffled = pixels(), np.random.default_rng(2).permutation(len(EACH))
+    labels = np.eye(CLASSES, dtype=np.float32)[EACH] - 1 / CLASSES
+    labels += np.random.default_rng(3).uniform(-0.4, 0.4, labels.shape).astype(np.float32)
+    x = normalised(images).permute(0, 2, 3, 1).float().numpy()
+    save(tmp_path / "kip_cifar10_nozca.npz", images=x[shuffled], labels=labels[shuffled], steps=np.arange(9))
+    slots = [[int(row) % COUNT for row in shuffled if row // COUNT == k] for k in range(CLASSES)]
+    published = read_published(tmp_path, NAMES, IPC, DATASET)
+    assert is_truth(published, np.stack([images[k, slots[k]] for k in range(CLASSES)]))
+    assert published.layout == "tensors (kip_cifar10_nozca.npz), float32" and "not used" in published.said[1]
+
+
 @pytest.mark.parametrize("name", ["condensed.pt", "condensed.safetensors", "ddranking"])
 def test_our_own_tensors_say_how_they_were_normalised(tmp_path, name):
     """Middle greys, which in ImageNet's normalisation look like pixels in [0, 1], read by a recipe of other numbers."""
@@ -314,6 +328,21 @@ def file_is(name, data):
     return make
 
 
+def npz_is(name, content):
+    """A file of numpy arrays."""
+
+    def make(root, images):
+        np.savez(root / name, **content(root, normalised(images).numpy()))
+        return root / name
+
+    return make
+
+
+def large_npz(root, _):
+    np.savez_compressed(root / "x.npz", images=np.zeros((1_000_000_000,), dtype=np.uint8))
+    return root / "x.npz"
+
+
 def several(root, images):
     for name in "ab":
         torch.save(normalised(images), root / f"{name}.pt")
@@ -340,6 +369,17 @@ WRONG = {
     "code": (
         lambda root, images: tensors_are(lambda _: {"images": Bomb(root / "ran"), "labels": EACH})(root, images),
         r"x\.pt cannot be read as weights: it asks for posix\.system, and only",
+    ),
+    "code in npz": (
+        npz_is("x.npz", lambda root, _: {"images": np.array([Bomb(root / "ran")], dtype=object), "labels": EACH}),
+        r"x\.npz cannot be read: Object arrays cannot be loaded",
+    ),
+    "text in npz": (npz_is("x.npz", lambda _, x: {"images": x, "labels": np.array(["a"])}), r"x\.npz cannot be read"),
+    "no images in npz": (npz_is("x.npz", lambda _, x: {"X": x}), r"x\.npz holds no images and labels as tensors"),
+    "large npz": (large_npz, r"x\.npz cannot be read: it claims to hold 1,000,[\d,]+ bytes, many more than it has"),
+    "whitened": (
+        npz_is("kip_cifar10_ssize10_zca_nol.npz", lambda _, x: {"images": x, "labels": EACH}),
+        r"zca_nol\.npz has values from .*, whitened as its name says, and nothing says by what",
     ),
     "no labels": (tensors_are(lambda x: x[:35]), "has no labels, and its 35 images are not of 12 classes"),
     "labels": (

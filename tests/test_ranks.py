@@ -278,7 +278,7 @@ def test_buffers_are_averaged(alone):
         assert rank[2]["num_batches_tracked"] == 2
 
 
-def test_the_command_trains_one_student_an_arm_and_rank_0_alone_writes(alone):
+def test_the_command_trains_one_student_an_arm_and_rank_0_alone_writes(alone, capsys):
     folder, before = alone[0] / "run", alone[4]
     students = sorted(path.parent.parent.name for path in folder.glob("students/*/*/seed0/student.json"))
     assert students == ["condensed", "full"]
@@ -290,6 +290,9 @@ def test_the_command_trains_one_student_an_arm_and_rank_0_alone_writes(alone):
     result = json.loads((folder / "result.json").read_text())
     assert fastcondense("evaluate", folder, *FLAGS, "--data", str(alone[0] / "data")) == 0
     assert json.loads((folder / "result.json").read_text()) == result
+    assert result["workers"] == result["baselines"]["full"]["workers"] == [2]
+    said = " ".join(capsys.readouterr().out.split())
+    assert "students: trained by 2 workers together, each with its share of a batch." in said
     assert result["test_images"] == 15 and result["top1_last"]["mean"] == pytest.approx(entry["top1"], abs=1e-9)
     assert entry["top1"] * 15 / 100 == pytest.approx(round(entry["top1"] * 15 / 100), abs=1e-9)
 

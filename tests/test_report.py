@@ -8,7 +8,7 @@ from rich.console import Console
 
 from fastcondense import log
 from fastcondense.report import plots, report
-from fastcondense.words import bytes_in_words
+from fastcondense.words import bytes_in_words, seconds_in_words
 
 
 @pytest.mark.parametrize(
@@ -24,6 +24,11 @@ from fastcondense.words import bytes_in_words
 )
 def test_sizes_are_decimal(count, text):
     assert bytes_in_words(count) == text
+
+
+def test_seconds_are_in_one_unit_of_four_digits_at_most():
+    told = [seconds_in_words(value) for value in (0.04, 119.9, 120, 7199, 7200, 172_799, 172_800, 864_000)]
+    assert told == ["0.0 s", "119.9 s", "2.0 min", "120.0 min", "2.0 h", "48.0 h", "2.0 days", "10.0 days"]
 
 
 def test_plain_lines_without_a_terminal(monkeypatch):

@@ -197,6 +197,30 @@ def test_weights_that_do_not_exist_are_refused():
     with pytest.raises(ValueError, match=r"no 'IMAGENET1K_V9'; the nearest is 'IMAGENET1K_V[12]'"):
         build("torchvision/resnet50", 1000, "IMAGENET1K_V9")
 
+    with pytest.raises(ValueError, match=r"timm/resnet10t has no 'c3_in1'; the nearest is 'c3_in1k'"):
+        build("timm/resnet10t", 10, "c3_in1")
+    with pytest.raises(ValueError, match="timm/mixer_s32_224 has no pretrained weights"):
+        build("timm/mixer_s32_224", 10, "default")
+
+
+@pytest.mark.parametrize(
+    ("network", "function", "file", "place"),
+    [
+        ("torchvision/resnet18", "torchvision.models.get_model", "resnet18-f37072fd.pth", "put it into"),
+        ("timm/resnet10t", "timm.create_model", "timm/resnet10t.c3_in1k/resolve/main/model.safetensors", "copy the"),
+    ],
+)
+def test_without_a_network_the_file_its_place_and_the_flag_are_named(monkeypatch, network, function, file, place):
+    def offline(*_, **__):
+        raise OSError("Name or service\nnot known")
+
+    monkeypatch.setattr(function, offline)
+    words = (
+        rf"cannot be downloaded \(Name or service not known\): get https://\S*{file} .*{place} .*--squeeze.weights FILE"
+    )
+    with pytest.raises(ValueError, match=words):
+        build(network, 10, "default")
+
 
 def test_torchvision_and_timm_names_give_their_networks():
     net = build("torchvision/shufflenet_v2_x0_5", 12)

@@ -19,6 +19,7 @@ from ..log import Log
 from ..recipe.recipe import Recipe
 from ..records import Origin, Result, read_data
 from ..run import Run
+from ..sets import hub
 from ..sets.bundle import read_bundle, read_folder
 from ..sets.condensed import CondensedSet
 from ..sets.encoded import encode
@@ -53,6 +54,8 @@ class ExportOptions:
     sorted order, which ImageFolder takes for the labels, are not in class order."""
     data: Path | None = None
     """The real images, if they are not where the run found them; ddranking needs their classes for its teachers."""
+    push_to_hub: str = ""
+    """A data set user/set of the Hugging Face Hub that it is also uploaded to, as whoever `hf auth login` says."""
     code: tuple[str, ...] = ()
     """Functions that its recipe names as networks, module:function or file.py:function, and that you trust."""
 
@@ -63,6 +66,8 @@ def export(options: ExportOptions, log: Log) -> None:
         raise ValueError("export needs the folder of a run and --out DIR")
     if not (0 <= options.jpeg <= 100):
         raise ValueError(f"--jpeg needs a quality from 1 to 100, got {options.jpeg}")
+    if options.push_to_hub:
+        hub.check_name(options.push_to_hub)
     path, is_file = options.run, is_bundle(options.run)
     contents = read_bundle(path) if is_file else read_folder(path)
     settings, condensed = contents.recipe, contents.condensed.first(options.ipc or contents.condensed.ipc)
@@ -87,6 +92,8 @@ def export(options: ExportOptions, log: Log) -> None:
         f"export: {condensed.num_images} images, {condensed.ipc} of each of "
         f"{len(condensed.classes)} classes, in {options.out}: {bytes_in_words(sum(p.stat().st_size for p in files))}"
     )
+    if options.push_to_hub:
+        log.say(f"export: pushed to {hub.push(options.out, options.push_to_hub)}")
 
 
 def _write_folder(condensed: CondensedSet, folder: Path, jpeg: int, has_numbers: bool) -> None:

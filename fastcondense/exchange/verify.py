@@ -21,6 +21,7 @@ from ..labels.relabel import TRANSFORM, num_bytes, specification, take_sample
 from ..log import Log
 from ..networks import zoo
 from ..records import Network, TeacherMetadata, checked
+from ..sets import hub
 from ..sets.bundle import Contents, first_wrong_class, needed_teachers, read_bundle, read_run, write_bundle
 from ..sets.results import is_of
 from ..sets.sealed_zip import is_bundle, is_sealed, read_seal
@@ -40,6 +41,8 @@ class BundleOptions:
     """The file; default <run>.zip beside the folder."""
     teachers: Literal["embed", "reference"] = "embed"
     """Whether the teachers' weights go into the bundle, or their names and sha256 alone."""
+    push_to_hub: str = ""
+    """A data set user/set of the Hugging Face Hub that it is also uploaded to, as whoever `hf auth login` says."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -58,6 +61,8 @@ class VerifyOptions:
 
 def bundle(options: BundleOptions, log: Log) -> None:
     """Writes a bundle and says the bytes of everything."""
+    if options.push_to_hub:
+        hub.check_name(options.push_to_hub)
     path = options.out or options.run.resolve().with_suffix(".zip")
     sizes = write_bundle(options.run, path, options.teachers)
     manifest = read_run(options.run).manifest
@@ -67,6 +72,8 @@ def bundle(options: BundleOptions, log: Log) -> None:
         f"{path}: {bytes_in_words(path.stat().st_size)} ({parts}); of the rest, the replay specification has {replay} "
         f"bytes and the fingerprint {fingerprint}; sealed by sha256 {read_seal(path)}"
     )
+    if options.push_to_hub:
+        log.say(f"{path}: pushed to {hub.push(path, options.push_to_hub)}")
 
 
 def verify(options: VerifyOptions, log: Log) -> int:

@@ -15,14 +15,13 @@ from torch.nn import functional as F
 from torch.overrides import TorchFunctionMode
 
 from .. import trust, vision
-from ..recipe.settings import PixelStatistics
 from ..user_functions import load_function
 from ..words import bytes_in_words
 from .cifar_resnet import CifarResNet
 from .mobilenet import MobileNetV2
+from .pretrained import nearest, of_timm, of_torchvision
 
 _LARGEST_UNASKED = 2 << 30  # bytes
-_STATISTICS = "pixel_statistics"  # an attribute of pretrained networks
 
 
 def build(architecture: str, num_classes: int, weights: str | None = None) -> nn.Module:
@@ -67,43 +66,19 @@ def _build(architecture: str, num_classes: int, weights: str | None = None) -> n
     if source == "zoo":
         if weights is not None:
             raise ValueError(f"{architecture} has no pretrained weights; use train or a checkpoint file")
-        return _known(name, ZOO, "zoo")(num_classes)
+        return ZOO[nearest(name, ZOO, "zoo")](num_classes)
     if source == "torchvision":
         models = vision.torchvision.models
-        make = _known(name, {key: key for key in models.list_models(module=models)}, source)
-        if weights is None:
-            return models.get_model(make, weights=None, num_classes=num_classes)
-        known = [entry.name for entry in models.get_model_weights(make)]
-        entry = "DEFAULT" if weights == "default" else _known(weights, {key: key for key in known}, make)
-        net = models.get_model(make, weights=entry)
-        transform = models.get_model_weights(make)[entry].transforms()
-        setattr(net, _STATISTICS, (tuple(transform.mean), tuple(transform.std)))
-        return net
+        make = nearest(name, models.list_models(module=models), source)
+        if weights is not None:
+            return of_torchvision(make, weights)
+        return models.get_model(make, weights=None, num_classes=num_classes)
     if source == "timm":
         if not vision.timm.is_model(name):
             near = difflib.get_close_matches(name, vision.timm.list_models(), 1, 0.0)[0]
             raise ValueError(f"timm has no model {name!r}; the nearest is {near!r}")
-        if weights is None:
-            return vision.timm.create_model(name, num_classes=num_classes)
-        net = vision.timm.create_model(name if weights == "default" else f"{name}.{weights}", pretrained=True)
-        config: Any = net.pretrained_cfg
-        setattr(net, _STATISTICS, (tuple(config["mean"]), tuple(config["std"])))
-        return net
+        return vision.timm.create_model(name, num_classes=num_classes) if weights is None else of_timm(name, weights)
     raise ValueError(f"architecture {architecture!r} must be zoo/NAME, torchvision/NAME, timm/NAME or module:function")
-
-
-def pixel_statistics(net: nn.Module) -> PixelStatistics | None:
-    """Mean and deviation of the pixels that a pretrained network of torchvision or timm was trained on, as its weights'
-    configuration says; None if nothing says it, or if the weights are others.
-    """
-    return getattr(net, _STATISTICS, None)
-
-
-def _known(name: str, table: dict, source: str):
-    if name not in table:
-        near = difflib.get_close_matches(name, table, 1, 0.0)[0]
-        raise ValueError(f"{source} has no {name!r}; the nearest is {near!r}")
-    return table[name]
 
 
 # --- networks for small images ---------------------------------------------------------------------------------------

@@ -16,6 +16,7 @@ from ..log import Log
 from ..recipe.recipe import Recipe, from_toml
 from ..recipe.settings import Dataset
 from ..words import bytes_in_words, seconds_in_words
+from .advice import advice
 from .extent import Extent
 from .plan import Plan
 
@@ -68,6 +69,8 @@ def new(options: NewOptions, log: Log) -> None:
             f"plan: {seconds_in_words(wall)} on one worker ({times}), {bytes_in_words(memory)} of memory and "
             f"{bytes_in_words(sum(made.disk.values()))} of disk"
         )
+        for text in advice(made):
+            log.say(text)
     log.say(f"next: fastcondense run --recipe {shlex.quote(str(out))} --data {shlex.quote(str(options.data))}")
 
 

@@ -25,6 +25,9 @@ from .memory import Footprint, meter, resident_bytes, usable_bytes
 from .timing import Timing, time_steps
 from .work import crops_a_class, makespan
 
+PARTS = ("squeeze", "recover", "train", "memory", "disk")
+"""What is measured one after the other; with train goes evaluate."""
+
 
 @dataclass(frozen=True)
 class StageTime:
@@ -66,11 +69,26 @@ class Plan:
             except ValueError as error:
                 self.notes.append(f"recover would refuse here: {error}")
         self.recipe, self.jobs = recipe, jobs(recipe, size.num_classes)
+        self._stages: dict[str, list[StageTime]] = {}
 
-    @cached_property
+    def measure(self, part: str) -> None:
+        """Measures one of PARTS, unless it is already."""
+        if part in ("memory", "disk"):
+            getattr(self, part)
+        elif part not in self._stages:
+            measured = getattr(self, f"_{part}")()
+            self._stages[part] = measured if isinstance(measured, list) else [measured]
+
+    @property
     def times(self) -> list[StageTime]:
         """Seconds of each stage."""
-        return [self._squeeze(), self._recover(), *self._train()]
+        for part in PARTS[:3]:
+            self.measure(part)
+        return [stage for part in PARTS[:3] for stage in self._stages[part]]
+
+    def wall(self, name: str) -> float:
+        """Seconds of a stage on all workers."""
+        return next(stage.wall for stage in self.times if stage.name == name)
 
     @cached_property
     def disk(self) -> dict[str, int]:

@@ -8,22 +8,25 @@ from rich.text import Text
 from ..report.report import plain_table
 from ..words import bytes_in_words, seconds_in_words
 from ..workers.cost import cost_unit
+from .advice import advice
 from .plan import Plan
 
 
 def tables(plan: Plan) -> RenderableType:
-    """Seconds of each stage on one worker and on all, and what they cost; bytes a worker; bytes on disk; notes."""
+    """Time of each stage on one worker and on all, and what they cost; bytes a worker; bytes on disk; notes."""
     many, place = plan.num_workers, "of the GPU" if plan.device.type == "cuda" else "of the machine"
     workers, size = f"{many} worker" + "s" * (many > 1), plan.size
+    shared = (workers, cost_unit(plan.device.type)) if many > 1 else ()
 
     def row(name: str, one: float, wall: float, source: str) -> tuple[str, ...]:
-        return name, seconds_in_words(one), seconds_in_words(wall), f"{many * wall / 3600:.3g}", source
+        on_all = (seconds_in_words(wall), f"{many * wall / 3600:.3g}") if many > 1 else ()
+        return name, seconds_in_words(one), *on_all, source
 
     one, wall = sum(stage.one for stage in plan.times), sum(stage.wall for stage in plan.times)
     times = plain_table(
         f"{plan.recipe.name} on {workers} ({plan.device.type}): {size.num_classes} classes and {size.num_train} "
         f"training images by {size.source}; {len(plan.jobs)} jobs of up to {plan.jobs[0].num_images} images",
-        ("stage", "one worker", workers, cost_unit(plan.device.type), "known from"),
+        ("stage", "one worker" if many > 1 else "time", *shared, "known from"),
         [row(stage.name, stage.one, stage.wall, stage.source) for stage in plan.times],
         [row("all", one, wall, "")],
         caption="Reading and decoding real images, compiling, and writing are not in these times.",
@@ -41,4 +44,4 @@ def tables(plan: Plan) -> RenderableType:
         [(names.get(what, what), bytes_in_words(size)) for what, size in plan.disk.items() if size],
         [("all", bytes_in_words(sum(plan.disk.values())))],
     )
-    return Group(times, memory, disk, *(Text(f"note: {note}") for note in plan.notes))
+    return Group(times, memory, disk, *(Text(f"note: {note}") for note in (*plan.notes, *advice(plan))))

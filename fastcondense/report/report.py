@@ -10,7 +10,7 @@ from typing import Any, Literal
 from rich.table import Table
 from rich.text import Text
 
-from ..words import bytes_in_words
+from ..words import bytes_in_words, seconds_in_words
 
 ARMS = {
     "random_soft": "random real, soft labels",
@@ -131,9 +131,11 @@ def margin_in_words(own: Sequence[float], other: Sequence[float]) -> str:
 def honest_table(result: Mapping[str, Any]) -> Table:
     """The condensed set beside its baselines, with the recipe, epochs, seeds, bytes and seconds they belong to."""
     sizes = ", ".join(f"{name} {bytes_in_words(count)}" for name, count in result["bytes"].items())
-    times = ", ".join(f"{name} {seconds:.1f} s" for name, seconds in result["seconds"].items())
+    times = ", ".join(f"{name} {seconds_in_words(seconds)}" for name, seconds in result["seconds"].items())
     origin = result.get("origin")
     source = f"images: imported from {origin['path']} ({origin['layout']}).\n" if origin else ""
+    if (count := workers_in_words(result)) != "1":
+        source += f"students: trained by {count} workers together, each with its share of a batch.\n"
     return plain_table(
         f"{result['recipe']}: {result['student']}, ipc {result['ipc']}, {result['epochs']} epochs, "
         f"{seeds_in_words(result)}",
@@ -143,6 +145,12 @@ def honest_table(result: Mapping[str, Any]) -> Table:
         f"chosen on the test images. {MARGIN}.\n{source}bytes: {sizes}. time: {times}. recipe sha256 "
         f"{result['recipe_sha256'][:12]}",
     )
+
+
+def workers_in_words(result: Mapping[str, Any]) -> str:
+    """How many workers trained a student together, which decides its figures: "1", or "1 or 4" if they differ."""
+    arms = (result, *result["baselines"].values())
+    return " or ".join(map(str, sorted({count for scores in arms for count in scores.get("workers", [1])})))
 
 
 def evaluation_rows(results: Sequence[Mapping[str, Any]]) -> tuple[list[str], Rows]:
@@ -157,7 +165,10 @@ def evaluation_rows(results: Sequence[Mapping[str, Any]]) -> tuple[list[str], Ro
         arms_in_order = ("condensed", *found)
         scores = (in_words(arms[arm]["top1_last"], result["seeds"]) if arm in arms else "" for arm in arms_in_order)
         about = [str(result[key]) for key in ("epochs", "seeds", *(["ipc"] if has_sizes else []))]
-        rows.append([result["student"], *about, *scores, changes_in_words(result["settings"], results[0]["settings"])])
+        changes = changes_in_words(result["settings"], results[0]["settings"])
+        if (count := workers_in_words(result)) != workers_in_words(results[0]):
+            changes = ", ".join(filter(None, (changes, f"workers {count}")))
+        rows.append([result["student"], *about, *scores, changes])
     names = ["epochs", "seeds", *(["images a class"] if has_sizes else [])]
     own = "imported" if "origin" in results[0] else "condensed"
     return ["student", *names, own, *(short_title(arm) for arm in found), "other settings"], rows

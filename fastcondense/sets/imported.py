@@ -34,9 +34,9 @@ def import_images(published: PublishedSet, folder: Path, recipe: Recipe, log: Lo
 
     Raises ValueError if `folder` holds other images.
     """
-    condensed, path = published.condensed, published.path
+    condensed, name = published.condensed, published.name
     identity = _identity(recipe, condensed.classes)
-    origin: Origin = {"path": str(path.resolve()), "layout": published.layout, "sha256": published.sha256}
+    origin: Origin = {"path": name, "layout": published.layout, "sha256": published.sha256}
     stored = None
     if any(folder.glob("shard-*.safetensors")):
         stored = read_origin(folder)
@@ -53,7 +53,7 @@ def import_images(published: PublishedSet, folder: Path, recipe: Recipe, log: Lo
             todo.append((job, images))
         elif not torch.equal(read_tensors(shard)[0]["images"], images):
             raise ValueError(
-                f"{folder} holds other images ({shard.name}) than {path}; choose another --out, or delete that folder"
+                f"{folder} holds other images ({shard.name}) than {name}; choose another --out, or delete that folder"
             )
     if stored is None or stored["sha256"] != published.sha256:
         write_json(folder / "manifest.json", identity | {"origin": origin})
@@ -61,7 +61,7 @@ def import_images(published: PublishedSet, folder: Path, recipe: Recipe, log: Lo
     for job, images in todo:
         write_shard(folder, job, images, torch.zeros(0, 3), metadata)
     log.say(
-        f"images: {condensed.num_images} of {len(condensed.classes)} classes imported from {path} "
+        f"images: {condensed.num_images} of {len(condensed.classes)} classes imported from {name} "
         f"({published.layout}), sha256 {published.sha256[:12]}" + "; they were here already" * (not todo)
     )
 

@@ -38,7 +38,8 @@ _PACKED = (".zip", ".tar", ".gz", ".tgz", ".7z")
 class PublishedSet:
     """Images that somebody published, as a condensed set, and what they were."""
 
-    path: Path
+    name: str
+    """What they are called from now on: their path, or their name on the Hub."""
     condensed: CondensedSet
     layout: str
     """Layout and file format, in words."""
@@ -48,8 +49,8 @@ class PublishedSet:
     """Remarks that a reader should know: images and classes that are left out, values that are clamped."""
 
 
-def read_published(path: Path, classes: Sequence[str], ipc: int, dataset: Dataset) -> PublishedSet:
-    """The first `ipc` images of each class, in class order.
+def read_published(path: Path, classes: Sequence[str], ipc: int, dataset: Dataset, name: str = "") -> PublishedSet:
+    """The first `ipc` images of each class, in class order. name: what they are called, if that is not their path.
 
     Raises ValueError that says what is wrong: a class that is missing or has too few images, another size than
     dataset.image_size (nothing is resized), a file that cannot be read.
@@ -82,7 +83,7 @@ def read_published(path: Path, classes: Sequence[str], ipc: int, dataset: Datase
     how = ", ".join(f"{count} {name}" if len(formats) > 1 else name for name, count in formats.most_common())
     condensed = CondensedSet(images.view(len(classes), ipc, 3, size, size), tuple(classes))
     return PublishedSet(
-        path,
+        name or str(path.resolve()),
         condensed,
         f"{listing.layout}, {how}" + ", which is lossy" * ("JPEG" in formats),
         images_sha256(condensed),
@@ -101,7 +102,9 @@ def list_images(path: Path, num_classes: int, dataset: Dataset) -> Listing:
     if files := tensor_sets.find(path):
         return tensor_sets.list_tensors(files, num_classes, dataset)
     if path.is_file():
-        raise ValueError(f"{path} is no image set: needed is a folder, or a file .parquet, .pt, .pth or .safetensors")
+        raise ValueError(
+            f"{path} is no image set: a folder is needed, or a file .parquet, .pt, .pth, .safetensors or .npz"
+        )
     return _list_folder(path, decoding_threads(dataset))
 
 

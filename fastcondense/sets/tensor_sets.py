@@ -1,4 +1,4 @@
-"""Image sets as tensors, in the files of DC-BENCH, MTT, DATM, DD-Ranking, CIM and our own: .pt, .pth, .safetensors."""
+"""Image sets as tensors, in files of DC-BENCH, MTT, DATM, DD-Ranking, CIM, KIP and our own: .pt, .safetensors, .npz."""
 
 from __future__ import annotations
 
@@ -14,6 +14,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
+from ..data.array_files import read_npz
 from ..data.arrays import checked_labels
 from ..data.real import Normalization
 from ..files import read_json
@@ -25,11 +26,13 @@ from .condensed import CondensedSet
 from .listing import Listing, Picture, check_size, numbers_as_names
 from .parts import in_order
 
-_SUFFIXES = (".pt", ".pth", ".safetensors")
+SUFFIXES = (".pt", ".pth", ".safetensors", ".npz")
 _IMAGES = ("images", "image", "image_syn", "data", "x")
 _LABELS = ("labels", "label", "label_syn", "targets", "y")
 _BESIDE = frozenset(("label", "labels", "lr", "lrs", "softlabels"))
 """Words in the names of files that lie beside images."""
+_WHITENED = frozenset(("zca", "whitened", "whitening"))
+"""Words in the names of files of whitened images, such as KIP's, which do not say by what they were whitened."""
 ABOUT = "ddranking.json"
 """File in which our export for DD-Ranking describes its tensors: classes in their order, mean and deviation."""
 _STATISTICS = "pixel_statistics"
@@ -59,10 +62,14 @@ def find(path: Path) -> list[Path]:
     Raises ValueError if a folder has several that are not numbered so.
     """
     if path.is_file():
-        return [path] if path.suffix.lower() in _SUFFIXES else []
-    stems = {file.stem: file for file in sorted(path.iterdir()) if file.suffix.lower() in _SUFFIXES}
-    files = [file for stem, file in stems.items() if not _BESIDE & set(re.split(r"[^a-z]+", stem.lower()))]
+        return [path] if path.suffix.lower() in SUFFIXES else []
+    stems = {file.stem: file for file in sorted(path.iterdir()) if file.suffix.lower() in SUFFIXES}
+    files = [file for stem, file in stems.items() if not _BESIDE & _words(stem)]
     return in_order(files)
+
+
+def _words(stem: str) -> set[str]:
+    return set(re.split(r"[^a-z]+", stem.lower()))
 
 
 def _check_parts(parts: Sequence[_Found], files: Sequence[Path], num_classes: int) -> None:
@@ -158,6 +165,11 @@ def to_pixels(
             raise ValueError(f"{path} has values that are not finite")
         low, high = min(low, float(values.min())), max(high, float(values.max()))
     where = f"values from {low:.3g} to {high:.3g}"
+    if stated is None and low < 0 and _WHITENED & _words(path.stem):
+        raise ValueError(
+            f"{path} has {where}, whitened as its name says, and nothing says by what; undo that with the code that "
+            "made them, and save pixels in [0, 1]"
+        )
     if not kind.is_floating_point or (stated is None and low >= 0 and high > 8):
         if low < 0 or high > 255:
             raise ValueError(f"{path} has {where}, which are no pixels")
@@ -239,6 +251,8 @@ def _read(file: Path) -> _Found:
 
 def _load(file: Path) -> Any:
     """The content of the file; what our own safetensors files say is beside the tensors."""
+    if file.suffix.lower() == ".npz":
+        return {name: torch.from_numpy(array) for name, array in read_npz(file, (*_IMAGES, *_LABELS)).items()}
     if file.suffix.lower() != ".safetensors":
         return read_checkpoint(file)
     tensors, metadata = read_tensors(file)

@@ -17,7 +17,7 @@ from ..data.sources import decoding_threads
 from ..devices import stopwatch
 from ..files import read_json, read_lines, write_json
 from ..loaders.complete import check_files
-from ..networks import zoo
+from ..networks import pretrained, zoo
 from ..networks.encoders import classifier_name, feature_size
 from ..networks.fit import fit
 from ..networks.score import score
@@ -103,7 +103,7 @@ def _teacher(run: Run, number: int, architecture: str, weights: str) -> None:
     checkpoint = path.parent / f"checkpoint-{run.recipe.sha256(*SQUEEZE_PARTS)[:8]}.pt"
     with stopwatch(run.device) as watch:
         net, outputs, is_trained = _obtain(run, number, architecture, weights, checkpoint)
-        own = zoo.pixel_statistics(net)
+        own = pretrained.pixel_statistics(net)
         statistics = None if is_trained else run.recipe.squeeze.pixel_statistics(number, own)
         teacher = frozen(run, net, architecture, outputs, statistics)
         if statistics is not None and teacher.normalization is not None:

@@ -77,7 +77,7 @@ def spread(values: Sequence[float]) -> dict[str, Any]:
 
 
 def scores(run: Run, arm: Arm) -> dict[str, Any]:
-    """Mean and deviation over seeds of an arm's students, and what they cost: views of a student, bytes, seconds."""
+    """Mean and deviation over seeds of an arm's students, and what they cost: views, bytes, seconds, and workers."""
     students = [read_student(run, arm, number) for number in range(run.recipe.train.seeds)]
     last = [last_score(run, student) for student in students]
     choice = read_choice(run, arm) if arm.images == "best" else None
@@ -88,5 +88,6 @@ def scores(run: Run, arm: Arm) -> dict[str, Any]:
         "views": student_views(run, arm),
         "needs": needed_bytes(run, arm),
         "seconds": {key: sum(student.seconds[key] for student in students) for key in ("train", "evaluate")},
+        "workers": sorted({student.workers for student in students}),
         **({} if choice is None else {"chosen": choice["chosen"]}),
     }

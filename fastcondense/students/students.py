@@ -92,6 +92,8 @@ class Student:
     seconds: Trained
     classes: Confusion | None = None
     """What `score.per_class` tells of its last evaluation; older students have none."""
+    workers: int = 1
+    """How many trained it together, each on a share of the batches."""
 
     @property
     def top1_best(self) -> float:
@@ -155,7 +157,7 @@ def read_student(run: Run, arm: Arm, number: int) -> Student:
     if not (folder / "student.json").exists():
         raise ValueError(f"{folder} holds no finished student; run train first")
     tree = read_checked(folder / "student.json", StudentFile)
-    return Student(folder, tree["history"], tree["seconds"], tree.get("classes"))
+    return Student(folder, tree["history"], tree["seconds"], tree.get("classes"), tree.get("workers", 1))
 
 
 def last_score(run: Run, student: Student, images: EvaluationImages | None = None) -> dict[str, float]:
@@ -226,6 +228,7 @@ def _student(run: Run, arm: Arm, number: int, condensed: CondensedSet, teachers:
         cast(list[Epoch], history),
         {"train": history[-1]["seconds"], "evaluate": evaluating},
         cast(Confusion, per_class(answers)),
+        world_size(),
     )
     once(lambda: _write(run, arm, student, net))
     return student
@@ -237,7 +240,8 @@ def _write(run: Run, arm: Arm, student: Student, net: nn.Module) -> None:
     metadata = {"architecture": recipe.train.student, "classes": json.dumps(run.real.classes), "arm": arm.name}
     write_tensors(folder / "weights.safetensors", net.state_dict(), metadata)
     write_atomic(folder / "metrics.jsonl", "".join(json.dumps(entry) + "\n" for entry in history).encode())
-    write_json(folder / "student.json", {"seconds": student.seconds, "history": history, "classes": student.classes})
+    told = {"seconds": student.seconds, "history": history, "classes": student.classes, "workers": student.workers}
+    write_json(folder / "student.json", told)
     (folder / "checkpoint.pt").unlink(missing_ok=True)
 
 

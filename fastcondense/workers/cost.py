@@ -7,6 +7,7 @@ import time
 from collections.abc import Iterator
 
 from ..log import Log
+from ..words import seconds_in_words
 from .distributed import world_size
 
 _inner: list[float] = []
@@ -20,7 +21,7 @@ def cost_unit(device: str) -> str:
 
 @contextlib.contextmanager
 def cost(log: Log, device: str, stage: str) -> Iterator[None]:
-    """Tells what a stage has cost when it ends, however it ends: seconds times workers, in hours.
+    """Tells how long a stage took when it ends, however it ends, and logs its cost: seconds times workers, in hours.
 
     A stage inside another counts for itself alone.
     """
@@ -37,4 +38,4 @@ def cost(log: Log, device: str, stage: str) -> Iterator[None]:
         hours, unit = own * workers / 3600, cost_unit(device)
         log.event("cost", stage=stage, seconds=round(own, 3), workers=workers, hours=hours, unit=unit)
         if own >= 1:
-            log.tell(f"{stage}: {hours:.3g} {unit} ({workers} x {own:.0f} s)")
+            log.tell(f"{stage}: {seconds_in_words(own)}" + f" on {workers} workers" * (workers > 1))

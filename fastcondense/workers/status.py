@@ -21,6 +21,7 @@ from rich.table import Table
 
 from ..loaders.reading import check_folder
 from ..log import Log, read_events
+from ..words import seconds_in_words
 from .lock import is_held
 
 _SILENT = 120.0  # seconds without a line in its log, after which a worker that ended no job counts for no rate
@@ -180,11 +181,13 @@ def _table(found: Status) -> Table:
     left = found.seconds_left
     title = (
         f"{found.finished} of {found.jobs} jobs, {found.finished_images} of {found.images} images, "
-        f"{found.rate:.3g} images/s, {found.hours:.3g} worker-hours; "
-        f"{'finished' if found.is_finished else f'{left:.0f} s left' if left else 'no rate yet'}; "
+        f"{found.rate:.3g} images/s, {seconds_in_words(3600 * found.hours)} of work; "
+        f"{'finished' if found.is_finished else f'{seconds_in_words(left)} left' if left else 'no rate yet'}; "
         f"{'a launch is at work' if found.is_held else 'nobody is at work'}"
     )
     table = Table("worker", "jobs", "images/s", "doing", "silent for", title=title)
     for worker in found.workers:
-        table.add_row(worker.name, str(worker.jobs), f"{worker.rate:.3g}", worker.now or "-", f"{worker.silent:.0f} s")
+        table.add_row(
+            worker.name, str(worker.jobs), f"{worker.rate:.3g}", worker.now or "-", seconds_in_words(worker.silent)
+        )
     return table
