@@ -3,7 +3,8 @@
     python benchmarks/tables.py            # writes them
     python benchmarks/tables.py --check    # fails if they are not up to date, or if a result file is gone
 
-A table stands between its markers on one of the pages (pages.py): speeds (throughput.py), accuracy (accuracy.py).
+A table stands between its markers on one of the pages (pages.py): speeds (throughput.py), accuracy (accuracy.py),
+probes of frozen backbones (frozen.py).
 benchmarks/results/ gets index.md, which lists every result file with its hash, accuracy.md, costs.md, curves.md and
 profile.md, and the plots, which are compared by the figures that they were drawn from.
 """
@@ -17,6 +18,7 @@ from typing import Any
 
 import accuracy
 import curves
+import frozen
 import throughput
 from accuracy import read_lines
 from pages import read_pages, replaced, stale, write
@@ -29,10 +31,12 @@ RESULTS = ROOT / "benchmarks" / "results"
 def wanted(root: Path, folder: Path) -> tuple[dict[Path, str], dict[Path, Any]]:
     """What all pages should be, and what the plots should be drawn from."""
     pages, lines = read_pages(root), read(folder)
-    runs, sizes = read_lines(folder / "accuracy.jsonl"), read_lines(folder / "curves.jsonl")
+    found, sizes = read_lines(folder / "accuracy.jsonl"), read_lines(folder / "curves.jsonl")
+    runs = [line for line in found if not frozen.is_probe(line)]
     over_costs = curves.over_costs(run for run in runs if not accuracy.is_reduced(run))
     for name in throughput.TABLES:
         pages = replaced(pages, name, throughput.table(name, lines))
+    pages = replaced(pages, "frozen backbones", frozen.table(found))
     made = {
         "index.md": index(folder),
         "profile.md": throughput.profile(lines),

@@ -255,10 +255,11 @@ class Condensation:
         from .sets.bundle import needed_teachers
         from .students.students import CONDENSED, task_of
 
-        settings = self.recipe
+        # views are images, also where the run's own students see features of them
+        train = dataclasses.replace(self.recipe.train, frozen=False)
         if batch_size is not None:
-            train = dataclasses.replace(settings.train, batch_size=batch_size)
-            settings = dataclasses.replace(settings, train=train).check()
+            train = dataclasses.replace(train, batch_size=batch_size)
+        settings = dataclasses.replace(self.recipe, train=train).check()
         with trust.only(self._options.given, self.out):
             contents = dataclasses.replace(self._contents(), recipe=settings)
             device = choose_device(device_name or self._options.device)

@@ -59,6 +59,9 @@ class Run:
     def check(self) -> None:
         """Raises ValueError for a recipe or data that cannot be used, before anything is written."""
         self.recipe.check()
+        student = self.recipe.train.student  # flags and recipes come together one by one: known only now
+        if self.recipe.train.frozen and student not in self.recipe.squeeze.teachers:
+            raise ValueError(f"train.frozen needs a train.student among squeeze.teachers, got {student!r}")
         check_names(self.real.classes, f"the classes of {self.data}")
         if self.recipe.recover.batch_size == 0:
             as_begun = self._settled(begun) if (begun := self._begun()) is not None else self.recipe

@@ -23,6 +23,8 @@ NOT_RUN = {
     r"my_recipe\.toml": "run in test_own_page.py",
     r"^(run|recover|squeeze|pack) .*--data /data/": "needs ImageNet or CIFAR-10; parsed in test_documented.py",
     r"runs/my-teacher": "the run of own.md's teacher: run in test_own_page.py",
+    r"means/digits": "its student is a teacher: run in test_frozen_students.py",
+    r"runs/means": "in the folder of a run on Imagenette",
     r"imagenet1k": "in the folder of a run on ImageNet",
     r"--data DIR --out DIR-packed": "run in test_pack.py",
     r"hf://": "run in test_hub.py, beside a stub of the Hub",

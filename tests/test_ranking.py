@@ -91,7 +91,7 @@ def test_arms_have_names_of_their_own_and_keep_the_old_ones():
     every = [Arm(*which) for which in product(images, ("soft", "hard"), ("recipe", "plain"))]
     every += [replace(arm, lr=0.5) for arm in every]
     assert len({arm.name for arm in every}) == len(every) == 56
-    names = {"random_soft", "random_hard", "herding_soft", "herding_hard", "full_soft", "full"}
+    names = {"random_soft", "random_hard", "herding_soft", "herding_hard", "nearest", "aligned", "full_soft", "full"}
     names |= {"medoid_soft", "bps_soft", "best_soft"}
     assert CONDENSED.name == "condensed" and set(BASELINES) == names
     assert Arm("random", "hard", "plain", 1e-5).name == "random_hard_plain_lr1e-05"

@@ -12,13 +12,13 @@ from fastcondense.recipe.recipe import Recipe, from_toml, load
 @pytest.mark.parametrize("name", recipe.names())
 def test_what_all_recipes_share(name):
     found = load(name)
-    is_features = found.recover.objective == "features"
-    assert found.recover.betas == ((0.9, 0.999) if is_features else (0.5, 0.9))
+    sees_features = found.recover.objective in ("features", "means")
+    assert found.recover.betas == ((0.9, 0.999) if sees_features else (0.5, 0.9))
     assert found.recover.tv_weight == found.recover.l2_weight == 0
     assert found.method == name.split("/")[0]
     assert found.recover.curriculum == ("cosine" if "cda" in name else "none")
     assert set(found.evaluate.baselines) >= (
-        {"random_hard"} if found.needs_no_teacher else {"random_soft", "random_hard"}
+        {"random_hard"} if found.needs_no_teacher or found.train.frozen else {"random_soft", "random_hard"}
     )
 
 

@@ -20,7 +20,7 @@ from fastcondense.networks.train_step import Batch, CapturedStep, TrainStep
 from fastcondense.recipe.recipe import Recipe
 from fastcondense.recipe.settings import Dataset, Labels, Optimization, Train
 from fastcondense.rng import Stream
-from fastcondense.students.students import why_not_captured
+from fastcondense.students.task import why_not_captured
 from fastcondense.teachers.teacher import Teacher
 
 CPU = torch.device("cpu")

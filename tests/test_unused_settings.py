@@ -15,7 +15,6 @@ KEPT = {
     "Dataset.loader": HOW,
     "Dataset.on_error": HOW,
     "Squeeze.normalization": "checkpoints of others",
-    "Squeeze.probe_weights": "checkpoints of others",
     "Squeeze.classes_file": "checkpoints of others",
     "Squeeze.shared": HOW,
     "Squeeze.sync_batch_norm": HOW,
@@ -34,7 +33,6 @@ KEPT = {
     "Train.prefix": COMMAND,
     "Evaluate.sizes": COMMAND,
     "Evaluate.compare": COMMAND,
-    "Evaluate.full_epochs": COMMAND,
     "Ranking.labels": COMMAND,
     "Ranking.real_accuracy": COMMAND,
     "Ranking.learning_rates": COMMAND,
@@ -53,7 +51,6 @@ KEPT_CHOICES = {
     "Evaluate.baselines bps_soft": "one of the subsets that best_soft is chosen from",
     "Evaluate.baselines best_soft": "what a chosen real subset gives, which condensed images must beat",
     "Evaluate.baselines full_soft": "what all of the real images give with the teachers' labels",
-    "Evaluate.baselines full": "what all of the real images give",
 }
 
 

@@ -2,20 +2,28 @@
 
 from __future__ import annotations
 
-from typing import Any
+from collections.abc import Callable, Iterator
+from typing import Any, Protocol
 
 import torch
 from torch import Tensor, nn
 
-from ..data.real import EvaluationImages, Normalization
 from ..workers.distributed import all_sum, rank, world_size
+
+
+class Labelled(Protocol):
+    """What is scored, batch by batch, on a device: images, or features of them, and labels int64 [B]."""
+
+    @property
+    def device(self) -> torch.device: ...
+    def batches(self, batch_size: int, rank: int = 0, world: int = 1, /) -> Iterator[tuple[Tensor, Tensor]]: ...
 
 
 @torch.no_grad()
 def score(
     net: nn.Module,
-    images: EvaluationImages,
-    normalize: Normalization,
+    images: Labelled,
+    normalize: Callable[[Tensor], Tensor],
     batch_size: int = 256,
     *,
     is_shared: bool = False,

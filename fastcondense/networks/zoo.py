@@ -77,7 +77,13 @@ def _build(architecture: str, num_classes: int, weights: str | None = None) -> n
         if not vision.timm.is_model(name):
             near = difflib.get_close_matches(name, vision.timm.list_models(), 1, 0.0)[0]
             raise ValueError(f"timm has no model {name!r}; the nearest is {near!r}")
-        return vision.timm.create_model(name, num_classes=num_classes) if weights is None else of_timm(name, weights)
+        if weights is None:
+            return vision.timm.create_model(name, num_classes=num_classes)
+        net = of_timm(name, weights)
+        anything: Any = net  # torch's annotations know no attributes of timm's networks
+        if getattr(net, "num_classes", None) == 0:  # self-supervised: whoever asks for it trains a probe
+            anything.reset_classifier(num_classes)
+        return net
     raise ValueError(f"architecture {architecture!r} must be zoo/NAME, torchvision/NAME, timm/NAME or module:function")
 
 

@@ -9,8 +9,10 @@ import numpy as np
 
 from ..labels.stored_labels import array_shapes
 from ..networks import zoo
+from ..networks.encoders import classifier_name, feature_size
 from ..recipe.recipe import Recipe
 from ..students.costs import views_an_epoch
+from ..students.frozen import REAL_VIEWS
 from ..teachers.teacher import Teacher
 from .extent import Extent
 from .work import crops_a_class
@@ -24,8 +26,13 @@ def weight_bytes(architecture: str, num_classes: int) -> int:
     return sum(tensor.nbytes for tensor in state.values())
 
 
+def _feature_size(architecture: str) -> int:
+    """Length of the vectors that a network's classifier takes."""
+    return feature_size(zoo.build(architecture, 2), classifier_name(architecture))
+
+
 def disk_bytes(recipe: Recipe, size: Extent, matched: Sequence[Teacher]) -> dict[str, int]:
-    """Images; teachers and their targets; students; rankings; labels.
+    """Images; teachers and their targets; students and features of real images for frozen ones; rankings; labels.
 
     matched: the teachers that recover asks, whose layers' vectors are counted. The weights of students in training are
     there twice to four times while it lasts: `checkpoint`. Losses and snapshots in shards are left out: they are small
@@ -33,11 +40,17 @@ def disk_bytes(recipe: Recipe, size: Extent, matched: Sequence[Teacher]) -> dict
     """
     recover, side = recipe.recover, recipe.dataset.image_size
     student = weight_bytes(recipe.train.student, size.num_classes)
+    features = 0
+    if recipe.train.frozen:
+        length = _feature_size(recipe.train.student)
+        student, real = 4 * (length + 1) * size.num_classes, REAL_VIEWS * ("full" in recipe.evaluate.baselines)
+        features = (4 * length + 8) * (size.num_test + real * size.num_train) + 2 * _HEADER
     found = {
         "images": size.num_classes * recipe.ipc * 3 * side**2,
         "teachers": sum(weight_bytes(name, size.num_classes) + _HEADER for name in recipe.squeeze.teachers),
         "targets": _target_bytes(recipe, size.num_classes, matched),
         "rankings": 0,
+        "features": features,
         "labels": _label_bytes(recipe, size.num_classes),
         "students": (1 + len(recipe.evaluate.baselines)) * recipe.train.seeds * (student + _HEADER),
         "checkpoint": student * (1 + (1 if recipe.train.optimizer == "sgd" else 2) + (recipe.train.ema > 0)),
@@ -48,8 +61,10 @@ def disk_bytes(recipe: Recipe, size: Extent, matched: Sequence[Teacher]) -> dict
 
 
 def _target_bytes(recipe: Recipe, num_classes: int, matched: Sequence[Teacher]) -> int:
-    """Statistics of the data set that BatchNorms do not hold, and those of each class."""
+    """Statistics of the data set that BatchNorms do not hold, and those of each class; means of features."""
     recover = recipe.recover
+    if recover.objective == "means" and recover.means.target == "class":
+        return sum(2 * 4 * num_classes * _feature_size(teacher.name) + _HEADER for teacher in matched)
     if recover.objective != "statistics":
         return 0
     total = 0

@@ -15,6 +15,7 @@ from ..devices import fastest_arithmetic
 from ..recipe.precision import precisions, settled
 from ..recipe.recipe import Recipe
 from ..students.costs import views_an_epoch
+from ..students.frozen import REAL_VIEWS
 from ..teachers.kept import chosen
 from ..teachers.teacher import Teacher
 from . import stand_ins, steps
@@ -159,6 +160,11 @@ class Plan:
         if has_step(recipe) and needs_targets:
             shared += self._forward(self._matched())(size.num_train)
             source += "; target statistics from a forward pass"
+        if recover.objective == "means":
+            is_constant = recover.means.target == "class"
+            count = size.num_train * recover.means.real_views if is_constant else recover.iterations * len(self.jobs)
+            shared += self._forward(self._matched())(count if is_constant else count * recover.means.real_batch)
+            source += f"; {'class means' if is_constant else 'real views'} from a forward pass"
         return StageTime("recover", one + shared, wall + shared / self.num_workers, source)
 
     def _job_seconds(self) -> tuple[list[float], str]:
@@ -192,6 +198,8 @@ class Plan:
 
     def _train(self) -> list[StageTime]:
         recipe, train, size = self.recipe, self.recipe.train, self.size
+        if train.frozen:
+            return self._probes()
         labellers = chosen(self.teachers, recipe.labels.teachers)
         views, batch = views_an_epoch(recipe, size.num_classes), train.batch_size
         batch = min(batch, views)
@@ -226,6 +234,16 @@ class Plan:
             StageTime("evaluate", scoring, scoring / self.num_workers, "a forward pass"),
         ]
 
+    def _probes(self) -> list[StageTime]:
+        """The times of frozen students, whose linear layers take next to nothing beside the features of their views."""
+        recipe, size, has_full = self.recipe, self.size, "full" in self.recipe.evaluate.baselines
+        arms = 1 + len(recipe.evaluate.baselines) - has_full
+        views = arms * recipe.train.seeds * recipe.shown_ipc * size.num_classes * recipe.train.frozen_views
+        forward = self._forward(chosen(self.teachers, [recipe.train.student]))
+        seconds = forward(views + REAL_VIEWS * size.num_train * has_full), forward(size.num_test)
+        names = "train", "evaluate"
+        return [StageTime(name, one, one, "a forward pass") for name, one in zip(names, seconds, strict=True)]
+
     # --- memory ------------------------------------------------------------------------------------------------------
 
     @cached_property
@@ -247,6 +265,9 @@ class Plan:
         names = names if recipe.labels.source != "hard" else ()
 
         def student(count: int) -> steps.Step:
+            if recipe.train.frozen:
+                seen = stand_ins.teacher(recipe, recipe.train.student, size.num_classes, self.device)
+                return steps.forward_step(recipe, [seen], count, self.device)
             teachers = [stand_ins.teacher(recipe, name, size.num_classes, self.device) for name in names]
             return steps.student_step(recipe, count, teachers, size.num_classes, self.device)
 

@@ -27,11 +27,13 @@ from ..recipe.settings import Optimization
 from ..recipe.shared import Precision
 from ..recover.by_features import FeatureStep
 from ..recover.by_gradients import ByGradients
+from ..recover.by_means import MeansStep
+from ..recover.feature_targets import ClassDirections, backbone_of
 from ..recover.matched_networks import RealImages
 from ..recover.schedule import stages, turns
 from ..rng import Stream
 from ..run import Run
-from ..students.students import why_not_captured
+from ..students.task import why_not_captured
 from ..teachers.cut import Cut
 from ..teachers.teacher import Teacher
 from . import stand_ins
@@ -42,7 +44,7 @@ Item = TypeVar("Item")
 
 
 def recover_step(recipe: Recipe, job: Job, teachers: Sequence[Teacher], device: torch.device) -> Step:
-    """Iterations of a job of objective statistics or features: one for each turn and each stage.
+    """Iterations of a job of objective statistics, features or means: one for each turn and each stage.
 
     The mean is an iteration's; `parts_of_recover_step` says how many there are.
     """
@@ -54,6 +56,14 @@ def recover_step(recipe: Recipe, job: Job, teachers: Sequence[Teacher], device: 
             step.load(job, lambda job: _plain(recipe, job.num_images, device), lambda _: torch.zeros_like(step.anchors))
             counter = step.step
             advances.append(graphs.capture(step, counter.zero_))
+        elif recipe.recover.objective == "means":
+            backbones = [backbone_of(teacher, recipe.recover.precision) for teacher in teachers]
+            shown, known = stand_ins.images(recipe, 2, device), job.first_class + job.num_classes
+            targets = [ClassDirections(torch.eye(known, see(shown).shape[1]), job, device) for see in backbones]
+            matched = MeansStep(recipe, job, backbones, targets, device)
+            matched.load(job)
+            counter = matched.step
+            advances.append(graphs.capture(matched, counter.zero_))
         else:
             made = stand_ins.recover_step(recipe, job, teachers, device)
             counter = made.step
@@ -73,7 +83,7 @@ def recover_step(recipe: Recipe, job: Job, teachers: Sequence[Teacher], device: 
 
 def parts_of_recover_step(recipe: Recipe, num_teachers: int, job: Job) -> int:
     """Number of iterations that `recover_step` makes."""
-    if recipe.recover.objective == "features":
+    if recipe.recover.objective in ("features", "means"):
         return 1
     return len(turns(recipe, num_teachers, job)) * len(stages(recipe))
 

@@ -23,6 +23,7 @@ from typing import Annotated, Any
 import tomli_w
 
 from .bounds import HOW, Count, Within, check_bounds, deciding
+from .means import check_frozen
 from .recover import Recover
 from .settings import Dataset, Evaluate, Labels, Ranking, Squeeze, Train
 from .shared import Views
@@ -85,6 +86,7 @@ class Recipe:
             raise ValueError("squeeze.shared is for teachers trained on labels; leave it out for others")
         if (self.labels.stored or self.labels.top_k) and self.labels.source != "stored":
             raise ValueError(f"labels.stored and labels.top_k need labels.source stored, got {self.labels.source}")
+        check_frozen(self.train, self.labels, self.evaluate.baselines)
         return self
 
     def _check_recover(self) -> None:
@@ -95,6 +97,11 @@ class Recipe:
                 f"got {recover.target_weights}"
             )
         recover.gradients.check(recover.slots_per_job or self.ipc)
+        is_plain = recover.objective in ("statistics", "means") and not recover.stages and initial.kind == "noise"
+        wanted = "recover.objective statistics or means, no recover.stages, and recover.initial.kind noise"
+        recover.pyramid.check(size, recover.iterations, "" if is_plain else wanted)
+        if recover.objective == "means" and not recover.pyramid.every:
+            raise ValueError("recover.objective means needs recover.pyramid.every above 0, got 0")
         if "patch" in recover.statistics and any(side != size for side in recover.stages):
             raise ValueError("recover.statistics patch needs images of one size: the number of patches depends on it")
         if initial.kind == "bps" and (initial.space == "pixels" or self.needs_no_teacher):

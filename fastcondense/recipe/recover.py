@@ -7,6 +7,7 @@ from typing import Annotated, Literal
 
 from .bounds import HOW, Count, CountOrZero, Decay, ShareAboveZero
 from .gradients import Gradients
+from .means import Means, Pyramid
 from .shared import Precision, Views
 
 Storage = Literal["png", "jpeg"]
@@ -77,9 +78,9 @@ class Features:
 class Recover(Views):
     """Images by gradient descent on cross-entropy plus the matching of statistics (SRe2L, CDA, G-VBSM, EDC, ...)."""
 
-    objective: Literal["statistics", "features", "gradients"] = "statistics"
+    objective: Literal["statistics", "features", "gradients", "means"] = "statistics"
     """statistics: cross-entropy and layers' statistics through the teachers; features: see recover.features (CIM);
-    gradients: see recover.gradients (IDC, MDC)."""
+    gradients: see recover.gradients (IDC, MDC); means: see recover.means (frozen backbones)."""
     teachers: tuple[str, ...] = ()
     """Teachers among squeeze.teachers that are matched; they take turns. Empty: all of them."""
     iterations: CountOrZero = 4000
@@ -105,6 +106,8 @@ class Recover(Views):
     committee: Committee = field(default_factory=Committee)
     features: Features = field(default_factory=Features)
     gradients: Gradients = field(default_factory=Gradients)
+    means: Means = field(default_factory=Means)
+    pyramid: Pyramid = field(default_factory=Pyramid)
     match_weight: float = 0.01
     """Weight of the matching loss (r_bn), in which the first layer counts ten times."""
     statistics: tuple[Literal["bn", "conv", "patch"], ...] = ("bn",)

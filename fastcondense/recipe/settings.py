@@ -11,10 +11,10 @@ from typing import Annotated, Literal
 from .bounds import HOW, AtLeast, Count, CountOrZero, Decay, PositiveFloat, Share, ShareAboveZero, Within
 from .shared import Operation, Precision, Views
 
-_Chosen = Literal["random_soft", "random_hard", "herding_soft", "herding_hard", "medoid_soft", "bps_soft", "best_soft"]
-_Baseline = Literal[_Chosen, "full_soft", "full"]
 PixelStatistics = tuple[tuple[float, float, float], tuple[float, float, float]]
 """Mean and deviation of red, green and blue, in [0, 1]."""
+_Chosen = Literal["random_soft", "random_hard", "herding_soft", "herding_hard", "medoid_soft", "bps_soft", "best_soft"]
+Baseline = Literal[_Chosen, "nearest", "aligned", "full_soft", "full"]
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -297,6 +297,11 @@ class Train(Optimization):
     """mse_ce's classes of a mixed view: both by their shares, or the base image's alone as published."""
     seeds: Count = 1
     """Students, each from another seed."""
+    frozen: bool = False
+    """Whether the student is the teacher of that name, frozen, with a new linear layer that learns the classes from
+    features of views, which are made once: a linear probe."""
+    frozen_views: Count = 50
+    """Views of each image that a frozen student learns from; an epoch is all of them. Of all real images, 2."""
     sync_batch_norm: Annotated[bool, HOW] = False
     """Whether BatchNorms see a batch of all ranks, as one rank's do, instead of each its share; with several
     ranks, on GPUs."""
@@ -308,13 +313,14 @@ class Train(Optimization):
 class Evaluate:
     """Honest baselines: the same student, epochs and views on something else than the condensed images."""
 
-    baselines: tuple[_Baseline | str, ...] = ("random_soft", "random_hard")
+    baselines: tuple[Baseline | str, ...] = ("random_soft", "random_hard")
     """random_soft, random_hard: random real images of the same IPC with soft or hard labels; herding_soft,
     herding_hard, medoid_soft, bps_soft: those that a rule of recover.initial.kind chooses in the features of the first
     labelling teacher, or in pixels if there is no teacher (bps needs one); best_soft: the best of these three, as other
-    training images tell; full_soft: all real images with soft labels, in as many views as the condensed ones; full: all
-    real images with hard labels, for full_epochs. Or your own module:function, whose images get soft labels:
-    function(images of a class uint8 [N, 3, S, S], count) gives uint8 [count, 3, S, S]."""
+    training images tell; nearest, aligned: with hard labels, those that recover.teachers see nearest to the mean of
+    their class, or most in its direction from the mean of all; full_soft: all real images with soft labels, in as many
+    views as the condensed ones; full: all real images with hard labels, for full_epochs. Or your own module:function,
+    whose images get soft labels: function(images of a class uint8 [N, 3, S, S], count) gives uint8 [count, 3, S, S]."""
     sizes: Annotated[tuple[Count, ...], HOW] = ()
     """Images per class at which the set is scored, each time the first of every class: `evaluate --ipc 1,2,5`."""
     compare: Annotated[tuple[Literal["independent", "stacked"], ...], HOW] = ()

@@ -23,6 +23,7 @@ from ..teachers.teacher import Teacher
 from .background import prepare
 from .canvas import Canvas, resized
 from .engine import Recoverer
+from .pyramid import LevelPyramid
 from .recording import JobRecorder
 from .regularizers import densification, flatness, image_priors, own_loss
 from .schedule import Turn, learning_rates, live_layers, stages, turns, window_table
@@ -50,6 +51,8 @@ class RecoverStep:
         self.stages = stages(recipe)
         self.canvases = {side: Canvas(job.num_images, side, device) for side, _ in self.stages}
         self.canvas = self.canvases[self.stages[0][0]]
+        self.pyramid = LevelPyramid(recipe, job.num_images, device) if recover.pyramid.every else None
+        self.normalize, self.job = Normalization.of(recipe.dataset, device), job
         self.initial = torch.empty(job.num_images, 3, *2 * (recipe.dataset.image_size,), device=device)
         self.wanted = [teacher.outputs[job.classes().to(device)] for teacher in teachers]
         targets = [list(zip(recover.target_weights, self._targets(teacher, job), strict=True)) for teacher in teachers]
@@ -59,7 +62,7 @@ class RecoverStep:
         ]
         self.own_loss = own_loss(recover.loss) if recover.loss else None
         self.live = [live.to(device) for live in self._live(job)]
-        self.low, self.high = Normalization.of(recipe.dataset, device).range()
+        self.low, self.high = self.normalize.range()
         self.windows = window_table(recipe, job).to(device, copy=True)
         self.rates = learning_rates(recover).to(device)
         self.losses = torch.zeros(recover.iterations, 3, device=device)
@@ -76,7 +79,7 @@ class RecoverStep:
 
     def load(self, job: Job) -> None:
         """Fills all buffers, in place, with the beginning of a job of the same shape."""
-        classes = job.classes()
+        classes, self.job = job.classes(), job
         self.initial.copy_(self.initial_of(job))
         for number, teacher in enumerate(self.teachers):
             self.wanted[number].copy_(teacher.outputs[classes.to(teacher.outputs.device)])
@@ -91,6 +94,9 @@ class RecoverStep:
         """Resets, in place, what iterations change to the beginning of the job that is loaded."""
         self.canvas = self.canvases[self.stages[0][0]]
         self.canvas.fill(self.initial)
+        if self.pyramid is not None:
+            self.pyramid.load(self.job)
+            self.canvas.fill(self.normalize(255 * self.pyramid.pixels()))
         for zeroed in (self.losses, self.step, self.updates):
             zeroed.zero_()
         for matching in self.matching:
@@ -100,6 +106,7 @@ class RecoverStep:
         """All that the iterations have changed, for `restore`; not copied."""
         tensors = {name: value for name, value in vars(self.canvas).items() if isinstance(value, Tensor)}
         tensors |= {"losses": self.losses, "step": self.step, "updates": self.updates}
+        tensors |= self.pyramid.state() if self.pyramid is not None else {}
         for number, matching in enumerate(self.matching):
             tensors |= {f"matching/{number}/{key}": value for key, value in matching.state().items()}
         return tensors
@@ -124,6 +131,11 @@ class RecoverStep:
         self.canvas = self.canvases[side]
         self.canvas.fill(images)
         self.updates.zero_()
+
+    def grow(self, iteration: int) -> None:
+        """Lets the pyramid's next level in, if there is one and that is due before the iteration."""
+        if self.pyramid is not None and self.pyramid.grow(iteration):
+            self.canvas.images.copy_(self.normalize(255 * self.pyramid.pixels()))
 
     def loss(self, canvas: Canvas, images: Tensor, turn: Turn, windows_now: Tensor) -> Tensor:
         """images: those of the canvas, normalised [N, 3, S, S]. Total, cross-entropy, weighted matching loss: [3]."""
@@ -158,23 +170,28 @@ class RecoverStep:
     def __call__(self, turn: Turn, canvas: Canvas | None = None) -> None:
         """Advances images, optimiser state, loss log and step counter by one iteration."""
         canvas = canvas or self.canvas
-        images = canvas.images.detach().requires_grad_()
+        leaves = self.pyramid.leaves() if self.pyramid else [canvas.images.detach().requires_grad_()]
+        images = self.normalize(255 * self.pyramid.pixels(leaves)) if self.pyramid else leaves[0]
         losses = self.loss(canvas, images, turn, self.windows.index_select(0, self.step)[0])
-        (gradient,) = torch.autograd.grad(losses[0], images)
+        gradients, rate = torch.autograd.grad(losses[0], leaves), self.rates.index_select(0, self.step)[0]
         if self.recover.flatness_weight:
             canvas.average.lerp_(canvas.images, 1 - _FLATNESS_DECAY)
         self.updates += 1
-        pixel_adam(
-            canvas.images,
-            gradient,
-            canvas.first,
-            canvas.second,
-            self.rates.index_select(0, self.step)[0],
-            self.updates[0],
-            betas=self.recover.betas,
-            low=self.low,
-            high=self.high,
-        )
+        if self.pyramid is not None:
+            self.pyramid.descend(gradients, rate)
+            canvas.images.copy_(self.normalize(255 * self.pyramid.pixels()))
+        else:
+            pixel_adam(
+                canvas.images,
+                gradients[0],
+                canvas.first,
+                canvas.second,
+                rate,
+                self.updates[0],
+                betas=self.recover.betas,
+                low=self.low,
+                high=self.high,
+            )
         self.losses.index_copy_(0, self.step, losses.detach()[None])
         self.step += 1
 
@@ -236,6 +253,7 @@ class ByStatistics(Recoverer):
         stage = self.stage_of[iteration]
         if iteration and stage != self.stage_of[iteration - 1]:
             self.step.enter_stage(stage)
+        self.step.grow(iteration)
         self.recorder.before(iteration, self.step.images)
         in_turn = self.turn_advances[stage]
         in_turn[iteration % len(in_turn)]()

@@ -16,6 +16,7 @@ from ..run import Run
 from ..sets.condensed import CondensedSet, open_folder, read_set, shard_path, write_shard
 from ..sets.imported import check_order, read_imported, read_origin
 from ..statistics import pruning, targets
+from ..statistics.class_means import class_means
 from ..teachers.kept import chosen
 from ..teachers.teacher import Teacher
 from ..tensor_files import read_metadata, read_tensors
@@ -25,8 +26,11 @@ from . import initial
 from .background import Writer, beside
 from .by_features import ByFeatures
 from .by_gradients import ByGradients
+from .by_means import ByMeans
 from .by_statistics import ByStatistics
 from .engine import Recovered, RecoverJob, kept_as_begun
+from .feature_targets import ClassDirections, backbone_of
+from .head_gradients import HeadGradients, RealViews
 from .mosaic import Mosaics
 from .unfinished import Unfinished
 
@@ -172,6 +176,8 @@ def _recoverer(run: Run, teachers: list[Teacher]) -> RecoverJob:
     recipe, recover = run.recipe, run.recipe.recover
     if recover.objective == "gradients":
         return ByGradients(run)
+    if recover.objective == "means":
+        return _by_means(run, chosen(teachers, recover.teachers))
     matched, images = chosen(teachers, recover.teachers), initial.make(run, teachers)
     if recover.objective == "features":
         assert isinstance(images, Mosaics)
@@ -181,6 +187,17 @@ def _recoverer(run: Run, teachers: list[Teacher]) -> RecoverJob:
     targets.complete(run, matched)
     pruning.prune(run, matched)
     return ByStatistics(recipe, matched, run.device, *beside(run.device, images))
+
+
+def _by_means(run: Run, teachers: list[Teacher]) -> RecoverJob:
+    """The function that recovers jobs for these teachers as frozen backbones."""
+    recipe, device = run.recipe, run.device
+    backbones = [backbone_of(teacher, recipe.recover.precision) for teacher in teachers]
+    if recipe.recover.means.target == "gradient":
+        real = RealViews(run)
+        return ByMeans(recipe, backbones, device, lambda job: [HeadGradients(run, one, real, job) for one in backbones])
+    means = class_means(run, teachers)
+    return ByMeans(recipe, backbones, device, lambda job: [ClassDirections(of, job, device) for of in means])
 
 
 def made_jobs(run: Run) -> list[Job]:

@@ -17,6 +17,8 @@ ARMS = {
     "random_hard": "random real, hard labels",
     "herding_soft": "real by herding, soft labels",
     "herding_hard": "real by herding, hard labels",
+    "nearest": "real nearest to the mean, hard labels",
+    "aligned": "real most in its direction, hard labels",
     "medoid_soft": "real by medoids, soft labels",
     "bps_soft": "real by BPS, soft labels",
     "best_soft": "best real subset, soft labels",
@@ -88,6 +90,8 @@ def arm_title(arm: str, labels: str, is_imported: bool = False) -> str:
 def short_title(arm: str) -> str:
     """The same of a baseline, for the head of a column: "random, soft"."""
     images, _, labels = arm.rpartition("_")
+    if arm in ("nearest", "aligned"):
+        return f"{arm}, hard"
     return arm if ":" in arm else "all real, hard" if arm == "full" else f"{_SHORT.get(images, images)}, {labels}"
 
 

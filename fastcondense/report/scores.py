@@ -30,9 +30,9 @@ _OWN = CONDENSED.name
 _IN_COLOR = (_OWN, "random_soft", "random_hard", "full", "herding_soft", "herding_hard", "full_soft", "medoid_soft")
 _NUMBERS = defaultdict(
     lambda: 7,  # a baseline of the user's own
-    {arm: number for number, arm in enumerate((*_IN_COLOR, "best_soft", "bps_soft"))},
+    {arm: number for number, arm in enumerate((*_IN_COLOR, "best_soft", "bps_soft"))} | {"nearest": 8, "aligned": 9},
 )
-"""Each arm's colour."""
+"""Each arm's colour; probes of frozen networks have no arms with soft labels."""
 
 
 def _titles(found: Findings) -> Callable[[str], str]:

@@ -15,6 +15,7 @@ import torch
 from torch import Tensor
 
 from ..data.real import training_batches
+from ..recipe.shared import Views
 from ..rng import Stream
 from ..run import Run
 from ..tensor_files import read_tensors, write_tensors
@@ -27,13 +28,21 @@ _MOST_PARTS = 64
 
 
 class Collection:
-    """One epoch of training images, seen as the teachers' own training sees them, read once for all collectors.
+    """Epochs of training images, read once for all collectors; by default one, seen as teachers in training see them.
 
-    collectors: what is to be collected, by the file that is going to keep it.
+    collectors: what is to be collected, by the file that is going to keep it. purpose: of the views' random numbers.
     """
 
-    def __init__(self, run: Run, collectors: Mapping[Path, Collector]):
+    def __init__(
+        self,
+        run: Run,
+        collectors: Mapping[Path, Collector],
+        views: Views | None = None,
+        epochs: int = 1,
+        purpose: str = "squeeze/targets",
+    ):
         self.run, self.collectors = run, collectors
+        self.views, self.epochs, self.stream = views or run.recipe.squeeze, epochs, Stream(run.recipe.seed, purpose)
         num_classes = len(run.real.classes)
         self.parts = [part.tolist() for part in np.array_split(range(num_classes), min(num_classes, _MOST_PARTS))]
         numbers = sorted(path.stem.removeprefix("targets") for path in collectors)  # leftovers.py knows the name
@@ -68,19 +77,12 @@ class Collection:
         recipe, split = run.recipe, run.real.train
         tensors: dict[str, Tensor] = {}
         collectors = [one.like(classes[0], len(classes) if one.num_classes else 0) for one in self.collectors.values()]
-        batches = training_batches(
-            split,
-            recipe.dataset,
-            recipe.squeeze,
-            Stream(recipe.seed, "squeeze/targets"),
-            0,
-            recipe.squeeze.batch_size,
-            run.device,
-            classes=classes,
-        )
-        for images, labels in batches:
-            for collector in collectors:
-                collector.add(images, labels)
+        what = split, recipe.dataset, self.views, self.stream
+        for epoch in range(self.epochs):
+            batches = training_batches(*what, epoch, recipe.squeeze.batch_size, run.device, classes=classes)
+            for images, labels in batches:
+                for collector in collectors:
+                    collector.add(images, labels)
         run.report_skipped(split)
         for which, collector in enumerate(collectors):
             tensors |= {f"{which}/all/{key}": value for key, value in collector.state().items()}

@@ -37,23 +37,23 @@ def complete(run: Run, teachers: Sequence[Teacher]) -> None:
     todo = _wanted(run, teachers)
     missing = {path: collector for path, collector in todo.items() if not path.exists()}
     if missing:
+        collection = Collection(run, missing)
         with stopwatch(run.device) as watch, arithmetic("fp32"):
-            _make(run, missing)
+            if not (imported := bool(run.recipe.recover.statistics_files)):
+                collection.collect()
+            keep(collection, (lambda: _imported(run, missing)) if imported else collection.joined)
         run.log.event("targets", teachers=len(missing), seconds=watch.seconds)
     for path, collector in todo.items():
         _fill(collector, path, run.device)
 
 
-def _make(run: Run, missing: Mapping[Path, Collector]) -> None:
-    """Writes the targets that are missing; with several workers, one of them does in the end."""
-    collection = Collection(run, missing)
-    if not run.recipe.recover.statistics_files:
-        collection.collect()
-    name, folder = collection.folder.name, collection.folder.parent
+def keep(collection: Collection, find: Callable[[], dict[Path, tuple[NamedVectors, NamedVectors]]]) -> None:
+    """Writes what `find` gives into the files that are to keep it; of several workers, one does in the end."""
+    missing, name, folder = collection.collectors, collection.folder.name, collection.folder.parent
     work = Items(name.replace("parts", "targets"), folder, [0], lambda _: all(map(Path.exists, missing)))
     for _ in draw(work):
         try:
-            found = _imported(run, missing) if run.recipe.recover.statistics_files else collection.joined()
+            found = find()
         except ValueError:
             if not all(map(Path.exists, missing)):  # else this process was frozen, and others have joined the parts
                 raise

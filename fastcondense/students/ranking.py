@@ -76,6 +76,8 @@ def rank(run: Run) -> dict[str, Any]:
     no learning rate of an arm trains without divergence.
     """
     recipe, settings = run.recipe, run.recipe.ranking
+    if recipe.train.frozen:
+        raise ValueError("DD-Ranking's scores are of students that are trained as a whole; leave out train.frozen")
     run.real.check_counts(recipe.ipc, f"rank at ipc {recipe.ipc}")
     teachers, condensed = labelling_teachers(run), condensed_set(run)
     arms = Arms.of(settings)

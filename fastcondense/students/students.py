@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any, Literal, cast
@@ -14,7 +14,7 @@ from torch import Tensor, nn
 from ..data.real import EvaluationImages
 from ..devices import stopwatch
 from ..files import slug, write_atomic, write_json
-from ..labels.labels import LabelSource, TeacherLabels, hard_labels, label_source, student_loss
+from ..labels.labels import LabelSource, hard_labels, label_source, student_loss
 from ..labels.resident import place
 from ..labels.stored_labels import read_labels
 from ..labels.view_tables import BatchTable
@@ -22,10 +22,10 @@ from ..labels.views import ReplayedViews
 from ..loaders.reading import naming
 from ..networks import zoo
 from ..networks.fit import fit
-from ..networks.score import per_class, score
+from ..networks.score import Labelled, per_class, score
 from ..networks.train_step import Batch, synchronised
 from ..recipe.evaluation import student_parts
-from ..recipe.recipe import Recipe, sha256_of
+from ..recipe.recipe import sha256_of
 from ..recipe.settings import Labels, Optimization
 from ..recipe.shared import Views
 from ..records import read_checked
@@ -41,22 +41,24 @@ from ..teachers.teacher import Teacher
 from ..tensor_files import read_tensors, write_tensors
 from ..user_functions import is_own, source_sha256
 from ..workers.distributed import once, rank, world_size
+from .closest import closest_images
+from .frozen import FrozenStudent
 from .real_views import Item, real_batches, real_views
+from .task import Task, why_not_captured
 
 CHOICE = "choice.json"
-WHOLE = Views(crop_scale=(1.0, 1.0), crop_ratio=(1.0, 1.0), flip=0.0)
-"""A square image as it is, and the largest central square of any other."""
+WHOLE = Views(crop_scale=(1.0, 1.0), crop_ratio=(1.0, 1.0), flip=0.0)  # the largest central square
 
 
 @dataclass(frozen=True)
 class Arm:
     """An arm of the comparison: what students are trained on, and at which learning rate."""
 
-    images: Literal["condensed", "random", "herding", "medoid", "bps", "best", "full"] | str = "condensed"
-    """The condensed images, as many real ones, random or chosen by a rule, or by the best rule (best_subset.py), as
-    many of the user's own function, or all real ones: with soft labels in as many views as the condensed set's, with
-    hard ones as the teacher is trained, on squeeze's views, because the condensed set's epochs would be hundreds of
-    passes over all images."""
+    images: str = "condensed"
+    """condensed, or as many real ones: random, by a rule (herding, medoid, bps) or the best rule (best_subset.py), by
+    a class's mean (nearest, aligned: closest.py), or of the user's own function; full: all real ones, with soft labels
+    in as many views as the condensed set's, with hard ones as the teacher is trained, on squeeze's views, because a
+    condensed set's epochs would be hundreds of passes over all images."""
     labels: Literal["soft", "hard"] = "soft"
     """The teachers' answers to the views, or the classes."""
     views: Literal["recipe", "plain"] = "recipe"
@@ -68,16 +70,19 @@ class Arm:
     def name(self) -> str:
         """Name of its folder, and of its scores in files."""
         kind = self.images if is_own(self.images) else f"{self.images}_{self.labels}"
-        short = {"condensed_soft": "condensed", "full_hard": "full"}.get(kind, kind)
+        short = _SHORT.get(kind, kind)
         return short + "_plain" * (self.views == "plain") + ("" if self.lr is None else f"_lr{self.lr}")
 
 
+_SHORT = {"condensed_soft": "condensed", "full_hard": "full", "nearest_hard": "nearest", "aligned_hard": "aligned"}
 CONDENSED = Arm()
 BASELINES = {
     arm.name: arm
     for arm in (
         *(Arm(images, labels) for images in ("random", "herding") for labels in ("soft", "hard")),
-        *(Arm(images, "soft") for images in ("medoid", "bps", "best", "full")),
+        *(Arm(images, "soft") for images in ("medoid", "bps", "best")),
+        *(Arm(images, "hard") for images in ("nearest", "aligned")),
+        Arm("full", "soft"),
         Arm("full", "hard"),
     )
 }
@@ -164,24 +169,21 @@ def last_score(run: Run, student: Student, images: EvaluationImages | None = Non
     """top1 and top5 of the stored weights, measured anew; all ranks call this and share the images: the test images."""
     path = student.folder / "weights.safetensors"
     state, _ = read_tensors(path)
-    net = zoo.build(run.recipe.train.student, len(run.real.classes))
+    net, scored = _untrained(run)
     with naming(path):
         net.load_state_dict(state)
     net = zoo.channels_last(net, run.device)
-    return score(net, images or run.test_images, run.normalize, is_shared=True)
+    if images is not None:
+        scored = (images, run.normalize)
+    return score(net, *scored, is_shared=True)
 
 
-@dataclass(frozen=True)
-class Task:
-    """What `fit` needs to know of an arm: how it is optimised, what its batches are made from, and their loss."""
-
-    optimization: Optimization
-    batches: Callable[[int], Iterable[Any]]
-    make: Callable[[Any], Batch]
-    loss: Callable[[Tensor, Any], Tensor]
-    is_captured: bool = False
-    count: Callable[[int], int] | None = None
-    """Number of batches of an epoch; None where they are of all real images."""
+def _untrained(run: Run) -> tuple[nn.Module, tuple[Labelled, Callable[[Tensor], Tensor]]]:
+    """The network that a student trains, and what it is scored on: test images, and how they become its inputs."""
+    if run.recipe.train.frozen:
+        frozen = FrozenStudent.of(run)
+        return frozen.layer(), (frozen.test, lambda features: features)
+    return zoo.build(run.recipe.train.student, len(run.real.classes)), (run.test_images, run.normalize)
 
 
 def _student(run: Run, arm: Arm, number: int, condensed: CondensedSet, teachers: Sequence[Teacher]) -> Student:
@@ -190,7 +192,7 @@ def _student(run: Run, arm: Arm, number: int, condensed: CondensedSet, teachers:
         return read_student(run, arm, number)
     recipe, seed = run.recipe, run.recipe.seed + number
     with Stream(seed, "students/init").torch_generator():
-        net = zoo.build(recipe.train.student, len(run.real.classes))
+        net, scored = _untrained(run)
     if recipe.train.sync_batch_norm:
         net = synchronised(net, run.device, "train.sync_batch_norm")
     net = zoo.channels_last(net, run.device)
@@ -202,7 +204,7 @@ def _student(run: Run, arm: Arm, number: int, condensed: CondensedSet, teachers:
         nonlocal evaluating
         answers.zero_()
         with stopwatch(run.device) as watch:
-            result = score(net, run.test_images, run.normalize, is_shared=True, answers=answers)
+            result = score(net, *scored, is_shared=True, answers=answers)
         evaluating += watch.seconds
         return result
 
@@ -248,6 +250,10 @@ def _write(run: Run, arm: Arm, student: Student, net: nn.Module) -> None:
 def task_of(run: Run, arm: Arm, seed: int, condensed: CondensedSet, teachers: Sequence[Teacher]) -> Task:
     """What the student of a seed is trained on in an arm. Of the run, the condensed arm needs no real images."""
     recipe = run.recipe
+    if recipe.train.frozen:
+        frozen, is_full = FrozenStudent.of(run), arm.images == "full"
+        seen = frozen.real if is_full else frozen.views(*_images_of(run, arm, seed, condensed, teachers), seed)
+        return frozen.task(seen, seed, is_full=is_full)
     optimization: Optimization = recipe.train
     if arm == Arm("full", "hard", arm.views, arm.lr):
         optimization = replace(recipe.squeeze, epochs=recipe.evaluate.full_epochs or recipe.squeeze.epochs)
@@ -303,16 +309,25 @@ def task_of(run: Run, arm: Arm, seed: int, condensed: CondensedSet, teachers: Se
 def _replayed(run: Run, arm: Arm, seed: int, condensed: CondensedSet, teachers: Sequence[Teacher]) -> ReplayedViews:
     """Views of the condensed images, or of real ones."""
     recipe = run.recipe
-    if arm.images == "condensed":
-        pixels, labels = shown(recipe, condensed)
-    elif arm.images in RULES:
-        pixels, labels = representative_images(run, baseline_rule(arm, teachers), recipe.shown_ipc)
-    elif is_own(arm.images):
-        pixels, labels = own_baseline(run, arm.images, recipe.shown_ipc, seed)
-    else:
-        pixels, labels = run.real_images(recipe.shown_ipc, "baselines/random", seed)
+    pixels, labels = _images_of(run, arm, seed, condensed, teachers)
     settings = plain(recipe.labels) if arm.views == "plain" else recipe.labels
     return ReplayedViews(place(pixels, run.device), labels.to(run.device), settings, run.normalize, seed)
+
+
+def _images_of(
+    run: Run, arm: Arm, seed: int, condensed: CondensedSet, teachers: Sequence[Teacher]
+) -> tuple[Tensor, Tensor]:
+    """The images of an arm, but for that of all real ones: uint8 [N, 3, S, S], and int64 labels [N]."""
+    recipe = run.recipe
+    if arm.images == "condensed":
+        return shown(recipe, condensed)
+    if arm.images in RULES:
+        return representative_images(run, baseline_rule(arm, teachers), recipe.shown_ipc)
+    if arm.images in ("nearest", "aligned"):
+        return closest_images(run, arm.images, recipe.shown_ipc)
+    if is_own(arm.images):
+        return own_baseline(run, arm.images, recipe.shown_ipc, seed)
+    return run.real_images(recipe.shown_ipc, "baselines/random", seed)
 
 
 def baseline_rule(arm: Arm, teachers: Sequence[Teacher]) -> Rule:
@@ -323,17 +338,3 @@ def baseline_rule(arm: Arm, teachers: Sequence[Teacher]) -> Rule:
 def plain(labels: Labels) -> Labels:
     """The settings of the same labels on whole images, neither changed nor mixed."""
     return replace(labels, **vars(WHOLE), mix="none", tile_shuffle=1, tile_pick=1, augment=(), rand_augment=(0, 0))
-
-
-def why_not_captured(recipe: Recipe, source: LabelSource) -> str | None:
-    """What keeps views, labels and update of a batch from being one CUDA graph, in words; None if nothing does."""
-    labels = recipe.labels
-    if world_size() > 1:
-        return "ranks exchange gradients"
-    if labels.tile_shuffle > 1 or labels.rand_augment[0]:
-        return "labels.tile_shuffle and labels.rand_augment change images from the host"
-    if source is not hard_labels and not isinstance(source, TeacherLabels):
-        return "labels are read on the host, or are your own function's"
-    if source is not hard_labels and labels.dropout:
-        return "labels.dropout is seeded from the host"
-    return None

@@ -55,6 +55,34 @@ class Cut(nn.Module):
         return features.float() if self.dtype is not None else features
 
 
+class Hooked(nn.Module):
+    """x: normalised [N, 3, H, W] -> the input, float32, of the module `layer` of a teacher that could not be traced.
+
+    The whole network runs, and what the module is called with is kept meanwhile.
+    """
+
+    def __init__(self, teacher: Teacher, layer: str):
+        super().__init__()
+        self.teacher, self.dtype, self.seen = teacher, teacher.dtype, list[Tensor]()
+        teacher.fused.get_submodule(layer).register_forward_pre_hook(lambda _, args: self.seen.append(args[0]))
+
+    def forward(self, x: Tensor) -> Tensor:
+        self.seen.clear()
+        self.teacher(x)
+        found, *_ = self.seen
+        self.seen.clear()
+        return found.float()
+
+
+def backbone(teacher: Teacher) -> Cut | Hooked:
+    """The network that gives what a teacher has before its classifier, float32 [N, D], of normalised images.
+
+    Raises ValueError if the logits are not made by one nn.Linear.
+    """
+    classifier = classifier_name(teacher.name)
+    return (Cut if isinstance(teacher.fused, fx.GraphModule) else Hooked)(teacher, classifier)
+
+
 def penultimate(teacher: Teacher) -> tuple[Callable[[Tensor], Tensor], str]:
     """The function that gives what a teacher has before its classifier, of normalised images; the classifier's name.
 

@@ -1,0 +1,117 @@
+"""Real images that stand for their class as frozen backbones see them: nearest to its mean, or most in its direction.
+
+"nearest": least distance of an image's features to their mean over its class, images as the evaluation transform sees
+them (LGM's baseline). "aligned": largest cosine of the mean feature of an image's views and the mean of its class's,
+both seen from the mean of all classes: the best real images by what recover.means makes condensed ones for.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import Literal, cast
+
+import numpy as np
+import torch
+from torch import Tensor
+from torch.nn import functional as F
+
+from ..data.real import square_batches, window_batches
+from ..files import tree_sha256
+from ..loaders.source import Windowed
+from ..networks.precision import arithmetic
+from ..recover.feature_targets import Backbone, backbone_of
+from ..recover.representatives import read_squares
+from ..rng import Stream
+from ..run import Run
+from ..statistics.class_means import class_means
+from ..teachers.kept import chosen, read_teachers
+from ..tensor_files import read_tensors, write_tensors
+from ..views.windows import windows
+from ..workers.distributed import first_alone
+
+Kind = Literal["nearest", "aligned"]
+_BATCH = 100  # images that go through a backbone together: fixed, because rounding depends on it
+_LOOKS, _LOOKED_AT = (
+    20,
+    15,
+)  # views of the images of a class that are most in its direction by a few views, and how many
+
+
+def closest_images(run: Run, kind: str, count: int) -> tuple[Tensor, Tensor]:
+    """The first `count` of every class, by class: uint8 [classes * count, 3, S, S], int64 labels.
+
+    recover.teachers are the backbones; of several the distances or cosines are averaged. The choice is kept in the
+    run's folder. Raises ValueError if a class has fewer images that can be read.
+    """
+    recipe, teachers = run.recipe, chosen(read_teachers(run), run.recipe.recover.teachers)
+    identity = recipe.parts("seed", "dataset") | {"kind": kind, "count": count, "images": run.real.about()}
+    identity |= {"teachers": [teacher.sha256 for teacher in teachers], "means": recipe.parts("recover")["recover"]}
+    path = run.out / "students" / "features" / f"{kind}-{tree_sha256(identity)[:8]}.safetensors"
+    with first_alone():
+        if not path.exists():
+            backbones = [backbone_of(teacher, "fp32") for teacher in teachers]
+            means = [of.to(run.device) for of in class_means(run, teachers)]
+            with torch.no_grad(), arithmetic("fp32"):
+                labels = range(len(run.real.classes))
+                found = [_closest(run, cast(Kind, kind), backbones, means, label, count) for label in labels]
+            write_tensors(path, {"ids": torch.from_numpy(np.stack(found))}, {})
+    ids = read_tensors(path)[0]["ids"].flatten().numpy()
+    return read_squares(run, ids), torch.from_numpy(run.real.train.labels[ids])
+
+
+def _closest(
+    run: Run, kind: Kind, backbones: Sequence[Backbone], means: Sequence[Tensor], label: int, count: int
+) -> np.ndarray:
+    """The first `count` training samples of a class, int64 [count]."""
+    members = np.flatnonzero(run.real.train.labels == label)
+    whole, ids = _squares(run, backbones, members)
+    if len(ids) < count:
+        raise ValueError(
+            f"class {run.real.classes[label]!r} has {len(ids)} training images that can be read, but {count} are wanted"
+        )
+    if kind == "nearest":
+        gaps = [(features - features.mean(0)).norm(dim=1) for features in whole]
+        far = sum(gap / gap.mean() for gap in gaps)
+        return ids[torch.as_tensor(far).argsort(stable=True).cpu().numpy()[:count]]
+
+    def cosines(seen: Sequence[Tensor]) -> Tensor:
+        pairs = [
+            (features - mean.mean(0), mean[label] - mean.mean(0)) for features, mean in zip(seen, means, strict=True)
+        ]
+        return torch.stack([F.cosine_similarity(one, other[None], 1) for one, other in pairs]).mean(0)
+
+    few = run.recipe.recover.means.real_views
+    rough = [(one + few * more) / (1 + few) for one, more in zip(whole, _views(run, backbones, ids, few), strict=True)]
+    likely = ids[cosines(rough).argsort(descending=True, stable=True).cpu().numpy()[: max(_LOOKED_AT, count)]]
+    best = cosines(_views(run, backbones, likely, _LOOKS)).argsort(descending=True, stable=True)
+    return likely[best.cpu().numpy()[:count]]
+
+
+def _squares(run: Run, backbones: Sequence[Backbone], ids: np.ndarray) -> tuple[list[Tensor], np.ndarray]:
+    """Features of each backbone, [n, D], of evaluation squares, and the samples that could be read."""
+    seen, read = list[list[Tensor]](), list[Tensor]()
+    for pixels, found in square_batches(run.real.train, run.recipe.dataset, run.device, _BATCH, ids=ids):
+        images = run.normalize(pixels)
+        seen.append([see(images) for see in backbones])
+        read.append(found.cpu())
+    run.report_skipped(run.real.train)
+    if not read:
+        return [], ids[:0]
+    return [torch.cat(parts) for parts in zip(*seen, strict=True)], torch.cat(read).numpy()
+
+
+def _views(run: Run, backbones: Sequence[Backbone], ids: np.ndarray, count: int) -> list[Tensor]:
+    """Mean features of each backbone, [n, D], of `count` views of samples that can be read, as recover's are."""
+    recipe, stream, total = run.recipe, Stream(run.recipe.seed, "baselines/aligned"), list[Tensor]()
+    batches = np.split(ids, range(_BATCH, len(ids), _BATCH))
+    for number in range(count):
+
+        def draw(ids: np.ndarray, heights: np.ndarray, widths: np.ndarray, number: int = number) -> np.ndarray:
+            return windows(stream, recipe.recover, ids, number, heights, widths)
+
+        cut = Windowed(recipe.dataset.image_size, draw)
+        made = window_batches(run.real.train, recipe.dataset, batches, cut, run.device)
+        parts = [[see(images) for see in backbones] for images, _ in made]
+        seen = [torch.cat(of) for of in zip(*parts, strict=True)]
+        total = seen if not total else [one + more for one, more in zip(total, seen, strict=True)]
+    return [of / count for of in total]
