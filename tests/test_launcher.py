@@ -6,7 +6,7 @@ import signal
 import sys
 import time
 
-import pytest
+import psutil
 from launches import wait_for
 from small import FLAGS
 
@@ -107,6 +107,5 @@ def test_all_end_within_ten_seconds_though_one_hangs(tmp_path):
     os.killpg(process.pid, signal.SIGTERM)
     said = ended(tmp_path, process, 128 + signal.SIGTERM)
     assert time.monotonic() - began_at < 10 and said.count("\n") == 1 and "interrupted; the same command" in said
-    for rank in (0, 1):
-        with pytest.raises(ProcessLookupError):
-            os.kill(int((tmp_path / str(rank)).read_text()), 0)
+    numbers = [int((tmp_path / str(rank)).read_text()) for rank in (0, 1)]
+    wait_for(lambda: not any(map(psutil.pid_exists, numbers)))  # whoever inherits them takes a moment to bury them

@@ -142,7 +142,7 @@ class Plan:
         if squeeze.self_supervision.method != "none" or "train" in squeeze.probe_weights:
             self.notes.append("squeeze: self-supervised training and linear probes are not in its time")
         wall = together if squeeze.shared else makespan(each, self.num_workers)
-        return StageTime("squeeze", sum(each), wall, "; ".join(sources) or "no teacher")
+        return StageTime("squeeze", sum(each), wall, "; ".join(dict.fromkeys(sources)) or "no teacher")
 
     def _teacher_step(self, architecture: str, count: int) -> steps.Step:
         return steps.teacher_step(self.recipe, architecture, count, self.size.num_classes, self.device)

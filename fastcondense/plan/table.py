@@ -16,6 +16,7 @@ def tables(plan: Plan) -> RenderableType:
     """Time of each stage on one worker and on all, and what they cost; bytes a worker; bytes on disk; notes."""
     many, place = plan.num_workers, "of the GPU" if plan.device.type == "cuda" else "of the machine"
     workers, size = f"{many} worker" + "s" * (many > 1), plan.size
+    jobs = f"{len(plan.jobs)} job" + "s" * (len(plan.jobs) > 1)
     shared = (workers, cost_unit(plan.device.type)) if many > 1 else ()
 
     def row(name: str, one: float, wall: float, source: str) -> tuple[str, ...]:
@@ -25,7 +26,7 @@ def tables(plan: Plan) -> RenderableType:
     one, wall = sum(stage.one for stage in plan.times), sum(stage.wall for stage in plan.times)
     times = plain_table(
         f"{plan.recipe.name} on {workers} ({plan.device.type}): {size.num_classes} classes and {size.num_train} "
-        f"training images by {size.source}; {len(plan.jobs)} jobs of up to {plan.jobs[0].num_images} images",
+        f"training images by {size.source}; {jobs} of up to {plan.jobs[0].num_images} images",
         ("stage", "one worker" if many > 1 else "time", *shared, "known from"),
         [row(stage.name, stage.one, stage.wall, stage.source) for stage in plan.times],
         [row("all", one, wall, "")],

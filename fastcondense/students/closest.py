@@ -31,10 +31,8 @@ from ..workers.distributed import first_alone
 
 Kind = Literal["nearest", "aligned"]
 _BATCH = 100  # images that go through a backbone together: fixed, because rounding depends on it
-_LOOKS, _LOOKED_AT = (
-    20,
-    15,
-)  # views of the images of a class that are most in its direction by a few views, and how many
+_LOOKS = 20  # views of each of a class's
+_LOOKED_AT = 15  # images that are most in its direction by a few views
 
 
 def closest_images(run: Run, kind: str, count: int) -> tuple[Tensor, Tensor]:
