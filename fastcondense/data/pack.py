@@ -8,11 +8,11 @@ from typing import Annotated, Literal
 
 import tyro
 
-from ..loaders.class_folders import index_classes
 from ..loaders.complete import check_files
 from ..loaders.pack import Packing, pack
 from ..log import Log
 from .image_folders import index_splits
+from .kept_index import indexed
 
 SPLITS = ("train", "val")
 
@@ -51,7 +51,7 @@ def pack_folders(options: PackOptions, log: Log) -> None:
     if splits is not None and out.suffix == ".beton" and options.split is None:
         raise ValueError(f"{data} has train/ and val/: name one by --split, or give a folder as --out for both")
     if splits is None:
-        parts = {out: index_classes(data)}
+        parts = {out: indexed(data)}
     else:
         by_name = dict(zip(SPLITS, splits, strict=True))
         parts = {out: by_name[options.split]} if options.split else {out / f"{k}.beton": v for k, v in by_name.items()}
