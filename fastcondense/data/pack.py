@@ -9,6 +9,7 @@ from typing import Annotated, Literal
 import tyro
 
 from ..loaders.complete import check_files
+from ..loaders.file_names import FileNames
 from ..loaders.pack import Packing, pack
 from ..log import Log
 from .image_folders import index_splits
@@ -59,8 +60,8 @@ def pack_folders(options: PackOptions, log: Log) -> None:
         for text in found.said:
             log.say(text)
     if options.on_error == "raise":
-        todo = [path for beton, found in parts.items() if not beton.exists() for path in found.files]
-        check_files(todo, options.workers, log.track)
+        todo = [text for beton, found in parts.items() if not beton.exists() for text in found.files.texts()]
+        check_files(FileNames(Path(), todo), options.workers, log.track)
     for beton, found in parts.items():
         source, files, labels, classes = found.root, found.files, found.labels, found.classes
         sidecar = pack(
