@@ -12,7 +12,7 @@ from ..loaders.class_folders import ClassFolders, find_splits, folders_of, has_i
 from ..loaders.file_names import FileNames
 from ..rng import Stream
 from .kept_index import indexed
-from .splits import RealData, Split
+from .splits import RealData, Split, by_class
 
 
 def read_tiny_imagenet(data: Path, name: str) -> RealData:
@@ -65,8 +65,7 @@ def read_folders(data: Path, name: str) -> RealData:
     whole = Split(found.labels, files=found.files)
     order = Stream(0, "datasets/hold-out").permutation(len(found.files))
     held: list[int] = []
-    for label, of_class in enumerate(found.classes):
-        mine = order[found.labels[order] == label]
+    for of_class, mine in zip(found.classes, by_class(order, found.labels, len(found.classes)), strict=True):
         if len(mine) < 2:
             raise ValueError(f"class {of_class!r} has {len(mine)} image; a train and a test image are needed")
         held += list(mine[: max(1, len(mine) // 5)])

@@ -21,6 +21,13 @@ _SAMPLED = 32
 """Images of a split whose bytes are part of its digest."""
 
 
+def by_class(order: np.ndarray, labels: np.ndarray, num_classes: int) -> list[np.ndarray]:
+    """The samples of each class among those of `order`, int64 [N], in that order; labels: of all samples."""
+    mine = labels[order]
+    bounds = np.bincount(mine, minlength=num_classes).cumsum()
+    return np.split(order[mine.argsort(kind="stable")], bounds[:-1])
+
+
 @dataclass(frozen=True, eq=False)
 class Split:
     """Labels int64 [N], and images uint8 [N, H, W, 3] in memory, or N files, or N rows of a .beton file."""
