@@ -14,6 +14,7 @@ import argparse
 import dataclasses
 import json
 import os
+import shutil
 import subprocess
 import sys
 import tempfile
@@ -25,8 +26,8 @@ from typing import Any
 from claims import simulate
 from session import Session
 
-STAGES = ("index", "epoch", "pack", "set", "status", "claims")
-QUICK = {"classes": [5], "ipc": [2], "size": 16, "workers": [1, 8], "only": ["set", "status", "claims"]}
+STAGES = ("index", "epoch", "pack", "set", "bundle", "status", "claims")
+QUICK = {"classes": [5], "ipc": [2], "size": 16, "workers": [1, 8], "only": ["set", "bundle", "status", "claims"]}
 _BATCHES = 20
 
 
@@ -50,13 +51,13 @@ def run(session: Session, options: argparse.Namespace) -> None:
             for stage in ("index", "epoch", "pack"):
                 if stage in options.only:
                     _measured(session, stage, classes, 0, {"data": str(part), "scratch": name})
-        sizes = [(max(options.classes), ipc) for ipc in options.ipc]
-        sizes += [(classes, max(options.ipc)) for classes in options.classes if classes != max(options.classes)]
-        for classes, ipc in sizes:
-            for stage in ("set", "status"):
+        for ipc in options.ipc:
+            for stage in ("set", "bundle", "status"):
                 if stage in options.only:
-                    more = {"classes": classes, "ipc": ipc, "size": options.size, "scratch": name}
-                    _measured(session, stage, classes, ipc, more)
+                    most = max(options.classes)
+                    _measured(
+                        session, stage, most, ipc, {"classes": most, "ipc": ipc, "size": options.size, "scratch": name}
+                    )
     for workers in options.workers if "claims" in options.only else ():
         session.add("claims", f"{workers} workers", **simulate(workers, 20 * workers, latency=1e-3, job=1.0))
 
@@ -73,13 +74,14 @@ def _part(data: Path, classes: int, folder: Path) -> Path:
 def _measured(session: Session, stage: str, classes: int, ipc: int, about: dict[str, Any]) -> None:
     """Runs a stage in a process, which tells its parts one a line."""
     command = [sys.executable, __file__, stage, json.dumps(about)]
-    done = subprocess.run(command, capture_output=True, text=True)
-    if done.returncode:
-        raise ValueError(f"{stage} of {classes} classes, {ipc} images each: {done.stderr.strip().splitlines()[-1]}")
-    for line in done.stdout.splitlines():
-        if line.startswith("{"):
-            session.add(**(told := json.loads(line)), classes=classes, ipc=ipc)
-            print(f"{classes:5} x {ipc:<4} {told['what']}: {told['wall_s']} s, {told['own_mb']} MB", flush=True)
+    with subprocess.Popen(command, stdout=subprocess.PIPE, text=True) as child:
+        assert child.stdout is not None
+        for line in child.stdout:
+            if line.startswith("{"):
+                session.add(**(told := json.loads(line)), classes=classes, ipc=ipc)
+                print(f"{classes:5} x {ipc:<4} {told['what']}: {told['wall_s']} s, {told['own_mb']} MB", flush=True)
+    if child.returncode:
+        raise ValueError(f"{stage} of {classes} classes, {ipc} images each, ended with {child.returncode}")
 
 
 # --- in the process of a stage ---------------------------------------------------------------------------------------
@@ -176,24 +178,19 @@ def _pack(about: dict[str, Any]) -> None:
     out.unlink()
 
 
-def _set(about: dict[str, Any]) -> None:
+def _written(about: dict[str, Any]) -> tuple[Path, Any, dict[str, Any]]:
+    """Writes the shards of a set of noise; returns the folder, the recipe and the manifest, which names no teacher."""
     import torch
 
     import fastcondense.files
     from fastcondense.data.jobs import jobs
-    from fastcondense.exchange.export import ExportOptions, export
-    from fastcondense.exchange.verify import check
     from fastcondense.files import write_atomic, write_json
-    from fastcondense.labels.relabel import specification
-    from fastcondense.labels.resident import HostImages
-    from fastcondense.log import Log
     from fastcondense.recipe.recipe import load
-    from fastcondense.sets.bundle import read_bundle, read_folder, write_bundle
     from fastcondense.sets.condensed import write_shard
 
     fastcondense.files.os.fsync = lambda _: None  # type: ignore[attr-defined]  # thousands of them measure the disk
     torch.set_num_threads(1)
-    classes, ipc, size, device = about["classes"], about["ipc"], about["size"], torch.device("cpu")
+    classes, ipc, size = about["classes"], about["ipc"], about["size"]
     recipe = load(f"sre2l/imagenet1k-ipc{ipc}")
     changed = {  # so that no teacher is asked, whose time is another matter
         "dataset": dataclasses.replace(recipe.dataset, image_size=size, resize=size),
@@ -206,36 +203,58 @@ def _set(about: dict[str, Any]) -> None:
     manifest = {"classes": [f"n{k:08d}" for k in range(classes)], "recipe": {}, "teachers": {}}
     write_atomic(folder / "recipe.toml", recipe.to_toml().encode())
     write_json(folder / "condensed" / "manifest.json", manifest)
+    for job in made:
+        images = torch.randint(0, 256, (job.num_images, 3, size, size), dtype=torch.uint8, generator=noise)
+        write_shard(folder / "condensed", job, images, torch.zeros(2, 3), {"seconds": "1"})
+    return folder, recipe, manifest
 
-    def write() -> None:
-        for job in made:
-            images = torch.randint(0, 256, (job.num_images, 3, size, size), dtype=torch.uint8, generator=noise)
-            write_shard(folder / "condensed", job, images, torch.zeros(2, 3), {"seconds": "1"})
 
-    _tell("write all shards", write, jobs=len(made))
+def _set(about: dict[str, Any]) -> None:
+    import torch
+
+    from fastcondense.labels.resident import HostImages
+    from fastcondense.sets.bundle import read_folder
+
+    folder, _, _ = _tell("write all shards", lambda: _written(about))
     condensed = _tell("open the set", lambda: read_folder(folder)).condensed
     _tell("the report's corner of it", lambda: condensed.corner(10, 5))
-    digests = _tell("digest of every class", lambda: condensed.digests)
-    _tell("open --ipc 10 of it", lambda: condensed.first(min(10, ipc)).corner(1, 1))
+    _tell("digest of every class", lambda: condensed.digests)
+    _tell("open --ipc 10 of it", lambda: condensed.first(min(10, about["ipc"])).corner(1, 1))
 
-    def stream() -> None:
+    def epoch() -> None:
         pixels, _ = condensed.unread()
-        order = torch.randperm(len(pixels), generator=noise)
-        for _ in HostImages(pixels, device).rows(order.split(100)):
+        order = torch.randperm(len(pixels), generator=torch.Generator().manual_seed(0))
+        for _ in HostImages(pixels, torch.device("cpu")).rows(order.split(100)):
             pass
 
-    _tell("an epoch's batches of 100 from disk", stream)
-    write_json(
-        folder / "condensed" / "manifest.json",
-        manifest | {"replay": specification(recipe, condensed, ()), "digests": digests},
-    )
-    bundle = folder.with_suffix(".zip")
+    _tell("an epoch's batches of 100 from disk", epoch)
+    shutil.rmtree(folder)
+
+
+def _bundle(about: dict[str, Any]) -> None:
+    import torch
+
+    from fastcondense.exchange.export import ExportOptions, export
+    from fastcondense.exchange.verify import check
+    from fastcondense.files import write_json
+    from fastcondense.labels.relabel import specification
+    from fastcondense.log import Log
+    from fastcondense.sets.bundle import read_bundle, read_folder, write_bundle
+
+    folder, recipe, manifest = _written(about)
+    condensed = read_folder(folder).condensed
+    replay = {"replay": specification(recipe, condensed, ()), "digests": condensed.digests}
+    write_json(folder / "condensed" / "manifest.json", manifest | replay)
+    bundle, out = folder.with_suffix(".zip"), folder.with_name("exported")
     _tell("bundle", lambda: write_bundle(folder, bundle, "embed"))
     contents = _tell("open the bundle", lambda: read_bundle(bundle))
-    verdict = _tell("verify the bundle", lambda: check(contents, None, device))
-    assert verdict.kind == "match", verdict
-    out = folder.with_name("exported")
+    verdict = _tell("verify the bundle", lambda: check(contents, None, torch.device("cpu")))
+    if verdict.kind != "match":
+        raise ValueError(f"{bundle} is no bundle of its set: {verdict.reason}")
     _tell("export as a folder", lambda: export(ExportOptions(run=folder, out=out), Log()))
+    for made in (folder, out):
+        shutil.rmtree(made)
+    bundle.unlink()
 
 
 def _status(about: dict[str, Any]) -> None:
@@ -263,6 +282,5 @@ def _status(about: dict[str, Any]) -> None:
 
 
 if __name__ == "__main__":
-    {"index": _index, "epoch": _epoch, "pack": _pack, "set": _set, "status": _status}[sys.argv[1]](
-        json.loads(sys.argv[2])
-    )
+    named = {"index": _index, "epoch": _epoch, "pack": _pack, "set": _set, "bundle": _bundle, "status": _status}
+    named[sys.argv[1]](json.loads(sys.argv[2]))
