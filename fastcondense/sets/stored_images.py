@@ -14,7 +14,7 @@ from safetensors import safe_open
 from torch import Tensor
 
 from ..data.jobs import Job
-from ..loaders.reading import open_file, reading
+from ..loaders.reading import naming, open_file, reading
 from ..tensor_files import DIGESTS, first_byte, read_tensors
 
 
@@ -40,7 +40,7 @@ class Shards:
             self.begins[place] = first_byte(path, "images")
             return tensors["images"][rows]
         images = torch.empty(len(rows), *self.shape_of_one, dtype=torch.uint8)
-        with reading(path), open_file(path) as file:
+        with naming(path), open_file(path) as file:
             for image, row in zip(images, rows.tolist(), strict=True):
                 begin = self.begins[place] + row * image.numel()
                 if os.preadv(file.fileno(), [image.numpy().data], begin) < image.numel():
