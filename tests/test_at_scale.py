@@ -9,6 +9,8 @@ import pytest
 from claims import simulate
 from imagenet_shaped import class_counts, main, wnid_of, write
 from PIL import Image
+from results import frame
+from scale_table import table
 
 from fastcondense.cli import main as fastcondense
 from fastcondense.data.datasets import load
@@ -83,6 +85,25 @@ def test_a_hundred_classes_go_through_all_stages(shaped, tmp_path, capsys):
     assert "match" in said and "200 images, 2 of each of 100 classes" in said and "2 of 2 jobs" in said
     assert len(list(Path(f"{run}-folder").rglob("*.png"))) == 200
     assert Image.open(next(Path(f"{run}-folder").rglob("*.png"))).size == (16, 16)
+
+
+def test_tables_say_seconds_growth_and_memory_beside_goals():
+    about = {"benchmark": "at-scale", "environment": {"device": "CPU X", "commit": "abc", "date": "2026-11-29"}}
+    lines = [
+        {"what": what, "classes": classes, "ipc": ipc, "cpu_s": seconds, "wall_s": 2 * seconds, "own_mb": memory}
+        for what, classes, ipc, seconds, memory in (
+            ("the same, a second time", 10, 0, 0.1, 1),
+            ("the same, a second time", 100, 0, 0.5, 2),
+            ("bundle", 1000, 10, 1.0, 7),
+            ("bundle", 1000, 40, 16.0, 8),
+        )
+    ]
+    lines.append({"what": "claims", "workers": 3, "jobs": 60, "calls_a_job": {"stat": 4.5}, "overhead_percent": 0.46})
+    text = table(frame(("cpu/a.jsonl", place, about | line) for place, line in enumerate(lines)))
+    assert "| the same, a second time | 0.1 (0.2) | 0.5 (1) | | 1 to 2 MB | 2 s, 1 GB |" in text  # one is too short
+    assert "| stage | 1,000 x 10 | 1,000 x 40 |" in text
+    assert "| bundle | 1 (2) | 16 (32) | 2.00 | 7 to 8 MB | 2 GB |" in text
+    assert "| 3 | 60 | 4.5 | 0.5 % |" in text and "commit abc" in text and table(frame([])) == ""
 
 
 @pytest.mark.parametrize(("workers", "most"), [(3, 2.0), (24, 4.0)])
