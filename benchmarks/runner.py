@@ -65,6 +65,7 @@ BENCHMARKS = {
     "precision": Benchmark("precision", "losses and scores of whole runs in bf16 beside fp32", ("precision",)),
     "traffic": Benchmark("traffic", "bytes and launches of a recover step, counted"),
     "loader-parity": Benchmark("loader_parity", "how far the loaders' pixels are apart"),
+    "at-scale": Benchmark("at_scale", "every stage at ImageNet's shape: seconds and memory", ("work",)),
     "scaling": Benchmark("scaling", "recover by several CPU workers, and what reproducible images cost", ("work",)),
 }
 MAIN = ("kernels", "recover", "peers", "train", "labels", "loaders", "end-to-end", "traffic")

@@ -4,7 +4,7 @@
     python benchmarks/tables.py --check    # fails if they are not up to date, or if a result file is gone
 
 A table stands between its markers on one of the pages (pages.py): speeds (throughput.py), accuracy (accuracy.py),
-probes of frozen backbones (frozen.py).
+probes of frozen backbones (frozen.py), ImageNet's shape (scale_table.py).
 benchmarks/results/ gets index.md, which lists every result file with its hash, accuracy.md, costs.md, curves.md and
 profile.md, and the plots, which are compared by the figures that they were drawn from.
 """
@@ -19,6 +19,7 @@ from typing import Any
 import accuracy
 import curves
 import frozen
+import scale_table
 import throughput
 from accuracy import read_lines
 from pages import read_pages, replaced, stale, write
@@ -37,6 +38,7 @@ def wanted(root: Path, folder: Path) -> tuple[dict[Path, str], dict[Path, Any]]:
     for name in throughput.TABLES:
         pages = replaced(pages, name, throughput.table(name, lines))
     pages = replaced(pages, "frozen backbones", frozen.table(found))
+    pages = replaced(pages, "at scale", scale_table.table(lines))
     made = {
         "index.md": index(folder),
         "profile.md": throughput.profile(lines),

@@ -162,7 +162,7 @@ class Condensation:
     @property
     def images(self) -> Tensor:
         """The condensed images, class by class: uint8 [classes * ipc, 3, S, S]. Raises ValueError if there are none."""
-        return self._contents().condensed.first(self.recipe.ipc).flat()[0]
+        return self._contents().condensed.first(self.recipe.ipc).images.flatten(0, 1)
 
     @property
     def labels(self) -> Tensor:

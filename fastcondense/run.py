@@ -19,6 +19,7 @@ from .data.datasets import RealData, Split
 from .data.jobs import kept_batch_size, makes_the_same, with_batch_size
 from .data.real import EvaluationImages, Normalization, squares
 from .data.sources import choose, decoder_of, skipped
+from .data.splits import by_class
 from .devices import fastest_arithmetic, versions
 from .files import first_difference, write_atomic, write_json
 from .loaders.reading import read_file
@@ -237,7 +238,7 @@ class Run:
         split = self.real.train
         order = Stream(seed, purpose).permutation(len(split))
         while True:
-            chosen = [order[split.labels[order] == label][:count] for label in range(len(self.real.classes))]
+            chosen = [ids[:count] for ids in by_class(order, split.labels, len(self.real.classes))]
             ids = np.concatenate(chosen)
             if len(ids) < count * len(chosen):
                 raise ValueError(f"{purpose} needs {count} training images a class; too many of them cannot be read")

@@ -15,7 +15,7 @@ from torch import Tensor
 
 from . import restricted_pickle
 from .files import write_atomic
-from .loaders.reading import reading
+from .loaders.reading import open_file, reading
 from .records import checked, parse_json
 
 DIGESTS = "tensors_sha256"
@@ -41,11 +41,11 @@ def _in_order(data: bytes) -> bytes:
     return b"".join((len(text).to_bytes(8, "little"), text, memoryview(data)[begin:]))
 
 
-def read_tensors(path: Path, *prefixes: str, is_known: bool = False) -> tuple[dict[str, Tensor], dict[str, str]]:
+def read_tensors(path: Path, *prefixes: str) -> tuple[dict[str, Tensor], dict[str, str]]:
     """Tensors and metadata of a safetensors file; with prefixes, only the tensors whose names begin with one of them.
 
-    Raises ValueError that names a file which is missing or damaged, and a tensor that is not the one that was written;
-    is_known: that is not looked at again. Files of others have no digests.
+    Raises ValueError that names a file which is missing or damaged, and a tensor that is not the one that was written.
+    Files of others have no digests.
     """
     with reading(path), safe_open(str(path), "pt") as file:
         metadata = dict(file.metadata() or {})
@@ -54,10 +54,17 @@ def read_tensors(path: Path, *prefixes: str, is_known: bool = False) -> tuple[di
         tensors = {name: file.get_tensor(name) for name in names}
         for name in digests.keys() ^ file.keys() if digests else ():
             raise ValueError(f"{path} is damaged: {name!r} is not among its tensors or digests")
-        for name, tensor in tensors.items() if digests and not is_known else ():
+        for name, tensor in tensors.items() if digests else ():
             if _sha256(tensor) != digests[name]:
                 raise ValueError(f"{path} is damaged: its {name!r} are not those that were written")
     return tensors, metadata
+
+
+def first_byte(path: Path, name: str) -> int:
+    """The byte of a safetensors file at which the values of a tensor begin. Raises ValueError as `read_metadata`."""
+    with reading(path), open_file(path) as file:
+        length = int.from_bytes(file.read(8), "little")
+        return 8 + length + int(json.loads(file.read(length))[name]["data_offsets"][0])
 
 
 def read_metadata(path: Path) -> dict[str, str]:

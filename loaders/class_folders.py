@@ -12,6 +12,8 @@ from pathlib import Path
 import numpy as np
 from PIL import features
 
+from .file_names import FileNames
+
 EXTENSIONS = frozenset(
     ".jpg .jpeg .jpe .jfif .png .apng .bmp .dib .webp .ppm .pgm .pbm .pnm .tif .tiff .gif .jp2 .j2k .avif".split()
 )
@@ -84,11 +86,14 @@ class ClassFolders:
     """The images in root/<class>/**: files, sorted in a class; labels int64 [N]; and classes, sorted as text."""
 
     root: Path
-    files: list[Path]
+    files: FileNames
     labels: np.ndarray
     classes: tuple[str, ...]
     said: tuple[str, ...] = ()
     """Remarks on what was left out."""
+    times: dict[str, int] = field(default_factory=dict)
+    """The folders that were walked, "" for root and names below it, and when each had last changed before, in ns: what
+    all the rest depends on."""
 
 
 def folders_of(root: Path) -> list[Path]:
@@ -111,7 +116,7 @@ def index_classes(root: Path) -> ClassFolders:
     """
     if not root.is_dir():
         raise ValueError(f"there is no folder {root}")
-    left_out = LeftOut()
+    left_out, times = LeftOut(), {"": os.stat(root).st_ctime_ns}
     with os.scandir(root) as entries:
         for entry in sorted(entries, key=lambda entry: entry.name):
             if is_hidden(entry.name):
@@ -121,47 +126,56 @@ def index_classes(root: Path) -> ClassFolders:
     folders = folders_of(root)
     if not folders:
         raise ValueError(f"{root} holds no class folders; expected {root}/<class>/<image>")
-    files: list[Path] = []
-    labels: list[int] = []
-    for label, folder in enumerate(folders):
+    names: list[str] = []
+    counts: list[int] = []
+    for folder in folders:
         before = left_out.others.total()
-        found = sorted(_images(folder, os.path.realpath(folder), (), left_out))
+        found = list(_images(root, folder.name, os.path.realpath(folder), (), left_out, times))
         if not found:
             others = left_out.others.total() - before
             has = f", but {others} files of other kinds ({next(iter(left_out.example.values()))})" if others else ""
             raise ValueError(f"class folder {folder} holds no image{has}")
-        files += found
-        labels += [label] * len(found)
-    names = tuple(folder.name for folder in folders)
-    return ClassFolders(root, files, np.array(labels, dtype=np.int64), names, left_out.said(root))
+        names += sorted(found, key=_in_parts)
+        counts.append(len(found))
+    labels, classes = np.repeat(np.arange(len(counts)), counts), tuple(folder.name for folder in folders)
+    return ClassFolders(root, FileNames(root, names), labels, classes, left_out.said(root), times)
 
 
-def index_folder(root: Path) -> tuple[list[Path], np.ndarray, tuple[str, ...]]:
+def _in_parts(name: str) -> str:
+    """What sorts names as their parts are sorted: a/b before a.b, because no name holds what stands for the slash."""
+    return name.replace("/", "\0")
+
+
+def index_folder(root: Path) -> tuple[FileNames, np.ndarray, tuple[str, ...]]:
     """Files, labels and class names of `index_classes`."""
     found = index_classes(root)
     return found.files, found.labels, found.classes
 
 
-def _images(folder: Path, real: str, around: tuple[str, ...], left_out: LeftOut) -> Iterator[Path]:
-    """Images in a folder and below, in any order; no file is asked for more than its name says."""
+def _images(
+    root: Path, folder: str, real: str, around: tuple[str, ...], left_out: LeftOut, times: dict[str, int]
+) -> Iterator[str]:
+    """Images in root/folder and below, in any order; no file is asked for more than its name says. The folders'
+    times go to `times`."""
     inner = []
-    with os.scandir(folder) as entries:
+    times[folder] = os.stat(root / folder).st_ctime_ns
+    with os.scandir(root / folder) as entries:
         for entry in entries:
             if is_hidden(entry.name):
                 left_out.hidden += 1
             elif is_read(ending := _ending(entry.name)) and not entry.is_dir(follow_symlinks=False):
-                yield folder / entry.name
+                yield f"{folder}/{entry.name}"
             elif entry.is_dir():
                 inner.append((entry.name, entry.is_symlink()))
             else:
                 left_out.meet(ending, entry.path)
     for name, is_link in inner:
-        place = folder / name
+        place = root / folder / name
         target = os.path.realpath(place) if is_link else os.path.join(real, name)
         if target == real or target in around:
             left_out.cycles.append(str(place))
         else:
-            yield from _images(place, target, (*around, real), left_out)
+            yield from _images(root, f"{folder}/{name}", target, (*around, real), left_out, times)
 
 
 def _ending(name: str) -> str:

@@ -48,7 +48,7 @@ class DALILoader:
     """
 
     def __init__(self, files: Sequence[Path], workers: int, device: torch.device):
-        self.files, self.device, self.workers = tuple(files), device, Workers(max(1, workers))
+        self.files, self.device, self.workers = files, device, Workers(max(1, workers))
         self.threads = max(1, workers)
         self._idle: dict[tuple[Any, ...], _Engine] = {}
 

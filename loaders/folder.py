@@ -204,7 +204,7 @@ class FolderLoader:
     """Image files of any kind that Pillow reads, decoded by `workers` threads; a Loader (source.py)."""
 
     def __init__(self, files: Sequence[Path], workers: int):
-        self.files, self.workers = tuple(files), Workers(workers)
+        self.files, self.workers = files, Workers(workers)
 
     def __len__(self) -> int:
         return len(self.files)

@@ -7,6 +7,7 @@ from scipy.io import savemat
 from fastcondense.data.arrays import checked_labels, checked_split
 from fastcondense.data.datasets import load
 from fastcondense.data.splits import RealData, Split
+from fastcondense.loaders.file_names import FileNames
 from fastcondense.recipe.settings import Dataset
 
 IMAGES = np.arange(4 * 2 * 2 * 3, dtype=np.uint8).reshape(4, 2, 2, 3)
@@ -119,7 +120,7 @@ def test_a_digest_changes_with_names_labels_and_bytes_not_with_the_place(tmp_pat
             files.append(tmp_path / root / "ab"[k // 2] / f"{name}{k}.png")
             files[-1].parent.mkdir(parents=True, exist_ok=True)
             files[-1].write_bytes(first if k == 0 else b"2")
-        return Split(np.array([0, 0, 1, 1]), files=tuple(files))
+        return Split(np.array([0, 0, 1, 1]), files=FileNames.of(files))
 
     whole = made("one")
     assert made("two/deep").digest == whole.digest

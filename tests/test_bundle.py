@@ -15,7 +15,7 @@ from torchvision.datasets import ImageFolder
 
 from fastcondense.cli import main
 from fastcondense.files import read_json
-from fastcondense.sets import sealed_zip
+from fastcondense.sets import bundle, sealed_zip
 from fastcondense.sets.bundle import read_bundle, read_run
 from fastcondense.tensor_files import read_tensors, write_tensors
 
@@ -71,6 +71,15 @@ def test_contents_come_back_bit_for_bit_and_bytes_are_reproducible(run, file, tm
     assert len(json.dumps(there.manifest["replay"])) < 4096
     assert main(["bundle", str(run), "--out", str(tmp_path / "light.zip"), "--teachers", "reference"]) == 0
     assert (tmp_path / "light.zip").stat().st_size < file.stat().st_size - 80_000
+
+
+def test_images_of_a_bundle_are_decoded_when_they_are_asked_for(file, monkeypatch):
+    whole, decoded, decode = read_bundle(file).condensed.images, [], bundle._Pictures._decode
+    monkeypatch.setattr(bundle._Pictures, "_decode", lambda *of: decoded.append(of[1]) or decode(*of))
+    condensed = read_bundle(file).condensed
+    assert not decoded and condensed.shape == whole.shape
+    assert torch.equal(condensed.of_class(3), whole[3]) and len(decoded) == condensed.ipc
+    assert torch.equal(condensed.some(torch.tensor([9, 0]), torch.tensor([0, 0])), whole[[9, 0], [0, 0]])
 
 
 def test_unzipped_it_is_an_image_folder_in_class_order(run, file, tmp_path):

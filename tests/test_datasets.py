@@ -12,6 +12,7 @@ from PIL import Image
 from scipy.io import savemat
 
 from fastcondense.data.datasets import RealData, Split, load
+from fastcondense.data.splits import by_class
 from fastcondense.recipe.settings import Dataset
 
 RNG = np.random.default_rng(7)
@@ -457,3 +458,11 @@ def test_a_damaged_svhn_is_named(tmp_path):
     savemat(tmp_path / "train_32x32.mat", {"X": np.zeros((8, 8, 3, 2), np.uint8), "y": np.ones((2, 1))})
     with pytest.raises(ValueError, match=r"needs X uint8 \[32, 32, 3, N\]"):
         load(Dataset(name="svhn"), tmp_path)
+
+
+def test_samples_of_each_class_stay_in_order():
+    rng = np.random.default_rng(0)
+    order, labels = rng.permutation(50)[:40], rng.integers(0, 7, 50)
+    found = by_class(order, labels, 9)
+    assert [ids.tolist() for ids in found] == [[k for k in order.tolist() if labels[k] == label] for label in range(9)]
+    assert [len(ids) for ids in by_class(order[:0], labels, 2)] == [0, 0]

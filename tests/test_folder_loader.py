@@ -13,6 +13,7 @@ from PIL import Image
 from fastcondense.data.datasets import Split
 from fastcondense.data.real import Normalization, split_batches, squares, training_batches
 from fastcondense.loaders.class_folders import index_folder
+from fastcondense.loaders.file_names import FileNames
 from fastcondense.loaders.folder import FolderLoader, cut_center, decode
 from fastcondense.loaders.source import Centered, Faults, Windowed
 from fastcondense.recipe.settings import Dataset
@@ -302,7 +303,7 @@ def both_splits(folder, count=9, size=(21, 17)):
     """The same images in memory and as files; labels tell every image."""
     files, labels = write_pngs(folder, count, size), np.arange(count) * 10
     images = np.stack([np.asarray(noise(*size, k)) for k in range(count)])
-    return Split(labels, images), Split(labels, files=tuple(files))
+    return Split(labels, images), Split(labels, files=FileNames.of(files))
 
 
 def epoch_of(split, views, epoch, batch_size):

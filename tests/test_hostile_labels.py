@@ -26,7 +26,7 @@ from fastcondense.labels.view_tables import Span
 from fastcondense.labels.views import ReplayedViews
 from fastcondense.recipe.recipe import load
 from fastcondense.recipe.settings import Dataset, Labels
-from fastcondense.sets.condensed import CondensedSet, images_sha256
+from fastcondense.sets.condensed import CondensedSet
 
 CPU = torch.device("cpu")
 IMAGES = torch.from_numpy(np.random.default_rng(0).integers(0, 256, (3, 2, 3, 8, 8), np.uint8))
@@ -65,7 +65,7 @@ def run(tmp_path):
     np.save(folder / "logits.npy", arrays["logits"])
     manifest = {
         "format": 2,
-        "replay": replay_specification(recipe, SET.classes, images_sha256(SET), (), 0),
+        "replay": replay_specification(recipe, SET.classes, SET.sha256, (), 0),
         "first_rows": rows,
         "epochs_done": 2,
         "digests": [stored_digest(arrays, rows, epoch) for epoch in range(2)],

@@ -13,10 +13,17 @@ import torch
 
 from fastcondense.cli import main
 from fastcondense.data.jobs import jobs
+from fastcondense.data.real import Normalization
+from fastcondense.labels import resident
+from fastcondense.labels.resident import HostImages, place
+from fastcondense.labels.views import ReplayedViews
 from fastcondense.recipe.recipe import load
-from fastcondense.sets.condensed import CondensedSet, digests, read_set, shard_path, write_shard
+from fastcondense.recipe.settings import Dataset, Labels, Train
+from fastcondense.sets import stored_images
+from fastcondense.sets.condensed import CondensedSet, read_set, shard_path, write_shard
 from fastcondense.sets.loss_bands import read_loss_band
-from fastcondense.tensor_files import write_tensors
+from fastcondense.sets.stored_images import StoredImages
+from fastcondense.tensor_files import read_tensors, write_tensors
 
 ROOT = Path(__file__).parents[1]
 SIDE, MORE = 64, 400
@@ -102,7 +109,7 @@ def test_parts_of_a_stored_set_are_those_of_the_tensor(stored):
     ):
         mine, wanted = both(change)
         assert mine.shape == wanted.shape and mine.num_images == len(wanted.flat()[1])
-        assert digests(mine) == digests(wanted)
+        assert mine.digests == wanted.digests
         assert torch.equal(mine.rows(range(2, 6)), wanted.images.flatten(0, 1)[2:6])
         assert torch.equal(mine.of_class(1), wanted.images[1])
         assert torch.equal(mine.corner(2, 9), wanted.images[:2])
@@ -110,6 +117,47 @@ def test_parts_of_a_stored_set_are_those_of_the_tensor(stored):
     assert torch.equal(read_set(folder, made, 2, names).images, images[:, :2])
     with pytest.raises(ValueError, match="the set has 4 images of each class, 5 are wanted"):
         read_set(folder, made, 4, names).first(5)
+
+
+def test_a_set_in_class_order_is_read_twice_and_not_for_every_class(stored, monkeypatch):
+    """Each class lies in as many shards as it has images; a shard is read whole once, to see that it is what it was."""
+    folder, made, images = stored
+    whole, some, preadv = [], [], os.preadv
+
+    def count(*arguments):
+        some.append(sum(map(len, arguments[1])))
+        return preadv(*arguments)
+
+    monkeypatch.setattr(
+        stored_images, "read_tensors", lambda path, *names: whole.append(path) or read_tensors(path, *names)
+    )
+    condensed = read_set(folder, made, 4, ("a", "b", "c"))
+    whole.clear()
+    monkeypatch.setattr(stored_images.os, "preadv", count)
+    found = condensed.digests
+    assert len(whole) == len(made) and sum(some) <= images.nbytes
+    assert found == CondensedSet(images, condensed.classes).digests and condensed.sha256 != found[0]
+    ids = torch.tensor([[7, 0], [3, 3], [11, 5]])
+    assert torch.equal(condensed.unread()[0][ids].read(), images.flatten(0, 1)[ids])
+    assert len(whole) == len(made)
+    path = shard_path(folder, 0)
+    path.write_bytes(path.read_bytes()[:700])
+    with pytest.raises(ValueError, match=r"shard-00000.safetensors cannot be read: it has become shorter"):
+        condensed.of_class(0)
+
+
+def test_a_large_set_stays_in_its_files_while_it_is_trained_on(stored, monkeypatch):
+    folder, made, images = stored
+    condensed, device = read_set(folder, made, 4, ("a", "b", "c")), torch.device("cpu")
+    pixels, labels = condensed.unread()
+    assert torch.equal(place(pixels, device), images.flatten(0, 1))
+    monkeypatch.setattr(resident, "_SMALL", pixels.nbytes - 1)
+    host = place(pixels, device)
+    assert isinstance(host, HostImages) and isinstance(host.pixels, StoredImages) and len(host.pixels) == 12
+    normalize = Normalization.of(Dataset(name="digits", image_size=5, resize=5), device)
+    seen = [ReplayedViews(of, labels, Labels(), normalize, 3) for of in (host, images.flatten(0, 1))]
+    for mine, theirs in zip(*(views.epoch(0, Train(batch_size=5)) for views in seen), strict=True):
+        assert torch.equal(mine.images, theirs.images) and torch.equal(mine.labels, theirs.labels)
 
 
 def test_what_is_missing_or_damaged_is_named(stored):

@@ -12,6 +12,7 @@ from fastcondense.data import sources
 from fastcondense.data.datasets import Split
 from fastcondense.data.real import EvaluationImages, shares, split_batches, square_batches, training_batches
 from fastcondense.data.sources import choose, open_source, skipped
+from fastcondense.loaders.file_names import FileNames
 from fastcondense.loaders.folder import FolderLoader
 from fastcondense.loaders.source import Centered, Faults, Windowed
 from fastcondense.recipe.settings import Dataset
@@ -149,7 +150,7 @@ DATASET = Dataset(image_size=32, resize=40, workers=2)
 
 
 def split_of(files):
-    return Split(np.arange(len(files)), files=tuple(files))
+    return Split(np.arange(len(files)), files=FileNames.of(files))
 
 
 def train(split, dataset=DATASET, batch_size=6, **share):

@@ -9,6 +9,7 @@ from PIL import Image
 from fastcondense.data.datasets import Split
 from fastcondense.data.sources import skipped
 from fastcondense.kernels.crop import crop
+from fastcondense.loaders.file_names import FileNames
 from fastcondense.recipe.settings import Dataset, SelfSupervision
 from fastcondense.rng import Stream
 from fastcondense.squeeze.multi_crop import TwoViews
@@ -77,7 +78,7 @@ def write(folder, names):
             Image.fromarray(np.asarray(scene(16, 16, k))).save(files[-1])
         else:
             files[-1].write_bytes(bad_files()[name])
-    return Split(np.zeros(len(files), dtype=np.int64), files=tuple(files))
+    return Split(np.zeros(len(files), dtype=np.int64), files=FileNames.of(files))
 
 
 def test_files_give_the_views_of_memory_but_for_rounding(tmp_path):
@@ -109,5 +110,5 @@ def test_images_of_any_size_are_read(tmp_path):
     for k, (width, height) in enumerate([(40, 20), (17, 60), (9, 9), (100, 80)]):
         files.append(tmp_path / f"{k}.JPEG")
         files[-1].write_bytes(jpeg(scene(width, height, k)))
-    views = make(Split(np.zeros(4, dtype=np.int64), files=tuple(files)))
+    views = make(Split(np.zeros(4, dtype=np.int64), files=FileNames.of(files)))
     assert [rows.shape for rows, _ in views.epoch(0)] == [(4, 2, 3, 12, 12)]

@@ -15,6 +15,7 @@ import numpy as np
 from .. import restricted_pickle
 from ..files import read_lines
 from ..loaders.beton import read_beton
+from ..loaders.file_names import FileNames
 from ..loaders.reading import reading
 from ..recipe.settings import Dataset
 from ..user_functions import is_own, load_function
@@ -103,7 +104,7 @@ def _own(reference: str, data: Path | None) -> RealData:
     def split(images: Any, labels: Any, part: str) -> Split:
         if isinstance(images, np.ndarray):
             return checked_split(images, labels, classes, f"{where}, {part},")
-        files = tuple(map(Path, images))
+        files = FileNames.of(images)
         pixels = np.zeros((len(files), 1, 1, 3), np.uint8)  # labels are checked as those of images are
         return Split(checked_split(pixels, labels, classes, f"{where}, {part},").labels, files=files)
 

@@ -8,11 +8,12 @@ from typing import Annotated, Literal
 
 import tyro
 
-from ..loaders.class_folders import index_classes
 from ..loaders.complete import check_files
+from ..loaders.file_names import FileNames
 from ..loaders.pack import Packing, pack
 from ..log import Log
 from .image_folders import index_splits
+from .kept_index import indexed
 
 SPLITS = ("train", "val")
 
@@ -51,7 +52,7 @@ def pack_folders(options: PackOptions, log: Log) -> None:
     if splits is not None and out.suffix == ".beton" and options.split is None:
         raise ValueError(f"{data} has train/ and val/: name one by --split, or give a folder as --out for both")
     if splits is None:
-        parts = {out: index_classes(data)}
+        parts = {out: indexed(data)}
     else:
         by_name = dict(zip(SPLITS, splits, strict=True))
         parts = {out: by_name[options.split]} if options.split else {out / f"{k}.beton": v for k, v in by_name.items()}
@@ -59,8 +60,8 @@ def pack_folders(options: PackOptions, log: Log) -> None:
         for text in found.said:
             log.say(text)
     if options.on_error == "raise":
-        todo = [path for beton, found in parts.items() if not beton.exists() for path in found.files]
-        check_files(todo, options.workers, log.track)
+        todo = [text for beton, found in parts.items() if not beton.exists() for text in found.files.texts()]
+        check_files(FileNames(Path(), todo), options.workers, log.track)
     for beton, found in parts.items():
         source, files, labels, classes = found.root, found.files, found.labels, found.classes
         sidecar = pack(

@@ -5,7 +5,7 @@ from __future__ import annotations
 import contextlib
 import hashlib
 import os
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from functools import cached_property
 from pathlib import Path
 from typing import Any
@@ -13,10 +13,19 @@ from typing import Any
 import numpy as np
 
 from ..loaders.beton import Sidecar
+from ..loaders.file_names import FileNames
 from ..loaders.reading import read_file
 
+_HASHED_TOGETHER = 1 << 16
 _SAMPLED = 32
 """Images of a split whose bytes are part of its digest."""
+
+
+def by_class(order: np.ndarray, labels: np.ndarray, num_classes: int) -> list[np.ndarray]:
+    """The samples of each class among those of `order`, int64 [N], in that order; labels: of all samples."""
+    mine = labels[order]
+    bounds = np.bincount(mine, minlength=num_classes).cumsum()
+    return np.split(order[mine.argsort(kind="stable")], bounds[:-1])
 
 
 @dataclass(frozen=True, eq=False)
@@ -25,7 +34,7 @@ class Split:
 
     labels: np.ndarray
     images: np.ndarray | None = None
-    files: tuple[Path, ...] = ()
+    files: FileNames = field(default_factory=lambda: FileNames(Path(), []))
     beton: Path | None = None
     rows: np.ndarray | None = None
 
@@ -35,7 +44,7 @@ class Split:
     def take(self, ids: np.ndarray) -> Split:
         """The samples `ids`, in that order."""
         images, rows = (None if part is None else part[ids] for part in (self.images, self.rows))
-        files = tuple(self.files[i] for i in ids) if self.files else ()
+        files = self.files.take(ids) if self.files else self.files
         return Split(self.labels[ids], images, files, self.beton, rows)
 
     @cached_property
@@ -53,7 +62,10 @@ class Split:
             digest.update(read_file(Sidecar.path(self.beton)) + np.ascontiguousarray(self.rows).tobytes())
         elif self.files:
             root = len(os.path.commonpath([self.files[0].parent.parent, self.files[-1].parent.parent]))
-            digest.update("\n".join(os.fspath(path)[root:] for path in self.files).encode(errors="surrogateescape"))
+            for begin in range(0, len(self), _HASHED_TOGETHER):
+                texts = self.files[begin : begin + _HASHED_TOGETHER].texts()
+                names = ("\n" if begin else "") + "\n".join(text[root:] for text in texts)
+                digest.update(names.encode(errors="surrogateescape"))
             for sample in ids:
                 with contextlib.suppress(ValueError):  # met, and named, when it is read
                     digest.update(read_file(self.files[sample]))

@@ -45,7 +45,7 @@ class FKDViews(ReplayedViews):
     """
 
     def __init__(self, folder: Path, views: ReplayedViews, num_classes: int, num_permutations: int = 2):
-        super().__init__(views.host or views.images, views.labels, views.settings, views.normalize, 42)
+        super().__init__(views.placed, views.labels, views.settings, views.normalize, 42)
         self.folder, self.num_classes = folder, num_classes
         self.order = SamplerOrder(len(self.images), num_permutations)
         epochs, numbers = epoch_numbers(folder), numbers_in(folder / "epoch_0", "batch_", ".tar")
@@ -212,7 +212,7 @@ def write_fkd(run: Run, folder: Path, epochs: int) -> int:
     if folder.exists() and any(folder.iterdir()):
         raise ValueError(f"{folder} is not empty; FKD files need a folder of their own")
     teachers, condensed = labelling_teachers(run), condensed_set(run)
-    pixels, classes = condensed.flat()
+    pixels, classes = condensed.unread()
     views = BatchMixedViews(place(pixels, run.device), classes.to(run.device), labels, run.normalize, recipe.seed)
     source, size = TeacherLabels(teachers, labels, recipe.seed), recipe.train.batch_size
     bounds = [*range(0, len(pixels), size), len(pixels)]

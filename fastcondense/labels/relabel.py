@@ -16,7 +16,7 @@ from ..records import Replay, read_manifest
 from ..recover.formation import shown
 from ..recover.stage import condensed_set
 from ..run import Run
-from ..sets.condensed import CondensedSet, digests
+from ..sets.condensed import CondensedSet
 from ..teachers.kept import labelling_teachers
 from ..teachers.teacher import Teacher
 from ..user_functions import is_own, source_sha256
@@ -43,11 +43,11 @@ def relabel(run: Run) -> Replay:
             store_labels(run, condensed, teachers)
         return specification(run.recipe, condensed, teachers)
     if run.recipe.needs_no_teacher:
-        write_json(path, {**read_manifest(path), "replay": replay, "digests": digests(condensed)})
+        write_json(path, {**read_manifest(path), "replay": replay, "digests": condensed.digests})
         run.log.say("relabel: labels are the classes; no teacher is asked")
         return replay
     seen = take_sample(run.recipe, condensed, teachers, run.normalize)
-    kept = {"replay": replay, "digests": digests(condensed), "fingerprint": fingerprint(seen)}
+    kept = {"replay": replay, "digests": condensed.digests, "fingerprint": fingerprint(seen)}
     write_json(path, {**read_manifest(path), **kept})
     if run.recipe.labels.source == "stored":
         store_labels(run, condensed, teachers)
@@ -74,7 +74,7 @@ def specification(recipe: Recipe, condensed: CondensedSet, teachers: Sequence[Te
         "epochs": recipe.train.epochs,
         "batch_size": recipe.train.batch_size,
         "ipc": condensed.ipc,
-        "images": hashlib.sha256("".join(digests(condensed)).encode()).hexdigest(),
+        "images": hashlib.sha256("".join(condensed.digests).encode()).hexdigest(),
         "classes": hashlib.sha256(json.dumps(condensed.classes).encode()).hexdigest(),
         "teachers": {teacher.name: teacher.sha256 for teacher in teachers},
     }

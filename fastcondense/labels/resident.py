@@ -9,15 +9,20 @@ import torch
 from torch import Tensor
 
 from ..loaders.prefetch import on_device
+from ..sets.stored_images import Images, StoredImages, read
 
+_SMALL = 1 << 30
+"""Bytes of stored images that are read into the host's memory; of more, batches are read as they are shown, which the
+system keeps in its page cache as far as there is room, once for all workers of a machine."""
 _SHARE = 0.5  # of the free memory; the rest is for the step: the networks' feature maps, gradients, the optimizer
 
 
 @dataclass(frozen=True)
 class HostImages:
-    """Images, uint8 [N, 3, S, S], that stay on the host; `device` gets copies of the ones that a batch shows."""
+    """Images, uint8 [N, 3, S, S], that stay on the host, in memory or files; `device` gets copies of the ones that a
+    batch shows."""
 
-    pixels: Tensor
+    pixels: Images
     device: torch.device
 
     def rows(self, needed: Iterable[Tensor]) -> Iterator[Tensor]:
@@ -25,15 +30,18 @@ class HostImages:
 
         For a GPU they go through pinned memory and a stream of their own, one batch ahead of the caller.
         """
-        taken = ((self.pixels[ids], ids[:0]) for ids in needed)
+        taken = ((read(self.pixels[ids]), ids[:0]) for ids in needed)
         return (pixels for pixels, _ in on_device(taken, self.device))
 
 
-def place(images: Tensor, device: torch.device) -> Tensor | HostImages:
-    """The images, uint8 [N, 3, S, S], on the device, if they take at most half of the memory that is free there."""
-    if device.type != "cuda" or images.nbytes <= _SHARE * free_bytes(device):
-        return images.to(device)
-    return HostImages(images, device)
+def place(images: Images, device: torch.device) -> Tensor | HostImages:
+    """The images, uint8 [N, 3, S, S], on the device: if they take at most half of a GPU's free memory, or on a CPU if
+    they are small or in memory already."""
+    is_small = not isinstance(images, StoredImages) or images.nbytes <= _SMALL
+    is_cuda = device.type == "cuda"
+    if images.nbytes <= _SHARE * free_bytes(device) if is_cuda else is_small:
+        return images.read(device) if isinstance(images, StoredImages) else images.to(device)
+    return HostImages(read(images) if is_small else images, device)
 
 
 def free_bytes(device: torch.device) -> int:

@@ -35,7 +35,7 @@ from ..recipe.recipe import Recipe, sha256_of
 from ..recipe.settings import Train
 from ..records import StoredEpochs, read_checked
 from ..run import Run
-from ..sets.condensed import CondensedSet, images_sha256
+from ..sets.condensed import CondensedSet
 from ..teachers.teacher import Teacher
 from .fkd import read_fkd
 from .fkd_files import is_fkd, num_bytes
@@ -87,7 +87,7 @@ def store_labels(run: Run, condensed: CondensedSet, teachers: Sequence[Teacher])
             f"labels.top_k must be less than the {len(condensed.classes)} classes, got {recipe.labels.top_k}; "
             "0 keeps all of them"
         )
-    pixels, labels = condensed.flat()
+    pixels, labels = condensed.unread()
     placed, labels = place(pixels, run.device), labels.to(run.device)
     views, rows, shapes = {}, {}, {}
     for seed in (recipe.seed + number for number in range(recipe.train.seeds)):
@@ -99,7 +99,7 @@ def store_labels(run: Run, condensed: CondensedSet, teachers: Sequence[Teacher])
     run.log.say(f"relabel: {size:,} bytes of labels, of {num_views} views, in {folder}; on the fly they cost none")
     folder.mkdir(parents=True, exist_ok=True)
     check_room(folder, size)
-    digest = images_sha256(condensed)
+    digest = condensed.sha256
     for seed in views:
         manifest = {
             "format": FORMAT,
@@ -330,7 +330,7 @@ def read_labels(
         found = read_fkd(run, folder, views)
         return found, found.wanted
     check_folder(folder)
-    replay = replay_specification(run.recipe, condensed.classes, images_sha256(condensed), teachers, seed)
+    replay = replay_specification(run.recipe, condensed.classes, condensed.sha256, teachers, seed)
     labels = StoredLabels(folder / f"seed{seed}", replay, run.recipe.train.epochs, run.device)
     if labels.rows[: len(rows := first_rows(views, run.recipe.train))] != rows:
         raise ValueError(f"{labels.folder}/manifest.json is damaged: field first_rows: not those of the recipe's views")

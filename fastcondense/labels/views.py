@@ -23,6 +23,7 @@ from ..data.real import Normalization, split_batches
 from ..kernels.replay_crop import replay_crop
 from ..recipe.settings import Labels, Optimization
 from ..rng import Array, Stream
+from ..sets.stored_images import Images, read
 from ..views.augment import augment, augmentations
 from ..views.boxes import cutmix_boxes, inside
 from ..views.tiles import pick_tiles, shuffle_tiles
@@ -42,8 +43,9 @@ class ReplayedViews:
     def __init__(
         self, images: Tensor | HostImages, labels: Tensor, settings: Labels, normalize: Normalization, seed: int
     ):
+        self.placed = images
         self.host = images if isinstance(images, HostImages) else None
-        self.images = images.pixels if isinstance(images, HostImages) else images.contiguous()
+        self.images: Images = images.pixels if isinstance(images, HostImages) else images.contiguous()
         self.labels, self.settings, self.normalize = labels, settings, normalize
         self.device = normalize.gain.device
         self.order_stream = Stream(seed, "views/order")
@@ -174,7 +176,7 @@ class ReplayedViews:
     def crops(self, epoch: int, ids: np.ndarray) -> Tensor:
         """Normalised, unmixed views of the samples `ids` in `epoch`: float32 [len(ids), 3, S, S]."""
         samples, seen = torch.from_numpy(ids), torch.from_numpy(self.seen_windows(ids, epoch))
-        taken = None if self.host is None else self.images[samples].to(self.device)
+        taken = None if self.host is None else read(self.images[samples]).to(self.device)
         images, rows, _ = self._prepared(epoch, samples.to(self.device), samples.to(self.device), taken)
         drawn = self._augmentations(ids, epoch)
         return self._augmented(self._crop(images, rows, seen), None if drawn is None else drawn.to(self.device))
@@ -204,9 +206,10 @@ class ReplayedViews:
         taken: the images as BatchTable has them.
         """
         factor, (num_operations, magnitude) = self.settings.tile_shuffle, self.settings.rand_augment
-        if taken is None and factor == 1 and num_operations == 0:
-            return self.images, ids, partners
         if taken is None:
+            assert isinstance(self.images, Tensor)
+            if factor == 1 and num_operations == 0:
+                return self.images, ids, partners
             needed, rows = torch.unique(torch.stack((ids, partners)), return_inverse=True)
             images = self.images[needed]
         else:

@@ -12,6 +12,7 @@ from torch.nn import functional as F
 from ..recipe.gradients import MOST_TILES, Gradients
 from ..recipe.recipe import Recipe
 from ..sets.condensed import CondensedSet
+from ..sets.stored_images import Images
 from ..views.tiles import strip_bounds
 
 
@@ -85,15 +86,15 @@ class Formation:
         return torch.cat([part.transpose(0, 1).flatten(0, 1) for part in parts])
 
 
-def shown(recipe: Recipe, condensed: CondensedSet) -> tuple[Tensor, Tensor]:
+def shown(recipe: Recipe, condensed: CondensedSet) -> tuple[Images, Tensor]:
     """The images that students see views of, by class: a set's first by rank, or the tiles of its subset of that size.
 
-    Returns uint8 [N, 3, S, S] and labels int64 [N].
+    Returns uint8 [N, 3, S, S], stored ones if they are not read, and labels int64 [N].
     """
     count = recipe.shown_ipc
     if recipe.recover.objective == "gradients":
         return shown_tiles(recipe.recover.gradients, condensed.images, count)
-    return condensed.first(count).flat()
+    return condensed.first(count).unread()
 
 
 def shown_tiles(settings: Gradients, images: Tensor, count: int) -> tuple[Tensor, Tensor]:

@@ -85,7 +85,9 @@ def _recover(run: Run, teachers: list[Teacher], made: Made, everything: list[Job
     # the largest first, so that no worker is left with one at the end
     everything = sorted(everything, key=lambda job: (-job.num_images, job.index))
     with Writer() as writer:
-        work = Items("jobs", folder, everything, made.is_finished, writer.settle)
+        work = Items(
+            "jobs", folder, everything, made.is_finished, lambda job: shard_path(folder, job.index).name, writer.settle
+        )
         for job, ahead in shared(run.log, "recover", work):
             show = functools.partial(_show, run.log, job.index)
             unfinished = Unfinished(folder, job, made.identity, run.log.say, show)

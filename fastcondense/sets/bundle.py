@@ -11,9 +11,11 @@ only these names are read, and no path of its recipe is opened (trust.py).
 
 from __future__ import annotations
 
+import contextlib
 import io
 import itertools
 import json
+import weakref
 from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, replace
@@ -43,10 +45,11 @@ from ..records import (
 from ..teachers.kept import read_teacher, teacher_path
 from ..tensor_files import read_tensors, write_tensors
 from . import sealed_zip
-from .condensed import CondensedSet, digests, read_set, write_shard
+from .condensed import CondensedSet, read_set, write_shard
 from .encoded import encode
 from .results import in_order, read_results
 from .sealed_zip import SealedReader
+from .stored_images import StoredImages
 
 FORMAT = 3
 _WORKERS = 4
@@ -135,8 +138,10 @@ def read_recipe(path: Path) -> Recipe:
 
 
 def read_bundle(path: Path) -> Contents:
-    """The contents of a bundle. Raises ValueError that names what is missing, damaged or does not belong there."""
-    with sealed_zip.reading(path) as archive:
+    """The contents of a bundle, whose images are decoded when they are asked for. Raises ValueError that names what is
+    missing, damaged or does not belong there."""
+    with contextlib.ExitStack() as stack:
+        archive = stack.enter_context(sealed_zip.reading(path))
         source = f"manifest.json of {path}"
         manifest = check_manifest(parse_json(_text(archive, "manifest.json"), source), source)
         if "bundle" not in manifest or "replay" not in manifest or "digests" not in manifest:
@@ -146,13 +151,14 @@ def read_bundle(path: Path) -> Contents:
             raise ValueError(f"{path} is a bundle of format {inside['format']}; this version reads format {FORMAT}")
         recipe = from_toml(_text(archive, "recipe.toml"), f"recipe.toml of {path}")
         _check_claims(archive, manifest, recipe)
-        cells = [(label, slot) for label in range(len(classes)) for slot in range(recipe.ipc)]
-        expected = {"manifest.json", "recipe.toml", *(_image_name(classes, *cell) for cell in cells)}
-        expected |= {_weights_name(name) for name in inside["embedded"]}
+        names = [_image_name(classes, label, slot) for label in range(len(classes)) for slot in range(recipe.ipc)]
+        expected = {"manifest.json", "recipe.toml", *names, *(_weights_name(name) for name in inside["embedded"])}
         for name in sorted(expected ^ set(archive.names)):
             raise ValueError(f"{path} {'lacks' if name in expected else 'has the unexpected'} {name!r}")
-        images = _read_images(archive, classes, cells, recipe)
         weights = {name: _read_weights(archive, name) for name in inside["embedded"]}
+        pictures = _Pictures(archive, names, recipe.dataset.image_size, stack.pop_all())
+    rows = torch.arange(len(names)).view(len(classes), recipe.ipc)
+    images = StoredImages(pictures, torch.zeros_like(rows), rows)
     return Contents(recipe, CondensedSet(images, classes), manifest, weights, in_order(inside["results"], recipe))
 
 
@@ -191,7 +197,7 @@ def unpack(path: Path, folder: Path) -> None:
     everything = jobs(recipe, len(condensed.classes))
     seconds = contents.results[0]["seconds"]["recover"] / len(everything) if contents.results else 0.0
     for job in everything:
-        mine = condensed.images[job.classes(), job.slots()]
+        mine = condensed.some(job.classes(), job.slots())
         write_shard(folder / "condensed", job, mine, torch.zeros(0, 3), {"seconds": f"{seconds:.3f}"})
     write_atomic(folder / "recipe.toml", recipe.to_toml().encode())
     write_json(target, {key: value for key, value in contents.manifest.items() if key != "bundle"})
@@ -199,7 +205,7 @@ def unpack(path: Path, folder: Path) -> None:
 
 def first_wrong_class(contents: Contents) -> str:
     """The first class whose pixels are not those of the manifest's digests; empty if there is none."""
-    found = digests(contents.condensed)
+    found = contents.condensed.digests
     pairs = zip(contents.condensed.classes, found, contents.manifest["digests"], strict=True)
     return next((name for name, mine, kept in pairs if mine != kept), "")
 
@@ -233,28 +239,31 @@ def _text(archive: SealedReader, name: str) -> bytes:
     return data
 
 
-def _read_images(
-    archive: SealedReader, classes: tuple[str, ...], cells: list[tuple[int, int]], recipe: Recipe
-) -> Tensor:
-    """uint8 [classes, ipc, 3, S, S]."""
-    size = recipe.dataset.image_size
-    images = torch.empty(len(classes), recipe.ipc, 3, size, size, dtype=torch.uint8)
+class _Pictures:
+    """The PNG files of a bundle, in one place; the bundle stays open, so that they are those which were checked."""
 
-    def decode(name: str, data: bytes) -> Tensor:
-        source = f"{archive.path}: {name}"
+    def __init__(self, archive: SealedReader, names: list[str], size: int, opened: contextlib.ExitStack):
+        self.archive, self.names = archive, names
+        self.shape_of_one: tuple[int, ...] = (3, size, size)
+        weakref.finalize(self, opened.close)
+
+    def take(self, _place: int, rows: Tensor) -> Tensor:
+        """Decodes the files at `rows`, int64 [n]: uint8 [n, 3, S, S]. Raises ValueError that names a damaged one."""
+        images = torch.empty(len(rows), *self.shape_of_one, dtype=torch.uint8)
+        with ThreadPoolExecutor(_WORKERS) as threads:
+            for first in range(0, len(rows), 64):
+                names = [self.names[row] for row in rows[first : first + 64].tolist()]
+                files = [self.archive.read(name) for name in names]
+                for image, pixels in zip(images[first:], threads.map(self._decode, names, files), strict=False):
+                    image.copy_(pixels)
+        return images
+
+    def _decode(self, name: str, data: bytes) -> Tensor:
+        source, size = f"{self.archive.path}: {name}", self.shape_of_one[1:]
         with naming(source, "{path} is damaged: {error}"), Image.open(io.BytesIO(data), formats=("PNG",)) as image:
-            if image.size != (size, size) or image.mode != "RGB":
-                raise ValueError(f"{source} is {image.size} {image.mode}, not {size} x {size} RGB")
+            if image.size != size or image.mode != "RGB":
+                raise ValueError(f"{source} is {image.size} {image.mode}, not {size[0]} x {size[1]} RGB")
             return torch.from_numpy(np.array(image)).permute(2, 0, 1)
-
-    with ThreadPoolExecutor(_WORKERS) as threads:
-        for first in range(0, len(cells), 64):
-            part = cells[first : first + 64]
-            names = [_image_name(classes, *cell) for cell in part]
-            files = [archive.read(name) for name in names]
-            for (label, slot), pixels in zip(part, threads.map(decode, names, files), strict=True):
-                images[label, slot] = pixels
-    return images
 
 
 def _read_weights(archive: SealedReader, teacher: str) -> Weights:

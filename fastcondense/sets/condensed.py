@@ -5,6 +5,7 @@ from __future__ import annotations
 import hashlib
 import json
 from collections.abc import Mapping, Sequence
+from functools import cached_property
 from pathlib import Path
 from typing import Any
 
@@ -17,7 +18,7 @@ from ..loaders.reading import naming
 from ..records import read_manifest
 from ..tensor_files import read_tensors, write_tensors
 from .record import Record
-from .stored_images import StoredImages, find_images, read_shard, shard_path
+from .stored_images import Images, StoredImages, find_images, read, read_shard, shard_path
 
 FORMAT = 3
 
@@ -28,14 +29,13 @@ class CondensedSet:
     They are a tensor, or lie in shards until `images` asks for all of them; what asks for some reads those alone.
     """
 
-    def __init__(self, images: Tensor | StoredImages, classes: tuple[str, ...]):
+    def __init__(self, images: Images, classes: tuple[str, ...]):
         self._images, self.classes = images, classes
 
     @property
     def images(self) -> Tensor:
         """uint8 [classes, ipc, 3, S, S] on the host."""
-        if isinstance(self._images, StoredImages):
-            self._images = self._images.read()
+        self._images = read(self._images)
         return self._images
 
     @property
@@ -55,50 +55,50 @@ class CondensedSet:
         """The first images of each class. Raises ValueError if there are fewer."""
         if ipc > self.ipc:
             raise ValueError(f"the set has {self.ipc} images of each class, {ipc} are wanted")
-        return self if ipc == self.ipc else CondensedSet(self._corner(len(self.classes), ipc), self.classes)
+        return self if ipc == self.ipc else CondensedSet(self._images[:, :ipc], self.classes)
 
     def flat(self) -> tuple[Tensor, Tensor]:
         """Images uint8 [classes * ipc, 3, S, S] and labels int64, class by class."""
-        return self.images.flatten(0, 1), torch.arange(len(self.classes)).repeat_interleave(self.ipc)
+        images, labels = self.unread()
+        return read(images), labels
+
+    def unread(self) -> tuple[Images, Tensor]:
+        """As `flat`, but stored images stay where they are."""
+        images = self._images.flatten() if isinstance(self._images, StoredImages) else self._images.flatten(0, 1)
+        return images, torch.arange(len(self.classes)).repeat_interleave(self.ipc)
 
     def rows(self, rows: range) -> Tensor:
         """Images number `rows` of `flat`, uint8 [n, 3, S, S]; no others are read."""
-        numbers = torch.tensor(rows, dtype=torch.int64)[None]
-        return _read(self._some(numbers // self.ipc, numbers % self.ipc))[0]
+        numbers = torch.tensor(rows, dtype=torch.int64)
+        return self.some(numbers // self.ipc, numbers % self.ipc)
+
+    def some(self, labels: Tensor, slots: Tensor) -> Tensor:
+        """The images of these classes and slots, int64 [n] each: uint8 [n, 3, S, S]; no others are read."""
+        return read(self._images[labels, slots])
 
     def of_class(self, label: int) -> Tensor:
         """The images of a class, uint8 [ipc, 3, S, S]; no others are read."""
-        return self.rows(range(label * self.ipc, (label + 1) * self.ipc))
+        return read(self._images[label])
+
+    @cached_property
+    def digests(self) -> list[str]:
+        """SHA-256 of the pixels of each class, in class order."""
+        return [hashlib.sha256(self._values(label)).hexdigest() for label in range(len(self.classes))]
+
+    @cached_property
+    def sha256(self) -> str:
+        """SHA-256 of all pixels, in the order of the classes and slots."""
+        digest = hashlib.sha256()
+        for label in range(len(self.classes)):
+            digest.update(self._values(label))
+        return digest.hexdigest()
+
+    def _values(self, label: int) -> memoryview:
+        return self.of_class(label).contiguous().numpy().data
 
     def corner(self, num_classes: int, num_slots: int) -> Tensor:
         """The first slots of the first classes, at most so many: uint8 [m, n, 3, S, S]; no others are read."""
-        return _read(self._corner(min(num_classes, len(self.classes)), min(num_slots, self.ipc)))
-
-    def _corner(self, num_classes: int, num_slots: int) -> Tensor | StoredImages:
-        labels, slots = torch.meshgrid(torch.arange(num_classes), torch.arange(num_slots), indexing="ij")
-        return self._some(labels, slots)
-
-    def _some(self, labels: Tensor, slots: Tensor) -> Tensor | StoredImages:
-        images = self._images
-        return images.cells(labels, slots) if isinstance(images, StoredImages) else images[labels, slots]
-
-
-def _read(images: Tensor | StoredImages) -> Tensor:
-    return images.read() if isinstance(images, StoredImages) else images
-
-
-def digests(condensed: CondensedSet) -> list[str]:
-    """SHA-256 of the pixels of each class, in class order."""
-    classes = range(len(condensed.classes))
-    return [hashlib.sha256(condensed.of_class(label).contiguous().numpy().data).hexdigest() for label in classes]
-
-
-def images_sha256(condensed: CondensedSet) -> str:
-    """SHA-256 of all pixels, in the order of the classes and slots."""
-    digest = hashlib.sha256()
-    for label in range(len(condensed.classes)):
-        digest.update(condensed.of_class(label).contiguous().numpy().data)
-    return digest.hexdigest()
+        return read(self._images[:num_classes, :num_slots])
 
 
 def open_folder(folder: Path, manifest: Mapping[str, Any], versions: dict[str, str]) -> dict[str, str]:

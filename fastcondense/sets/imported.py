@@ -21,6 +21,7 @@ from ..teachers.teacher import Teacher
 from ..tensor_files import read_tensors
 from .condensed import CondensedSet, read_set, shard_path, write_shard
 from .published_sets import PublishedSet
+from .stored_images import read
 
 
 def read_origin(folder: Path) -> Origin | None:
@@ -116,10 +117,11 @@ def check_order(
     todo = [teacher for teacher in teachers if teacher.sha256 not in known]
     if not todo or count == 0:
         return
-    pixels, labels = condensed.first(min(count, condensed.ipc)).flat()
+    pixels, labels = condensed.first(min(count, condensed.ipc)).unread()
     normalize = Normalization.of(dataset, device)
     for teacher in todo:
-        predicted = torch.cat([teacher.logits(normalize(part.to(device))).argmax(1).cpu() for part in pixels.split(64)])
+        parts = (read(pixels[begin : begin + 64]).to(device) for begin in range(0, len(pixels), 64))
+        predicted = torch.cat([teacher.logits(normalize(part)).argmax(1).cpu() for part in parts])
         top1, text = judge_order(labels, predicted, condensed.classes)
         log.say(f"images: teacher {teacher.name} names {100 * top1:.1f} % of {len(labels)} imported images right{text}")
         known[teacher.sha256] = round(100 * top1, 2)

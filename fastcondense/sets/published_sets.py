@@ -25,7 +25,7 @@ from ..loaders.class_folders import has_images, index_classes
 from ..loaders.folder import ImageFile
 from ..recipe.settings import Dataset
 from . import parquet_sets, tensor_sets
-from .condensed import CondensedSet, images_sha256
+from .condensed import CondensedSet
 from .listing import Listing, Picture, decode
 
 CLASSES_FILE = "classes.json"
@@ -86,7 +86,7 @@ def read_published(path: Path, classes: Sequence[str], ipc: int, dataset: Datase
         name or str(path.resolve()),
         condensed,
         f"{listing.layout}, {how}" + ", which is lossy" * ("JPEG" in formats),
-        images_sha256(condensed),
+        condensed.sha256,
         (*listing.said, *said),
     )
 

@@ -2,54 +2,107 @@
 
 from __future__ import annotations
 
+import math
+import os
 from collections.abc import Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from pathlib import Path
+from typing import Any, Protocol
 
 import torch
 from safetensors import safe_open
 from torch import Tensor
 
 from ..data.jobs import Job
-from ..loaders.reading import reading
-from ..tensor_files import DIGESTS, read_tensors
+from ..loaders.reading import naming, open_file, reading
+from ..tensor_files import DIGESTS, first_byte, read_tensors
 
 
 def shard_path(folder: Path, job: int) -> Path:
     return folder / f"shard-{job:05d}.safetensors"
 
 
+class Shards:
+    """Files of jobs, from which rows are taken. A file is read whole once, to see that it is what was written; then it
+    is known where its images begin, and no others than those that are asked for are read."""
+
+    def __init__(self, paths: tuple[Path, ...], shape_of_one: tuple[int, ...]):
+        self.paths, self.shape_of_one = paths, shape_of_one
+        self.begins: dict[int, int] = {}
+        """The byte at which the images of a known shard begin, by its place among the paths."""
+
+    def take(self, place: int, rows: Tensor) -> Tensor:
+        """The images at `rows`, int64 [n], of the shard at a place: uint8 [n, 3, S, S]. Raises ValueError that names it
+        if it cannot be read."""
+        path = self.paths[place]
+        if place not in self.begins:
+            tensors, _ = read_tensors(path, "images")
+            self.begins[place] = first_byte(path, "images")
+            return tensors["images"][rows]
+        images = torch.empty(len(rows), *self.shape_of_one, dtype=torch.uint8)
+        with naming(path), open_file(path) as file:
+            for image, row in zip(images, rows.tolist(), strict=True):
+                begin = self.begins[place] + row * image.numel()
+                if os.preadv(file.fileno(), [image.numpy().data], begin) < image.numel():
+                    raise ValueError("it has become shorter")
+        return images
+
+
+class Holder(Protocol):
+    """Where images lie, in places of several each."""
+
+    shape_of_one: tuple[int, ...]
+
+    def take(self, place: int, rows: Tensor) -> Tensor:
+        """As `Shards.take`."""
+        ...
+
+
 @dataclass(frozen=True)
 class StoredImages:
-    """Images that lie in shards: uint8 [classes, ipc, 3, S, S], read when they are asked for."""
+    """Images that lie in files: like a tensor uint8 [..., 3, S, S], of which `read` reads what has been picked."""
 
-    paths: tuple[Path, ...]
-    shards: Tensor
-    """int32 [classes, ipc]: places in `paths`."""
+    holder: Holder
+    places: Tensor
+    """Integers [...]: the places of the images in the holder."""
     rows: Tensor
-    """int32 [classes, ipc]: of the images in their shards."""
-    shape_of_one: tuple[int, ...]
-    known: set[int] = field(default_factory=set, compare=False)
-    """Places of the shards whose images were seen to be those that were written."""
+    """Integers [...]: of the images in their places."""
 
     @property
     def shape(self) -> tuple[int, ...]:
-        return (*self.shards.shape, *self.shape_of_one)
+        return (*self.places.shape, *self.holder.shape_of_one)
 
-    def cells(self, labels: Tensor, slots: Tensor) -> StoredImages:
-        """The images of other classes and slots, int64 [m, n] each."""
-        shards, rows = self.shards[labels, slots], self.rows[labels, slots]
-        return StoredImages(self.paths, shards, rows, self.shape_of_one, self.known)
+    @property
+    def nbytes(self) -> int:
+        return math.prod(self.shape)
 
-    def read(self) -> Tensor:
-        """Reads all images; one shard after another is open. Raises ValueError that names one which cannot be read."""
-        images = torch.empty(self.shape, dtype=torch.uint8)
-        for number in self.shards.unique().tolist():
-            is_here = self.shards == number
-            shard, _ = read_tensors(self.paths[number], "images", is_known=number in self.known)
-            images[is_here] = shard["images"][self.rows[is_here].long()]
-            self.known.add(number)
-        return images
+    def __len__(self) -> int:
+        return len(self.places)
+
+    def __getitem__(self, index: Any) -> StoredImages:
+        return StoredImages(self.holder, self.places[index], self.rows[index])
+
+    def flatten(self) -> StoredImages:
+        """The images in a row, [N, 3, S, S]."""
+        return StoredImages(self.holder, self.places.flatten(), self.rows.flatten())
+
+    def read(self, device: torch.device | str = "cpu") -> Tensor:
+        """Reads all images onto a device, one place after another. Raises ValueError that names what cannot be read."""
+        images = torch.empty(len(self.flatten()), *self.holder.shape_of_one, dtype=torch.uint8, device=device)
+        order = self.places.flatten().argsort(stable=True)
+        numbers, counts = self.places.flatten()[order].unique_consecutive(return_counts=True)
+        rows = self.rows.flatten().long()
+        for number, where in zip(numbers.tolist(), order.split(counts.tolist()), strict=True):
+            images[where.to(device)] = self.holder.take(number, rows[where]).to(device)
+        return images.view(self.shape)
+
+
+Images = Tensor | StoredImages
+
+
+def read(images: Images) -> Tensor:
+    """The images themselves, on the host if they were stored."""
+    return images.read() if isinstance(images, StoredImages) else images
 
 
 def read_shard(folder: Path, job: Job, *prefixes: str) -> dict[str, Tensor]:
@@ -103,4 +156,4 @@ def find_images(folder: Path, made: Sequence[Job], num_classes: int, ipc: int) -
         paths.append(path)
     if not paths or bool((shards < 0).any()):
         raise ValueError(f"{folder} does not hold {ipc} images of each of {num_classes} classes")
-    return StoredImages(tuple(paths), shards, rows, shape)
+    return StoredImages(Shards(tuple(paths), shape), shards, rows)

@@ -82,7 +82,7 @@ def _drawn(run: Run, work: Items[int]) -> Iterator[int]:
 
 def _check_files(run: Run) -> None:
     """Rank 0 looks at all image files, once a run, so that a damaged one does not end the training that comes to it."""
-    files, kept = (*run.real.train.files, *run.real.test.files), run.out / "checked.json"
+    files, kept = run.real.train.files + run.real.test.files, run.out / "checked.json"
     if rank() or not files or run.recipe.dataset.on_error == "skip":
         return
     about = run.real.about()

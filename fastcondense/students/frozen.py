@@ -20,6 +20,7 @@ from ..networks.train_step import Batch
 from ..recover.feature_targets import backbone_of
 from ..rng import Stream
 from ..run import Run
+from ..sets.stored_images import Images, read
 from ..teachers.kept import chosen, read_teachers
 from ..tensor_files import read_tensors, write_tensors
 from ..views.windows import windows
@@ -87,7 +88,7 @@ class FrozenStudent:
 
         return self._kept("real", views)
 
-    def views(self, pixels: Tensor, labels: Tensor, seed: int) -> FeatureTable:
+    def views(self, pixels: Images, labels: Tensor, seed: int) -> FeatureTable:
         """Those of train.frozen_views views of each image, uint8 [N, 3, S, S]; int64 labels [N]."""
         recipe, normalize = self.run.recipe, self.run.normalize
         stream, size, ids = Stream(seed, "students/frozen"), pixels.shape[-1], np.arange(len(pixels))
@@ -95,10 +96,9 @@ class FrozenStudent:
         def views() -> Iterator[tuple[Tensor, Tensor]]:
             for number in range(recipe.train.frozen_views):
                 table = torch.from_numpy(windows(stream, recipe.labels, ids, number, size, size))
-                parts = (of.split(_BATCH) for of in (pixels, table, labels))
-                for some, rows, known in zip(*parts, strict=True):
-                    shown = some.to(self.run.device)
-                    yield crop(shown, rows, size, gain=normalize.gain, offset=normalize.offset), known
+                for here in (slice(begin, begin + _BATCH) for begin in range(0, len(ids), _BATCH)):
+                    shown = read(pixels[here]).to(self.run.device)
+                    yield crop(shown, table[here], size, gain=normalize.gain, offset=normalize.offset), labels[here]
 
         return self._seen(views())
 

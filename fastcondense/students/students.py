@@ -36,6 +36,7 @@ from ..rng import Stream
 from ..run import Run
 from ..sets.condensed import CondensedSet
 from ..sets.imported import read_origin
+from ..sets.stored_images import Images
 from ..student_records import Choice, Confusion, Epoch, StudentFile, Trained
 from ..teachers.teacher import Teacher
 from ..tensor_files import read_tensors, write_tensors
@@ -316,7 +317,7 @@ def _replayed(run: Run, arm: Arm, seed: int, condensed: CondensedSet, teachers: 
 
 def _images_of(
     run: Run, arm: Arm, seed: int, condensed: CondensedSet, teachers: Sequence[Teacher]
-) -> tuple[Tensor, Tensor]:
+) -> tuple[Images, Tensor]:
     """The images of an arm, but for that of all real ones: uint8 [N, 3, S, S], and int64 labels [N]."""
     recipe = run.recipe
     if arm.images == "condensed":

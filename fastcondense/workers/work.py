@@ -13,7 +13,9 @@ import os
 import socket
 import threading
 import time
-from collections.abc import Callable, Iterator, Sequence
+import zlib
+from collections import deque
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Generic, NamedTuple, TypeVar
@@ -28,6 +30,13 @@ PATIENCE = 30.0
 SECONDS_BETWEEN_TOUCHES = 2.0
 AHEAD = 2
 """An item is claimed before the one in hand is finished while so many are left for each claim of others."""
+SPREAD = 2
+"""Each process begins at a place of its own among the first items, so many for each claim of others: where all begin at
+the first one, a thousand claim it, and 999 the second."""
+MANY = 2
+"""Finished items that are met one by one before all of them are found by listing their folder."""
+SHARE = 0.02
+"""Of its time, that a process spends on asking whether others are lost while there is something else to do."""
 POLLS = (0.05, 2.0)
 """Seconds between two looks at what others are doing, from the first to the last."""
 
@@ -50,6 +59,8 @@ class Items(Generic[Item]):
     items: Sequence[Item]
     is_finished: Callable[[Item], bool]
     """Whether what the item makes is there, whoever made it."""
+    file_name: Callable[[Item], str] | None = None
+    """Name, in `folder`, of the file that is there when an item is finished, if there is one that tells."""
     settle: Callable[[], None] = lambda: None
     """Is called before others are waited for: finishes what this process has in hand, such as files being written."""
 
@@ -85,26 +96,47 @@ def draw(work: Items[Item]) -> Iterator[Draw[Item]]:
 
 
 def _next(work: Items[Item], todo: dict[int, Item], claims: _Claims, is_waiting: bool = False) -> int | None:
-    """The first item that this process can do, which is its own from now on; drops finished ones on the way.
+    """An item that this process can do, which is its own from now on; drops finished ones on the way.
 
-    is_waiting: nothing is in hand, and others' claims are asked whether their items are finished.
+    is_waiting: nothing is in hand, and others' items are looked at, which may be finished.
     """
     claims.look()
-    for number, item in list(todo.items()):
+    if is_waiting and work.file_name is not None:
+        _drop_listed(work, todo, claims)
+    is_asking = is_waiting and work.file_name is None
+    turns, lost_to_others, num_met = claims.turns(todo), set[int](), 0
+    while turns:
+        number = turns.popleft()
         is_mine, is_claimed = number in claims.mine, number in claims.seen
-        if is_claimed and not (is_mine or is_waiting or claims.is_still(number)):
+        if number not in todo or (is_claimed and not (is_mine or is_asking or number in claims.lost())):
             continue
-        if work.is_finished(item):
+        if work.is_finished(todo[number]):
             claims.release(number)
             del todo[number]
+            num_met += 1
+            if num_met == MANY and work.file_name is not None:
+                _drop_listed(work, todo, claims)
         elif is_mine and is_waiting:
             return number
         elif not is_mine and claims.take(number):
-            if not work.is_finished(item):  # else its owner has finished it and let go since it was looked at
+            if not work.is_finished(todo[number]):  # else its owner has finished it and let go since it was looked at
                 return number
             claims.release(number)
             del todo[number]
+        elif not is_mine and not is_claimed:  # another was faster; where one is, there may be many
+            lost_to_others.add(number)
+            claims.look()
+            turns = deque(other for other in claims.turns(todo) if other not in lost_to_others)
     return None
+
+
+def _drop_listed(work: Items[Item], todo: dict[int, Item], claims: _Claims) -> None:
+    """Drops the items that others have finished, by one look at the folder."""
+    assert work.file_name is not None
+    names = set(os.listdir(work.folder))
+    for number in [number for number, item in todo.items() if work.file_name(item) in names]:
+        if number not in claims.mine:
+            del todo[number]
 
 
 class _Claims:
@@ -117,6 +149,9 @@ class _Claims:
         self.seen: dict[int, Path] = {}
         self.sights: dict[int, tuple[tuple[str, int], float]] = {}
         """The last sight of each claim: its name and time, and when by this process' clock."""
+        self.place = zlib.crc32(f"{socket.gethostname()} {os.getpid()} {threading.get_native_id()}".encode())
+        """A number that others hardly have."""
+        self.ask_again, self._lost = 0.0, set[int]()
         self.touching: threading.Thread | None = None
         self.ended = threading.Event()
 
@@ -128,6 +163,23 @@ class _Claims:
                 number, _, turn = name.partition(".")
                 if f"{number}{turn}".isascii() and number.isdigit() and turn.isdigit():
                     self.seen[int(number)] = self.folder / name
+
+    def turns(self, todo: Iterable[int]) -> deque[int]:
+        """The order in which this process looks at what is to do: its own first, then from its own place on."""
+        turns = deque(number for number in todo if number not in self.mine)
+        others = max(num_launched() - 1, len(self.seen.keys() - self.mine))
+        turns.rotate(-(self.place % max(1, min(len(turns), SPREAD * others))))
+        turns.extendleft(self.mine)
+        return turns
+
+    def lost(self) -> set[int]:
+        """Items whose owners are lost, asked anew when it is time."""
+        begun = time.monotonic()
+        if begun >= self.ask_again:
+            self._lost = {number for number in self.seen.keys() - self.mine if self.is_still(number)}
+            now = time.monotonic()
+            self.ask_again = now + max(self.patience / 8, (now - begun) / SHARE)
+        return self._lost
 
     def is_still(self, number: int) -> bool:
         """Whether the owner of a claim is lost."""
@@ -165,13 +217,13 @@ class _Claims:
         return True
 
     def _create(self, path: Path) -> None:
-        if self.folder.is_symlink():
+        if not self.mine and self.folder.is_symlink():
             raise ValueError(f"{self.folder} is a link to elsewhere; remove it")
         for _ in range(100):  # whoever has just let go of the last claim removes the folder
-            self.folder.mkdir(parents=True, exist_ok=True)
             with contextlib.suppress(FileNotFoundError):
                 path.open("x").close()
                 return
+            self.folder.mkdir(parents=True, exist_ok=True)
         raise FileNotFoundError
 
     def release(self, number: int) -> None:
