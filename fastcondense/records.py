@@ -215,6 +215,13 @@ class TeacherMetadata(TypedDict):
     seconds: Duration
 
 
+class CheckedFiles(TypedDict):
+    """checked.json: how many files of which images were looked at."""
+
+    images: dict[str, SplitDigest]
+    files: Count
+
+
 class ShardMetadata(TypedDict, total=False):
     """The metadata of a finished job; numbers are text there."""
 

@@ -43,6 +43,16 @@ class StudentFile(TypedDict):
     workers: NotRequired[Workers]
 
 
+def check_confusion(table: Confusion, num_classes: int, source: object) -> None:
+    """Raises ValueError that names the source if a table is not of so many classes, or counts more than there is."""
+    images, right, confused = table["images"], table["right"], table["confused"]
+    if len(images) != num_classes or len(right) != num_classes:
+        raise ValueError(f"{source} is damaged: field classes: expected {num_classes} numbers, one a class")
+    answers = [(label, label, count) for label, count in enumerate(right)] + confused
+    if any(max(label, answer) >= num_classes or count > images[label] for label, answer, count in answers):
+        raise ValueError(f"{source} is damaged: field classes: there are no such answers of {num_classes} classes")
+
+
 class Choice(TypedDict):
     """choice.json: the rule of the best real subset, and top-1 in per cent of each rule's student on so many images."""
 

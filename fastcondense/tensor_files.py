@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import hashlib
 import json
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -20,6 +20,8 @@ from .records import checked, parse_json
 
 DIGESTS = "tensors_sha256"
 """Key of a safetensors file's metadata: sha256 by tensor, as JSON."""
+Form = tuple[torch.dtype, Sequence[int]]
+"""Type and shape of a tensor; -1 is a length that is free."""
 
 
 def write_tensors(path: Path, tensors: Mapping[str, Tensor], metadata: Mapping[str, str]) -> None:
@@ -65,6 +67,36 @@ def first_byte(path: Path, name: str) -> int:
     with reading(path), open_file(path) as file:
         length = int.from_bytes(file.read(8), "little")
         return 8 + length + int(json.loads(file.read(length))[name]["data_offsets"][0])
+
+
+def read_kept(path: Path, forms: Mapping[str, Form]) -> dict[str, Tensor]:
+    """The tensors of a file that a run keeps for itself, which have these forms, by name.
+
+    Raises ValueError as `read_tensors`, and for a tensor that is missing, of another form or too many, or not finite:
+    the folder of a run may be somebody else's.
+    """
+    tensors, _ = read_tensors(path)
+    for name in sorted(forms.keys() | tensors.keys()):
+        wanted, found = forms.get(name), tensors.get(name)
+        if wanted is None or found is None or not _has_form(found, wanted):
+            is_now = "there is none" if found is None else f"is {_in_words((found.dtype, found.shape))}"
+            should = "none is kept" if wanted is None else _in_words(wanted)
+        elif found.is_floating_point() and not bool(found.isfinite().all()):
+            is_now, should = "has values that are not finite", "numbers"
+        else:
+            continue
+        raise ValueError(f"{path} is not what a run keeps there; remove it: its {name!r} {is_now}, wanted: {should}")
+    return tensors
+
+
+def _has_form(tensor: Tensor, form: Form) -> bool:
+    kind, shape = form
+    lengths = zip(tensor.shape, shape, strict=False)
+    return tensor.dtype == kind and tensor.dim() == len(shape) and all(wanted in (-1, n) for n, wanted in lengths)
+
+
+def _in_words(form: Form) -> str:
+    return f"{str(form[0]).removeprefix('torch.')} {[n if n >= 0 else 'any' for n in form[1]]}".replace("'", "")
 
 
 def read_metadata(path: Path) -> dict[str, str]:

@@ -245,7 +245,7 @@ def ours(distances, period, num_iterations):
         found.append((subset.size, subset.frozen))
         if subset.is_measured(i):
             subset.choose(next(measured), i)
-        subset = LearnableSubset.restored(json.loads(json.dumps(vars(subset))))
+        subset = LearnableSubset.restored(json.loads(json.dumps(vars(subset))), len(distances[0]))
     return found
 
 

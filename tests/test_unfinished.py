@@ -71,7 +71,7 @@ def test_it_is_shown_how_far_a_job_is(tmp_path, first, monkeypatch):
     shown = []
     unfinished = Unfinished(tmp_path, JOB, "mine", show=lambda done, count: shown.append((done, count)))
     if first:
-        unfinished.write(first, {"total": torch.tensor(6)})
+        unfinished.write(first, {"total": torch.tensor([6])})
     Counter().run(unfinished)
     assert shown == [(done, 10) for done in range(first + 1, 11)]
 

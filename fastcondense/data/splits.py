@@ -47,6 +47,14 @@ class Split:
         files = self.files.take(ids) if self.files else self.files
         return Split(self.labels[ids], images, files, self.beton, rows)
 
+    def check_class(self, ids: np.ndarray, label: int | np.ndarray, path: Path) -> None:
+        """Raises ValueError that names the file which chose samples, int64, if one is not there, or is not of the class
+        `label`: of all of them, or of each.
+        """
+        is_there = (ids >= 0) & (ids < len(self))
+        if not (is_there.all() and (self.labels[ids] == label).all()):
+            raise ValueError(f"{path} is not what a run keeps there; remove it: it chooses images of other classes")
+
     @cached_property
     def digest(self) -> str:
         """A hash of all labels, all files' names, and the bytes of a few images spread over the split."""

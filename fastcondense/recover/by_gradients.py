@@ -116,7 +116,9 @@ class ByGradients(Recoverer):
         for name, mine in (("images", self.images), ("velocity", self.velocity), ("losses", self.losses)):
             mine.copy_(tensors[name])
         if self.subset is not None:
-            self.subset = LearnableSubset.restored(json.loads(bytes(tensors["subset"].tolist())))
+            self.subset = LearnableSubset.restored(
+                json.loads(bytes(tensors["subset"].tolist())), self.job.num_slots - 1
+            )
 
     def made(self) -> tuple[Tensor, Tensor, Record]:
         return 255 * self.images.flatten(0, 1), self.losses, Record()

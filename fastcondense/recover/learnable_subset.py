@@ -6,6 +6,8 @@ from collections.abc import Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
+import msgspec
+
 
 @dataclass
 class LearnableSubset:
@@ -49,6 +51,12 @@ class LearnableSubset:
         self.distances = list(distances)
 
     @staticmethod
-    def restored(fields: dict[str, Any]) -> LearnableSubset:
-        """The subset whose fields went through JSON, where keys become texts."""
-        return LearnableSubset(**fields | {"ends": {int(size): end for size, end in fields["ends"].items()}})
+    def restored(fields: dict[str, Any], largest: int) -> LearnableSubset:
+        """The subset whose fields went through JSON, where keys become texts. Raises ValueError if it cannot be one of
+        sizes up to the largest.
+        """
+        made = msgspec.convert(fields, LearnableSubset, str_keys=True)
+        sizes = {made.size, *made.learned, *made.ends}
+        if made.period < 1 or min(sizes) < 0 or max(sizes) > largest or len(made.distances) not in (0, largest):
+            raise ValueError(f"its subsets are not of sizes up to {largest}")
+        return made

@@ -26,7 +26,7 @@ from ..rng import Stream
 from ..run import Run
 from ..teachers.kept import chosen
 from ..teachers.teacher import Teacher
-from ..tensor_files import read_tensors, write_tensors
+from ..tensor_files import Form, read_kept, write_tensors
 from ..views.windows import windows
 from ..workers.work import Items, shared
 
@@ -101,7 +101,12 @@ def ranked(run: Run, teachers: Sequence[Teacher], label: int) -> Ranked:
             found = _rank(run, chosen(teachers, run.recipe.recover.initial.teachers), label)
         run.report_skipped(run.real.train)
         write_tensors(path, vars(found), {"class": run.real.classes[label]})
-    kept = Ranked(**read_tensors(path)[0])
+    forms: dict[str, Form] = {"ids": (torch.int64, [-1]), "crops": (torch.int64, [-1]), "scores": (torch.float32, [-1])}
+    kept, most = Ranked(**read_kept(path, forms)), run.recipe.recover.initial.crops
+    run.real.train.check_class(kept.ids.numpy(), label, path)
+    is_crop = (kept.crops >= (0 if most else SQUARE)) & (kept.crops < most)
+    if not len(kept.ids) == len(kept.crops) == len(kept.scores) or not bool(is_crop.all()):
+        raise ValueError(f"{path} is not what a run keeps there; remove it: it ranks crops that there are not")
     _check_count(run, label, len(kept.ids))
     return kept.first(_needed(run))
 

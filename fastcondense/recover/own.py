@@ -18,7 +18,7 @@ from ..data.noise import InitialImages
 from ..data.real import squares
 from ..rng import Stream
 from ..run import Run
-from ..tensor_files import read_tensors, write_tensors
+from ..tensor_files import read_kept, write_tensors
 from ..user_functions import load_function, source_sha256
 from ..workers.work import Items, shared
 
@@ -41,12 +41,12 @@ def own_start(run: Run, reference: str) -> InitialImages:
     }
     digest = hashlib.sha256(json.dumps(identity, sort_keys=True).encode()).hexdigest()
     folder, labels = run.out / f"initial-{digest[:8]}", range(len(run.real.classes))
-    work = Items("starts", folder, labels, lambda label: len(_kept(folder, label)) >= recipe.ipc)
+    work = Items("starts", folder, labels, lambda label: len(_kept(run, folder, label)) >= recipe.ipc)
     if not all(map(work.is_finished, labels)):
         start = load_function(reference, "recover.initial.kind")
         for label, _ in shared(run.log, f"initial images of {reference}", work):
             _make(run, start, reference, folder, label)
-    of_class = functools.lru_cache(maxsize=32)(functools.partial(_kept, folder))
+    of_class = functools.lru_cache(maxsize=32)(functools.partial(_kept, run, folder))
 
     def images(job: Job) -> Tensor:
         pairs = zip(job.classes().tolist(), job.slots().tolist(), strict=True)
@@ -71,7 +71,7 @@ def own_baseline(run: Run, reference: str, count: int, seed: int) -> tuple[Tenso
 
 def _make(run: Run, start: Any, reference: str, folder: Path, label: int) -> None:
     """Writes the images of a class; those that are there stay."""
-    made, pixels = list(_kept(folder, label)), _of_class(run, label)
+    made, pixels = list(_kept(run, folder, label)), _of_class(run, label)
     for slot in range(len(made), run.recipe.ipc):
         with Stream(run.recipe.seed, "initial/own").torch_generator(label, slot):
             made.append(_checked(run, start(pixels, slot), (), f"recover.initial.kind {reference!r}"))
@@ -101,10 +101,12 @@ def _checked(run: Run, images: Any, count: tuple[int, ...], source: str) -> Tens
     return levels.round().to(torch.uint8)
 
 
-def _kept(folder: Path, label: int) -> Tensor:
+def _kept(run: Run, folder: Path, label: int) -> Tensor:
     """The images of a class that are made already, uint8 [n, 3, S, S]."""
-    path = _path(folder, label)
-    return read_tensors(path)[0]["images"] if path.exists() else torch.zeros(0, dtype=torch.uint8)
+    path, size = _path(folder, label), run.recipe.dataset.image_size
+    if not path.exists():
+        return torch.zeros(0, dtype=torch.uint8)
+    return read_kept(path, {"images": (torch.uint8, [-1, 3, size, size])})["images"]
 
 
 def _path(folder: Path, label: int) -> Path:

@@ -22,7 +22,7 @@ from ..networks.precision import arithmetic
 from ..run import Run
 from ..teachers.cut import penultimate
 from ..teachers.teacher import Teacher
-from ..tensor_files import read_tensors, write_tensors
+from ..tensor_files import read_kept, write_tensors
 from ..workers.work import Items, shared
 from .balanced import PATTERNS, balanced
 from .selection import herding, inner_products, medoids
@@ -48,7 +48,7 @@ def representatives(run: Run, rule: Rule, label: int, count: int) -> np.ndarray:
     Images are compared as the evaluation transform sees them. Raises ValueError if fewer can be read.
     """
     folder = _folder(run, rule)
-    kept = _kept(folder, label)
+    kept = _kept(run, folder, label)
     if len(kept) < count:
         vectors, logits, ids = _vectors(run, rule, label)
         run.report_skipped(run.real.train)
@@ -65,7 +65,7 @@ def representatives(run: Run, rule: Rule, label: int, count: int) -> np.ndarray:
 def shared_representatives(run: Run, rule: Rule, count: int) -> list[np.ndarray]:
     """The `representatives` of every class; the workers that share the run choose those of some classes each."""
     labels, folder = range(len(run.real.classes)), _folder(run, rule)
-    work = Items("choices", folder, labels, lambda label: len(_kept(folder, label)) >= count)
+    work = Items("choices", folder, labels, lambda label: len(_kept(run, folder, label)) >= count)
     if not all(map(work.is_finished, labels)):
         for label, _ in shared(run.log, f"{rule.kind} of real images", work):
             representatives(run, rule, label, count)
@@ -123,10 +123,13 @@ def _features(run: Run, teacher: Teacher) -> Callable[[Tensor], Tensor]:
     return lambda pixels: network(run.normalize(pixels)).float()
 
 
-def _kept(folder: Path, label: int) -> np.ndarray:
+def _kept(run: Run, folder: Path, label: int) -> np.ndarray:
     """Samples that are chosen already, int64 [n]."""
-    path = _path(folder, label)
-    return read_tensors(path)[0]["ids"].numpy() if path.exists() else np.zeros(0, dtype=np.int64)
+    if not (path := _path(folder, label)).exists():
+        return np.zeros(0, dtype=np.int64)
+    ids = read_kept(path, {"ids": (torch.int64, [-1])})["ids"].numpy()
+    run.real.train.check_class(ids, label, path)
+    return ids
 
 
 def _path(folder: Path, label: int) -> Path:

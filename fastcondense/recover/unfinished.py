@@ -92,9 +92,12 @@ def remaining(
     with naming(unfinished.path, "{path} is not the state of its job; remove it: {error}"):
         if (saved := unfinished.read()) is not None:
             first = saved[0]
-            if not 0 < first < count:
-                raise ValueError(f"it is before iteration {first} of {count}")
+            if not 0 < first < count or int(saved[1].get("step", first)) != first:
+                raise ValueError(f"it is before iteration {first} of {count}, and its counter is another")
             restore(saved[1])
+            for name, tensor in state().items():  # what is copied in place may be stretched
+                if (found := saved[1][name]).shape != tensor.shape or found.dtype != tensor.dtype:
+                    raise ValueError(f"its {name!r} is {found.dtype} {list(found.shape)}, not {list(tensor.shape)}")
     if saved is not None:
         unfinished.say(f"recover: {unfinished.path.stem} goes on from iteration {first}")
     in_flight: deque[torch.cuda.Event] = deque()

@@ -17,11 +17,11 @@ from .. import vision
 from ..data.real import squares
 from ..log import read_events
 from ..recipe.evaluation import PARTS, with_evaluation
-from ..records import Environment, Kind, Origin, Replay, Result, ShardMetadata, checked, read_checked, read_manifest
+from ..records import Environment, Kind, Origin, Replay, Result, read_checked, read_manifest
 from ..recover.stage import made_jobs
 from ..rng import Stream
 from ..run import Run
-from ..sets.condensed import read_present, read_record, shard_path
+from ..sets.condensed import read_present, read_record, read_seconds, shard_path
 from ..sets.imported import read_origin
 from ..sets.loss_bands import LossBand, read_loss_band
 from ..sets.record import LayerLosses, Snapshots
@@ -30,7 +30,6 @@ from ..student_records import RankedScores, SizeCurve
 from ..students.costs import views_an_epoch_of
 from ..students.students import CONDENSED, Arm, Student, arms, read_student, student_folder
 from ..teachers.kept import read_teacher, teacher_path
-from ..tensor_files import read_metadata
 from . import plots
 from .html import short
 from .report import changes_in_words
@@ -138,7 +137,7 @@ def read_findings(run: Run) -> Findings:
         losses=read_loss_band(paths, plots.POINTS),
         snapshots=_all_snapshots(snapshots),
         layers=means.tables(),
-        recover_seconds=sum(map(_seconds, paths)),
+        recover_seconds=sum(map(read_seconds, paths)),
         shard_bytes=sum(path.stat().st_size for path in paths),
         replay=read_manifest(manifest).get("replay") if (manifest := folder / "manifest.json").exists() else None,
         real={label: real_images(run, label, REAL) for label in sorted({label for label, _ in images})},
@@ -237,10 +236,6 @@ def _all_snapshots(some: Sequence[Snapshots]) -> Snapshots | None:
     classes = torch.cat([one.classes for one in some])
     order = classes.argsort()
     return Snapshots(torch.cat([one.images for one in some], 1)[:, order], classes[order], some[0].iterations)
-
-
-def _seconds(shard: Path) -> float:
-    return checked(read_metadata(shard), ShardMetadata, shard, is_text=True).get("seconds", 0.0)
 
 
 def _teacher(path: Path, name: str) -> TeacherFile:

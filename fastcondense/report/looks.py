@@ -120,7 +120,7 @@ def losses(found: Findings) -> Html:
 def _heaviest(names: Sequence[str], values: np.ndarray) -> Html:
     """The layers that the last iteration's loss comes from, most of it first."""
     first, last = values[0], values[-1]
-    total = last.sum()
+    total = last.sum(dtype=np.float64)
     rows = [
         (names[k], f"{first[k]:.3g}", f"{last[k]:.3g}", f"{100 * last[k] / total:.1f} %" if total else "0")
         for k in np.argsort(-last, kind="stable")

@@ -15,8 +15,8 @@ from torch import Tensor
 from ..data.jobs import Job
 from ..files import first_difference, write_json
 from ..loaders.reading import naming
-from ..records import read_manifest
-from ..tensor_files import read_tensors, write_tensors
+from ..records import ShardMetadata, checked, read_manifest
+from ..tensor_files import read_metadata, read_tensors, write_tensors
 from .record import Record
 from .stored_images import Images, StoredImages, find_images, read, read_shard, shard_path
 
@@ -157,6 +157,11 @@ def read_present(
                 if place[0] < num_classes and place[1] < num_slots:
                     images[place] = image.clone()
     return images, finished
+
+
+def read_seconds(shard: Path) -> float:
+    """Seconds that the job of a shard took, as it says."""
+    return checked(read_metadata(shard), ShardMetadata, shard, is_text=True).get("seconds", 0.0)
 
 
 def read_record(folder: Path, job: int) -> Record:

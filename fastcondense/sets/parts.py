@@ -29,8 +29,9 @@ def in_order(files: Sequence[Path]) -> list[Path]:
     count = int(match["count"]) if match and match["count"] else len(files)
     if first > 1 or (match and match["count"] and first):
         first = 0
-    if missing := [number for number in range(first, first + count) if number not in numbered]:
-        raise ValueError(f"{where}, {listed}, but no number {missing[0]}: lacks a part, or are they several sets?")
+    missing = next((number for number in range(first, first + count) if number not in numbered), None)
+    if missing is not None:
+        raise ValueError(f"{where}, {listed}, but no number {missing}: lacks a part, or are they several sets?")
     if len(numbered) > count:
         raise ValueError(f"{where}, {listed}, which are more than the {count} that their names say")
     return [numbered[number] for number in sorted(numbered)]

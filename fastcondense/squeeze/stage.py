@@ -15,7 +15,7 @@ from .. import trust
 from ..data.real import split_batches, training_batches
 from ..data.sources import decoding_threads
 from ..devices import stopwatch
-from ..files import read_json, read_lines, write_json
+from ..files import read_lines, write_json
 from ..loaders.complete import check_files
 from ..networks import pretrained, zoo
 from ..networks.encoders import classifier_name, feature_size
@@ -23,6 +23,7 @@ from ..networks.fit import fit
 from ..networks.score import score
 from ..networks.train_step import Batch, synchronised
 from ..recipe.recipe import SQUEEZE_PARTS
+from ..records import CheckedFiles, read_checked
 from ..rng import Stream
 from ..run import Run
 from ..teachers.kept import check_kept, frozen, read_teachers, teacher_identity, teacher_path
@@ -86,8 +87,8 @@ def _check_files(run: Run) -> None:
     if rank() or not files or run.recipe.dataset.on_error == "skip":
         return
     about = run.real.about()
-    known = read_json(kept) if kept.exists() else {}
-    first = known["files"] if known.get("images") == about else 0
+    known = read_checked(kept, CheckedFiles) if kept.exists() else None
+    first = known["files"] if known is not None and known["images"] == about else 0
     check_files(
         files[first:],
         decoding_threads(run.recipe.dataset),

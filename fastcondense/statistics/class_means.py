@@ -13,11 +13,10 @@ from ..networks.precision import arithmetic
 from ..run import Run
 from ..teachers.cut import backbone
 from ..teachers.kept import teacher_path
-from ..teachers.teacher import Teacher
-from ..tensor_files import read_tensors
+from ..teachers.teacher import Teacher, black
 from .collection import Collection
 from .collector import Collector, Members, Pool
-from .targets import keep
+from .targets import keep, read_targets
 
 _FEATURES = "features"
 
@@ -32,6 +31,10 @@ class FeatureCollector(Collector):
     def like(self, first_class: int = 0, num_classes: int = 0) -> FeatureCollector:
         """An empty one of some classes."""
         return FeatureCollector(self.teacher, num_classes, first_class)
+
+    def lengths(self, image_size: int) -> dict[str, list[int]]:
+        with torch.no_grad():
+            return {_FEATURES: 2 * [self.backbone(black(image_size, self.teacher.outputs.device)).shape[1]]}
 
     def add(self, images: Tensor, labels: Tensor) -> None:
         """images: normalised [N, 3, S, S] on the teacher's device; labels: their classes, int64 [N]."""
@@ -70,4 +73,5 @@ def class_means(run: Run, teachers: Sequence[Teacher]) -> list[Tensor]:
             collection.collect()
             keep(collection, collection.joined)
         run.log.event("targets", teachers=len(missing), seconds=watch.seconds)
-    return [read_tensors(path)[0][f"{_FEATURES}/class/0"] for path in wanted]
+    size = run.recipe.dataset.image_size
+    return [read_targets(path, collector, size)[1][_FEATURES][0] for path, collector in wanted.items()]

@@ -15,6 +15,7 @@ import torch
 from torch import Tensor
 
 from ..data.real import training_batches
+from ..loaders.reading import naming
 from ..recipe.shared import Views
 from ..rng import Stream
 from ..run import Run
@@ -56,7 +57,11 @@ class Collection:
 
     def joined(self) -> dict[Path, tuple[NamedVectors, NamedVectors]]:
         """Targets of all images and of every class, as `Collector` gives them, by the file that is to keep them."""
-        found, parts = {}, [read_tensors(self._path(number))[0] for number in range(len(self.parts))]
+        with naming(self.folder, "{path} holds other parts than a run keeps there; remove it: {error}"):
+            return self._joined([read_tensors(self._path(number))[0] for number in range(len(self.parts))])
+
+    def _joined(self, parts: list[dict[str, Tensor]]) -> dict[Path, tuple[NamedVectors, NamedVectors]]:
+        found = {}
         for which, (path, collector) in enumerate(self.collectors.items()):
             whole = collector.like()
             for part in parts:

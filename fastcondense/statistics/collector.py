@@ -101,6 +101,10 @@ class Collector:
         """An empty one of the same layers, and of some classes."""
         return Collector(self.teacher, self.names, num_classes, self.class_variance, first_class)
 
+    def lengths(self, image_size: int) -> dict[str, list[int]]:
+        """Lengths of the vectors of what it collects, by the name."""
+        return self.teacher.lengths(image_size)
+
     def add(self, images: Tensor, labels: Tensor) -> None:
         """images: normalised [N, 3, S, S] on the teacher's device; labels: their classes, int64 [N]."""
         if self.num_classes:

@@ -56,7 +56,7 @@ class PublishedStatistics:
 
     def targets(self, image_size: int) -> dict[str, tuple[Tensor, ...]]:
         """The data set's vectors of the layers `names`, as in Teacher.targets, on the host."""
-        lengths = self._lengths(image_size)
+        lengths = self.teacher.lengths(image_size)
         return {
             layer.name: _checked(self._path(layer), _read(self._path(layer), layer, lengths[layer.name]))
             for layer in self._global_layers
@@ -70,7 +70,7 @@ class PublishedStatistics:
         """
         if not self.has_classes:
             return {}
-        lengths, outputs, layers = self._lengths(image_size), self.teacher.outputs.tolist(), self.teacher.layers
+        lengths, outputs, layers = self.teacher.lengths(image_size), self.teacher.outputs.tolist(), self.teacher.layers
         tables = {layer.name: [torch.empty(len(outputs), length) for length in lengths[layer.name]] for layer in layers}
         for row in log.track(range(len(outputs)), f"published statistics of {self.teacher.name}"):
             for layer in layers:
@@ -125,13 +125,6 @@ class PublishedStatistics:
                 f"{', '.join(found) or 'no network'}"
             )
         return kind
-
-    def _lengths(self, image_size: int) -> dict[str, list[int]]:
-        """Lengths of each layer's vectors, for images of that size."""
-        black = torch.zeros(1, 3, image_size, image_size, device=self.teacher.outputs.device)
-        moments = self.teacher.batch_targets(black.contiguous(memory_format=torch.channels_last))
-        named = zip(self.teacher.layers, moments, strict=True)
-        return {layer.name: [len(vector) for vector in vectors] for layer, vectors in named}
 
 
 def _read(path: Path, layer: Layer, lengths: Sequence[int]) -> list[Tensor]:

@@ -19,7 +19,7 @@ from ..rng import Stream
 from ..run import Run
 from ..teachers.kept import teacher_path
 from ..teachers.teacher import Teacher
-from ..tensor_files import read_tensors, write_tensors
+from ..tensor_files import Form, read_kept, write_tensors
 from ..workers.work import Items, draw
 from .collection import Collection, NamedVectors
 from .collector import Collector
@@ -44,7 +44,10 @@ def complete(run: Run, teachers: Sequence[Teacher]) -> None:
             keep(collection, (lambda: _imported(run, missing)) if imported else collection.joined)
         run.log.event("targets", teachers=len(missing), seconds=watch.seconds)
     for path, collector in todo.items():
-        _fill(collector, path, run.device)
+        vectors, tables = read_targets(path, collector, run.recipe.dataset.image_size)
+        for name, of in vectors.items():
+            collector.teacher.targets[name] = tuple(vector.to(run.device) for vector in of)
+        collector.teacher.class_targets |= tables
 
 
 def keep(collection: Collection, find: Callable[[], dict[Path, tuple[NamedVectors, NamedVectors]]]) -> None:
@@ -81,18 +84,26 @@ def _wanted(run: Run, teachers: Sequence[Teacher]) -> dict[Path, Collector]:
     return wanted
 
 
-def _fill(collector: Collector, path: Path, device: torch.device) -> None:
-    """Reads the targets that the collector stands for."""
-    teacher, (state, _) = collector.teacher, read_tensors(path)
+def read_targets(path: Path, collector: Collector, image_size: int) -> tuple[NamedVectors, NamedVectors]:
+    """The targets that the file keeps of what the collector collects, and those of each class, on the host.
 
-    def vectors(prefix: str) -> tuple[Tensor, ...]:
-        count = sum(key.rpartition("/")[0] == prefix for key in state)
-        return tuple(state[f"{prefix}/{k}"] for k in range(count))
-
+    Raises ValueError for a file that keeps others.
+    """
+    lengths = collector.lengths(image_size)
+    of_classes = lengths if collector.num_classes else {}
+    forms: dict[str, Form] = {}
     for name in collector.names:
-        teacher.targets[name] = tuple(vector.to(device) for vector in vectors(name))
-    if collector.num_classes:
-        teacher.class_targets |= {layer.name: vectors(_of_classes(layer.name)) for layer in teacher.layers}
+        forms |= {f"{name}/{k}": (torch.float32, [length]) for k, length in enumerate(lengths[name])}
+    for name, found in of_classes.items():
+        rows = [collector.num_classes]
+        forms |= {f"{_of_classes(name)}/{k}": (torch.float32, [*rows, length]) for k, length in enumerate(found)}
+    state = read_kept(path, forms)
+
+    def vectors(prefix: str, name: str) -> tuple[Tensor, ...]:
+        return tuple(state[f"{prefix}/{k}"] for k in range(len(lengths[name])))
+
+    tables = {name: vectors(_of_classes(name), name) for name in of_classes}
+    return {name: vectors(name, name) for name in collector.names}, tables
 
 
 def _path(run: Run, collector: Collector) -> Path:

@@ -25,7 +25,7 @@ from ..rng import Stream
 from ..run import Run
 from ..statistics.class_means import class_means
 from ..teachers.kept import chosen, read_teachers
-from ..tensor_files import read_tensors, write_tensors
+from ..tensor_files import read_kept, write_tensors
 from ..views.windows import windows
 from ..workers.distributed import first_alone
 
@@ -53,8 +53,11 @@ def closest_images(run: Run, kind: str, count: int) -> tuple[Tensor, Tensor]:
                 labels = range(len(run.real.classes))
                 found = [_closest(run, cast(Kind, kind), backbones, means, label, count) for label in labels]
             write_tensors(path, {"ids": torch.from_numpy(np.stack(found))}, {})
-    ids = read_tensors(path)[0]["ids"].flatten().numpy()
-    return read_squares(run, ids), torch.from_numpy(run.real.train.labels[ids])
+    num_classes = len(run.real.classes)
+    ids = read_kept(path, {"ids": (torch.int64, [num_classes, count])})["ids"].flatten().numpy()
+    labels = np.arange(num_classes).repeat(count)
+    run.real.train.check_class(ids, labels, path)
+    return read_squares(run, ids), torch.from_numpy(labels)
 
 
 def _closest(

@@ -12,11 +12,10 @@ from ..recipe.evaluation import PARTS
 from ..recipe.recipe import sha256_of
 from ..recover.stage import made_jobs
 from ..run import Run
-from ..sets.condensed import shard_path
+from ..sets.condensed import read_seconds, shard_path
 from ..sets.imported import read_origin
 from ..sets.results import keep
 from ..teachers.kept import teacher_bytes, teacher_seconds
-from ..tensor_files import read_metadata
 from ..user_functions import is_own, source_sha256
 from ..workers.distributed import once
 from .costs import needed_bytes, student_views
@@ -54,7 +53,7 @@ def evaluate(run: Run) -> dict[str, Any]:
         },
         "seconds": {
             "squeeze": teacher_seconds(run),
-            "recover": sum(float(read_metadata(path)["seconds"]) for path in job_paths),
+            "recover": sum(map(read_seconds, job_paths)),
             "train": seconds["train"],
             "evaluate": seconds["evaluate"],
         },

@@ -22,7 +22,8 @@ from ..rng import Stream
 from ..run import Run
 from ..sets.stored_images import Images, read
 from ..teachers.kept import chosen, read_teachers
-from ..tensor_files import read_tensors, write_tensors
+from ..teachers.teacher import black
+from ..tensor_files import read_kept, write_tensors
 from ..views.windows import windows
 from ..workers.distributed import first_alone, rank, world_size
 from .task import Task
@@ -64,10 +65,16 @@ class FrozenStudent:
 
     def layer(self) -> nn.Linear:
         """An untrained layer: normal weights of deviation 0.01, biases of 0."""
-        made = nn.Linear(self.test.vectors.shape[1], len(self.run.real.classes))
+        made = nn.Linear(self.width, len(self.run.real.classes))
         nn.init.normal_(made.weight, std=0.01)
         nn.init.zeros_(made.bias)
         return made
+
+    @cached_property
+    def width(self) -> int:
+        """Length of its features."""
+        with torch.no_grad(), arithmetic(self.precision):
+            return self.see(black(self.run.recipe.dataset.image_size, self.run.device)).shape[1]
 
     @cached_property
     def test(self) -> FeatureTable:
@@ -134,5 +141,10 @@ class FrozenStudent:
             if not path.exists():
                 vectors, labels = self._seen(views())
                 write_tensors(path, {"vectors": vectors, "labels": labels}, {})
-        found = read_tensors(path)[0]
-        return FeatureTable(found["vectors"].to(run.device), found["labels"].to(run.device))
+        found = read_kept(path, {"vectors": (torch.float32, [-1, self.width]), "labels": (torch.int64, [-1])})
+        vectors, labels = found["vectors"], found["labels"]
+        if not len(vectors) == len(labels) > 0 or labels.min() < 0 or labels.max() >= len(run.real.classes):
+            raise ValueError(
+                f"{path} is not what a run keeps there; remove it: its labels are not those of its vectors"
+            )
+        return FeatureTable(vectors.to(run.device), labels.to(run.device))

@@ -37,7 +37,7 @@ from ..run import Run
 from ..sets.condensed import CondensedSet
 from ..sets.imported import read_origin
 from ..sets.stored_images import Images
-from ..student_records import Choice, Confusion, Epoch, StudentFile, Trained
+from ..student_records import Choice, Confusion, Epoch, StudentFile, Trained, check_confusion
 from ..teachers.teacher import Teacher
 from ..tensor_files import read_tensors, write_tensors
 from ..user_functions import is_own, source_sha256
@@ -163,7 +163,9 @@ def read_student(run: Run, arm: Arm, number: int) -> Student:
     if not (folder / "student.json").exists():
         raise ValueError(f"{folder} holds no finished student; run train first")
     tree = read_checked(folder / "student.json", StudentFile)
-    return Student(folder, tree["history"], tree["seconds"], tree.get("classes"), tree.get("workers", 1))
+    if (table := tree.get("classes")) is not None:
+        check_confusion(table, len(run.real.classes), folder / "student.json")
+    return Student(folder, tree["history"], tree["seconds"], table, tree.get("workers", 1))
 
 
 def last_score(run: Run, student: Student, images: EvaluationImages | None = None) -> dict[str, float]:

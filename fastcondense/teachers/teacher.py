@@ -196,6 +196,11 @@ class Teacher:
         with torch.no_grad():
             return self(images if self.dtype is None else images.to(self.dtype))[1]
 
+    def lengths(self, image_size: int) -> dict[str, list[int]]:
+        """Lengths of the vectors of each of its layers, by the layer's name, for images of that size."""
+        named = zip(self.layers, self.batch_targets(black(image_size, self.outputs.device)), strict=True)
+        return {layer.name: [len(vector) for vector in vectors] for layer, vectors in named}
+
     def image_moments(self, images: Tensor) -> Moments:
         """The moments of its layers for each image, [N, length]; no gradients. images as in `batch_targets`."""
         for keeper in self.keepers:
@@ -207,11 +212,16 @@ class Teacher:
                 keeper.is_per_image = False
 
 
+def black(size: int, device: torch.device | None = None) -> Tensor:
+    """An image of zeros, [1, 3, S, S]."""
+    return torch.zeros(1, 3, size, size, device=device).contiguous(memory_format=torch.channels_last)
+
+
 def count_outputs(net: nn.Module, size: int, name: str) -> int:
     """Outputs of `net`, tried on a black image. Raises ValueError if it cannot take one or gives no logits."""
     try:
         with torch.no_grad():
-            logits = net.eval()(torch.zeros(1, 3, size, size).contiguous(memory_format=torch.channels_last))
+            logits = net.eval()(black(size))
     except (RuntimeError, TypeError) as error:
         raise ValueError(f"teacher {name} cannot take {size} x {size} images: {error}") from None
     if not isinstance(logits, Tensor) or logits.dim() != 2:
@@ -250,16 +260,16 @@ def check_state(
 
 
 def head_size(state: Mapping[str, Tensor], small: Mapping[str, Tensor], large: Mapping[str, Tensor]) -> int | None:
-    """Outputs of the network in a checkpoint, or None if it lacks a head.
-
-    small, large: state dicts of the same architecture with n and n + 1 outputs; where they differ is the head.
-    """
-    state = _strip_prefixes(state, small)
+    """Outputs of the network in a checkpoint, or None if it lacks a head of that architecture: what differs in state
+    dicts of it with n and n + 1 outputs, small and large."""
+    state, sizes = _strip_prefixes(state, small), set()
     for key, value in small.items():
+        found = list(state[key].shape) if key in state else []
         for axis, (n, more) in enumerate(zip(value.shape, large[key].shape, strict=True)):
-            if more == n + 1 and key in state and state[key].dim() == value.dim():
-                return state[key].shape[axis]
-    return None
+            if more == n + 1:  # a head of other shapes, even an empty one, could claim any number
+                fits = len(found) == value.dim() and [*found[:axis], n, *found[axis + 1 :]] == [*value.shape]
+                sizes.add(found[axis] if fits else None)
+    return sizes.pop() if len(sizes) == 1 else None
 
 
 def _strip_prefixes(state: Mapping[str, Tensor], wanted: Mapping[str, Tensor]) -> Mapping[str, Tensor]:
