@@ -5,7 +5,7 @@ from __future__ import annotations
 from dataclasses import dataclass, field
 from typing import Annotated, Literal
 
-from .bounds import HOW, Count, CountOrZero, Decay, ShareAboveZero
+from .bounds import HOW, Count, CountOrZero, Decay, Share, ShareAboveZero
 from .gradients import Gradients
 from .means import Means, Pyramid
 from .shared import Precision, Views
@@ -160,7 +160,13 @@ class Recover(Views):
     stages: tuple[Count, ...] = ()
     """Sides of the images in equal parts of the iterations (FADRM); empty: image_size throughout."""
     residual: ShareAboveZero = 1.0
-    """Share of the optimised images that is kept between stages; the rest is the initial images' (FADRM's alpha)."""
+    """Share of the optimised images that is kept between stages; the rest is their anchors' (FADRM's alpha)."""
+    anchors: Literal["initial", "retrieved"] = "initial"
+    """The real images that are mixed in between stages. initial: those that optimisation began with (FADRM); retrieved:
+    each time, of initial.candidates images of the class, the one nearest to the condensed image in the features of the
+    first of initial.teachers, and not too complex (RETA)."""
+    anchor_complexity: Share = 0.1
+    """Weight of the complexity of a retrieved anchor beside its distance (RETA's lambda)."""
     curriculum: Literal["none", "cosine"] = "none"
     """cosine: the crop's smallest area share falls from 1 to crop_scale's lower end over the iterations (CDA)."""
 
@@ -171,3 +177,7 @@ class Recover(Views):
         if self.split_classes and found != (0, 0, "statistics"):
             wanted = "slots_per_job 0, classes_per_job 0 and objective statistics"
             raise ValueError(f"recover.split_classes needs {wanted}, got {', '.join(map(str, found))}")
+        if self.anchors == "retrieved" and (self.objective != "statistics" or len(self.stages) < 2):
+            raise ValueError(
+                "recover.anchors retrieved needs recover.objective statistics and at least two recover.stages"
+            )

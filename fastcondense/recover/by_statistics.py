@@ -20,6 +20,7 @@ from ..sets.record import Record
 from ..statistics.matching import Matching, layer_weights
 from ..teachers.moments import Moments
 from ..teachers.teacher import Teacher
+from .anchors import AnchorsOf
 from .background import prepare
 from .canvas import Canvas, resized
 from .engine import Recoverer
@@ -43,11 +44,12 @@ class RecoverStep:
         teachers: Sequence[Teacher],
         device: torch.device,
         initial_of: InitialImages | None = None,
+        anchors_of: AnchorsOf | None = None,
     ):
         recover = recipe.recover
         self.recipe, self.recover, self.teachers, self.counts = recipe, recover, teachers, job.counts
         self.device = device
-        self.initial_of = initial_of or noise(recipe, device)
+        self.initial_of, self.anchors_of = initial_of or noise(recipe, device), anchors_of
         self.stages = stages(recipe)
         self.canvases = {side: Canvas(job.num_images, side, device) for side, _ in self.stages}
         self.canvas = self.canvases[self.stages[0][0]]
@@ -125,9 +127,12 @@ class RecoverStep:
         return self.matching[which].layer_losses()
 
     def enter_stage(self, stage: int) -> None:
-        """Goes on at the stage's size, with a share of the initial images and a new optimiser (spec 3.2)."""
+        """Goes on at the stage's size, with a share of real images, the initial or retrieved ones, and a new optimiser
+        (spec 3.2).
+        """
         side, share = self.stages[stage][0], self.recover.residual
-        images = torch.lerp(resized(self.initial, side), resized(self.images, side), share)
+        real = self.initial if self.anchors_of is None else self.anchors_of(self.job, self.images, side)
+        images = torch.lerp(resized(real, side), resized(self.images, side), share)
         self.canvas = self.canvases[side]
         self.canvas.fill(images)
         self.updates.zero_()
@@ -212,7 +217,8 @@ class RecoverStep:
 class ByStatistics(Recoverer):
     """Cross-entropy and the matching of statistics. Buffers and CUDA graphs are made once for each shape of a job.
 
-    initial_of: the images that a job begins with; noise by default. Raises ValueError as `check_layers` does.
+    initial_of: the images that a job begins with; noise by default. anchors_of: real images that are mixed in between
+    stages; by default those that the job began with. Raises ValueError as `check_layers` does.
     """
 
     def __init__(
@@ -221,9 +227,10 @@ class ByStatistics(Recoverer):
         teachers: Sequence[Teacher],
         device: torch.device,
         initial_of: InitialImages | None = None,
+        anchors_of: AnchorsOf | None = None,
     ):
         super().__init__(recipe, device)
-        self.initial_of = initial_of or noise(recipe, device)
+        self.initial_of, self.anchors_of = initial_of or noise(recipe, device), anchors_of
         self.teachers = [teacher.cast(network_dtype(recipe.recover.precision)) for teacher in teachers]
         check_layers(recipe, self.teachers)
         self.graphs = Graphs(device)
@@ -237,7 +244,9 @@ class ByStatistics(Recoverer):
         shape = (job.num_images,) if is_alike else job.shape
         is_new = shape not in self.steps
         if is_new:
-            self.steps[shape] = RecoverStep(self.recipe, job, self.teachers, self.device, self.initial_of)
+            self.steps[shape] = RecoverStep(
+                self.recipe, job, self.teachers, self.device, self.initial_of, self.anchors_of
+            )
         self.step, order = self.steps[shape], turns(self.recipe, len(self.teachers), job)
         self.turn_advances = [[self._advance(shape, turn, side) for turn in order] for side, _ in self.step.stages]
         if is_new:

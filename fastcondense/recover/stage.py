@@ -23,6 +23,7 @@ from ..tensor_files import read_metadata, read_tensors
 from ..workers.distributed import rank
 from ..workers.work import Items, shared
 from . import initial
+from .anchors import RetrievedAnchors
 from .background import Writer, beside
 from .by_features import ByFeatures
 from .by_gradients import ByGradients
@@ -186,7 +187,9 @@ def _recoverer(run: Run, teachers: list[Teacher]) -> RecoverJob:
         return kept_as_begun(recipe, run.device, images)
     targets.complete(run, matched)
     pruning.prune(run, matched)
-    return ByStatistics(recipe, matched, run.device, *beside(run.device, images))
+    is_retrieved = recover.anchors == "retrieved"
+    anchors = RetrievedAnchors(run, chosen(teachers, recover.initial.teachers)[0]) if is_retrieved else None
+    return ByStatistics(recipe, matched, run.device, *beside(run.device, images), anchors)
 
 
 def _by_means(run: Run, teachers: list[Teacher]) -> RecoverJob:
