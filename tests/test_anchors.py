@@ -58,10 +58,10 @@ def vector(net, image: torch.Tensor) -> np.ndarray:
 @pytest.mark.parametrize("weight", [0.0, 0.1, 1.0])
 def test_an_anchor_is_the_image_of_the_pool_with_the_least_score(weight, tmp_path):
     recipe = Recipe(ipc=3, seed=4, dataset=DIGITS, squeeze=Squeeze(teachers=(NAME,)))
-    recipe = dataclasses.replace(recipe, recover=dataclasses.replace(RECOVER, anchor_complexity=weight)).check()
+    recipe = dataclasses.replace(recipe, recover=RECOVER).check()
     run = Run(recipe, tmp_path, None, log=Log(Console(file=io.StringIO())))
     net = frozen_network(NAME, 10)
-    anchors = RetrievedAnchors(run, Teacher.of(net, NAME, run.real.classes, range(10), DIGITS))
+    anchors = RetrievedAnchors(run, Teacher.of(net, NAME, run.real.classes, range(10), DIGITS), weight)
     job, generator = Job(0, 1, 2, 3, 2), torch.Generator().manual_seed(1)
     images = torch.randn(4, 3, 7, 7, generator=generator)
     found = anchors(job, images, 8)

@@ -58,12 +58,14 @@ def fit_complexity(seen: Tensor, features: Tensor, complexities: Tensor, weight:
 
 
 class RetrievedAnchors:
-    """The anchors of jobs, by a teacher. Pools, recover.initial.candidates random training images a class (0: all), are
-    seen once and kept in the run's folder; workers share that.
+    """The anchors of jobs, by a teacher and the weight of complexity (RETA's lambda, 0.1).
+
+    Pools, recover.initial.candidates random training images a class (0: all), are seen once and kept in the run's
+    folder; workers share that.
     """
 
-    def __init__(self, run: Run, teacher: Teacher):
-        self.run, self.weight = run, run.recipe.recover.anchor_complexity
+    def __init__(self, run: Run, teacher: Teacher, weight: float = 0.1):
+        self.run, self.weight = run, weight
         self.features_of, _ = penultimate(teacher)
         self.sides = sorted({side for side, _ in stages(run.recipe)})
         identity = {
