@@ -81,9 +81,9 @@ def random_targets(teacher: Teacher, size: int, device: torch.device) -> Moments
 class OurStep(RecoverStep):
     """Goes on for ever: the iteration counter wraps, so that any number of steps can be timed."""
 
-    def __call__(self, turn: Turn = ((0, 1.0),), canvas: Canvas | None = None) -> None:
+    def __call__(self, turn: Turn = ((0, 1.0),), canvas: Canvas | None = None, begun_now: Tensor | None = None) -> None:
         with arithmetic(self.recover.precision, self.recover.reproducible):
-            super().__call__(turn, canvas)
+            super().__call__(turn, canvas, begun_now)
             self.step.remainder_(self.recover.iterations)
 
     def captured(self) -> Callable[[], None]:
@@ -95,7 +95,14 @@ class OurStep(RecoverStep):
 class Unmatched(OurStep):
     """The same kernels, but cross-entropy alone is minimised: what remains is the share of matching."""
 
-    def loss(self, canvas: Canvas, images: Tensor, turn: Turn, windows_now: Tensor) -> Tensor:
+    def loss(
+        self,
+        canvas: Canvas,
+        images: Tensor,
+        turn: Turn,
+        windows_now: Tensor,
+        begun_now: Tensor | None = None,  # noqa: ARG002
+    ) -> Tensor:
         ((which, _),) = turn
         teacher = self.teachers[which]
         logits, _ = teacher(crop(images, windows_now, canvas.side, dtype=teacher.dtype))

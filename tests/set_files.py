@@ -16,6 +16,8 @@ LAYOUTS = {
     "rded": (lambda k: f"{k:05d}", lambda k, i: f"class{k:05d}_id{i:05d}.png"),
     "plain numbers": (str, lambda _, i: f"{i}.png"),  # sorted: 0, 1, 10, 11, 2 ...
     "names": (lambda k: NAMES[k], lambda _, i: f"{i}.png"),
+    "mgd3": (lambda k: f"dataset_0/{NAMES[k]}", lambda _, i: f"{i}.png"),
+    "coda": (lambda k: f"generated_images/{NAMES[k]}", lambda _, i: f"{i}.png"),
     "inside train": (lambda k: f"train/{NAMES[k]}", lambda _, i: f"{i}.png"),
 }
 

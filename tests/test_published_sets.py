@@ -43,6 +43,19 @@ def test_a_class_of_a_set_may_be_called_train(tmp_path, is_inside):
     assert torch.equal(found, torch.from_numpy(images[:, :IPC]).permute(0, 1, 4, 2, 3))
 
 
+def test_folders_around_classes_are_entered_where_there_is_one(tmp_path):
+    images = pixels()
+    for number in (0, 1):  # as MGD3 writes several sets side by side
+        write_folder(
+            tmp_path / f"dataset_{number}", images + np.uint8(number), lambda k: NAMES[k], lambda _, i: f"{i}.png"
+        )
+    with pytest.raises(ValueError, match="holds several sets, dataset_0/ and dataset_1/ among them; give one"):
+        read_published(tmp_path, NAMES, IPC, DATASET)
+    assert is_truth(read_published(tmp_path / "dataset_1", NAMES, IPC, DATASET), images + np.uint8(1))
+    deep = write_folder(tmp_path / "deep", images, lambda k: f"{NAMES[k]}/images", lambda _, i: f"{i}.png")
+    assert is_truth(read_published(deep, NAMES, IPC, DATASET), images)  # as Tiny-ImageNet lies
+
+
 def test_folders_are_renamed_by_classes_json(tmp_path):
     images = pixels()
     write_folder(tmp_path / "set", images, lambda k: f"{CLASSES - k:02d}", lambda _, i: f"{i}.png")

@@ -81,12 +81,13 @@ def view(images, row, side):
     return torch.roll(seen.flip(3) if flip else seen, (roll_y, roll_x), (2, 3))
 
 
-def transcribed(settings, job, nets, layers, order, initial, averages=None, live=None):
+def transcribed(settings, job, nets, layers, order, initial, averages=None, live=None, anchors=None):
     """The loop of the specification: crop, teachers of the turn, Adam, clip; stages begin with a new Adam."""
     recover, table = settings.recover, window_table(settings, job)
     images, average, losses, t = initial.double(), None, [], 0
     for stage, (side, count) in enumerate(stages(settings)):
-        fitted = F.interpolate(initial.double(), (side, side), mode="bilinear")
+        real = initial if not stage or anchors is None else anchors[stage]
+        fitted = F.interpolate(real.double(), (side, side), mode="bilinear")
         if stage:
             images = F.interpolate(images, (side, side), mode="bilinear")
             images = recover.residual * images + (1 - recover.residual) * fitted
@@ -125,8 +126,8 @@ def transcribed(settings, job, nets, layers, order, initial, averages=None, live
     return images, np.array(losses)
 
 
-def same(settings, job, made, order, images, losses, initial=None):
-    recoverer = ByStatistics(settings, made, CPU, None if initial is None else lambda _: initial)
+def same(settings, job, made, order, images, losses, initial=None, anchors_of=None):
+    recoverer = ByStatistics(settings, made, CPU, None if initial is None else lambda _: initial, anchors_of)
     found = recoverer(job)
     np.testing.assert_allclose(found.losses.numpy(), losses, rtol=5e-5)
     close = recoverer.steps[job.shape].images.double()
@@ -174,6 +175,23 @@ def test_stages_change_the_size_and_inject_the_initial_images(sides):
     nets, layers = [network(seed).double() for seed in range(2)], [layers_of(one) for one in made]
     images, losses = transcribed(settings, job, nets, layers, order, initial)
     same(settings, job, made, order, images, losses, initial)
+
+
+def test_anchors_are_injected_in_place_of_the_initial_images():
+    settings = recipe(iterations=7, stages=(9, 12, 9), residual=0.5)
+    made, job, order = [teacher(0)], jobs(settings, 6)[0], [((0, 1.0),)]
+    initial, seen = start(settings, job, made).clamp(-1, 1), []
+    anchors = {stage: torch.full_like(initial, 0.2 * stage) for stage in (1, 2)}
+
+    def anchors_of(asked, images, side):
+        seen.append((asked, tuple(images.shape), side))
+        return anchors[len(seen)]
+
+    images, losses = transcribed(
+        settings, job, [network(0).double()], [layers_of(made[0])], order, initial, anchors=anchors
+    )
+    same(settings, job, made, order, images, losses, initial, anchors_of)
+    assert seen == [(job, (6, 3, 9, 9), 12), (job, (6, 3, 12, 12), 9)]
 
 
 def test_flatness_compares_with_the_running_mean_of_the_images():

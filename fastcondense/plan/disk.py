@@ -11,6 +11,7 @@ from ..labels.stored_labels import array_shapes
 from ..networks import zoo
 from ..networks.encoders import classifier_name, feature_size
 from ..recipe.recipe import Recipe
+from ..statistics.difficulty import MOST_PARTS
 from ..students.costs import views_an_epoch
 from ..students.frozen import REAL_VIEWS
 from ..teachers.teacher import Teacher
@@ -72,6 +73,8 @@ def _target_bytes(recipe: Recipe, num_classes: int, matched: Sequence[Teacher]) 
         for layer in teacher.layers:
             length = sum(len(vector) for vector in teacher.targets[layer.name])
             total += 4 * length * (not layer.is_batch_norm) + 4 * length * num_classes * ("category" in recover.targets)
+            if "difficulty" in recover.targets:
+                total += 8 * length * recipe.ipc * min(num_classes, MOST_PARTS)
     return total
 
 

@@ -24,7 +24,7 @@ from .extent import Extent
 from .job_size import check_fits, has_step, largest_batch, recover_footprint
 from .memory import Footprint, meter, resident_bytes, usable_bytes
 from .timing import Timing, time_steps
-from .work import crops_a_class, makespan
+from .work import crops_a_class, makespan, num_anchors
 
 PARTS = ("squeeze", "recover", "train", "memory", "disk")
 """What is measured one after the other; with train goes evaluate."""
@@ -156,10 +156,14 @@ class Plan:
             observers = chosen(self.teachers, recover.initial.teachers)
             shared += self._forward(observers)(crops_a_class(recipe, size)[0] * size.num_classes)
             source += "; scores of crops from a forward pass"
-        needs_targets = set(recover.statistics) != {"bn"} or "category" in recover.targets
+        needs_targets = set(recover.statistics) != {"bn"} or set(recover.targets) != {"global"}
         if has_step(recipe) and needs_targets:
             shared += self._forward(self._matched())(size.num_train)
             source += "; target statistics from a forward pass"
+        if recover.anchors == "retrieved":
+            observers = chosen(self.teachers, recover.initial.teachers)[:1]
+            shared += self._forward(observers)(num_anchors(recipe, size) * size.num_classes)
+            source += "; pools of anchors from a forward pass"
         if recover.objective == "means":
             is_constant = recover.means.target == "class"
             count = size.num_train * recover.means.real_views if is_constant else recover.iterations * len(self.jobs)

@@ -30,6 +30,7 @@ def teacher(recipe: Recipe, architecture: str, num_classes: int, device: torch.d
     black = torch.zeros(1, 3, size, size, device=device).contiguous(memory_format=torch.channels_last)
     for layer, vectors in zip(made.layers, made.batch_targets(black), strict=True):
         made.targets.setdefault(layer.name, tuple(torch.ones_like(vector) for vector in vectors))
+        made.group_targets[layer.name] = tuple(torch.ones(len(v)).expand(recipe.ipc, -1) for v in vectors)
         made.class_targets[layer.name] = tuple(torch.ones(len(v)).expand(num_classes, -1) for v in vectors)
     return made
 

@@ -68,8 +68,8 @@ def recover_step(recipe: Recipe, job: Job, teachers: Sequence[Teacher], device: 
             made = stand_ins.recover_step(recipe, job, teachers, device)
             counter = made.step
             for turn in turns(recipe, len(teachers), job):
-                for side, _ in made.stages:
-                    advance = partial(made, turn, made.canvases[side])
+                for (side, _), begun_now in zip(made.stages, made.begun, strict=True):
+                    advance = partial(made, turn, made.canvases[side], begun_now)
                     advances.append(graphs.capture(advance, counter.zero_))
 
     def all_of_them() -> None:

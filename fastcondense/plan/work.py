@@ -18,6 +18,12 @@ def crops_a_class(recipe: Recipe, size: Extent) -> tuple[int, int]:
     return scored, chosen if initial.one_per_image else chosen * max(1, initial.crops)
 
 
+def num_anchors(recipe: Recipe, size: Extent) -> int:
+    """Images of a class of average size that anchors are retrieved from."""
+    num_images = size.num_train // size.num_classes
+    return min(num_images, recipe.recover.initial.candidates or num_images)
+
+
 def makespan(seconds: Iterable[float], num_workers: int) -> float:
     """Time until the last job is done, where each worker takes the largest job that is left."""
     ends = [0.0] * num_workers

@@ -104,8 +104,8 @@ class Recipe:
             raise ValueError("recover.objective means needs recover.pyramid.every above 0, got 0")
         if "patch" in recover.statistics and any(side != size for side in recover.stages):
             raise ValueError("recover.statistics patch needs images of one size: the number of patches depends on it")
-        if initial.kind == "bps" and (initial.space == "pixels" or self.needs_no_teacher):
-            raise ValueError("recover.initial.kind bps needs a teacher, and recover.initial.space features")
+        if initial.kind in ("bps", "median") and (initial.space == "pixels" or self.needs_no_teacher):
+            raise ValueError(f"recover.initial.kind {initial.kind} needs a teacher, and recover.initial.space features")
         if "bps_soft" in self.evaluate.baselines and self.needs_no_teacher:
             raise ValueError("evaluate.baselines bps_soft needs a teacher, and this recipe has none")
         if initial.factor > size:
@@ -186,6 +186,7 @@ class Recipe:
         recover = self.recover
         is_ranked = recover.initial.kind == "mosaic" and recover.initial.layout == "rank-major"
         has_groups = recover.slots_per_job != 1 or recover.objective == "features"
+        has_groups |= recover.initial.kind == "difficulty" or "difficulty" in recover.targets
         return (*SQUEEZE_PARTS, "method", "recover", *(["ipc"] if is_ranked or has_groups else []))
 
 

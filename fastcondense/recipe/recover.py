@@ -17,16 +17,17 @@ Storage = Literal["png", "jpeg"]
 class Initial(Views):
     """The initial images, from which optimisation starts. Views: the crops that mosaics are chosen from."""
 
-    kind: Literal["noise", "real", "herding", "medoid", "bps", "mosaic"] | str = "noise"
+    kind: Literal["noise", "real", "herding", "medoid", "bps", "median", "difficulty", "mosaic"] | str = "noise"
     """noise: normal, in normalised pixels; real: random training images; mosaic: the crops that teachers know best;
     herding: real images whose mean is nearest to their class's, one after another; medoid: those with the least mean
     distance to the images of their class; bps: in turns those in the middle of clusters of their class and those at
-    their margins, which the teacher is least sure of, without noise. Or your own module:function or file.py:function,
-    which gives the image [3, S, S] of a place: function(images of the class uint8 [N, 3, S, S], place), levels from 0
-    to 255."""
+    their margins, which the teacher is least sure of, without noise; median: the image of the middle probability of its
+    class, and from there outwards (DELT); difficulty: of each group of difficulty the hardest (PSM). Or your own
+    module:function or file.py:function, which gives the image [3, S, S] of a place: function(images of the class uint8
+    [N, 3, S, S], place), levels from 0 to 255."""
     space: Literal["features", "pixels"] = "features"
-    """What herding and medoid compare: what the first teacher has before its classifier, which bps does too, or
-    pixels."""
+    """What herding and medoid compare: what the first teacher has before its classifier, or pixels. bps and median need
+    the teacher."""
     teachers: tuple[str, ...] = ()
     """Teachers that score crops, by the mean of their logits, or the first of which gives features; empty: all of
     squeeze.teachers."""
@@ -115,9 +116,10 @@ class Recover(Views):
     data set's), and with patch the mean and variance of every patch of the convolutions' inputs too (G-VBSM)."""
     patch_size: Count = 16
     """Side of a patch: 16 for 224-pixel images, 4 for 32 and 64."""
-    targets: tuple[Literal["global", "category"], ...] = ("global",)
+    targets: tuple[Literal["global", "category", "difficulty"], ...] = ("global",)
     """What the statistics are matched with. global: the whole data set's; category: those of the batch's classes,
-    averaged over its images (EDC, LPLD)."""
+    averaged over its images (EDC, LPLD); difficulty: those of real images as difficult as the job's slot: each class is
+    cut into ipc groups by how far the moments of an image are from a teacher's BatchNorms' (PSM)."""
     target_weights: tuple[float, ...] = (1.0,)
     """Weight of each of the targets: 0.5 0.5 for EDC's half global, half category."""
     class_variance: Literal["within-image", "full"] = "within-image"
@@ -159,8 +161,15 @@ class Recover(Views):
     GPU a CUDA graph captures it: nothing in it may be read by the host."""
     stages: tuple[Count, ...] = ()
     """Sides of the images in equal parts of the iterations (FADRM); empty: image_size throughout."""
+    rounds: Count = 1
+    """Equal parts of the iterations, in each of which further images of a class begin; they end together (DELT). Jobs
+    need all of a class's images, slots_per_job 0. 1: all begin at once."""
     residual: ShareAboveZero = 1.0
-    """Share of the optimised images that is kept between stages; the rest is the initial images' (FADRM's alpha)."""
+    """Share of the optimised images that is kept between stages; the rest is their anchors' (FADRM's alpha)."""
+    anchors: Literal["initial", "retrieved"] = "initial"
+    """The real images that are mixed in between stages. initial: those that optimisation began with (FADRM); retrieved:
+    each time, of initial.candidates images of the class, the one nearest to the condensed image in the features of the
+    first of initial.teachers, and not too complex (RETA)."""
     curriculum: Literal["none", "cosine"] = "none"
     """cosine: the crop's smallest area share falls from 1 to crop_scale's lower end over the iterations (CDA)."""
 
@@ -171,3 +180,17 @@ class Recover(Views):
         if self.split_classes and found != (0, 0, "statistics"):
             wanted = "slots_per_job 0, classes_per_job 0 and objective statistics"
             raise ValueError(f"recover.split_classes needs {wanted}, got {', '.join(map(str, found))}")
+        if self.rounds > 1 and (self._is_apart or self.stages or self.objective != "statistics"):
+            wanted = "objective statistics, slots_per_job 0, no split_classes, no stages, no densification or flatness"
+            raise ValueError(f"recover.rounds needs {wanted}")
+        if "difficulty" in self.targets and (self.slots_per_job != 1 or set(self.statistics) != {"bn"}):
+            raise ValueError("recover.targets difficulty needs slots_per_job 1 and statistics bn")
+        if self.anchors == "retrieved" and (self.objective != "statistics" or len(self.stages) < 2):
+            raise ValueError(
+                "recover.anchors retrieved needs recover.objective statistics and at least two recover.stages"
+            )
+
+    @property
+    def _is_apart(self) -> bool:
+        """Whether images of a class are in several jobs, or a loss compares all of a job's images."""
+        return bool(self.slots_per_job or self.split_classes or self.densification_weight or self.flatness_weight)

@@ -17,11 +17,14 @@ from ..networks.graph import Graphs
 from ..networks.precision import network_dtype
 from ..recipe.recipe import Recipe
 from ..sets.record import Record
+from ..statistics.difficulty import group_moments
 from ..statistics.matching import Matching, layer_weights
 from ..teachers.moments import Moments
 from ..teachers.teacher import Teacher
+from .anchors import AnchorsOf
 from .background import prepare
 from .canvas import Canvas, resized
+from .early_late import begun
 from .engine import Recoverer
 from .pyramid import LevelPyramid
 from .recording import JobRecorder
@@ -43,12 +46,13 @@ class RecoverStep:
         teachers: Sequence[Teacher],
         device: torch.device,
         initial_of: InitialImages | None = None,
+        anchors_of: AnchorsOf | None = None,
     ):
         recover = recipe.recover
         self.recipe, self.recover, self.teachers, self.counts = recipe, recover, teachers, job.counts
         self.device = device
-        self.initial_of = initial_of or noise(recipe, device)
-        self.stages = stages(recipe)
+        self.initial_of, self.anchors_of = initial_of or noise(recipe, device), anchors_of
+        self.stages, self.begun = stages(recipe), begun(recipe, job, device)
         self.canvases = {side: Canvas(job.num_images, side, device) for side, _ in self.stages}
         self.canvas = self.canvases[self.stages[0][0]]
         self.pyramid = LevelPyramid(recipe, job.num_images, device) if recover.pyramid.every else None
@@ -125,9 +129,14 @@ class RecoverStep:
         return self.matching[which].layer_losses()
 
     def enter_stage(self, stage: int) -> None:
-        """Goes on at the stage's size, with a share of the initial images and a new optimiser (spec 3.2)."""
+        """Goes on at the stage's size, with a share of real images, the initial or retrieved ones, and a new optimiser
+        (spec 3.2). Between rounds nothing changes but which images have begun.
+        """
+        if self.recover.rounds > 1:
+            return
         side, share = self.stages[stage][0], self.recover.residual
-        images = torch.lerp(resized(self.initial, side), resized(self.images, side), share)
+        real = self.initial if self.anchors_of is None else self.anchors_of(self.job, self.images, side)
+        images = torch.lerp(resized(real, side), resized(self.images, side), share)
         self.canvas = self.canvases[side]
         self.canvas.fill(images)
         self.updates.zero_()
@@ -137,18 +146,22 @@ class RecoverStep:
         if self.pyramid is not None and self.pyramid.grow(iteration):
             self.canvas.images.copy_(self.normalize(255 * self.pyramid.pixels()))
 
-    def loss(self, canvas: Canvas, images: Tensor, turn: Turn, windows_now: Tensor) -> Tensor:
+    def loss(
+        self, canvas: Canvas, images: Tensor, turn: Turn, windows_now: Tensor, begun_now: Tensor | None = None
+    ) -> Tensor:
         """images: those of the canvas, normalised [N, 3, S, S]. Total, cross-entropy, weighted matching loss: [3]."""
-        recover = self.recover
+        recover, wanted = self.recover, self.wanted
+        if begun_now is not None:
+            images, wanted = images[begun_now], [one[begun_now] for one in wanted]
         views = crop(images, windows_now, canvas.side, dtype=self.teachers[0].dtype)
         answers, entropies, distances, own_terms = [], [], [], []
         for which, weight in turn:
             logits, moments = self.teachers[which](views)
             live = self.live[which].index_select(0, self.step)[0] if recover.drop_rate else None
             answers.append(logits)
-            entropies.append(weight * F.cross_entropy(logits, self.wanted[which]))
+            entropies.append(weight * F.cross_entropy(logits, wanted[which]))
             if self.own_loss is not None:
-                own_terms.append(weight * self.own_loss(views.float(), logits, self.wanted[which]))
+                own_terms.append(weight * self.own_loss(views.float(), logits, wanted[which]))
             distances.append(weight * recover.match_weight * self.matching[which](moments, live))
         entropy, matching = sum(entropies[1:], entropies[0]), sum(distances[1:], distances[0])
         total = sum(own_terms, entropy + matching)
@@ -167,12 +180,14 @@ class RecoverStep:
                 total = total + weight * recover.flatness_weight * flat
         return torch.stack((total, entropy, matching))
 
-    def __call__(self, turn: Turn, canvas: Canvas | None = None) -> None:
-        """Advances images, optimiser state, loss log and step counter by one iteration."""
+    def __call__(self, turn: Turn, canvas: Canvas | None = None, begun_now: Tensor | None = None) -> None:
+        """Advances images, optimiser state, loss log and step counter by one iteration. begun_now: the numbers of the
+        images that are seen, int64; all of them by default.
+        """
         canvas = canvas or self.canvas
         leaves = self.pyramid.leaves() if self.pyramid else [canvas.images.detach().requires_grad_()]
         images = self.normalize(255 * self.pyramid.pixels(leaves)) if self.pyramid else leaves[0]
-        losses = self.loss(canvas, images, turn, self.windows.index_select(0, self.step)[0])
+        losses = self.loss(canvas, images, turn, self.windows.index_select(0, self.step)[0], begun_now)
         gradients, rate = torch.autograd.grad(losses[0], leaves), self.rates.index_select(0, self.step)[0]
         if self.recover.flatness_weight:
             canvas.average.lerp_(canvas.images, 1 - _FLATNESS_DECAY)
@@ -197,10 +212,12 @@ class RecoverStep:
 
     def _targets(self, teacher: Teacher, job: Job) -> list[Moments]:
         """Moments that the teacher's are compared with, for each of recover.targets."""
-        return [
-            teacher.matched_targets() if kind == "global" else teacher.category_targets(job.classes())
-            for kind in self.recover.targets
-        ]
+        of: dict[str, Callable[[], Moments]] = {
+            "global": teacher.matched_targets,
+            "category": lambda: teacher.category_targets(job.classes()),
+            "difficulty": lambda: group_moments(teacher, job.first_slot),
+        }
+        return [of[kind]() for kind in self.recover.targets]
 
     def _live(self, job: Job) -> list[Tensor]:
         return [
@@ -212,7 +229,8 @@ class RecoverStep:
 class ByStatistics(Recoverer):
     """Cross-entropy and the matching of statistics. Buffers and CUDA graphs are made once for each shape of a job.
 
-    initial_of: the images that a job begins with; noise by default. Raises ValueError as `check_layers` does.
+    initial_of: the images that a job begins with; noise by default. anchors_of: real images that are mixed in between
+    stages; by default those that the job began with. Raises ValueError as `check_layers` does.
     """
 
     def __init__(
@@ -221,14 +239,15 @@ class ByStatistics(Recoverer):
         teachers: Sequence[Teacher],
         device: torch.device,
         initial_of: InitialImages | None = None,
+        anchors_of: AnchorsOf | None = None,
     ):
         super().__init__(recipe, device)
-        self.initial_of = initial_of or noise(recipe, device)
+        self.initial_of, self.anchors_of = initial_of or noise(recipe, device), anchors_of
         self.teachers = [teacher.cast(network_dtype(recipe.recover.precision)) for teacher in teachers]
         check_layers(recipe, self.teachers)
         self.graphs = Graphs(device)
         self.steps: dict[tuple[int, ...], RecoverStep] = {}
-        self.advances: dict[tuple[tuple[int, ...], Turn, int], Callable[[], None]] = {}
+        self.advances: dict[tuple[tuple[int, ...], Turn, int, int], Callable[[], None]] = {}
         self.stage_of = [stage for stage, (_, count) in enumerate(stages(recipe)) for _ in range(count)]
 
     def begin(self, job: Job) -> None:
@@ -237,9 +256,13 @@ class ByStatistics(Recoverer):
         shape = (job.num_images,) if is_alike else job.shape
         is_new = shape not in self.steps
         if is_new:
-            self.steps[shape] = RecoverStep(self.recipe, job, self.teachers, self.device, self.initial_of)
+            self.steps[shape] = RecoverStep(
+                self.recipe, job, self.teachers, self.device, self.initial_of, self.anchors_of
+            )
         self.step, order = self.steps[shape], turns(self.recipe, len(self.teachers), job)
-        self.turn_advances = [[self._advance(shape, turn, side) for turn in order] for side, _ in self.step.stages]
+        self.turn_advances = [
+            [self._advance(shape, turn, stage) for turn in order] for stage in range(len(self.step.stages))
+        ]
         if is_new:
             self.step.reset()  # from what captures have left behind
         else:
@@ -269,14 +292,14 @@ class ByStatistics(Recoverer):
     def made(self) -> tuple[Tensor, Tensor, Record]:
         return self.step.images, self.step.losses, self.recorder.record()
 
-    def _advance(self, shape: tuple[int, ...], turn: Turn, side: int) -> Callable[[], None]:
-        """One iteration of a turn on the canvas of that size: on a GPU a graph, captured once."""
-        key = shape, turn, side
+    def _advance(self, shape: tuple[int, ...], turn: Turn, stage: int) -> Callable[[], None]:
+        """One iteration of a turn on the canvas of the stage: on a GPU a graph, captured once for all stages alike."""
+        step = self.steps[shape]
+        key = shape, turn, step.stages[stage][0], stage if self.recipe.recover.rounds > 1 else 0
         if key not in self.advances:
-            step, canvas = self.steps[shape], self.steps[shape].canvases[side]
 
             def advance() -> None:
-                step(turn, canvas)
+                step(turn, step.canvases[step.stages[stage][0]], step.begun[stage])
 
             self.advances[key] = self.graphs.capture(advance, step.step.zero_)
         return self.advances[key]

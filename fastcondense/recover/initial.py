@@ -16,6 +16,7 @@ from ..data.real import square_batches
 from ..recipe.recipe import Recipe
 from ..rng import Stream
 from ..run import Run
+from ..statistics.difficulty import grade
 from ..teachers.kept import chosen
 from ..teachers.teacher import Teacher
 from ..user_functions import is_own
@@ -37,6 +38,8 @@ def make(run: Run, teachers: Sequence[Teacher]) -> InitialImages:
         return own_start(run, kind)
     if kind == "noise":
         return noise(run.recipe, run.device)
+    if kind == "difficulty":
+        return hardest(run, chosen(teachers, run.recipe.recover.teachers))
     if kind == "real":
         return real(run)
     return mosaics(run, teachers) if kind == "mosaic" else chosen_real(run, cast(RuleName, kind), teachers)
@@ -93,6 +96,19 @@ def chosen_real(run: Run, kind: RuleName, teachers: Sequence[Teacher]) -> Initia
         pairs = zip(job.classes().tolist(), job.slots().tolist(), strict=True)
         ids = np.array([order[label][slot] for label, slot in pairs])
         return _mirrored(recipe, job, run.normalize(read_squares(run, ids)))
+
+    return images
+
+
+def hardest(run: Run, teachers: Sequence[Teacher]) -> InitialImages:
+    """For slot k the training image of group k of difficulty, as recover.teachers tell it, that is the hardest in it
+    (PSM, "back"), mirrored with probability recover.initial.flip."""
+    groups = grade(run, teachers)
+
+    def images(job: Job) -> Tensor:
+        pairs = zip(job.classes().tolist(), job.slots().tolist(), strict=True)
+        ids = np.array([groups[label][slot][-1] for label, slot in pairs])
+        return _mirrored(run.recipe, job, run.normalize(read_squares(run, ids)))
 
     return images
 

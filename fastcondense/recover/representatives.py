@@ -1,4 +1,4 @@
-"""Real images that stand for their class: herding's choice, medoids and BPS's, in a teacher's features or in pixels.
+"""Real images that stand for their class: herding's choice, medoids, BPS's, DELT's, in a teacher's eyes or in pixels.
 
 The order of a class's images does not depend on how many of them are wanted, so the first n are the choice for IPC n.
 It is kept in the run's folder, as far as it was needed.
@@ -10,7 +10,7 @@ import dataclasses
 from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Literal, get_args
+from typing import Literal
 
 import numpy as np
 import torch
@@ -27,8 +27,9 @@ from ..workers.work import Items, shared
 from .balanced import PATTERNS, balanced
 from .selection import herding, inner_products, medoids
 
-RuleName = Literal["herding", "medoid", "bps"]
-RULES: tuple[RuleName, ...] = get_args(RuleName)
+RuleName = Literal["herding", "medoid", "bps", "median"]
+RULES: tuple[RuleName, ...] = ("herding", "medoid", "bps")
+"""Those that baselines can have."""
 _BATCH = 100  # images that go through a teacher together: fixed, because rounding depends on it
 
 
@@ -39,7 +40,7 @@ class Rule:
     kind: RuleName
     teacher: Teacher | None
     """The one whose classifier's input is compared (its logits, where no single layer makes them); None: pixels, which
-    bps does not compare."""
+    bps and median do not compare."""
 
 
 def representatives(run: Run, rule: Rule, label: int, count: int) -> np.ndarray:
@@ -57,7 +58,7 @@ def representatives(run: Run, rule: Rule, label: int, count: int) -> np.ndarray:
                 f"class {run.real.classes[label]!r} has {len(ids)} training images that can be read, but {count} are "
                 f"to be chosen by {rule.kind}"
             )
-        kept = ids[_choice(rule.kind, vectors, logits, count)]
+        kept = ids[_choice(rule.kind, vectors, logits, label, count)]
         write_tensors(_path(folder, label), {"ids": torch.from_numpy(kept)}, {"class": run.real.classes[label]})
     return kept[:count]
 
@@ -91,8 +92,18 @@ def read_squares(run: Run, ids: np.ndarray) -> Tensor:
     return torch.cat(pixels)
 
 
-def _choice(kind: RuleName, vectors: Tensor, logits: Tensor, count: int) -> np.ndarray:
-    """Places of the first `count` vectors, [N, D], in the rule's order; logits: [N, classes], which bps needs."""
+def outwards(count: int) -> np.ndarray:
+    """Places of a sorted list of that length: the middle one, the next, the one before, the second next, ..."""
+    steps = np.arange(2 * count + 1) + 1
+    places = -(-count // 2) + np.where(steps % 2, -(steps // 2), steps // 2)
+    return places[(places >= 0) & (places < count)]
+
+
+def _choice(kind: RuleName, vectors: Tensor, logits: Tensor, label: int, count: int) -> np.ndarray:
+    """Places of the first `count` vectors, [N, D], in the rule's order; logits: [N, classes], which two rules need."""
+    if kind == "median":
+        shares = logits.double().softmax(1)[:, label].cpu().numpy()
+        return np.argsort(shares, kind="stable")[outwards(len(shares))[:count]]
     if kind == "bps":
         log_shares = logits.double().log_softmax(1)
         entropies = -(log_shares.exp() * log_shares).sum(1)
@@ -110,7 +121,7 @@ def _vectors(run: Run, rule: Rule, label: int) -> tuple[Tensor, Tensor, np.ndarr
     with torch.no_grad(), arithmetic("fp32"):
         for pixels, ids in square_batches(run.real.train, run.recipe.dataset, run.device, _BATCH, ids=members):
             vectors.append(seen(pixels).flatten(1))
-            if rule.kind == "bps" and teacher is not None:
+            if rule.kind in ("bps", "median") and teacher is not None:
                 logits.append(teacher.logits(run.normalize(pixels)))
             read.append(ids.cpu().numpy())
     if not read:

@@ -27,9 +27,11 @@ def learning_rates(recover: Recover) -> Tensor:
 
 
 def stages(recipe: Recipe) -> list[tuple[int, int]]:
-    """Side of the images and number of iterations of each stage: equal parts of all iterations (FADRM, spec 3.2)."""
+    """Side of the images and number of iterations of each stage: equal parts of all iterations (FADRM, spec 3.2), or
+    rounds (DELT).
+    """
     recover = recipe.recover
-    sides = recover.stages or (recipe.dataset.image_size,)
+    sides = recover.stages or (recipe.dataset.image_size,) * recover.rounds
     return [
         (side, len(part))
         for side, part in zip(sides, np.array_split(range(recover.iterations), len(sides)), strict=True)

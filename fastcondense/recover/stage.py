@@ -17,12 +17,14 @@ from ..sets.condensed import CondensedSet, open_folder, read_set, shard_path, wr
 from ..sets.imported import check_order, read_imported, read_origin
 from ..statistics import pruning, targets
 from ..statistics.class_means import class_means
+from ..statistics.difficulty import grade
 from ..teachers.kept import chosen
 from ..teachers.teacher import Teacher
 from ..tensor_files import read_metadata, read_tensors
 from ..workers.distributed import rank
 from ..workers.work import Items, shared
 from . import initial
+from .anchors import RetrievedAnchors
 from .background import Writer, beside
 from .by_features import ByFeatures
 from .by_gradients import ByGradients
@@ -187,8 +189,12 @@ def _recoverer(run: Run, teachers: list[Teacher]) -> RecoverJob:
     if not recover.iterations:
         return kept_as_begun(recipe, run.device, images)
     targets.complete(run, matched)
+    if "difficulty" in recover.targets:
+        grade(run, matched)
     pruning.prune(run, matched)
-    return ByStatistics(recipe, matched, run.device, *beside(run.device, images))
+    is_retrieved = recover.anchors == "retrieved"
+    anchors = RetrievedAnchors(run, chosen(teachers, recover.initial.teachers)[0]) if is_retrieved else None
+    return ByStatistics(recipe, matched, run.device, *beside(run.device, images), anchors)
 
 
 def _by_means(run: Run, teachers: list[Teacher]) -> RecoverJob:

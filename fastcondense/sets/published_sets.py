@@ -21,7 +21,7 @@ import torch
 from .. import vision
 from ..data.sources import decoding_threads
 from ..files import read_json
-from ..loaders.class_folders import has_images, index_classes
+from ..loaders.class_folders import folders_of, has_images, index_classes
 from ..loaders.folder import ImageFile
 from ..recipe.settings import Dataset
 from . import parquet_sets, tensor_sets
@@ -109,10 +109,8 @@ def list_images(path: Path, num_classes: int, dataset: Dataset) -> Listing:
 
 
 def _list_folder(root: Path, workers: int) -> Listing:
-    """root/<class>/<image>, or root/train/<class>/<image>. Folders are numbers or names; classes.json renames them."""
-    inside = root / "train"
-    if not inside.is_dir() or has_images(inside):  # a class may be called train
-        inside = root
+    """<class>/<image> in `_inside` of the root. Folders are numbers or names; classes.json renames them."""
+    inside = _inside(root)
     found = index_classes(inside)
     files, labels, folders = found.files, found.labels, found.classes
     names, layout, stated = folders, "folders of class names", _stated(files, labels, folders)
@@ -131,6 +129,19 @@ def _list_folder(root: Path, workers: int) -> Listing:
             yield from decode(range(len(ids)), lambda place: ImageFile.read(files[ids[place]]), pool, size)
 
     return Listing(layout, names, labels, read, found.said, stated=stated)
+
+
+def _inside(root: Path) -> Path:
+    """The folder of class folders: root/train, the one folder around them (MGD3's dataset_0, CoDA's generated_images),
+    or root. Raises ValueError if root holds several such folders.
+    """
+    train, folders = root / "train", folders_of(root)
+    if train.is_dir() and not has_images(train):  # a class may be called train
+        return train
+    is_around = not any(map(has_images, folders)) and all(sum(map(has_images, folders_of(one))) > 1 for one in folders)
+    if is_around and len(folders) > 1:
+        raise ValueError(f"{root} holds several sets, {folders[0].name}/ and {folders[1].name}/ among them; give one")
+    return folders[0] if is_around and folders else root
 
 
 def _stated(files: Sequence[Path], labels: np.ndarray, folders: Sequence[str]) -> tuple[int | None, ...]:

@@ -49,6 +49,8 @@ class Teacher:
     """The Python class of the network, after which published files of statistics are named."""
     class_targets: dict[str, tuple[Tensor, ...]] = field(default_factory=dict)
     """The targets for the images of each class: float32 [classes, length] each, on the host."""
+    group_targets: dict[str, tuple[Tensor, ...]] = field(default_factory=dict)
+    """The targets for the images of each group of difficulty: float32 [groups, length] each, on the host."""
     class_variance: Literal["within-image", "full"] = "within-image"
     """Which variances class_targets hold."""
     swapped_patches: bool = False
