@@ -6,6 +6,8 @@ tests' tensors are small, and OpenMP threads that wait for each other on a busy 
 
 import os
 
+import pytest
+
 os.environ.setdefault("OMP_NUM_THREADS", "1")
 
 import torch
@@ -18,8 +20,24 @@ from fastcondense import vision  # noqa: E402
 
 _ = vision.torchvision  # prepared for tests that import it themselves
 
-LONGEST = "launch_ends kernel_compile large_sets launch kills ffcv_loader methods docs ranks cli".split()
-"""Files whose tests take longest, the longest first."""
+from fastcondense.report import looks, plots  # noqa: E402
+from fastcondense.report.html import Html, escape  # noqa: E402
+
+LONGEST = "launch_ends kernel_compile style docs methods launch kills large_sets ffcv_loader ranks cli".split()
+"""Files whose tests take longest; while numba compiles for the first one process, the other compiles nothing."""
+DRAWN = "report report_page gallery".split()
+"""Files whose tests look at the plots of reports."""
+
+
+@pytest.fixture(scope="module", autouse=True)
+def plots_without_ink(request):
+    """Elsewhere the report that every run ends with is written whole, but its plots are not rendered, and features are
+    not embedded by t-SNE: that takes longer than a small run."""
+    with pytest.MonkeyPatch.context() as patch:
+        if request.path.stem.removeprefix("test_") not in DRAWN:
+            patch.setattr(plots, "_svg", lambda _figure, text: Html(f'<svg aria-label="{escape(text)}"></svg>'))
+            patch.setattr(looks, "embed", lambda features, _seed: features[:, :2] if len(features) > 4 else None)
+        yield
 
 
 def pytest_configure(config):

@@ -53,14 +53,15 @@ def write_pngs(folder, count, size=(21, 17)):
 @pytest.mark.parametrize(("resize", "size"), [(32, 28), (33, 28), (28, 28), (36, 31), (64, 61)])
 @pytest.mark.parametrize("image_size", SIZES)
 def test_cut_center_is_torchvisions_resize_and_center_crop(image_size, resize, size):
-    image = noise(*image_size)
-    wanted = transforms.Compose([transforms.Resize(resize), transforms.CenterCrop(size)])(image)
-    np.testing.assert_array_equal(np.asarray(cut_center(image, resize, size)), np.asarray(wanted))
+    check_cut_center(noise(*image_size), resize, size)
 
 
 @pytest.mark.parametrize(("resize", "size"), [(24, 28), (27, 28), (25, 28)])
 def test_cut_center_pads_as_torchvision_where_the_square_is_wider_than_the_image(resize, size):
-    image = noise(40, 40)
+    check_cut_center(noise(40, 40), resize, size)
+
+
+def check_cut_center(image, resize, size):
     wanted = transforms.Compose([transforms.Resize(resize), transforms.CenterCrop(size)])(image)
     np.testing.assert_array_equal(np.asarray(cut_center(image, resize, size)), np.asarray(wanted))
 
@@ -108,15 +109,12 @@ def test_every_mode_becomes_rgb(tmp_path):
         np.testing.assert_array_equal(np.asarray(decoded), wanted)
 
 
-def test_a_cmyk_jpeg_becomes_rgb(tmp_path):
+def test_cmyk_and_grey_jpeg_become_rgb(tmp_path):
     # uniform inks survive JPEG: no cyan, half magenta, no yellow, no black
     Image.new("CMYK", (16, 16), (0, 128, 0, 0)).save(tmp_path / "x.jpg", quality=95)
     decoded = decode(tmp_path / "x.jpg")
     assert Image.open(tmp_path / "x.jpg").mode == "CMYK" and decoded.mode == "RGB"
     assert np.abs(np.asarray(decoded).astype(int) - (255, 127, 255)).max() <= 3
-
-
-def test_a_grey_jpeg_becomes_three_equal_channels(tmp_path):
     Image.new("L", (16, 16), 77).save(tmp_path / "x.jpg")
     assert np.unique(np.asarray(decode(tmp_path / "x.jpg"))).tolist() == [77]
 
@@ -179,14 +177,8 @@ def test_index_folder_sorts_classes_by_name_and_files_within_them(tmp_path):
         (tmp_path / name).touch()
     (tmp_path / "stray.jpg").touch()
     files, labels, classes = index_folder(tmp_path)
-    assert classes == ("B", "a", "b")
-    assert [path.relative_to(tmp_path).as_posix() for path in files] == [
-        "B/z.webp",
-        "a/sub/x.JPEG",
-        "a/y.jpg",
-        "b/10.PNG",
-        "b/2.png",
-    ]
+    wanted = ["B/z.webp", "a/sub/x.JPEG", "a/y.jpg", "b/10.PNG", "b/2.png"]
+    assert classes == ("B", "a", "b") and [path.relative_to(tmp_path).as_posix() for path in files] == wanted
     assert labels.tolist() == [0, 1, 1, 2, 2] and labels.dtype == np.int64
 
 
@@ -339,18 +331,12 @@ def test_training_views_are_torchvisions_crops_of_the_window_table(tmp_path, epo
         torch.testing.assert_close(view.double(), wanted, rtol=0, atol=1e-6)
 
 
-@pytest.mark.parametrize("views", [Views(), Views(crop_scale=(0.5, 0.9), flip=0.0), Views(crop_scale=(1.0, 1.0))])
+@pytest.mark.parametrize("views", [Views(), Views(crop_scale=(0.5, 0.9), flip=0.0), Views(roll=(2, 6))])
 def test_files_and_memory_give_the_same_views(tmp_path, views):
     in_memory, in_files = both_splits(tmp_path)
     (x, labels), (y, file_labels) = epoch_of(in_memory, views, 1, 4), epoch_of(in_files, views, 1, 4)
     assert torch.equal(labels, file_labels)
     assert (x - y).abs().max() <= 1.5 / 255  # Pillow rounds to a level after each axis
-
-
-def test_files_and_memory_give_the_same_rolled_views(tmp_path):
-    in_memory, in_files = both_splits(tmp_path)
-    views = Views(roll=(2, 6))
-    assert (epoch_of(in_memory, views, 1, 4)[0] - epoch_of(in_files, views, 1, 4)[0]).abs().max() <= 1.5 / 255
 
 
 def test_padded_views_of_files_and_memory_are_the_same(tmp_path):

@@ -1,6 +1,7 @@
 """What the run says: sizes in the table, and lines where there is no terminal."""
 
 import io
+import re
 
 import numpy as np
 import pytest
@@ -84,3 +85,8 @@ def test_margins_are_students_t_of_paired_differences():
         report.margin_in_words([50.0], [52.25]) == "-2.2"
         and report.margin_in_words([5.0] * 2, [5.0] * 2) == "no difference [+0.0, +0.0]"
     )
+
+
+def test_axes_stand_around_their_values():
+    texts = re.findall(r">([\d.]+)</text>", plots.dots(["a", "b"], [([93.0, 95.5], 0), ([94.0, 97.0], 1)], "top-1, %"))
+    assert min(map(float, texts)) >= 85 and max(map(float, texts)) <= 101 and len(texts) > 2

@@ -12,6 +12,8 @@ from collections.abc import Iterator
 from dataclasses import dataclass
 from typing import Annotated, Any
 
+from .typed import hints_of
+
 
 @dataclass(frozen=True)
 class AtLeast:
@@ -89,7 +91,7 @@ def check_bounds(settings: Any, where: str = "") -> None:
 
     where: what names begin with. A bound inside a tuple's type is one of its elements.
     """
-    hints = typing.get_type_hints(type(settings), include_extras=True)
+    hints = hints_of(type(settings), include_extras=True)
     for field in dataclasses.fields(settings):
         name, value = f"{where}{field.name}", getattr(settings, field.name)
         if dataclasses.is_dataclass(value):
@@ -101,7 +103,7 @@ def check_bounds(settings: Any, where: str = "") -> None:
 
 def deciding(settings: Any) -> dict[str, Any]:
     """The values that decide what a run makes, as a tree: those of all fields of a dataclass that are not HOW."""
-    hints = typing.get_type_hints(type(settings), include_extras=True)
+    hints = hints_of(type(settings), include_extras=True)
     found = {}
     for field in dataclasses.fields(settings):
         value, hint = getattr(settings, field.name), hints[field.name]

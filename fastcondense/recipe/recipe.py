@@ -277,7 +277,13 @@ def load(name_or_file: str, student: str = "") -> Recipe:
         recipe = from_toml(path.read_bytes(), str(path), student=student)
         name = recipe.name if recipe.name != Recipe.name else re.sub(r"[^\w.-]", "-", path.stem)
         return dataclasses.replace(recipe, name=name)
-    stem, ipc = split_name(name_or_file)
+    return _shipped(name_or_file, student)
+
+
+@functools.cache
+def _shipped(name: str, student: str) -> Recipe:
+    """A recipe that ships; its files stay as they are."""
+    stem, ipc = split_name(name)
     is_corrected = stem.endswith(f"-{CORRECTED}")
     recipe = from_toml(file_of(stem).read_text(), f"recipe {stem}", ipc, corrected=is_corrected, student=student)
     return dataclasses.replace(recipe, name=f"{stem}-ipc{recipe.ipc}")

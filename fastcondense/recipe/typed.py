@@ -4,9 +4,16 @@ from __future__ import annotations
 
 import dataclasses
 import difflib
+import functools
 import types
 import typing
 from typing import Any, Literal
+
+
+@functools.cache
+def hints_of(kind: type, *, include_extras: bool = False) -> dict[str, Any]:
+    """Annotations of a dataclass by field, resolved once: each is compiled from its text."""
+    return typing.get_type_hints(kind, include_extras=include_extras)
 
 
 def build(kind: Any, value: Any, where: str) -> Any:
@@ -17,7 +24,7 @@ def build(kind: Any, value: Any, where: str) -> Any:
     if dataclasses.is_dataclass(kind):
         if not isinstance(value, dict):
             raise ValueError(f"{where} must be a table, got {value!r}")
-        hints = typing.get_type_hints(kind)
+        hints = hints_of(kind)
         for key in value:
             if key not in hints:
                 near = difflib.get_close_matches(key[:80], hints, 1, 0.0)[0]
