@@ -270,24 +270,9 @@ def feature_maps_cases() -> Iterator[Case]:
         lanes = min(tiles.block_c, 4 if dtype == "fp32" else 8)
         forward = constants | {"LANES": lanes} | ({"chunk": 1} if tiles.chunk == 1 else {})
         backward = constants | {"HAS_DY": True}
-        yield Case(
-            f"maps-forward-{label}",
-            maps.forward_kernel,
-            types,
-            forward,
-            maps.WARPS,
-            divisible,
-            MAPS_FORWARD if is_big else None,
-        )
-        yield Case(
-            f"maps-backward-{label}",
-            maps.backward_kernel,
-            types,
-            backward,
-            maps.WARPS,
-            divisible,
-            MAPS_BACKWARD if is_big else None,
-        )
+        wide = (MAPS_FORWARD, MAPS_BACKWARD) if is_big else (None, None)
+        yield Case(f"maps-forward-{label}", maps.forward_kernel, types, forward, maps.WARPS, divisible, wide[0])
+        yield Case(f"maps-backward-{label}", maps.backward_kernel, types, backward, maps.WARPS, divisible, wide[1])
     types = {"partial_ptr": "*fp32", "map_ptr": "*fp32", "num_partials": "i32", "size": "i32"}
     for num_partials in (1, 7, 400):
         block_p = min(power_of_two(num_partials), maps.COMBINE_P)
@@ -328,32 +313,36 @@ def build(case: Case, arch: int) -> dict[str, Any]:
         "num_warps": case.num_warps,
         "expected": case.accesses and case.accesses._asdict(),
     }
-    return (
-        report
-        | {"shared": compiled.metadata.shared}
-        | {
-            **accesses,
-            **{key: value for key, value in resources.items() if key != "shared"},
-        }
-    )
+    return report | accesses | resources | {"shared": compiled.metadata.shared}
+
+
+def of_architecture(cases: list[Case], arch: int) -> list[Case]:
+    """All for sm_90; else of each kernel the first, the last, and the last on big tensors."""
+    kept: dict[tuple[str, str], Case] = {}
+    for case in cases:
+        kernel = "-".join(case.name.split("-")[:2])
+        kept.setdefault((kernel, "first"), case)
+        kept[kernel, "big" if case.accesses else "last"] = case
+    return cases if arch == 90 else [case for case in cases if case in kept.values()]
 
 
 def main() -> None:
     parser = argparse.ArgumentParser()
     parser.add_argument("--out", type=Path, required=True)
-    parser.add_argument("--arch", type=int, nargs="+", default=[80, 90, 100])
     arguments = parser.parse_args()
+    makers = (
+        frozen_batch_norm_cases,
+        frozen_batch_norm_pool_cases,
+        feature_maps_cases,
+        crop_cases,
+        replay_crop_cases,
+        soft_label_cases,
+        pixel_adam_cases,
+    )
+    cases = [case for make in makers for case in make()]
     with arguments.out.open("w") as lines:
-        for case in (
-            *frozen_batch_norm_cases(),
-            *frozen_batch_norm_pool_cases(),
-            *feature_maps_cases(),
-            *crop_cases(),
-            *replay_crop_cases(),
-            *soft_label_cases(),
-            *pixel_adam_cases(),
-        ):
-            for arch in arguments.arch:
+        for arch in (80, 90, 100):
+            for case in of_architecture(cases, arch):
                 lines.write(json.dumps(build(case, arch)) + "\n")
 
 

@@ -163,12 +163,17 @@ def test_epochs_differ_and_repeat(raw):
 
 
 def test_rows_choose_samples_and_windows_go_by_the_samples_own_numbers(raw):
+    """And building and running a loader keep torch's threads."""
     files, loader = raw
-    rows = np.array([20, 3, 11])
-    part = FFCVLoader(loader.beton.path, rows, workers=1)
-    assert len(part) == 3
-    squares, ids = collected(part, [np.array([2, 0])], windowed(1))
-    assert ids.tolist() == [2, 0]
+    rows, threads = np.array([20, 3, 11]), torch.get_num_threads()
+    torch.set_num_threads(3)
+    try:
+        part = FFCVLoader(loader.beton.path, rows, workers=1)
+        squares, ids = collected(part, [np.array([2, 0])], windowed(1))
+        assert torch.get_num_threads() == 3
+    finally:
+        torch.set_num_threads(threads)
+    assert len(part) == 3 and ids.tolist() == [2, 0]
     for square, sample in zip(squares, ids, strict=True):
         wanted = by_pillow(files[rows[sample]], windowed(1), sample)
         assert np.abs(square.astype(int) - wanted).max() <= 1
@@ -222,25 +227,16 @@ def test_torch_keeps_its_threads():
     subprocess.run([sys.executable, "-c", code], check=True)
 
 
-def test_building_and_running_keep_torchs_threads(raw):
-    _, loader = raw
-    before = torch.get_num_threads()
-    torch.set_num_threads(3)
-    try:
-        loader._engine = None
-        collected(loader, [np.arange(5)], windowed())
-        assert torch.get_num_threads() == 3
-    finally:
-        torch.set_num_threads(before)
-
-
 # --- faults ----------------------------------------------------------------------------------------------------------
 
 
 @pytest.fixture(scope="module")
-def damaged(images, tmp_path_factory):
-    """A loader of JPEG files of which 4 ends in zeros and 9 is nothing else."""
-    files, out = packed(images, tmp_path_factory.mktemp("damaged") / "x.beton", quality=95)
+def damaged(tmp_path_factory):
+    """A loader of JPEG files of which 4 ends in zeros, 9 is nothing else, and 25 has bytes too many before its end."""
+    folder, whole = tmp_path_factory.mktemp("damaged"), jpeg(scene(50, 40, 1), quality=95)
+    odd = {"zz.JPEG": whole[:-2] + b"\x00\x00\x00\x00" + whole[-2:]}
+    write_folder(folder / "images", good_files() | odd)
+    files, out = packed(folder / "images", folder / "x.beton", quality=95)
     beton = read_beton(out)
     data = bytearray(out.read_bytes())
     for sample, begin in ((4, beton.lengths[4] // 2), (9, 0)):
@@ -269,14 +265,13 @@ def test_damaged_images_are_left_out_and_listed(damaged, compressed):
     np.testing.assert_array_equal(torch.cat([x for x, _ in made]).permute(0, 2, 3, 1).numpy(), squares)
 
 
-def test_a_jpeg_that_only_the_strict_decoder_refuses_is_read_by_pillow(tmp_path):
-    whole = jpeg(scene(50, 40, 1), quality=95)
-    odd = whole[:-2] + b"\x00\x00\x00\x00" + whole[-2:]  # bytes too many before the end marker
-    folder = write_folder(tmp_path / "images", {"a.JPEG": odd, "b.JPEG": whole}, classes=1)
-    files, out = packed(folder, tmp_path / "x.beton")
-    squares, _ = collected(FFCVLoader(out), [np.arange(2)], Centered(S, 40))
-    np.testing.assert_array_equal(squares[0], by_pillow(files[0], Centered(S, 40), 0))
-    np.testing.assert_array_equal(squares[0], squares[1])
+def test_a_jpeg_that_only_the_strict_decoder_refuses_is_read_by_pillow(damaged, tmp_path):
+    files, loader = damaged
+    squares, _ = collected(loader, [np.array([25])], Centered(S, 40))
+    whole = tmp_path / "whole.JPEG"
+    whole.write_bytes(jpeg(scene(50, 40, 1), quality=95))
+    assert files[25].read_bytes() != whole.read_bytes()
+    np.testing.assert_array_equal(squares[0], by_pillow(whole, Centered(S, 40), 25))
 
 
 # --- FFCV itself, and memory -----------------------------------------------------------------------------------------

@@ -81,17 +81,8 @@ def images(seed, size=32, count=2):
 
 
 # One ReLU whose input rounds across zero moves a gradient by 1e-3 in either implementation: medians over seeds.
-@pytest.mark.parametrize(
-    ("name", "bound"),
-    [
-        ("resnet18", 1e-6),
-        ("resnet50", 1e-5),
-        ("mobilenet_v2", 1e-5),
-        ("shufflenet_v2_x1_0", 1e-5),
-        ("densenet121", 1e-5),
-        ("efficientnet_b0", 1e-5),
-    ],
-)
+# Other networks are held to float64 below.
+@pytest.mark.parametrize(("name", "bound"), [("resnet18", 1e-6), ("shufflenet_v2_x1_0", 1e-5), ("densenet121", 1e-5)])
 def test_image_gradients_are_those_of_float64_hooks(name, bound):
     net = randomize(torchvision.models.get_model(name, weights=None, num_classes=10))
     fused, layers, reason = fuse(net)
@@ -99,7 +90,7 @@ def test_image_gradients_are_those_of_float64_hooks(name, bound):
     net.requires_grad_(False)
     exact = copy.deepcopy(net).double()
     errors, plain_errors = [], []
-    for seed in range(5):
+    for seed in range(3):
         x = images(seed)
         wanted, logits, moments = hooked_gradient(exact, x)
         made, made_logits, made_moments = fused_gradient(fused, layers, x)
@@ -272,8 +263,11 @@ def _double(y):
     return y + y
 
 
-@pytest.mark.parametrize("affine", [True, False])
-@pytest.mark.parametrize("tail", TAILS)
+PLAIN = ("relu module", "bn + x", "silu module in place", "no activation")  # without weights, too
+FORMS = [(tail, True) for tail in TAILS] + [(tail, False) for tail in PLAIN]
+
+
+@pytest.mark.parametrize(("tail", "affine"), FORMS)
 def test_logits_gradients_and_what_is_fused(tail, affine):
     function, activation, num_residuals = TAILS[tail]
     net = randomize(Net(function, affine)).double()
@@ -341,19 +335,15 @@ def test_sync_batch_norms_count_too():
 @pytest.mark.parametrize("name", ["efficientnet_b0", "resnet10t", "densenet121", "mobilenetv3_small_050"])
 def test_timms_batch_norms_with_an_activation_keep_the_networks_numbers(name):
     net = randomize(timm.create_model(name, num_classes=10))
-    fused, layers, _ = fuse(net)
+    fused, layers, reason = fuse(net)
     assert len(layers) == sum(isinstance(module, nn.BatchNorm2d) for module in net.modules())
+    if name == "efficientnet_b0":
+        assert Counter(norm.activation for norm in norms(layers)) == {"silu": 33, "none": 16}
+        assert reason is None and residual_calls(fused) == 9
     x = images(3, 64)
     with torch.no_grad():
         wanted = copy.deepcopy(net).double()(x.double())
         assert relative(fused(x).double(), wanted) < 1e-5
-
-
-def test_timms_networks_are_traced_and_their_activations_absorbed():
-    fused, layers, reason = fuse(timm.create_model("efficientnet_b0", num_classes=10))
-    assert reason is None
-    assert Counter(norm.activation for norm in norms(layers)) == {"silu": 33, "none": 16}
-    assert residual_calls(fused) == 9
 
 
 class Viewed(nn.Module):

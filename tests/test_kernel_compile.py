@@ -17,53 +17,25 @@ ARCHITECTURES = (80, 90, 100)
 
 @pytest.fixture(scope="module")
 def reports(tmp_path_factory: pytest.TempPathFactory) -> list[dict[str, Any]]:
-    """What compile_kernels.py found, from processes in which Triton compiles, one an architecture."""
+    """What compile_kernels.py found, in a process in which Triton compiles."""
     folder = tmp_path_factory.mktemp("compile")
     environment = {key: value for key, value in os.environ.items() if key != "TRITON_INTERPRET"}
     environment |= {"TRITON_CACHE_DIR": str(folder / "cache"), "PYTHONPATH": str(ROOT)}
-    command = [sys.executable, str(ROOT / "tests" / "compile_kernels.py")]
-    running = {
-        folder / f"sm_{architecture}.jsonl": subprocess.Popen(
-            [*command, "--arch", str(architecture), "--out", str(folder / f"sm_{architecture}.jsonl")],
-            env=environment,
-            stderr=subprocess.PIPE,
-            text=True,
-        )
-        for architecture in ARCHITECTURES
-    }
-    found = []
-    for path, process in running.items():
-        _, errors = process.communicate()
-        assert process.returncode == 0, errors
-        found += [json.loads(line) for line in path.read_text().splitlines()]
-    return found
+    command = [sys.executable, str(ROOT / "tests" / "compile_kernels.py"), "--out", str(folder / "found.jsonl")]
+    done = subprocess.run(command, env=environment, capture_output=True, text=True)
+    assert done.returncode == 0, done.stderr
+    return [json.loads(line) for line in (folder / "found.jsonl").read_text().splitlines()]
 
 
 def test_every_kernel_compiles_for_every_architecture(reports: list[dict[str, Any]]) -> None:
-    kernels = {"-".join(report["name"].split("-")[:2]) for report in reports}
-    assert kernels >= {
-        "adam-planar",
-        "adam-channels_last",
-        "bn-forward",
-        "bn-backward",
-        "bn-combine",
-        "pool-forward",
-        "pool-backward",
-        "crop-forward",
-        "crop-backward",
-        "crop-share",
-        "maps-forward",
-        "maps-backward",
-        "maps-combine",
-        "replay-crop",
-        "soft-divergence",
-        "soft-hard",
-        "soft-scale",
-        "soft-sum",
-    }
+    names = "crop-forward crop-backward crop-share replay-crop soft-divergence soft-hard soft-scale soft-sum".split()
+    names += [f"adam-{layout}" for layout in ("planar", "channels_last")]
+    names += [f"{kind}-{which}" for kind in ("bn", "maps") for which in ("forward", "backward", "combine")]
+    names += ["pool-forward", "pool-backward"]
     for architecture in ARCHITECTURES:
-        names = [report["name"] for report in reports if report["arch"] == architecture]
-        assert len(names) == len(set(names)) == len(reports) // len(ARCHITECTURES)
+        found = [report["name"] for report in reports if report["arch"] == architecture]
+        assert {"-".join(name.split("-")[:2]) for name in found} == {"-".join(name.split("-")[:2]) for name in names}
+        assert len(found) == len(set(found)) >= (100 if architecture == 90 else 35)
 
 
 def test_no_stack_and_no_spills(reports: list[dict[str, Any]]) -> None:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import numpy as np
 import pytest
 import torch
 from kernel_checks import DEVICE, TOLERANCE, poisoned, relative_rms
@@ -53,10 +54,11 @@ def expect(x: Tensor, map_center: Tensor, seeds: list[Tensor], has_neighbours: b
     return [*given, *torch.autograd.grad(given, leaf, [seed.double() for seed in seeds])]
 
 
-@pytest.mark.parametrize("has_channels", [False, True], ids=["maps", "channels"])
-@pytest.mark.parametrize("has_neighbours", [False, True], ids=["alone", "neighbours"])
+@pytest.mark.parametrize(
+    ("dtype", "has_neighbours", "has_channels"),
+    [*((FLOAT32, *flags) for flags in np.ndindex(2, 2)), (BFLOAT16, True, True)],
+)
 @pytest.mark.parametrize("shape", SHAPES, ids=str)
-@pytest.mark.parametrize("dtype", [FLOAT32, BFLOAT16], ids=str)
 def test_equals_the_definition(
     shape: tuple[int, ...], has_neighbours: bool, has_channels: bool, dtype: torch.dtype
 ) -> None:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import numpy as np
 import pytest
 import torch
 from kernel_checks import DEVICE, TOLERANCE, poisoned, relative_rms
@@ -87,20 +88,21 @@ def check(shape: tuple[int, ...], dtype: torch.dtype, activation: Activation, re
     assert all(t.is_contiguous(memory_format=torch.channels_last) for t in (got[0], *got[num_outputs:]))
 
 
-@pytest.mark.parametrize("residual", [False, True], ids=["plain", "residual"])
-@pytest.mark.parametrize("activation", ["none", "relu"])
+@pytest.mark.parametrize(
+    ("dtype", "activation", "residual"), [(FLOAT32, "relu", True), (BFLOAT16, "relu", True), (FLOAT32, "none", False)]
+)
 @pytest.mark.parametrize("shape", SHAPES, ids=str)
-@pytest.mark.parametrize("dtype", [FLOAT32, BFLOAT16], ids=str)
 def test_equals_the_definition(
     shape: tuple[int, ...], activation: Activation, residual: bool, dtype: torch.dtype
 ) -> None:
     check(shape, dtype, activation, residual, False)
 
 
-@pytest.mark.parametrize("output", [False, True], ids=["", "output"])
-@pytest.mark.parametrize("residual", [False, True], ids=["plain", "residual"])
 @pytest.mark.parametrize("activation", ACTIVATIONS)
-@pytest.mark.parametrize("dtype", [FLOAT32, BFLOAT16, FLOAT16], ids=str)
+@pytest.mark.parametrize(
+    ("dtype", "residual", "output"),
+    [(dtype, *flags) for dtype in (FLOAT32, BFLOAT16) for flags in np.ndindex(2, 2)] + [(FLOAT16, True, True)],
+)
 def test_every_form_equals_the_definition(
     dtype: torch.dtype, activation: Activation, residual: bool, output: bool
 ) -> None:

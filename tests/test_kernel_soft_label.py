@@ -37,7 +37,7 @@ def check(name: str, shape: tuple[int, int], spread: str = "usual", teachers: in
 
 
 @pytest.mark.parametrize("name", KINDS)
-@pytest.mark.parametrize("shape", [(5, 1), (7, 3), (150, 10), (3, 100), (2, 1000), (1, 1003), (2, 4100)], ids=str)
+@pytest.mark.parametrize("shape", [(5, 1), (7, 3), (150, 10), (2, 1000), (1, 1003)], ids=str)
 def test_equals_float64_autograd(shape: tuple[int, int], name: str) -> None:
     check(name, shape)
 

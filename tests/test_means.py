@@ -34,16 +34,9 @@ ARCHITECTURE, CLASSES = "zoo/resnet20", 4
 
 def recipe(size=18, finest=11, ipc=2, iterations=40, every=3, views=3, **more):
     dataset = Dataset(name="digits", image_size=size, resize=size, mean=(0.4, 0.5, 0.3), std=(0.2, 0.3, 0.25))
-    recover = Recover(
-        objective="means",
-        iterations=iterations,
-        lr=0.05,
-        betas=(0.9, 0.999),
-        slots_per_job=0,
-        pyramid=Pyramid(every=every, finest=finest),
-        means=Means(views=views),
-    )
-    return Recipe(ipc=ipc, seed=5, dataset=dataset, recover=dataclasses.replace(recover, **more)).check()
+    recover = Recover(objective="means", iterations=iterations, lr=0.05, betas=(0.9, 0.999), slots_per_job=0)
+    parts = {"pyramid": Pyramid(every=every, finest=finest), "means": Means(views=views)} | more
+    return Recipe(ipc=ipc, seed=5, dataset=dataset, recover=dataclasses.replace(recover, **parts)).check()
 
 
 def teacher(settings, statistics=("bn",)):
@@ -56,9 +49,8 @@ def means_of(length=64):
 
 
 def step_of(settings, job):
-    step = MeansStep(
-        settings, job, [backbone_of(teacher(settings), "fp32")], [ClassDirections(means_of(), job, CPU)], CPU
-    )
+    backbone = backbone_of(teacher(settings), "fp32")
+    step = MeansStep(settings, job, [backbone], [ClassDirections(means_of(), job, CPU)], CPU)
     step.load(job)
     return step
 
@@ -74,9 +66,7 @@ def formed(levels, num_in, finest, size):
 
 def features(net, images, settings):
     """What the last layer reads, of pixels in 0 ... 1."""
-    mean, std = (
-        torch.tensor(v, dtype=torch.float64)[:, None, None] for v in (settings.dataset.mean, settings.dataset.std)
-    )
+    mean, std = (torch.tensor(v).double()[:, None, None] for v in (settings.dataset.mean, settings.dataset.std))
     found = []
     handle = net.linear.register_forward_pre_hook(lambda _, args: found.append(args[0]))
     net((images - mean) / std)

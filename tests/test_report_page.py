@@ -35,7 +35,6 @@ FAST = (
     "--evaluate.baselines random_soft"
 ).split()
 IDC = "--squeeze.teachers --recover.objective gradients --labels.source hard --evaluate.baselines random_hard".split()
-STAGES = {"forming", "losses", "images", "features", "accuracy", "classes", "costs"}
 
 
 @pytest.fixture(scope="module")
@@ -95,7 +94,8 @@ def decoded(uri):
 def test_the_page_is_whole_and_asks_for_nothing(finished):
     text = (finished / "report.html").read_text()
     page = Page(text)
-    assert set(page.texts) >= STAGES and "not run" not in text
+    assert set(page.texts) >= set("forming losses images features accuracy classes costs".split())
+    assert "not run" not in text
     assert all(source.startswith("data:image/") for sources in page.sources.values() for source in sources)
     assert all(link.startswith(("#", "data:")) for link in page.links)
     assert "<script" not in text and "@import" not in text and not re.search(r"url\((?!#)", text)
@@ -129,8 +129,7 @@ def test_the_animation_and_the_strips_are_the_snapshots(finished):
     shards = [read_tensors(finished / "condensed" / f"shard-{job:05d}.safetensors")[0] for job in (0, 1)]
     kept = torch.cat([shard["snapshots/images"] for shard in shards], 1)
     assert kept.shape == (8, 10, 3, 8, 8)
-    last = torch.cat([shard["images"] for shard in shards])[None]
-    frames = torch.cat((kept, last)).permute(0, 1, 3, 4, 2).numpy()
+    frames = torch.cat((kept, torch.cat([shard["images"] for shard in shards])[None])).permute(0, 1, 3, 4, 2).numpy()
     picture = decoded(moving)
     assert picture.n_frames == 9 and picture.size == (264, 5 * 148 + 20) and decoded(still).size == picture.size
     texts = []
@@ -139,8 +138,8 @@ def test_the_animation_and_the_strips_are_the_snapshots(finished):
         pixels, drawn = np.asarray(picture.convert("RGB")), np.asarray(picture.convert("RGBA"))[..., 3]
         for k in range(10):
             top, left = 148 * (k // 2), 136 * (k % 2)
-            tile = pixels[top : top + 128, left : left + 128]
-            assert np.array_equal(tile, frames[number, k].repeat(16, 0).repeat(16, 1))
+            wanted = frames[number, k].repeat(16, 0).repeat(16, 1)
+            assert np.array_equal(pixels[top : top + 128, left : left + 128], wanted)
             assert drawn[top + 128 : top + 148, left : left + 128].any()  # its class
         texts.append(drawn[-20:].tobytes())
     assert len(set(texts)) == 9  # the iteration
@@ -185,8 +184,7 @@ def test_classes_are_counted_as_the_stored_students_answer(finished):
 
 
 def test_costs_are_those_of_the_files(finished):
-    text = page_of(finished).text("costs")
-    result = read_json(finished / "result.json")
+    text, result = page_of(finished).text("costs"), read_json(finished / "result.json")
     assert "recover 20 images by 4 jobs 3.8 kB" in text and "relabel what replays the labels 0 B" in text
     assert f"squeeze 1 teacher {result['bytes']['teachers'] / 1000:.1f} kB" in text
     spent = sum(read_json(path)["seconds"]["train"] for path in finished.glob("students/*/*/*/student.json"))
@@ -228,11 +226,9 @@ def test_diversity_is_the_mean_over_all_pairs():
 def test_what_cannot_be_embedded_is_not():
     assert embed(np.zeros((9, 4), np.float32), 0) is None and embed(np.eye(4, dtype=np.float32), 0) is None
     groups = np.repeat(np.eye(2, 8), 10, 0) * 20 + np.random.default_rng(0).normal(size=(20, 8))
-    places = embed(groups.astype(np.float32), 2**40)
-    centers = places[:10].mean(0), places[10:].mean(0)
-    spread = max(
-        np.linalg.norm(places[:10] - centers[0], axis=1).max(), np.linalg.norm(places[10:] - centers[1], axis=1).max()
-    )
+    parts = np.split(places := embed(groups.astype(np.float32), 2**40), 2)
+    centers = [part.mean(0) for part in parts]
+    spread = max(np.linalg.norm(part - center, axis=1).max() for part, center in zip(parts, centers, strict=True))
     assert places.shape == (20, 2) and np.linalg.norm(centers[0] - centers[1]) > spread
 
 
@@ -267,21 +263,11 @@ def test_photographs_are_reduced_and_small():
 def test_nothing_is_made_for_a_report(tmp_path):
     out = tmp_path / "empty"
     assert fastcondense("inspect", out, *FAST) == 0
-    assert sorted(path.name for path in out.iterdir()) == [
-        ".lock",
-        "data.json",
-        "environment.json",
-        "log.jsonl",
-        "recipe.toml",
-        "report.html",
-    ]
+    names = ".lock data.json environment.json log.jsonl recipe.toml report.html".split()
+    assert sorted(path.name for path in out.iterdir()) == names
     page = page_of(out)
-    for section, command in (
-        ("images", "recover"),
-        ("losses", "recover"),
-        ("accuracy", "evaluate"),
-        ("classes", "train"),
-    ):
+    missing = {"images": "recover", "losses": "recover", "accuracy": "evaluate", "classes": "train"}
+    for section, command in missing.items():
         assert f"fastcondense {command}" in page.text(section)
     assert "0 of 4 jobs are finished" in page.text("") and page.text("").count("not run") == 5
     assert page.text("costs").count("not run") == 5
@@ -298,8 +284,7 @@ def test_a_run_without_teachers_misses_nothing(tmp_path):
 @pytest.fixture
 def changed(finished, tmp_path):
     """A copy of the finished run that may be damaged."""
-    out = tmp_path / "digits"
-    shutil.copytree(finished, out)
+    out = shutil.copytree(finished, tmp_path / "digits")
     (out / "report.html").unlink()
     return out
 
@@ -325,28 +310,22 @@ def test_a_run_of_before_is_shown_without_what_it_did_not_keep(changed):
     assert fastcondense("inspect", changed, *FAST) == 0
     page = page_of(changed)
     assert "Nothing was kept on the way" in page.text("forming") and "forming" not in page.sources
-    assert "No layer's matching loss was kept" in page.text("losses")
-    assert "before answers were counted" in page.text("classes")
+    assert "No layer's matching loss was kept" in page.text("losses") and "before answers" in page.text("classes")
 
 
 def test_other_scores_are_shown_if_there_are_any(changed):
-    scores = {
-        size: {"mean": mean, "std": std, "seeds": [mean]} for size, mean, std in (("1", 31.0, 1.0), ("2", 45.5, 2.0))
-    }
-    write_json(
-        changed / "curve.json",
-        {"student": "s", "epochs": 3, "sizes": [1, 2], "top1_last": {"nested": scores, "random_soft": scores}},
-    )
+    values = {"1": (31.0, 1.0), "2": (45.5, 2.0)}
+    scores = {size: {"mean": mean, "std": std, "seeds": [mean]} for size, (mean, std) in values.items()}
+    curve = {"student": "s", "epochs": 3, "sizes": [1, 2], "top1_last": {"nested": scores, "random_soft": scores}}
+    write_json(changed / "curve.json", curve)
     ranked = {"mean": 0.2345, "std": 0.0}
     keys = ("hard_label_recovery", "improvement_over_random", "improvement_over_random_plain")
     keys += ("label_robust_score", "augmentation_robust_score")
-    write_json(
-        changed / "ranking.json", {"scores": {f"top1_{e}": dict.fromkeys(keys, ranked) for e in ("last", "best")}}
-    )
-    (own,), made = changed.glob("results/*.json"), recipe.load(str(changed / "recipe.toml"))
-    result = read_json(own)
+    table = {f"top1_{epoch}": dict.fromkeys(keys, ranked) for epoch in ("last", "best")}
+    write_json(changed / "ranking.json", {"scores": table})
+    result = read_json(own := next(changed.glob("results/*.json")))
     settings = result["settings"] | {"train": result["settings"]["train"] | {"lr": 0.5}}
-    sha256 = sha256_with(made, settings)
+    sha256 = sha256_with(recipe.load(str(changed / "recipe.toml")), settings)
     write_json(own, result | {"recipe_sha256": sha256, "settings": settings})
     assert fastcondense("inspect", changed, *FAST) == 0
     text = page_of(changed).text("accuracy")
@@ -362,8 +341,7 @@ def test_in_a_browser_nothing_is_blank_overflows_or_is_fetched(finished, tmp_pat
     pictures, measured = look(finished / "report.html", widths, 2000, tmp_path)
     for picture, found, width, is_dark in zip(pictures, measured, widths, (False, True, False, True), strict=True):
         assert (found["width"], found["scroll"]) == (width, width) and found["outside"] == []
-        assert found["requests"] == [] and found["broken"] == 0 and found["images"] > 100
-        assert found["height"] > 3000
+        assert not found["requests"] and not found["broken"] and found["images"] > 100 and found["height"] > 3000
         assert (picture[2, 2].mean() < 60) == is_dark and (picture[2, 2].mean() > 240) != is_dark
         for part in np.array_split(picture, 5):  # each stretch of the page has something on it
             assert np.abs(part.astype(int) - picture[2, 2]).max(2).mean() > 0.5

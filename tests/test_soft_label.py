@@ -62,7 +62,7 @@ def gradient_floor(tensors: dict[str, Any], settings: dict[str, Any]) -> float:
 
 @pytest.mark.parametrize("name", KINDS)
 @pytest.mark.parametrize("spread", SPREADS)
-@pytest.mark.parametrize("shape", [(5, 1), (7, 3), (130, 10), (3, 100), (4, 1000), (1, 1003)], ids=str)
+@pytest.mark.parametrize("shape", [(5, 1), (7, 3), (130, 10), (1, 1003)], ids=str)
 def test_equals_float64_autograd(shape: tuple[int, int], spread: str, name: str) -> None:
     tensors, settings = problem(name, shape, spread)
     leaf = tensors["student"].requires_grad_()
