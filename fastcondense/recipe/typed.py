@@ -10,9 +10,13 @@ import typing
 from typing import Any, Literal
 
 
-@functools.cache
-def hints_of(kind: type, *, include_extras: bool = False) -> dict[str, Any]:
+def hints_of(kind: Any, *, include_extras: bool = False) -> dict[str, Any]:
     """Annotations of a dataclass by field, resolved once: each is compiled from its text."""
+    return _hints_of(kind, include_extras)
+
+
+@functools.cache
+def _hints_of(kind: type, include_extras: bool) -> dict[str, Any]:
     return typing.get_type_hints(kind, include_extras=include_extras)
 
 

@@ -50,8 +50,8 @@ def closest_images(run: Run, kind: str, count: int) -> tuple[Tensor, Tensor]:
             backbones = [backbone_of(teacher, "fp32") for teacher in teachers]
             means = [of.to(run.device) for of in class_means(run, teachers)]
             with torch.no_grad(), arithmetic("fp32"):
-                labels = range(len(run.real.classes))
-                found = [_closest(run, cast(Kind, kind), backbones, means, label, count) for label in labels]
+                classes = range(len(run.real.classes))
+                found = [_closest(run, cast(Kind, kind), backbones, means, label, count) for label in classes]
             write_tensors(path, {"ids": torch.from_numpy(np.stack(found))}, {})
     num_classes = len(run.real.classes)
     ids = read_kept(path, {"ids": (torch.int64, [num_classes, count])})["ids"].flatten().numpy()
