@@ -10,7 +10,7 @@ import dataclasses
 from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Literal
+from typing import Literal, get_args
 
 import numpy as np
 import torch
@@ -27,8 +27,9 @@ from ..workers.work import Items, shared
 from .balanced import PATTERNS, balanced
 from .selection import herding, inner_products, medoids
 
-RuleName = Literal["herding", "medoid", "bps", "median"]
-RULES: tuple[RuleName, ...] = ("herding", "medoid", "bps")
+BaselineRule = Literal["herding", "medoid", "bps"]
+RuleName = Literal[BaselineRule, "median"]
+RULES: tuple[BaselineRule, ...] = get_args(BaselineRule)
 """Those that baselines can have."""
 _BATCH = 100  # images that go through a teacher together: fixed, because rounding depends on it
 

@@ -194,7 +194,8 @@ def _recoverer(run: Run, teachers: list[Teacher]) -> RecoverJob:
     pruning.prune(run, matched)
     is_retrieved = recover.anchors == "retrieved"
     anchors = RetrievedAnchors(run, chosen(teachers, recover.initial.teachers)[0]) if is_retrieved else None
-    return ByStatistics(recipe, matched, run.device, *beside(run.device, images), anchors)
+    (initial_of,) = beside(run.device, images)
+    return ByStatistics(recipe, matched, run.device, initial_of, anchors)
 
 
 def _by_means(run: Run, teachers: list[Teacher]) -> RecoverJob:

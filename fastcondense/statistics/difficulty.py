@@ -101,8 +101,8 @@ def _graded(run: Run, teachers: Sequence[Teacher], labels: Sequence[int]) -> dic
         members, read = np.flatnonzero(split.labels == label), []
         moments: list[list[list[Tensor]]] = [[[] for _ in teacher.layers] for teacher in teachers]
         with arithmetic("fp32"):
-            for pixels, ids in square_batches(split, run.recipe.dataset, run.device, _BATCH, ids=members):
-                read.append(ids.cpu().numpy())
+            for pixels, batch in square_batches(split, run.recipe.dataset, run.device, _BATCH, ids=members):
+                read.append(batch.cpu().numpy())
                 for teacher, layers in zip(teachers, moments, strict=True):
                     for layer, vectors in zip(layers, teacher.image_moments(run.normalize(pixels)), strict=True):
                         layer.append(torch.stack(vectors[:2]))
@@ -118,12 +118,12 @@ def _graded(run: Run, teachers: Sequence[Teacher], labels: Sequence[int]) -> dic
         order = np.argsort(sum(ranks(score.cpu().numpy()) for score in scores), kind="stable")
         parts = np.array_split(order, groups)
         group_of = torch.from_numpy(np.repeat(np.arange(groups), list(map(len, parts)))).to(run.device)
-        for which, (teacher, layers) in enumerate(zip(teachers, every, strict=True)):
-            for layer, (means, variances) in zip(teacher.layers, layers, strict=True):
-                name, rows = f"{which}/{layer.name}", torch.from_numpy(order).to(run.device)
-                if name not in pools:
-                    pools[name] = Pool(groups, means.shape[1], run.device, has_between=True)
-                pools[name].add(Members(group_of, 1), means[rows], variances[rows])
+        for which, (teacher, of_layers) in enumerate(zip(teachers, every, strict=True)):
+            for one, (means, variances) in zip(teacher.layers, of_layers, strict=True):
+                key, rows = f"{which}/{one.name}", torch.from_numpy(order).to(run.device)
+                if key not in pools:
+                    pools[key] = Pool(groups, means.shape[1], run.device, has_between=True)
+                pools[key].add(Members(group_of, 1), means[rows], variances[rows])
         found |= {f"ids/{label}/{group}": torch.from_numpy(ids[part]) for group, part in enumerate(parts)}
     for name, pool in pools.items():
         found |= {f"{name}/{key}": getattr(pool, key).cpu() for key in ("counts", "means", "squares")}

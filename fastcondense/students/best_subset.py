@@ -14,7 +14,7 @@ from typing import cast
 import numpy as np
 
 from ..data.real import EvaluationImages
-from ..recover.representatives import RULES, RuleName, shared_representatives
+from ..recover.representatives import RULES, BaselineRule, shared_representatives
 from ..rng import Stream
 from ..run import Run
 from ..sets.condensed import CondensedSet
@@ -33,7 +33,7 @@ def train_arms(run: Run, some: Iterable[Arm], condensed: CondensedSet, teachers:
         train_arm(run, arm, condensed, teachers)
 
 
-def _chosen(run: Run, arm: Arm, condensed: CondensedSet, teachers: Sequence[Teacher]) -> RuleName:
+def _chosen(run: Run, arm: Arm, condensed: CondensedSet, teachers: Sequence[Teacher]) -> BaselineRule:
     """The rule of the best subset, which is written down; ties go to the first. bps needs a teacher."""
     if (known := read_choice(run, arm)) is not None:
         return known["chosen"]
@@ -45,7 +45,7 @@ def _chosen(run: Run, arm: Arm, condensed: CondensedSet, teachers: Sequence[Teac
     top1: dict[str, float] = {
         kind: last_score(run, student, images)["top1"] for kind, student in zip(rules, students, strict=True)
     }
-    best = cast(RuleName, max(top1, key=lambda kind: top1[kind]))
+    best = cast(BaselineRule, max(top1, key=lambda kind: top1[kind]))
     write_choice(run, arm, {"chosen": best, "top1": top1, "images": len(ids)})
     run.log.say(
         f"best real subset: {best}; on {len(ids)} other training images "
