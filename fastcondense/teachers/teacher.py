@@ -264,7 +264,7 @@ def check_state(
 def head_size(state: Mapping[str, Tensor], small: Mapping[str, Tensor], large: Mapping[str, Tensor]) -> int | None:
     """Outputs of the network in a checkpoint, or None if it lacks a head of that architecture: what differs in state
     dicts of it with n and n + 1 outputs, small and large."""
-    state, sizes = _strip_prefixes(state, small), set()
+    state, sizes = _strip_prefixes(state, small), set[int | None]()
     for key, value in small.items():
         found = list(state[key].shape) if key in state else []
         for axis, (n, more) in enumerate(zip(value.shape, large[key].shape, strict=True)):
