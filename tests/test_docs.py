@@ -61,7 +61,7 @@ def test_published_figures_are_the_recipes_and_say_where_they_were_read():
     for name, ten, fifty, _, source, _ in rows:
         published = recipe.published(name.strip("`"))["torchvision/resnet18"]
         assert (float(ten), float(fifty)) == (published["10"], published["50"]), name
-        assert re.match(r"\[.+?\]\(https://github\.com/[\w-]+/[\w-]+\)", source), name
+        assert re.match(r"\[.+?\]\(https://(github\.com/[\w-]+/[\w-]+|arxiv\.org/abs/[\d.]+)\)", source), name
 
 
 GENERATED = re.compile(r"<!-- (.+?): begin -->.*?<!-- \1: end -->", re.S)

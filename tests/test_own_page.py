@@ -159,7 +159,7 @@ def test_what_a_function_must_not_give_is_one_line(folder, tmp_path, monkeypatch
 def test_a_name_that_is_none_lists_those_that_are(capsys):
     assert main(["run", "--recipe", "sre2l/digits-ipc1", "--recover.initial.kind", "moise"]) == 1
     said = capsys.readouterr().err
-    kinds = "noise, real, herding, medoid, bps, mosaic"
+    kinds = "noise, real, herding, medoid, bps, median, difficulty, mosaic"
     assert f"recover.initial.kind must be one of {kinds}, or your own module:function" in said
 
 

@@ -16,7 +16,7 @@ def test_what_all_recipes_share(name):
     assert found.recover.betas == ((0.9, 0.999) if sees_features else (0.5, 0.9))
     assert found.recover.tv_weight == found.recover.l2_weight == 0
     assert found.method == name.split("/")[0]
-    assert found.recover.curriculum == ("cosine" if "cda" in name else "none")
+    assert found.recover.curriculum == ("cosine" if found.method in ("cda", "delt") else "none")
     assert set(found.evaluate.baselines) >= (
         {"random_hard"} if found.needs_no_teacher or found.train.frozen else {"random_soft", "random_hard"}
     )
