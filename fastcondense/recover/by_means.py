@@ -136,12 +136,11 @@ class ByMeans(Recoverer):
         self.advance_step()
 
     def state(self) -> State:
-        taken = self.snapshots.taken
-        return self.step.state() | ({"snapshots": torch.stack(taken)} if taken else {})
+        return self.step.state() | self.snapshots.state()
 
     def restore(self, tensors: State) -> None:
         self.step.restore(tensors)
-        self.snapshots.taken = [one.to(self.device) for one in tensors.get("snapshots", ())]
+        self.snapshots.restore(tensors)
 
     def made(self) -> tuple[Tensor, Tensor, Record]:
         return self.step.images(self.step.pyramid.pixels()), self.step.losses, Record(self.snapshots.snapshots())

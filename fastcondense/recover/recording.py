@@ -50,6 +50,14 @@ class SnapshotRecorder:
         """Takes a snapshot. images: all of the job's, normalised [N, 3, S, S]."""
         self.taken.append(self.normalize.pixels(shrunk(images.detach()[self.rows.to(images.device)], self.side)))
 
+    def state(self) -> dict[str, Tensor]:
+        """What was taken so far, for `restore`."""
+        return {"snapshots": torch.stack(self.taken)} if self.taken else {}
+
+    def restore(self, tensors: Mapping[str, Tensor]) -> None:
+        """Goes on from a state."""
+        self.taken = list(tensors.get("snapshots", torch.empty(0)).to(self.normalize.gain.device))
+
     def snapshots(self) -> Snapshots | None:
         """All snapshots, on the host; None if none was taken."""
         if not self.taken:
