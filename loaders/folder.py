@@ -82,7 +82,10 @@ def open_image(file: BinaryIO) -> Image.Image:
     """The header of an image of a format that we read, whatever the file is called: Pillow starts programs for some
     others, Ghostscript for PostScript. Raises UnidentifiedImageError, or whatever damaged bytes ask for.
     """
-    return Image.open(file, formats=_readable())
+    try:
+        return Image.open(file, formats=_readable())
+    except UnidentifiedImageError:
+        raise UnidentifiedImageError("it is not an image") from None  # Pillow's words name an object
 
 
 @functools.cache
