@@ -182,13 +182,11 @@ def _written(about: dict[str, Any]) -> tuple[Path, Any, dict[str, Any]]:
     """Writes the shards of a set of noise; returns the folder, the recipe and the manifest, which names no teacher."""
     import torch
 
-    import fastcondense.files
     from fastcondense.data.jobs import jobs
     from fastcondense.files import write_atomic, write_json
     from fastcondense.recipe.recipe import load
     from fastcondense.sets.condensed import write_shard
 
-    fastcondense.files.os.fsync = lambda _: None  # type: ignore[attr-defined]  # thousands of them measure the disk
     torch.set_num_threads(1)
     classes, ipc, size = about["classes"], about["ipc"], about["size"]
     recipe = load(f"sre2l/imagenet1k-ipc{ipc}")
@@ -215,7 +213,7 @@ def _set(about: dict[str, Any]) -> None:
     from fastcondense.labels.resident import HostImages
     from fastcondense.sets.bundle import read_folder
 
-    folder, _, _ = _tell("write all shards", lambda: _written(about))
+    folder, _, _ = _written(about)
     condensed = _tell("open the set", lambda: read_folder(folder)).condensed
     _tell("the report's corner of it", lambda: condensed.corner(10, 5))
     _tell("digest of every class", lambda: condensed.digests)

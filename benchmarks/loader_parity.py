@@ -28,7 +28,7 @@ from fastcondense.networks import zoo
 from fastcondense.recipe.settings import Dataset
 from fastcondense.recipe.shared import Views
 from fastcondense.rng import Stream
-from fastcondense.teachers.teacher import load_weights, state_dict
+from fastcondense.teachers.weights import load_weights, state_dict
 from fastcondense.tensor_files import read_checkpoint
 from fastcondense.views.windows import windows
 from fastcondense.vision import timm

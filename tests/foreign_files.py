@@ -30,7 +30,7 @@ from fastcondense.log import read_events
 from fastcondense.recipe.settings import Dataset
 from fastcondense.sets import parquet_sets, tensor_sets
 from fastcondense.sets.stored_images import find_images
-from fastcondense.teachers.teacher import state_dict
+from fastcondense.teachers.weights import state_dict
 from fastcondense.tensor_files import read_checkpoint, write_tensors
 
 IMAGES = np.random.default_rng(0).integers(0, 256, (6, 8, 8, 3), dtype=np.uint8)

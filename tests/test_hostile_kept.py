@@ -28,7 +28,8 @@ from fastcondense.statistics.collector import Collector
 from fastcondense.student_records import Confusion, check_confusion
 from fastcondense.students.closest import closest_images
 from fastcondense.students.frozen import FrozenStudent
-from fastcondense.teachers.teacher import Teacher, head_size
+from fastcondense.teachers.teacher import Teacher
+from fastcondense.teachers.weights import head_size
 from fastcondense.tensor_files import read_kept, read_tensors, write_tensors
 
 NAME = "zoo/convnet3_w32"

@@ -9,7 +9,7 @@ from torch import nn
 
 from fastcondense.networks import zoo
 from fastcondense.squeeze.ssl_checkpoints import import_backbone, is_self_supervised
-from fastcondense.teachers.teacher import load_weights
+from fastcondense.teachers.weights import load_weights
 from fastcondense.tensor_files import read_checkpoint
 
 CLASSIFIERS = {"zoo/resnet20": "linear", "zoo/convnet2": "head", "torchvision/resnet18": "fc"}

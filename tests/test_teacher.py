@@ -13,7 +13,8 @@ from torch import nn
 from fastcondense.networks import zoo
 from fastcondense.recipe.settings import Dataset
 from fastcondense.teachers.cut import Cut
-from fastcondense.teachers.teacher import Teacher, choose_state, load_weights, match_classes, state_dict
+from fastcondense.teachers.teacher import Teacher, match_classes
+from fastcondense.teachers.weights import choose_state, load_weights, state_dict
 from fastcondense.tensor_files import read_checkpoint
 
 

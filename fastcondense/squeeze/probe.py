@@ -16,7 +16,7 @@ from ..networks.fit import fit
 from ..networks.score import score
 from ..rng import Stream
 from ..run import Run
-from ..teachers.teacher import state_dict
+from ..teachers.weights import state_dict
 
 _NAMES = ("linear.", "fc.", "classifier.", "head.", "")
 

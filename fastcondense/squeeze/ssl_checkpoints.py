@@ -13,7 +13,7 @@ from typing import Any
 
 from torch import Tensor
 
-from ..teachers.teacher import check_state, state_dict
+from ..teachers.weights import check_state, state_dict
 
 _WRAPPERS = ("module", "_orig_mod", "model", "net")
 _PRETRAINING = ("encoder_q", "base_encoder")  # what stands in their classifier's place is a projector

@@ -27,7 +27,8 @@ from ..records import CheckedFiles, read_checked
 from ..rng import Stream
 from ..run import Run
 from ..teachers.kept import check_kept, frozen, read_teachers, teacher_identity, teacher_path
-from ..teachers.teacher import Teacher, choose_state, count_outputs, head_size, load_weights, match_classes
+from ..teachers.teacher import Teacher, count_outputs, match_classes
+from ..teachers.weights import choose_state, head_size, load_weights
 from ..tensor_files import read_checkpoint, write_tensors
 from ..workers.cost import cost
 from ..workers.distributed import all_sum, rank, world_size
