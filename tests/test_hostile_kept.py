@@ -14,6 +14,7 @@ from fastcondense.networks import zoo
 from fastcondense.recipe.recipe import load
 from fastcondense.recipe.recover import Initial
 from fastcondense.recover import mosaic
+from fastcondense.recover.anchors import RetrievedAnchors
 from fastcondense.recover.learnable_subset import LearnableSubset
 from fastcondense.recover.own import own_start
 from fastcondense.recover.representatives import Rule, representatives
@@ -25,6 +26,7 @@ from fastcondense.statistics import targets
 from fastcondense.statistics.class_means import class_means
 from fastcondense.statistics.collection import Collection
 from fastcondense.statistics.collector import Collector
+from fastcondense.statistics.difficulty import grade
 from fastcondense.student_records import Confusion, check_confusion
 from fastcondense.students.closest import closest_images
 from fastcondense.students.frozen import FrozenStudent
@@ -61,7 +63,21 @@ def category(run):
     return [*lacking.targets.values(), *lacking.class_targets.values()]
 
 
+def graded(run):
+    """The groups of difficulty of all classes, and the statistics of each."""
+    teacher = Teacher.of(frozen_network(NAME, 10), NAME, run.real.classes, range(10), run.recipe.dataset, ("bn",))
+    return grade(run, [teacher]), teacher.group_targets
+
+
+def retrieved(run):
+    """The anchors of two grey images of class 6."""
+    anchors = RetrievedAnchors(run, run.kept["teachers"][0])
+    return anchors(Job(0, 0, 2, 6, 1), torch.zeros(2, 3, 8, 8), run.recipe.dataset.image_size)
+
+
 READERS = {
+    "difficulty": ("difficulty-*/part-03*", graded),
+    "anchors": ("anchors-*/class-00006*", retrieved),
     "targets": ("teachers/*/targets-*", category),
     "class means": ("teachers/*/targets-*", lambda run: class_means(run, run.kept["teachers"])),
     "mosaics": ("initial-*/class-00003*", lambda run: vars(mosaic.ranked(run, run.kept["teachers"], 3))),

@@ -33,9 +33,8 @@ def indexed(root: Path) -> ClassFolders:
     """The images of `index_classes`, which is asked unless the answer is kept. Raises ValueError as it does."""
     path = _path(root)
     if path.is_file():
-        with contextlib.suppress(
-            ValueError, OSError, KeyError
-        ):  # whatever is wrong with it, the folder is walked again
+        # whatever is wrong with it, the folder is walked again
+        with contextlib.suppress(ValueError, OSError, KeyError):
             if (kept := _read(path, root)) is not None:
                 return kept
     begun = time.time_ns()

@@ -26,7 +26,7 @@ from ..rng import Stream
 from ..run import Run
 from ..teachers.cut import penultimate
 from ..teachers.teacher import Teacher
-from ..tensor_files import read_tensors, write_tensors
+from ..tensor_files import Form, read_kept, write_tensors
 from ..workers.work import Items, shared
 from .canvas import resized
 from .representatives import read_squares
@@ -90,7 +90,7 @@ class RetrievedAnchors:
         ids = np.empty(job.num_images, dtype=np.int64)
         seen = self._seen(images)
         for label in np.unique(classes):
-            pool, rows = read_tensors(self._path(label))[0], np.flatnonzero(classes == label)
+            pool, rows = self._pool(label, seen.shape[1]), np.flatnonzero(classes == label)
             known = pool["features"].to(device), pool[f"complexity/{side}"].to(device)
             scores = fit_complexity(seen[torch.from_numpy(rows).to(device)], *known, self.weight)
             ids[rows] = pool["ids"].numpy()[scores.argmin(1).cpu().numpy()]
@@ -101,6 +101,18 @@ class RetrievedAnchors:
         """Features of length 1, float32 [N, D], of images at the data set's size."""
         with torch.no_grad(), arithmetic("fp32"):
             return F.normalize(self.features_of(resized(images, self.run.recipe.dataset.image_size)).flatten(1))
+
+    def _pool(self, label: int, length: int) -> dict[str, Tensor]:
+        """A class's pool, as `_make` has written it. Raises ValueError for a file that cannot be one."""
+        path = self._path(label)
+        forms: dict[str, Form] = {"ids": (torch.int64, [-1]), "features": (torch.float32, [-1, length])}
+        pool = read_kept(path, forms | {f"complexity/{side}": (torch.float32, [-1]) for side in self.sides})
+        if len(sizes := {len(one) for one in pool.values()}) > 1 or 0 in sizes:
+            raise ValueError(
+                f"{path} is not what a run keeps there; remove it: it is of no or of differing numbers of images"
+            )
+        self.run.real.train.check_class(pool["ids"].numpy(), label, path)
+        return pool
 
     def _make(self, label: int) -> None:
         """Writes a class's pool: ids [P], features [P, D], complexity of each side [P]."""

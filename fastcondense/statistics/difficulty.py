@@ -22,7 +22,7 @@ from ..networks.precision import arithmetic
 from ..run import Run
 from ..teachers.moments import Moments
 from ..teachers.teacher import Teacher
-from ..tensor_files import read_tensors, write_tensors
+from ..tensor_files import Form, read_kept, write_tensors
 from ..workers.work import Items, shared
 from .collector import Members, Pool
 
@@ -71,7 +71,7 @@ def grade(run: Run, teachers: Sequence[Teacher]) -> list[list[np.ndarray]]:
     if not all(map(work.is_finished, work.items)):
         for number, _ in shared(run.log, "difficulties", work):
             write_tensors(path(number), _graded(run, graders, parts[number]), {})
-    found = [read_tensors(path(number))[0] for number in work.items]
+    found = [_kept(run, graders, part, path(number)) for number, part in enumerate(parts)]
     for which, teacher in enumerate(graders):
         for layer in teacher.layers:
             teacher.group_targets[layer.name] = _joined(found, f"{which}/{layer.name}")
@@ -80,6 +80,25 @@ def grade(run: Run, teachers: Sequence[Teacher]) -> list[list[np.ndarray]]:
         for part, labels in zip(found, parts, strict=True)
         for label in labels
     ]
+
+
+def _kept(run: Run, teachers: Sequence[Teacher], labels: Sequence[int], path: Path) -> dict[str, Tensor]:
+    """What `_graded` has found of some classes. Raises ValueError for a file that cannot be that."""
+    groups = run.recipe.ipc
+    ids = {f"ids/{label}/{group}": label for label in labels for group in range(groups)}
+    forms: dict[str, Form] = dict.fromkeys(ids, (torch.int64, [-1]))
+    counts = [f"{which}/{one.name}/counts" for which, teacher in enumerate(teachers) for one in teacher.layers]
+    forms |= dict.fromkeys(counts, (torch.float64, [groups]))
+    for which, teacher in enumerate(teachers):
+        for layer in teacher.layers:
+            table: Form = (torch.float64, [groups, len(teacher.targets[layer.name][0])])
+            forms |= dict.fromkeys((f"{which}/{layer.name}/means", f"{which}/{layer.name}/squares"), table)
+    found = read_kept(path, forms)
+    if not all(len(found[name]) for name in ids) or any(bool((found[name] <= 0).any()) for name in counts):
+        raise ValueError(f"{path} is not what a run keeps there; remove it: a group has no image")
+    for name, label in ids.items():
+        run.real.train.check_class(found[name].numpy(), label, path)
+    return found
 
 
 def _identity(run: Run, teachers: Sequence[Teacher]) -> dict[str, object]:

@@ -61,7 +61,9 @@ class FrozenStudent:
     def of(run: Run) -> FrozenStudent:
         """The one of a run, which it keeps."""
         name = f"frozen student {run.recipe.sha256('squeeze', 'labels', 'train')}"
-        return run.kept.setdefault(name, FrozenStudent(run)) if name not in run.kept else run.kept[name]
+        if name not in run.kept:
+            run.kept[name] = FrozenStudent(run)
+        return run.kept[name]
 
     def layer(self) -> nn.Linear:
         """An untrained layer: normal weights of deviation 0.01, biases of 0."""
