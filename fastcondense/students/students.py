@@ -168,17 +168,14 @@ def read_student(run: Run, arm: Arm, number: int) -> Student:
     return Student(folder, tree["history"], tree["seconds"], table, tree.get("workers", 1))
 
 
-def last_score(run: Run, student: Student, images: EvaluationImages | None = None) -> dict[str, float]:
-    """top1 and top5 of the stored weights, measured anew; all ranks call this and share the images: the test images."""
+def score_on(run: Run, student: Student, images: EvaluationImages) -> dict[str, float]:
+    """top1 and top5 of the stored weights on other images than the test images; all ranks call this and share them."""
     path = student.folder / "weights.safetensors"
     state, _ = read_tensors(path)
-    net, scored = _untrained(run)
+    net, _ = _untrained(run)
     with naming(path):
         net.load_state_dict(state)
-    net = zoo.channels_last(net, run.device)
-    if images is not None:
-        scored = (images, run.normalize)
-    return score(net, *scored, is_shared=True)
+    return score(zoo.channels_last(net, run.device), images, run.normalize, is_shared=True)
 
 
 def _untrained(run: Run) -> tuple[nn.Module, tuple[Labelled, Callable[[Tensor], Tensor]]]:
