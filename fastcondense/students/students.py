@@ -31,7 +31,7 @@ from ..recipe.shared import Views
 from ..records import read_checked
 from ..recover.formation import shown
 from ..recover.own import own_baseline
-from ..recover.representatives import RULES, Rule, RuleName, representative_images
+from ..recover.representatives import RULES, Rule, RuleName, representative_images, unread_squares
 from ..rng import Stream
 from ..run import Run
 from ..sets.condensed import CondensedSet
@@ -317,7 +317,7 @@ def _replayed(run: Run, arm: Arm, seed: int, condensed: CondensedSet, teachers: 
 def _images_of(
     run: Run, arm: Arm, seed: int, condensed: CondensedSet, teachers: Sequence[Teacher]
 ) -> tuple[Images, Tensor]:
-    """The images of an arm, but for that of all real ones: uint8 [N, 3, S, S], and int64 labels [N]."""
+    """The images of an arm, but for that of all real ones: uint8 [N, 3, S, S] and int64 labels [N]."""
     recipe = run.recipe
     if arm.images == "condensed":
         return shown(recipe, condensed)
@@ -327,7 +327,8 @@ def _images_of(
         return closest_images(run, arm.images, recipe.shown_ipc)
     if is_own(arm.images):
         return own_baseline(run, arm.images, recipe.shown_ipc, seed)
-    return run.real_images(recipe.shown_ipc, "baselines/random", seed)
+    ids = run.real_ids(recipe.shown_ipc, "baselines/random", seed)
+    return unread_squares(run, ids), torch.from_numpy(run.real.train.labels[ids])
 
 
 def baseline_rule(arm: Arm, teachers: Sequence[Teacher]) -> Rule:
