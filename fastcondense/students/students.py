@@ -14,7 +14,7 @@ from torch import Tensor, nn
 from ..data.real import EvaluationImages
 from ..devices import stopwatch
 from ..files import slug, write_atomic, write_json
-from ..labels.labels import LabelSource, hard_labels, label_source, student_loss
+from ..labels.labels import LabelSource, hard_labels, label_source, scheduled, student_loss
 from ..labels.resident import place
 from ..labels.stored_labels import read_labels
 from ..labels.view_tables import BatchTable
@@ -272,9 +272,11 @@ def task_of(run: Run, arm: Arm, seed: int, condensed: CondensedSet, teachers: Se
     if arm.images == "full" and arm.labels == "soft":
         fresh = real_views(run, seed, plain(recipe.labels) if arm.views == "plain" else recipe.labels)
 
+        label = scheduled(source, recipe.train)
+
         def make_view(item: Item) -> Batch:
             batch = item[0].make(item[1])
-            return Batch(batch.images, source(batch), item[1].num_views)
+            return Batch(batch.images, label(batch), item[1].num_views)
 
         return Task(optimization, fresh, make_view, loss)
     if arm.images == "full":
@@ -292,9 +294,11 @@ def task_of(run: Run, arm: Arm, seed: int, condensed: CondensedSet, teachers: Se
             f"train: images on the {where}; " + (f"no CUDA graph: {reason}" if reason else "steps as CUDA graphs")
         )
 
+    label = scheduled(source, recipe.train)
+
     def make(item: BatchTable) -> Batch:
         batch = views.make(item)
-        return Batch(batch.images, source(batch), item.num_views)
+        return Batch(batch.images, label(batch), item.num_views)
 
     return Task(
         optimization,
