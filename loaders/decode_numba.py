@@ -152,7 +152,7 @@ BATCH = types.void(
 def batch_decoder() -> Any:
     """decode_batch by its address, which other compiled code calls without being compiled together with it."""
 
-    def call(samples, squares, images, file, places, lengths, crcs, table, is_damaged):  # type: ignore
+    def call(samples, squares, images, file, places, lengths, crcs, table, is_damaged):
         decode_batch(samples, squares, images, file, places, lengths, crcs, table, is_damaged)
 
     return numba.cfunc(BATCH, cache=True)(call)
