@@ -142,12 +142,15 @@ def _recover(about: dict[str, Any]) -> None:
     """SRe2L's images, one a class in each job, by few iterations."""
     recipe = _small(about)
     run = _opened(recipe, about, "recover")
-    _recovered(run, f"SRe2L's images, {recipe.recover.iterations} iterations")
+    count = recipe.recover.iterations
+    _recovered(run, f"SRe2L's images, {count} iteration{'s' * (count > 1)}")
 
 
 def _small(about: dict[str, Any]) -> Recipe:
     recipe = _recipe(about, f"sre2l/imagenet1k-ipc{about['ipc']}")
-    return dataclasses.replace(recipe, recover=dataclasses.replace(recipe.recover, iterations=4, roll=(0, 2)))
+    return dataclasses.replace(
+        recipe, recover=dataclasses.replace(recipe.recover, iterations=about["iterations"], roll=(0, 2))
+    )
 
 
 def _recovered(run: Run, what: str) -> None:
@@ -238,7 +241,9 @@ def _labels(about: dict[str, Any]) -> None:
     tell("export as FKD files, an epoch", lambda: write_fkd(run, run.out / "fkd", 1), views=views)
 
 
+STAGES = {"squeeze": _squeeze, "mosaics": _mosaics, "recover": _recover, "workers": _workers, "labels": _labels}
+"""What is called with the shape and the folders of a rehearsal, by the stage's name."""
+
 if __name__ == "__main__":
     torch.set_num_threads(1)
-    named = {"squeeze": _squeeze, "mosaics": _mosaics, "recover": _recover, "workers": _workers, "labels": _labels}
-    named[sys.argv[1]](json.loads(sys.argv[2]))
+    STAGES[sys.argv[1]](json.loads(sys.argv[2]))
