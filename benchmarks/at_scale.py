@@ -55,11 +55,10 @@ def run(session: Session, options: argparse.Namespace) -> None:
             for classes in options.classes
             if options.data
         }
+        grown = about | {"ipc": IPC, "iterations": 4}
         for classes, part in data.items():
             for stage in (stage for stage in OF_FILES if stage in wanted):
-                _measured(
-                    session, stage, classes, 0, about | {"classes": classes, "data": part, "ipc": IPC, "iterations": 4}
-                )
+                _measured(session, stage, classes, 0, grown | {"classes": classes, "data": part})
         for ipc in options.ipc:
             for stage in (stage for stage in OF_SETS if stage in wanted):
                 if stage != "workers" or ipc == sorted(options.ipc)[len(options.ipc) // 2]:
