@@ -137,8 +137,8 @@ def test_tables_say_seconds_growth_and_memory_beside_goals():
 
 @pytest.mark.parametrize(("workers", "most"), [(3, 1.6), (16, 2.0)])
 def test_claims_cost_little_of_a_job_of_a_second_where_a_call_takes_a_millisecond(workers, most):
-    """Where each asked all others whether they live, those too that had claimed a moment ago, 16 lost 3.0 %; where it met
-    all that they had finished, 3 lost 2.9, 64 lost 53."""
+    """Where each asked all others whether they live, those too that had claimed a moment ago, 16 lost 3.0 %; where it
+    met all that they had finished, 3 lost 2.9, 64 lost 53."""
     found = simulate(workers, 20 * workers, latency=1e-3, job=1.0)
     assert found["overhead_percent"] < most and found["done_twice"] == 0
     assert found["seconds"] < 1.2 * found["ideal_seconds"]

@@ -93,7 +93,8 @@ def ranked(run: Run, teachers: Sequence[Teacher], label: int, folder: Path | Non
     """The ipc * factor^2 best crops of a class, by the observers' cross-entropy (spec 4.1); ties by sample and crop.
 
     teachers: all of the recipe's; recover.initial.teachers says which observe. Read from the folder of the run's
-    rankings, if that is known already, or scored and kept there. Raises ValueError if the class has too few images that can be read.
+    rankings, if that is known already, or scored and kept there. Raises ValueError if the class has too few images that
+    can be read.
     """
     path = _path(folder or _folder(run, teachers), label)
     if not path.exists():
