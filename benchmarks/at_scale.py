@@ -55,7 +55,7 @@ def run(session: Session, options: argparse.Namespace) -> None:
             for classes in options.classes
             if options.data
         }
-        grown = about | {"ipc": IPC, "iterations": 4}
+        grown = about | {"ipc": IPC, "iterations": 4, "gate": 10}
         for classes, part in data.items():
             for stage in (stage for stage in OF_FILES if stage in wanted):
                 _measured(session, stage, classes, 0, grown | {"classes": classes, "data": part})

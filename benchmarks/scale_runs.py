@@ -93,11 +93,11 @@ def _squeeze(about: dict[str, Any]) -> None:
     targets: dict[str, Any] = {"targets": ("global", "category"), "target_weights": (0.5, 0.5)}
     matched = dataclasses.replace(recipe.recover, statistics=STATISTICS, patch_size=4, **targets)
     recipe = dataclasses.replace(recipe, recover=matched)
-    gated = dataclasses.replace(recipe, squeeze=dataclasses.replace(recipe.squeeze, gate_images=10))
+    gated = dataclasses.replace(recipe, squeeze=dataclasses.replace(recipe.squeeze, gate_images=about["gate"]))
     refusing = _opened(gated, about, "gate", IMAGES)
     files = refusing.real.train.files
     tell("every file opened once, whether it is whole", lambda: check_files(files, 1, refusing.log.track))
-    tell("the gate of a teacher, 10 images a class", lambda: _refused(refusing))
+    tell(f"the gate of a teacher, {about['gate']} images a class", lambda: _refused(refusing))
     for images, what in ((FEW, f"statistics for 2 teachers, {FEW} images a class"), (IMAGES, f"the same, {IMAGES}")):
         run = _opened(recipe, about, f"squeeze-{images}", images)
         teachers, reads = squeeze(run), [0]

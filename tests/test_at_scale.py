@@ -94,7 +94,14 @@ def test_the_stages_of_networks_go_through_a_hundred_classes(shaped, tmp_path, c
     """They check themselves: that each file is read once for two teachers, that stored labels have the bytes that they
     should, and that the gate refuses a teacher that knows nothing."""
     monkeypatch.setattr(resident, "_SMALL", resident._SMALL)  # which a stage sets to 0
-    about = {"scratch": str(tmp_path), "data": str(shaped / "data"), "classes": 100, "ipc": 1, "iterations": 1}
+    about = {
+        "scratch": str(tmp_path),
+        "data": str(shaped / "data"),
+        "classes": 100,
+        "ipc": 1,
+        "iterations": 1,
+        "gate": 3,
+    }
     for name in ("squeeze", "recover", "labels"):
         scale_runs.STAGES[name](about)
     told = [json.loads(line) for line in capsys.readouterr().out.splitlines() if line.startswith("{")]
