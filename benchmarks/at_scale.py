@@ -49,15 +49,16 @@ def run(session: Session, options: argparse.Namespace) -> None:
     if options.data is None and (without := sorted(NEED_FILES & set(wanted))):
         raise ValueError(f"{', '.join(without)} need --data, a folder of scripts/imagenet_shaped.py")
     with tempfile.TemporaryDirectory(dir=options.folder) as name:
-        about = {"scratch": name, "size": options.size}
+        about = {"scratch": name, "size": options.size, "iterations": 1}
         data = {
             classes: str(_part(options.data, classes, Path(name) / f"{classes}-classes"))
             for classes in options.classes
             if options.data
         }
+        grown = about | {"ipc": IPC, "iterations": 4, "gate": 10}
         for classes, part in data.items():
             for stage in (stage for stage in OF_FILES if stage in wanted):
-                _measured(session, stage, classes, 0, about | {"classes": classes, "data": part, "ipc": IPC})
+                _measured(session, stage, classes, 0, grown | {"classes": classes, "data": part})
         for ipc in options.ipc:
             for stage in (stage for stage in OF_SETS if stage in wanted):
                 if stage != "workers" or ipc == sorted(options.ipc)[len(options.ipc) // 2]:

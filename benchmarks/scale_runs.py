@@ -93,11 +93,11 @@ def _squeeze(about: dict[str, Any]) -> None:
     targets: dict[str, Any] = {"targets": ("global", "category"), "target_weights": (0.5, 0.5)}
     matched = dataclasses.replace(recipe.recover, statistics=STATISTICS, patch_size=4, **targets)
     recipe = dataclasses.replace(recipe, recover=matched)
-    gated = dataclasses.replace(recipe, squeeze=dataclasses.replace(recipe.squeeze, gate_images=10))
+    gated = dataclasses.replace(recipe, squeeze=dataclasses.replace(recipe.squeeze, gate_images=about["gate"]))
     refusing = _opened(gated, about, "gate", IMAGES)
     files = refusing.real.train.files
     tell("every file opened once, whether it is whole", lambda: check_files(files, 1, refusing.log.track))
-    tell("the gate of a teacher, 10 images a class", lambda: _refused(refusing))
+    tell(f"the gate of a teacher, {about['gate']} images a class", lambda: _refused(refusing))
     for images, what in ((FEW, f"statistics for 2 teachers, {FEW} images a class"), (IMAGES, f"the same, {IMAGES}")):
         run = _opened(recipe, about, f"squeeze-{images}", images)
         teachers, reads = squeeze(run), [0]
@@ -141,13 +141,15 @@ def _mosaics(about: dict[str, Any]) -> None:
 def _recover(about: dict[str, Any]) -> None:
     """SRe2L's images, one a class in each job, by few iterations."""
     recipe = _small(about)
-    run = _opened(recipe, about, "recover")
-    _recovered(run, f"SRe2L's images, {recipe.recover.iterations} iterations")
+    run = _opened(recipe, about, "recover", IMAGES)
+    count = recipe.recover.iterations
+    _recovered(run, f"SRe2L's images, {count} iteration{'s' * (count > 1)}")
 
 
 def _small(about: dict[str, Any]) -> Recipe:
     recipe = _recipe(about, f"sre2l/imagenet1k-ipc{about['ipc']}")
-    return dataclasses.replace(recipe, recover=dataclasses.replace(recipe.recover, iterations=4, roll=(0, 2)))
+    made = dataclasses.replace(recipe.recover, iterations=about["iterations"], roll=(0, 2))
+    return dataclasses.replace(recipe, recover=made)
 
 
 def _recovered(run: Run, what: str) -> None:
@@ -170,7 +172,7 @@ def _workers(about: dict[str, Any]) -> None:
     scratch, recipe = Path(about["scratch"]), _small(about)
     (scratch / "workers.toml").write_text(recipe.to_toml())
     command = [sys.executable, "-m", "fastcondense.cli", "recover", "--recipe", str(scratch / "workers.toml")]
-    command += ["--data", about["data"], "--device", "cpu", "--out"]
+    command += ["--data", str(_little_tested(about)), "--device", "cpu", "--out"]
     made, environment = jobs(recipe, about["classes"]), os.environ | {"FASTCONDENSE_PATIENCE": "5"}
 
     def worker(out: Path) -> subprocess.Popen[bytes]:
@@ -203,6 +205,17 @@ def _workers(about: dict[str, Any]) -> None:
     _of_children("by 3 workers, of which one is killed, and one that joins", lambda: three(many), len(made))
     if digest(one) != digest(many):
         raise ValueError(f"{many} has other images than {one}")
+
+
+def _little_tested(about: dict[str, Any]) -> Path:
+    """The data with a test image a class: each worker scores the teacher."""
+    data, folder = Path(about["data"]), Path(about["scratch"]) / "little-tested"
+    for of_class in (data / "val").iterdir():
+        (folder / "val" / of_class.name).mkdir(parents=True)
+        first = min(of_class.iterdir())
+        (folder / "val" / of_class.name / first.name).symlink_to(first.resolve())
+    (folder / "train").symlink_to((data / "train").resolve())
+    return folder
 
 
 def _of_children(what: str, function: Callable[[], None], count: int) -> None:
@@ -238,7 +251,9 @@ def _labels(about: dict[str, Any]) -> None:
     tell("export as FKD files, an epoch", lambda: write_fkd(run, run.out / "fkd", 1), views=views)
 
 
+STAGES = {"squeeze": _squeeze, "mosaics": _mosaics, "recover": _recover, "workers": _workers, "labels": _labels}
+"""What is called with the shape and the folders of a rehearsal, by the stage's name."""
+
 if __name__ == "__main__":
     torch.set_num_threads(1)
-    named = {"squeeze": _squeeze, "mosaics": _mosaics, "recover": _recover, "workers": _workers, "labels": _labels}
-    named[sys.argv[1]](json.loads(sys.argv[2]))
+    STAGES[sys.argv[1]](json.loads(sys.argv[2]))

@@ -85,10 +85,10 @@ def draw(curves: dict[str, Curves], path: Path) -> None:
             for number, (what, seconds) in enumerate(stages.items()):
                 look = {"linestyle": style, "color": f"C{number % 10}", "marker": "o", "markersize": 3}
                 axes.plot([float(size) for size in seconds], list(seconds.values()), label=f"{what}, {name}", **look)
+        axes.set(xlabel="times as many classes (lines), or images a class (dashes)", xscale="log", yscale="log")
+        axes.set(ylabel="seconds of the processor", ylim=axes.get_ylim())
         for first in (1e-3, 1e-2, 1e-1, 1, 10):
             axes.plot([1, 100], [first, 100 * first], color="0.85", linewidth=0.8, zorder=0)
-        axes.set(xlabel="times as many classes (lines), or images a class (dashes)", xscale="log", yscale="log")
-        axes.set(ylabel="seconds of the processor")
         axes.legend(frameon=False, fontsize=6, loc="center left", bbox_to_anchor=(1, 0.5))
 
 

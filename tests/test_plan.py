@@ -178,11 +178,12 @@ def test_work_of_recipes():
 def test_imagenet_is_planned_without_its_data(capsys):
     """1,000 classes and 1,281,167 images stand in the recipe; its networks are made small here."""
     flags = "--squeeze.teachers zoo/convnet3_w32 --squeeze.weights train --train.student zoo/convnet1 --seconds 1"
-    sizes = "--dataset.image-size 32 --recover.batch-size 50 --train.batch-size 16 --squeeze.batch-size 16"
-    assert main(["plan", "sre2l/imagenet1k-ipc50", "--gpus", "8", *flags.split(), *sizes.split()]) == 0
+    sizes = "--dataset.image-size 48 --recover.batch-size 50 --train.batch-size 16 --squeeze.batch-size 16"
+    assert main(["plan", "sre2l/imagenet1k-ipc200", "--gpus", "64", *flags.split(), *sizes.split()]) == 0
     said = " ".join(capsys.readouterr().out.split())
-    assert "1000 classes and 1281167 training images by dataset.counts; 1000 jobs of up to 50 images" in said
-    assert "153.6 MB" in said  # 50,000 images of 3 x 32 x 32
+    assert "1000 classes and 1281167 training images by dataset.counts; 4000 jobs of up to 50 images" in said
+    assert "on 64 workers" in said and "│ 1.4 GB │" in said  # 200,000 images of 3 x 48 x 48, on disk alone
+    assert "condensed images stay in their files" in said.replace("│ │ │ ", "")
     for stage in ("squeeze", "recover", "train", "evaluate"):
         assert f"│ {stage}" in said
 

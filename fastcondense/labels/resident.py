@@ -37,11 +37,15 @@ class HostImages:
 def place(images: Images, device: torch.device) -> Tensor | HostImages:
     """The images, uint8 [N, 3, S, S], on the device: if they take at most half of a GPU's free memory, or on a CPU if
     they are small or in memory already."""
-    is_small = not isinstance(images, StoredImages) or images.nbytes <= _SMALL
-    is_cuda = device.type == "cuda"
-    if images.nbytes <= _SHARE * free_bytes(device) if is_cuda else is_small:
+    is_stored, is_held = isinstance(images, StoredImages), are_held(images.nbytes, device)
+    if is_held or not (is_stored or device.type == "cuda"):
         return images.read(device) if isinstance(images, StoredImages) else images.to(device)
-    return HostImages(read(images) if is_small else images, device)
+    return HostImages(read(images) if images.nbytes <= _SMALL else images, device)
+
+
+def are_held(num_bytes: int, device: torch.device) -> bool:
+    """Whether stored images of so many bytes lie on the device while they are trained on."""
+    return num_bytes <= (_SHARE * free_bytes(device) if device.type == "cuda" else _SMALL)
 
 
 def free_bytes(device: torch.device) -> int:

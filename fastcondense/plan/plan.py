@@ -12,6 +12,7 @@ import torch
 
 from ..data.jobs import Job, jobs, with_batch_size
 from ..devices import fastest_arithmetic
+from ..labels.resident import are_held
 from ..recipe.precision import precisions, settled
 from ..recipe.recipe import Recipe
 from ..students.costs import views_an_epoch
@@ -277,7 +278,9 @@ class Plan:
 
         part = min(recipe.train.part_size, math.ceil(recipe.train.batch_size / self.num_workers))
         images = views_an_epoch(recipe, size.num_classes) * 3 * recipe.dataset.image_size**2
-        found["train"] = self._footprint(student).at(part) + images, f"{how}, and all condensed images"
+        is_held = are_held(images, self.device)
+        where = "and all condensed images" if is_held else "and condensed images stay in their files"
+        found["train"] = self._footprint(student).at(part) + images * is_held, f"{how}, {where}"
         return found
 
     def _footprint(self, make: Callable[[int], steps.Step]) -> Footprint:

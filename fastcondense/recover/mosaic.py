@@ -84,18 +84,19 @@ def mosaics(run: Run, teachers: Sequence[Teacher]) -> Mosaics:
     work = Items("crops", folder, labels, lambda label: _path(folder, label).exists())
     if not all(map(work.is_finished, labels)):
         with stopwatch(run.device) as watch:
-            mine = [ranked(run, teachers, label) for label, _ in shared(run.log, "scores of real crops", work)]
+            mine = [ranked(run, teachers, label, folder) for label, _ in shared(run.log, "scores of real crops", work)]
         run.log.event("rankings", classes=len(mine), seconds=watch.seconds)
-    return Mosaics(run, [ranked(run, teachers, label) for label in labels])
+    return Mosaics(run, [ranked(run, teachers, label, folder) for label in labels])
 
 
-def ranked(run: Run, teachers: Sequence[Teacher], label: int) -> Ranked:
+def ranked(run: Run, teachers: Sequence[Teacher], label: int, folder: Path | None = None) -> Ranked:
     """The ipc * factor^2 best crops of a class, by the observers' cross-entropy (spec 4.1); ties by sample and crop.
 
-    teachers: all of the recipe's; recover.initial.teachers says which observe. Read from the run's folder, or scored
-    and kept there. Raises ValueError if the class has too few images that can be read.
+    teachers: all of the recipe's; recover.initial.teachers says which observe. Read from the folder of the run's
+    rankings, if that is known already, or scored and kept there. Raises ValueError if the class has too few images that
+    can be read.
     """
-    path = _path(_folder(run, teachers), label)
+    path = _path(folder or _folder(run, teachers), label)
     if not path.exists():
         with arithmetic("fp32"):
             found = _rank(run, chosen(teachers, run.recipe.recover.initial.teachers), label)
