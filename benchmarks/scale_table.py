@@ -20,11 +20,11 @@ GOALS = {
     "then be killed": "memory flat",
     "the rest, by another": "goes on, memory flat",
     "statistics for": "one read, flat in images",
-    "the same, 100": "one read, flat in images",
+    "the same, 50": "one read, flat in images",
     "crops ranked": "linear, flat",
     "mosaics, ": "linear, flat",
     "SRe2L's images, ": "linear, flat",
-    "top of all classes": "bytes as computed",
+    "relabel --store": "bytes as computed",
     "which one is killed": "the same bits",
     "status of finished jobs of 8 workers": "2 s",
 }
