@@ -7,6 +7,7 @@ never beside a published figure.
 from __future__ import annotations
 
 import functools
+import re
 from collections.abc import Iterable
 from typing import Any
 
@@ -128,7 +129,7 @@ def page(lines: list[Line]) -> str:
 def place(name: str) -> tuple[int, str]:
     """Rows are sorted by data set, then by method."""
     method, data = name.split("/")
-    data = data.removesuffix("-convnet3")
+    data = re.sub("-(convnet3|muon)$", "", data)
     return (DATA.index(data) if data in DATA else len(DATA)), method
 
 

@@ -178,7 +178,7 @@ def test_every_recipe_loads_and_round_trips():
         method, data = name.removesuffix("-corrected").split("/")
         found = load(f"{name}-ipc{ipc}")
         assert (found.name, found.method, found.ipc) == (f"{name}-ipc{ipc}", method, ipc)
-        size = 112 if method in FROZEN and data == "cifar10" else SIZES.get(data.removesuffix("-convnet3"), 224)
+        size = 112 if method in FROZEN and data == "cifar10" else SIZES.get(re.sub("-(convnet3|muon)$", "", data), 224)
         assert found.dataset.image_size == size, name
         assert ipc == 50 or from_toml(found.to_toml(), "copy") == found, name
         parts = found.train.batch_size // found.train.accumulate

@@ -71,7 +71,7 @@ def test_what_nobody_sets_is_found(monkeypatch):
     monkeypatch.setattr(unused_settings, "shipped", lambda: [plain, changed])
     unset, untaken = unused()
     assert set(names) - set(unset) == {"Optimization.momentum", "Optimization.optimizer"}
-    assert untaken == []  # adamw is a default, adam is taken here, sgd is the probe's default
+    assert untaken == ["Optimization.optimizer muon"]  # adamw is a default, adam is taken here, sgd the probe's default
 
 
 def test_every_table_of_a_recipe_is_loaded():

@@ -19,6 +19,7 @@ from ..records import Duration, checked
 from ..rng import Stream
 from ..tensor_files import read_checkpoint
 from ..workers.distributed import rank
+from .muon import AnyOptimizer, MuonAndAdamW
 from .precision import arithmetic
 from .train_step import Batch, CapturedStep, TrainStep, as_it_is
 
@@ -68,26 +69,47 @@ def is_decayed(name: str, parameter: Tensor) -> bool:
     return "weight" in name and parameter.dim() > 1
 
 
-def make_optimizer(net: nn.Module, optimization: Optimization, is_captured: bool = False) -> torch.optim.Optimizer:
-    """AdamW, Adam or SGD; weight decay on what the published codes decay (`is_decayed`), on all if decay_all.
+def hidden_weights(named: Sequence[tuple[str, Tensor]]) -> list[str]:
+    """Names of the matrices, and of the filters that are taken as such, which Muon trains; `named` is in forward order.
 
-    is_captured: on a GPU its steps can be captured, with a learning rate that is on the device.
+    They are the weights but for the first one, which sees pixels, and the last one, the classifier: these are for
+    another optimiser (Jordan's note). So are filters of one input channel, whose rows are filters by themselves.
+    """
+    weights = [(name, p) for name, p in named if is_decayed(name, p)]
+    return [name for name, p in weights[1:-1] if p.shape[1] > 1]
+
+
+def make_optimizer(net: nn.Module, optimization: Optimization, is_captured: bool = False) -> AnyOptimizer:
+    """AdamW, Adam, SGD, or Muon; weight decay on what the published codes decay (`is_decayed`), on all if decay_all.
+
+    is_captured: on a GPU its steps can be captured, with a learning rate that is on the device; not Muon's. Raises
+    ValueError for Muon and a network without hidden weights.
     """
     named = [(name, p) for name, p in net.named_parameters() if p.requires_grad]
-    decayed = [p for name, p in named if optimization.decay_all or is_decayed(name, p)]
-    kept = [p for name, p in named if not (optimization.decay_all or is_decayed(name, p))]
-    groups = [{"params": decayed, "weight_decay": optimization.weight_decay}, {"params": kept, "weight_decay": 0.0}]
+
+    def groups(chosen: Sequence[tuple[str, Tensor]]) -> list[dict[str, Any]]:
+        decayed = [p for name, p in chosen if optimization.decay_all or is_decayed(name, p)]
+        kept = [p for name, p in chosen if not (optimization.decay_all or is_decayed(name, p))]
+        return [{"params": decayed, "weight_decay": optimization.weight_decay}, {"params": kept, "weight_decay": 0.0}]
+
+    if optimization.optimizer == "muon":
+        hidden = hidden_weights(named)
+        if not hidden:
+            raise ValueError("optimizer muon is for weights between the first layer and the last, and there are none")
+        mine = groups([(name, p) for name, p in named if name in hidden])
+        others = groups([(name, p) for name, p in named if name not in hidden])
+        return MuonAndAdamW(mine, others, optimization.lr, optimization.momentum)
     options: dict[str, Any] = {"lr": optimization.lr}
     if is_captured and named[0][1].is_cuda:
         options = {"lr": torch.tensor(optimization.lr, device=named[0][1].device), "fused": True}
         options |= {} if optimization.optimizer == "sgd" else {"capturable": True}
     if optimization.optimizer == "sgd":
-        return torch.optim.SGD(groups, momentum=optimization.momentum, **options)
+        return torch.optim.SGD(groups(named), momentum=optimization.momentum, **options)
     kind = torch.optim.AdamW if optimization.optimizer == "adamw" else torch.optim.Adam
-    return kind(groups, **options)
+    return kind(groups(named), **options)
 
 
-def set_learning_rate(optimizer: torch.optim.Optimizer, rate: float) -> None:
+def set_learning_rate(optimizer: AnyOptimizer, rate: float) -> None:
     """Sets the learning rate of all parameters, in place where it is on the device."""
     for group in optimizer.param_groups:
         if isinstance(group["lr"], Tensor):
@@ -164,7 +186,7 @@ def fit(
 
 
 def _restore(
-    state: Any, net: nn.Module, average: nn.Module | None, optimizer: torch.optim.Optimizer
+    state: Any, net: nn.Module, average: nn.Module | None, optimizer: AnyOptimizer
 ) -> tuple[int, list[dict[str, float]], float]:
     """Takes back what `_save` has written; returns the epochs that are done, their history, and their seconds."""
     net.load_state_dict(state["net"])
@@ -184,7 +206,7 @@ def _restore(
 
 
 def _save(
-    path: Path, net: nn.Module, average: nn.Module | None, optimizer: torch.optim.Optimizer, progress: dict[str, Any]
+    path: Path, net: nn.Module, average: nn.Module | None, optimizer: AnyOptimizer, progress: dict[str, Any]
 ) -> None:
     file = io.BytesIO()
     state = {"net": net.state_dict(), "optimizer": optimizer.state_dict(), **progress}

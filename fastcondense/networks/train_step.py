@@ -17,6 +17,7 @@ from ..data.real import split_batches
 from ..recipe.settings import Optimization
 from ..workers.distributed import all_sum, average_buffers, connect, world_size
 from .graph import Graphs
+from .muon import AnyOptimizer
 from .precision import mixed
 
 
@@ -57,7 +58,7 @@ class TrainStep:
     def __init__(
         self,
         net: nn.Module,
-        optimizer: torch.optim.Optimizer,
+        optimizer: AnyOptimizer,
         optimization: Optimization,
         loss: Callable[[Tensor, Any], Tensor],
         make: Callable[[Any], Batch],

@@ -8,6 +8,8 @@ from typing import Literal
 from .bounds import Count, CountOrZero, Decay, PositiveFloat
 from .shared import Precision
 
+Optimizer = Literal["adamw", "adam", "sgd", "muon"]
+
 
 @dataclass(frozen=True, kw_only=True)
 class Optimization:
@@ -17,8 +19,9 @@ class Optimization:
     """Passes over the images."""
     batch_size: Count = 128
     """Images a step, of all workers together."""
-    optimizer: Literal["adamw", "adam", "sgd"] = "adamw"
-    """sgd is with momentum."""
+    optimizer: Optimizer = "adamw"
+    """sgd is with momentum. muon: torch.optim.Muon for weights between layers, convolutions' as matrices, at AdamW's
+    scale, and adamw for the first layer, the last one, biases and norms."""
     lr: float = 1e-3
     """Learning rate at its highest."""
     weight_decay: float = 0.01
@@ -27,7 +30,7 @@ class Optimization:
     decay_all: bool = False
     """Whether every parameter decays."""
     momentum: Decay = 0.9
-    """SGD's."""
+    """SGD's and Muon's; 0.95 is usual for Muon."""
     schedule: Literal["cosine", "linear", "constant", "cosine_drop", "multistep"] = "cosine"
     """cosine: (1 + cos(pi e / (stretch E))) / 2 for epoch e of E after the warm-up; linear: 1 - e / (stretch E);
     cosine_drop: cosine up to 5 E / 6, then its value there times 1 - e / E (EDC's equation 33); multistep: gamma to the

@@ -9,7 +9,7 @@ from dataclasses import dataclass, field
 from typing import Annotated, Literal
 
 from .bounds import HOW, AtLeast, Count, CountOrZero, Decay, PositiveFloat, Share, ShareAboveZero, Within
-from .optimization import Optimization
+from .optimization import Optimization, Optimizer
 from .shared import Operation, Precision, Views
 
 PixelStatistics = tuple[tuple[float, float, float], tuple[float, float, float]]
@@ -73,7 +73,7 @@ class SelfSupervision(Optimization, Views):
     """Passes over the images."""
     batch_size: Annotated[int, AtLeast(2)] = 256
     """Images a step."""
-    optimizer: Literal["adamw", "adam", "sgd"] = "sgd"
+    optimizer: Optimizer = "sgd"
     """sgd is with momentum."""
     lr: float = 0.03
     """Learning rate at its highest."""
@@ -110,7 +110,7 @@ class Probe(Optimization):
     """Passes over the images."""
     batch_size: Count = 256
     """Images a step."""
-    optimizer: Literal["adamw", "adam", "sgd"] = "sgd"
+    optimizer: Optimizer = "sgd"
     """sgd is with momentum."""
     lr: float = 0.1
     """Learning rate at its highest."""

@@ -33,6 +33,8 @@ def why_not_captured(recipe: Recipe, source: LabelSource) -> str | None:
     labels = recipe.labels
     if world_size() > 1:
         return "ranks exchange gradients"
+    if recipe.train.optimizer == "muon":
+        return "torch.optim.Muon takes its learning rate from the host"
     if labels.tile_shuffle > 1 or labels.rand_augment[0]:
         return "labels.tile_shuffle and labels.rand_augment change images from the host"
     if source is not hard_labels and not isinstance(source, TeacherLabels):
