@@ -1,11 +1,14 @@
-"""The tables of docs/at-scale.md: seconds and memory of each stage as it grows, beside its goal, and claims."""
+"""The tables of docs/at-scale.md: seconds and memory of each stage as it grows, beside its goal, jobs, and claims; and
+the plot of the same seconds."""
 
 from __future__ import annotations
 
 from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
 
 import numpy as np
-from pages import markdown
+from pages import drawn, markdown
 from pandas import DataFrame
 from results import newest, sources
 
@@ -14,8 +17,15 @@ GOALS = {
     "the same, a second time": "2 s, 1 GB",
     "first batch of an epoch": "5 s, flat",
     "batches of 64 in the middle of an epoch": "flat",
-    "stopped at the half": "memory flat",
-    "pack the rest": "goes on, memory flat",
+    "then be killed": "memory flat",
+    "the rest, by another": "goes on, memory flat",
+    "statistics for": "one read, flat in images",
+    "the same, 100": "one read, flat in images",
+    "crops ranked": "linear, flat",
+    "mosaics, ": "linear, flat",
+    "SRe2L's images, ": "linear, flat",
+    "top of all classes": "bytes as computed",
+    "which one is killed": "the same bits",
     "status of finished jobs of 8 workers": "2 s",
 }
 _OF_A_SET = "2 GB"
@@ -24,21 +34,62 @@ _MEASURABLE = 0.2
 
 
 def table(lines: DataFrame) -> str:
-    """Stages over files, stages over images of a set, and claims over workers; empty without lines."""
+    """Stages over files, stages over images of a set, jobs, and claims over workers; empty without lines."""
     found = lines[lines["benchmark"] == "at-scale"] if len(lines) else lines
     if not len(found):
         return ""
-    stages = newest(found[found["what"] != "claims"], ("what", "classes", "ipc"))
+    of_files, of_sets = _of_stages(found)
     claims = newest(found[found["what"] == "claims"], ("workers",))
-    of_files, of_sets = stages[stages["ipc"] == 0], stages[stages["ipc"] != 0]
     most = of_sets["classes"].max() if len(of_sets) else 0
     parts = [
         _stages(of_files, "classes", "{} classes", "files") if len(of_files) else "",
-        _stages(of_sets[of_sets["classes"] == most], "ipc", f"{most:,} x {{}}", "images") if len(of_sets) else "",
+        _stages(of_sets, "ipc", f"{most:,} x {{}}", "images") if len(of_sets) else "",
+        _jobs([line for of in (of_files, of_sets) for line in of.to_dict("records")]),
         _claims(claims) if len(claims) else "",
         sources(found),
     ]
     return "\n\n".join(part for part in parts if part)
+
+
+def _of_stages(found: DataFrame) -> tuple[DataFrame, DataFrame]:
+    """The newest lines of stages that grow with classes, and of those that grow with images of the most classes."""
+    stages = newest(found[found["what"] != "claims"], ("what", "classes", "ipc"))
+    of_sets = stages[stages["ipc"] != 0]
+    return stages[stages["ipc"] == 0], of_sets[of_sets["classes"] == of_sets["classes"].max()]
+
+
+Curves = dict[str, dict[str, float]]
+"""Seconds of the processor by stage and size; sizes as multiples of the smallest."""
+
+
+def growth(lines: DataFrame) -> dict[str, Curves]:
+    """The curves of the stages that take measurable time, over classes and over images a class."""
+    found = lines[lines["benchmark"] == "at-scale"] if len(lines) else lines
+    of_files, of_sets = _of_stages(found) if len(found) else (found, found)
+    return {"classes": _curves(of_files, "classes"), "images a class": _curves(of_sets, "ipc")}
+
+
+def _curves(found: DataFrame, by: str) -> Curves:
+    curves: Curves = {}
+    for what, lines in found.groupby("what", sort=False) if len(found) else ():
+        here = {line[by]: line["cpu_s"] for line in lines.to_dict("records")}
+        if len(here) > 1 and max(here.values()) >= _MEASURABLE:
+            curves[what] = {f"{size / min(here):g}": seconds for size, seconds in sorted(here.items())}
+    return curves
+
+
+def draw(curves: dict[str, Curves], path: Path) -> None:
+    """Writes seconds over size, both logarithmic, as SVG: what grows as the grey lines do is linear."""
+    with drawn(path, curves, (9, 6)) as axes:
+        for style, (name, stages) in zip(("-", "--"), curves.items(), strict=True):
+            for number, (what, seconds) in enumerate(stages.items()):
+                look = {"linestyle": style, "color": f"C{number % 10}", "marker": "o", "markersize": 3}
+                axes.plot([float(size) for size in seconds], list(seconds.values()), label=f"{what}, {name}", **look)
+        for first in (1e-3, 1e-2, 1e-1, 1, 10):
+            axes.plot([1, 100], [first, 100 * first], color="0.85", linewidth=0.8, zorder=0)
+        axes.set(xlabel="times as many classes (lines), or images a class (dashes)", xscale="log", yscale="log")
+        axes.set(ylabel="seconds of the processor")
+        axes.legend(frameon=False, fontsize=6, loc="center left", bbox_to_anchor=(1, 0.5))
 
 
 def _stages(found: DataFrame, by: str, head: str, of: str) -> str:
@@ -63,6 +114,24 @@ def _growth(sizes: Sequence[float], seconds: Sequence[float]) -> str:
     if len(known) < 2:
         return ""
     return f"{np.polyfit(*np.log(np.array(known, dtype=float)).T, 1)[0]:.2f}"
+
+
+def _jobs(found: Sequence[dict[str, Any]]) -> str:
+    """What recover spends beside its jobs themselves, and which share of a job of a second that would be."""
+    rows = [
+        (
+            line["what"],
+            f"{line['classes']:,} x {line['a_class']}",
+            f"{line['jobs']:,}",
+            f"{line['job_ms']:.0f}",
+            f"{line['beside_ms']:.1f}",
+            f"{line['beside_ms'] / 10:.1f} %",
+        )
+        for line in found
+        if line.get("beside_ms") == line.get("beside_ms", "")  # NaN where a line has none
+    ]
+    head = ("recover", "classes x images", "jobs", "ms a job", "ms beside it", "of a job of a second")
+    return markdown(head, rows) if rows else ""
 
 
 def _claims(found: DataFrame) -> str:

@@ -13,6 +13,7 @@ from __future__ import annotations
 
 import argparse
 import sys
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -27,6 +28,8 @@ from results import index, read
 
 ROOT = Path(__file__).resolve().parents[1]
 RESULTS = ROOT / "benchmarks" / "results"
+DRAWERS: dict[str, Callable[[Any, Path], None]] = {"steps.svg": throughput.draw, "at-scale.svg": scale_table.draw}
+"""What draws a plot; all others are curves of accuracy."""
 
 
 def wanted(root: Path, folder: Path) -> tuple[dict[Path, str], dict[Path, Any]]:
@@ -48,7 +51,8 @@ def wanted(root: Path, folder: Path) -> tuple[dict[Path, str], dict[Path, Any]]:
     }
     texts = replaced(pages, "accuracy", accuracy.part(runs)) | {folder / name: text for name, text in made.items()}
     plots = {folder / name: of for name, of in (curves.figures(sizes) | over_costs).items()}
-    return texts, {folder / "steps.svg": throughput.bars(lines)} | plots
+    plots |= {folder / "steps.svg": throughput.bars(lines)}
+    return texts, plots | {root / "docs" / "images" / "at-scale.svg": scale_table.growth(lines)}
 
 
 def main(arguments: list[str] | None = None) -> int:
@@ -60,7 +64,7 @@ def main(arguments: list[str] | None = None) -> int:
         if not options.check:
             write(texts)
             for plot, of in plots.items():
-                (throughput if plot.name == "steps.svg" else curves).draw(of, plot)
+                DRAWERS.get(plot.name, curves.draw)(of, plot)
         if old := [path.name for path in stale(texts, plots)]:
             raise ValueError(f"{', '.join(old)}: not up to date; python benchmarks/tables.py")
     except (ValueError, OSError) as error:

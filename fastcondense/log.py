@@ -26,6 +26,8 @@ _FIELDS: dict[str, dict[str, type]] = {  # of events, what readers count with
     "start": {"command": str},
     "cost": {"stage": str, "hours": float, "unit": str},
     "recover": {"jobs": int, "images": int},
+    "rankings": {"seconds": float},
+    "targets": {"seconds": float},
     "working": {"job": int},
     "job": {"index": int, "images": int, "seconds": float},
 }

@@ -17,7 +17,7 @@ from torch import Tensor
 from .data import datasets
 from .data.datasets import RealData, Split
 from .data.jobs import kept_batch_size, makes_the_same, with_batch_size
-from .data.real import EvaluationImages, Normalization, squares
+from .data.real import EvaluationImages, Normalization, square_batches, squares
 from .data.sources import choose, decoder_of, skipped
 from .data.splits import by_class
 from .devices import fastest_arithmetic, versions
@@ -234,7 +234,12 @@ class Run:
         return EvaluationImages(self.real.test, self.recipe.dataset, self.device)
 
     def real_images(self, count: int, purpose: str, seed: int) -> tuple[Tensor, Tensor]:
-        """`count` random real training images a class, by class: uint8 [classes * count, 3, S, S], int64 labels."""
+        """The images of `real_ids`, uint8 [classes * count, 3, S, S], and int64 labels."""
+        taken = self.real.train.take(self.real_ids(count, purpose, seed))
+        return squares(taken, self.recipe.dataset, self.device)[0], torch.from_numpy(taken.labels)
+
+    def real_ids(self, count: int, purpose: str, seed: int) -> np.ndarray:
+        """`count` random real training samples a class, by class, int64 [classes * count]: `readable` ones."""
         split = self.real.train
         order = Stream(seed, purpose).permutation(len(split))
         while True:
@@ -242,12 +247,20 @@ class Run:
             ids = np.concatenate(chosen)
             if len(ids) < count * len(chosen):
                 raise ValueError(f"{purpose} needs {count} training images a class; too many of them cannot be read")
-            taken = split.take(ids)
-            pixels, read = squares(taken, self.recipe.dataset, self.device)
-            if len(read) == len(ids):
-                return pixels, torch.from_numpy(split.labels[ids])
-            self.report_skipped(taken)
-            order = order[~np.isin(order, np.delete(ids, read))]
+            kept = self.readable(ids)
+            if len(kept) == len(ids):
+                return ids
+            order = order[~np.isin(order, np.setdiff1d(ids, kept))]
+
+    def readable(self, ids: np.ndarray) -> np.ndarray:
+        """Those of some training samples that can be read, in their order; with dataset.on_error "raise" all of them:
+        nothing is read before it is shown."""
+        if self.recipe.dataset.on_error != "skip":
+            return ids
+        taken = self.real.train.take(ids)
+        read = [some.cpu().numpy() for _, some in square_batches(taken, self.recipe.dataset, self.device)]
+        self.report_skipped(taken)
+        return ids[np.concatenate(read)] if read else ids[:0]
 
     def report_epoch(self, what: str, entry: dict[str, float], epochs: int) -> None:
         """One line for an evaluated epoch, and for every file that was skipped."""

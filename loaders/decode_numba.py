@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import ctypes
 from collections.abc import Callable
+from functools import cache
 from typing import Any
 
 import llvmlite.binding
@@ -15,7 +16,7 @@ import numpy as np
 from numba import types
 from numba.extending import intrinsic
 
-from .beton import JPEG
+from .beton import IMAGE, JPEG
 from .resize import compiled, cut_square
 
 _RGB, _ACCURATE_DCT = 0, 4096  # TJPF_RGB, TJFLAG_ACCURATEDCT
@@ -135,3 +136,23 @@ def decode_batch(
             cut_square(data.reshape(height, width, 3), table[sample], squares[k])
         else:
             is_damaged[sample] = True
+
+
+_BYTE, _PLACE = types.uint8, types.uint64
+BATCH = types.void(
+    *(_PLACE[::1], _BYTE[:, :, :, ::1]),
+    types.Array(numba.from_dtype(IMAGE), 1, "A", readonly=True, aligned=False),
+    types.Array(_BYTE, 1, "C", readonly=True),
+    *(_PLACE[::1], _PLACE[::1], types.uint32[::1], types.int32[:, ::1], types.boolean[::1]),
+)
+"""Types of decode_batch's arguments, as FFCV hands them on."""
+
+
+@cache
+def batch_decoder() -> Any:
+    """decode_batch by its address, which other compiled code calls without being compiled together with it."""
+
+    def call(samples, squares, images, file, places, lengths, crcs, table, is_damaged):
+        decode_batch(samples, squares, images, file, places, lengths, crcs, table, is_damaged)
+
+    return numba.cfunc(BATCH, cache=True)(call)

@@ -19,7 +19,7 @@ import torch
 from torch import Tensor
 
 from .beton import read_beton
-from .decode_numba import bind, decode_batch, pointer
+from .decode_numba import batch_decoder, bind, pointer
 from .folder import open_image
 from .reading import naming
 from .resize import NUM_COLUMNS, cut_square, table_of_cuts
@@ -52,7 +52,7 @@ class _WindowDecoder(SimpleRGBImageDecoder):
 
     def generate_code(self) -> Callable[..., Any]:
         table_at, damaged_at, samples = self.table.ctypes.data, self.is_damaged.ctypes.data, len(self.table)
-        crcs_at = self.crcs.ctypes.data
+        crcs_at, decode_batch = self.crcs.ctypes.data, batch_decoder()
 
         def decode(batch: Any, squares: Any, images: Any, storage: Any) -> Any:
             table = numba.carray(pointer(table_at), (samples, NUM_COLUMNS), np.int32)

@@ -1,6 +1,6 @@
 """Numbers of the published scripts by recipe, written down from the specification, for test_recipe_numbers.py.
 
-Sources: sre2l_cda_scdd_rded_mdc 6.1, 6.2 and 7; gvbsm_edc 1.1, 3, 4 and 5; fadrm_cvdd_cim_lpld 2 to 7.
+Sources: sre2l_cda_scdd_rded_mdc 6.1, 6.2 and 7; gvbsm_edc 1.1, 3, 4 and 5; fadrm_cvdd_cim_lpld 2 to 7; HALD's code.
 """
 
 WINDOWS = "recover.crop_scale recover.padding recover.flip recover.roll"
@@ -149,6 +149,10 @@ TRAIN = rows(
         "cim/imagenet1k-ipc10": (300, 100, "adamw", 1e-3, 1e-4, "multistep", 1, "mse_ce", "none", WHOLE),
         "cim/imagenet1k-ipc50": (300, 200, "adamw", 1e-3, 1e-4, "multistep", 1, "mse_ce", "none", WHOLE),
         "lpld/imagenet1k": (300, 128, "adamw", 1e-3, 0.01, "cosine", 1, "kl", "cutmix", SMALL),
+        **{
+            f"hald/imagenet1k-ipc{ipc}": (300, 16, "adamw", 1e-3, 0.01, "cosine", stretch, "kl", "cutmix", SMALL)
+            for ipc, stretch in ((1, 2), (10, 2), (50, 1))
+        },
         "lpld/tiny-imagenet": (100, 64, "sgd", 0.2, 1e-4, "cosine", 1, "kl_t2", "none", SMALL),
     },
 )
@@ -188,6 +192,8 @@ RATES = {  # learning rate and stretch at 1, 10 and 50 images a class (spec fadr
     ("fadrm-plus/imagenette", "torchvision/resnet101"): [(5e-4, 2), (5e-4, 2), (1e-3, 2)],
     ("fadrm/imagenet1k", "torchvision/resnet50"): [(5e-4, 2), (1e-3, 2), (1e-3, 1)],
     ("fadrm-plus/imagenet1k", "torchvision/resnet101"): [(3.5e-3, 2), (1e-3, 2), (5e-4, 1)],
+    ("hald/imagenet1k", "torchvision/resnet50"): [(5e-4, 2), (1e-3, 2), (1e-3, 1)],
+    ("hald/imagenet1k", "torchvision/resnet101"): [(3.5e-3, 2), (1e-3, 2), (5e-4, 1)],
     ("rded/imagenet1k", "torchvision/resnet101"): [(1e-3, 2)] * 3,
     ("rded/imagenet1k", "torchvision/efficientnet_b0"): [(2e-3, 2)] * 3,
     ("rded/imagenette", "torchvision/mobilenet_v2"): [(2.5e-3, 2)] * 3,

@@ -89,7 +89,8 @@ def test_nearest_and_aligned_are_what_they_say(out):
     see, (means,) = backbone_of(teacher, "fp32"), class_means(run, [teacher])
     pixels, ids = squares(run.real.train, run.recipe.dataset, run.device)
     features, known = see(run.normalize(pixels)), torch.from_numpy(run.real.train.labels[ids.numpy()])
-    images, labels = closest_images(run, "nearest", 2)
+    unread, labels = closest_images(run, "nearest", 2)
+    images = unread.read()
     assert labels.tolist() == sorted([*range(10)] * 2)
     for k in range(10):
         gaps = (features - features[known == k].mean(0)).norm(dim=1).masked_fill(known != k, torch.inf)

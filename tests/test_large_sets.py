@@ -5,6 +5,7 @@ import os
 import shutil
 import subprocess
 import sys
+from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
@@ -19,10 +20,14 @@ from fastcondense.labels.resident import HostImages, place
 from fastcondense.labels.views import ReplayedViews
 from fastcondense.recipe.recipe import load
 from fastcondense.recipe.settings import Dataset, Labels, Train
+from fastcondense.recover import representatives
+from fastcondense.run import Run
 from fastcondense.sets import stored_images
 from fastcondense.sets.condensed import CondensedSet, read_set, shard_path, write_shard
 from fastcondense.sets.loss_bands import read_loss_band
 from fastcondense.sets.stored_images import StoredImages
+from fastcondense.students.real_views import real_views
+from fastcondense.students.students import Arm, task_of
 from fastcondense.tensor_files import read_tensors, write_tensors
 
 ROOT = Path(__file__).parents[1]
@@ -160,6 +165,32 @@ def test_a_large_set_stays_in_its_files_while_it_is_trained_on(stored, monkeypat
     seen = [ReplayedViews(of, labels, Labels(), normalize, 3) for of in (host, images.flatten(0, 1))]
     for mine, theirs in zip(*(views.epoch(0, Train(batch_size=5)) for views in seen), strict=True):
         assert torch.equal(mine.images, theirs.images) and torch.equal(mine.labels, theirs.labels)
+
+
+@pytest.mark.parametrize("arm", [Arm("random", "hard"), Arm("herding", "hard"), Arm("full", "soft")])
+def test_large_baselines_are_read_as_they_are_shown(arm, tmp_path, monkeypatch):
+    """Each process held all 200,000 of them; now two for each view of a batch, and views are the same to the bit."""
+    taken: list[int] = []
+    read_squares = representatives.read_squares
+    monkeypatch.setattr(
+        representatives, "read_squares", lambda run, ids: taken.append(len(ids)) or read_squares(run, ids)
+    )
+    recipe = load("sre2l/digits-ipc10")
+    hard = {"source": "hard", "mix": "cutmix", "mix_probability": 1.0}  # so that no teacher is asked
+    recipe = replace(recipe, train=replace(recipe.train, batch_size=16), labels=replace(recipe.labels, **hard))
+    run = Run(recipe, tmp_path)
+
+    def views() -> list[torch.Tensor]:
+        taken.clear()
+        if arm.images == "full":
+            return [of.make(table).images for of, table in real_views(run, 0, recipe.labels)(0)]
+        task = task_of(run, arm, 0, CondensedSet(torch.zeros(10, 1, 3, 8, 8), run.real.classes), ())
+        return [task.make(item).views for item in task.batches(0)]
+
+    in_memory, most = views(), max(taken)
+    monkeypatch.setattr(resident, "_SMALL", 0)
+    assert all(map(torch.equal, in_memory, views())) and len(in_memory) == 7
+    assert most == 100 and max(taken) <= 2 * 16 and sum(taken) > 100
 
 
 def test_what_is_missing_or_damaged_is_named(stored):

@@ -261,10 +261,11 @@ def test_the_compiled_decoder_marks_damaged_images(folder, tmp_path):
     table[:, 2], table[:, 3] = beton.samples["image"]["height"], beton.samples["image"]["width"]
     table[:, 7:9] = 8
     squares, is_damaged = np.zeros((25, 8, 8, 3), np.uint8), np.zeros(25, bool)
-    places = beton.samples["image"]["data_ptr"]
-    images, file = np.ascontiguousarray(beton.samples["image"]), np.frombuffer(bytes(data), np.uint8)
-    lengths = beton.lengths.astype(np.uint64)
-    decode_batch(np.arange(25), squares, images, file, places, lengths, beton.crcs, table, is_damaged)
+    places = np.ascontiguousarray(beton.samples["image"]["data_ptr"])
+    images, file = beton.samples["image"], np.frombuffer(bytes(data), np.uint8)
+    images.flags.writeable = False  # as FFCV has them: one compilation for both
+    lengths, crcs = beton.lengths.astype(np.uint64), np.array(beton.crcs)
+    decode_batch(np.arange(25, dtype=np.uint64), squares, images, file, places, lengths, crcs, table, is_damaged)
     assert np.flatnonzero(is_damaged).tolist() == sorted(hurt)
 
 

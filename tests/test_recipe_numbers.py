@@ -95,6 +95,8 @@ SINGLE = [  # a number that belongs to one method, or to one recipe
     ("lpld/imagenet1k", "labels.pool", 0.025),
     ("lpld/imagenet1k", "recover.classes_per_job", 1),
     ("lpld/tiny-imagenet", "train.warmup_epochs", 5),
+    *(("hald/imagenet1k", f"train.{key}", value) for key, value in (("hard_share", 0.5), ("hard_smoothing", 0.8))),
+    *((f"hald/imagenet1k-ipc{ipc}", "labels.pool", 150 / ipc / 300) for ipc in (1, 10, 50)),  # 150 labels a class
 ]
 
 
@@ -208,7 +210,9 @@ def header(name: str) -> str:
 
 
 JPEG = {  # whose code writes .jpg; the others' writes .png, or tensors
-    **dict.fromkeys(("sre2l", "cda", "scdd", "rded", "cvdd", "sre2l-plus-plus", "lpld", "delt"), "every data set"),
+    **dict.fromkeys(
+        ("sre2l", "cda", "scdd", "rded", "cvdd", "sre2l-plus-plus", "lpld", "delt", "hald"), "every data set"
+    ),
     "edc": "cifar10 imagenet10 imagenette imagenet1k",
     "gvbsm": "imagenet10 imagenette imagenet1k",
 }

@@ -121,7 +121,8 @@ def test_digits_are_chosen_as_by_a_loop(tmp_path, kind, space):
 def test_image_files_of_odd_size_are_chosen_as_the_evaluation_sees_them(tmp_path):
     data = image_folder(tmp_path / "data")
     run = make_run(tmp_path / "run", FILES, data, kind="herding", space="pixels")
-    pixels, labels = representative_images(run, Rule("herding", None), 12)
+    unread, labels = representative_images(run, Rule("herding", None), 12)
+    pixels = unread.read()
     assert pixels.shape == (36, 3, 27, 27) and labels.tolist() == [k for k in range(3) for _ in range(12)]
     for label in range(3):
         mine = pixels[labels == label].flatten(1).numpy()

@@ -147,7 +147,7 @@ def test_buffers_are_made_once_a_shape_and_overwritten():
             buffers = step.captured[item.shape][0]
             assert buffers is not item and torch.equal(buffers.table.ids, item.table.ids)
             seen.append(buffers.table.windows.data_ptr())
-    assert list(step.captured) == [(6, 6), (5, 5)]
+    assert list(step.captured) == [(6, 6, False), (5, 5, False)]
     assert len(set(seen)) == 2 and step.count == 46
 
 

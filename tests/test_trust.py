@@ -17,7 +17,6 @@ from test_bundle import rewritten, said
 from fastcondense import trust
 from fastcondense.cli import main
 from fastcondense.recipe.recipe import Recipe, from_toml
-from fastcondense.tensor_files import read_tensors, write_tensors
 
 PLAIN = {  # free text that is neither code nor a path
     "name",
@@ -134,10 +133,8 @@ def test_a_run_goes_on_with_its_own_code_where_the_command_names_it(run, folder,
     (folder / "ran").unlink()
     for name in [name for name in sys.modules if name.startswith("fastcondense_user_")]:
         del sys.modules[name]
-    (weights,) = folder.glob("o/students/*/condensed/seed0/weights.safetensors")
-    state, metadata = read_tensors(weights)
-    write_tensors(weights, state, metadata | {"architecture": "x.py:other"})
-    assert main(["evaluate", "o", "--device", "cpu", "--evaluate.baselines"]) == 1 and not (folder / "ran").exists()
+    assert main(["evaluate", "o", "--device", "cpu", "--evaluate.baselines"]) == 0, "what was scored is read"
+    assert not (folder / "ran").exists()
 
 
 @pytest.mark.parametrize("setting", trust.PATHS)

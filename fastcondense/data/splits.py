@@ -47,6 +47,14 @@ class Split:
         files = self.files.take(ids) if self.files else self.files
         return Split(self.labels[ids], images, files, self.beton, rows)
 
+    def of_class(self, label: int) -> np.ndarray:
+        """The samples of a class, ascending int64 [n]."""
+        return self._by_class[label] if label < len(self._by_class) else np.zeros(0, dtype=np.int64)
+
+    @cached_property
+    def _by_class(self) -> list[np.ndarray]:
+        return by_class(np.arange(len(self)), self.labels, int(self.labels.max(initial=-1)) + 1)
+
     def check_class(self, ids: np.ndarray, label: int | np.ndarray, path: Path) -> None:
         """Raises ValueError that names the file which chose samples, int64, if one is not there, or is not of the class
         `label`: of all of them, or of each.

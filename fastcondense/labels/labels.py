@@ -9,7 +9,7 @@ from __future__ import annotations
 import contextlib
 import functools
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Protocol
 
 import numpy as np
@@ -35,16 +35,18 @@ class Wanted:
     """What a student should answer: the teachers' logits [E, B, classes], or None for the classes alone.
 
     labels, partners: int64 [B] and share: float32 [B], the classes of a view and the part of it that is `labels`.
+    smoothing: share of a label without logits that all classes have alike.
     """
 
     logits: Tensor | None
     labels: Tensor
     partners: Tensor
     share: Tensor
+    smoothing: float = 0.0
 
     def __getitem__(self, rows: slice) -> Wanted:
         logits = None if self.logits is None else self.logits[:, rows]
-        return Wanted(logits, self.labels[rows], self.partners[rows], self.share[rows])
+        return Wanted(logits, self.labels[rows], self.partners[rows], self.share[rows], self.smoothing)
 
 
 class LabelSource(Protocol):
@@ -192,6 +194,15 @@ def hard_labels(batch: ViewBatch) -> Wanted:
     return Wanted(None, batch.labels, batch.partners, batch.share)
 
 
+def scheduled(source: LabelSource, train: Train) -> LabelSource:
+    """`source`, but for batches of the epochs of train.hard_share: of these, the classes, smoothed."""
+
+    def label(batch: ViewBatch) -> Wanted:
+        return replace(hard_labels(batch), smoothing=train.hard_smoothing) if batch.is_hard else source(batch)
+
+    return label if train.hard_share else source
+
+
 def answers(wanted: Wanted, num_classes: int, temperature: float | None) -> Tensor:
     """The labels of B views as float32 [B, classes]: probabilities at the temperature, of hard labels the classes'
     shares; without one, the mean logits. Raises ValueError for logits of hard labels.
@@ -203,7 +214,7 @@ def answers(wanted: Wanted, num_classes: int, temperature: float | None) -> Tens
         raise ValueError("hard labels have no logits; ask for probabilities")
     own, other = (nn.functional.one_hot(labels, num_classes) for labels in (wanted.labels, wanted.partners))
     share = wanted.share[:, None]
-    return share * own + (1 - share) * other
+    return (1 - wanted.smoothing) * (share * own + (1 - share) * other) + wanted.smoothing / num_classes
 
 
 def student_loss(logits: Tensor, wanted: Wanted, train: Train) -> Tensor:
@@ -212,7 +223,7 @@ def student_loss(logits: Tensor, wanted: Wanted, train: Train) -> Tensor:
     With ce_labels "own" the cross-entropy beside soft labels is that of the base image's class (spec gvbsm_edc 3).
     """
     is_own = wanted.logits is not None and train.ce_labels == "own"
-    return soft_label_loss(
+    loss = soft_label_loss(
         logits,
         wanted.logits,
         wanted.labels,
@@ -222,3 +233,6 @@ def student_loss(logits: Tensor, wanted: Wanted, train: Train) -> Tensor:
         temperature=train.temperature,
         ce_weight=train.ce_weight,
     )
+    if not wanted.smoothing:
+        return loss
+    return (1 - wanted.smoothing) * loss - wanted.smoothing * logits.log_softmax(1).mean()

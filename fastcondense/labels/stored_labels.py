@@ -149,9 +149,11 @@ def _store(
 
 
 def first_rows(views: ReplayedViews, train: Train) -> list[int]:
-    """The row of every epoch's first view, and the number of rows. An epoch has those up to its last that is seen."""
+    """The row of every epoch's first view, and the number of rows. An epoch has those up to its last that is seen with
+    a soft label.
+    """
     counts = [0] * train.epochs
-    for epoch in range(train.epochs):
+    for epoch in (number for number in range(train.epochs) if number not in train.hard_epochs):
         for span in views.spans(epoch, train):
             counts[span.epoch] = max(counts[span.epoch], span.end)
     return [0, *itertools.accumulate(counts)]

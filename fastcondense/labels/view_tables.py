@@ -27,7 +27,7 @@ class ViewBatch:
     """Mixed views [B, 3, S, S] and what they show: a share [B] of the area is class `labels`, the rest `partners`.
 
     span: which views they are; in whatever epoch they are trained on, they are the same. whole: those of all ranks, of
-    which they are this rank's; None: the same.
+    which they are this rank's; None: the same. is_hard: their labels are the classes (train.hard_share).
     """
 
     images: Tensor
@@ -36,6 +36,7 @@ class ViewBatch:
     share: Tensor
     span: Span
     whole: Span | None = None
+    is_hard: bool = False
 
 
 @dataclass(frozen=True)
@@ -84,18 +85,19 @@ class BatchTable:
     """All that a batch of views is made from, on the device: nothing else is needed from the host.
 
     span: which views, those of one rank; whole: those of all ranks. images: uint8 copies of the images `table.ids`, and
-    behind them of the partners if views are mixed; None where the whole set is on the device.
+    behind them of the partners if views are mixed; None where the whole set is on the device. is_hard: as ViewBatch's.
     """
 
     table: ViewTable
     span: Span
     whole: Span
     images: Tensor | None = None
+    is_hard: bool = False
 
     @property
-    def shape(self) -> tuple[int, int]:
-        """Numbers of views, here and on all ranks: what differs between batches that need other buffers."""
-        return len(self.span), len(self.whole)
+    def shape(self) -> tuple[int, int, bool]:
+        """Numbers of views, here and on all ranks, and kind of labels: what differs where buffers or steps do."""
+        return len(self.span), len(self.whole), self.is_hard
 
     @property
     def num_views(self) -> int:

@@ -12,6 +12,7 @@ import functools
 import itertools
 import math
 from collections.abc import Iterator, Sequence
+from dataclasses import replace
 from typing import Any
 
 import numpy as np
@@ -67,7 +68,8 @@ class ReplayedViews:
         """Tables that the batches of `epoch` are made from. Raises ValueError if one is too small for all ranks."""
         wholes = self.spans(epoch, train)
         mine = [share(whole, rank, world, self.unit(len(whole), train, world)) for whole in wholes]
-        return self._batch_tables(wholes, mine)
+        is_hard = epoch in train.hard_epochs
+        return (replace(batch, is_hard=is_hard) for batch in self._batch_tables(wholes, mine))
 
     def batches(self, spans: Sequence[Span]) -> Iterator[ViewBatch]:
         """The views of some spans, one after another."""
@@ -114,12 +116,15 @@ class ReplayedViews:
 
         The pool is the beginning of all epochs' full batches; LPLD, which draws with replacement too, exchanges an
         epoch's last batch for the one before, because it has lost the partial batch (spec fadrm_cvdd_cim_lpld 5.4).
+        Epochs of hard labels need no pool: they have full batches of their own, as many.
         """
         count, size = len(self.images), train.batch_size
         if self.settings.pool == 1:
             batches = split_batches(np.arange(count), size)
             return [Span(epoch, int(batch[0]), int(batch[-1]) + 1) for batch in batches]
         num_full = max(1, count // size)
+        if epoch in train.hard_epochs:
+            return [Span(epoch, begin, min(begin + size, count)) for begin in range(0, num_full * size, size)]
         # a share's rounding error must not cost a batch: 0.29 of 100 are 29
         num_pooled = max(1, math.floor(self.settings.pool * train.epochs * num_full + 1e-6))
         drawn = np.floor(self.pool_stream.uniform(np.arange(num_full), epoch)[0] * num_pooled).astype(np.int64)
@@ -196,7 +201,7 @@ class ReplayedViews:
             views = self._crop(images, rows, table.windows, **({} if self.settings.mix == "none" else mixed))
             views = self._augmented(views, table.augmentations)
         labels, partner_labels = self.labels[table.ids], self.labels[table.partners]
-        return ViewBatch(views, labels, partner_labels, table.share, batch.span, batch.whole)
+        return ViewBatch(views, labels, partner_labels, table.share, batch.span, batch.whole, batch.is_hard)
 
     def _prepared(
         self, epoch: int, ids: Tensor, partners: Tensor, taken: Tensor | None

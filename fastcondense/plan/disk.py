@@ -87,6 +87,6 @@ def _label_bytes(recipe: Recipe, num_classes: int) -> int:
         pooled = max(1, math.floor(recipe.labels.pool * recipe.train.epochs * num_full + 1e-6))
         rows = pooled * min(recipe.train.batch_size, views)
     else:
-        rows = recipe.train.epochs * views
+        rows = (recipe.train.epochs - len(recipe.train.hard_epochs)) * views
     shapes = array_shapes(rows, num_classes, recipe.labels.top_k).values()
     return recipe.train.seeds * sum(math.prod(shape) * np.dtype(kind).itemsize for shape, kind in shapes)

@@ -64,7 +64,7 @@ def check_frozen(train: Train, labels: Labels, baselines: Sequence[str]) -> None
     if not train.frozen:
         return
     is_changed = labels.tile_shuffle > 1 or labels.tile_pick > 1 or labels.augment or labels.rand_augment[0]
-    if labels.source != "hard" or labels.mix != "none" or is_changed:
+    if labels.source != "hard" or labels.mix != "none" or is_changed or train.hard_share:
         raise ValueError("train.frozen needs labels.source hard, labels.mix none, and views of crops and flips alone")
     if soft := [name for name in baselines if name.endswith("_soft") or ":" in name]:
         raise ValueError(f"train.frozen needs evaluate.baselines with hard labels, got {soft[0]!r}")

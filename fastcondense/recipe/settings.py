@@ -9,6 +9,7 @@ from dataclasses import dataclass, field
 from typing import Annotated, Literal
 
 from .bounds import HOW, AtLeast, Count, CountOrZero, Decay, PositiveFloat, Share, ShareAboveZero, Within
+from .optimization import Optimization
 from .shared import Operation, Precision, Views
 
 PixelStatistics = tuple[tuple[float, float, float], tuple[float, float, float]]
@@ -45,52 +46,6 @@ class Dataset:
     They differ by rounding."""
     on_error: Annotated[Literal["raise", "skip"], HOW] = "raise"
     """A file that cannot be read ends the run, or it is left out and listed in the log."""
-
-
-@dataclass(frozen=True, kw_only=True)
-class Optimization:
-    """How a network is trained."""
-
-    epochs: Count = 300
-    """Passes over the images."""
-    batch_size: Count = 128
-    """Images a step, of all workers together."""
-    optimizer: Literal["adamw", "adam", "sgd"] = "adamw"
-    """sgd is with momentum."""
-    lr: float = 1e-3
-    """Learning rate at its highest."""
-    weight_decay: float = 0.01
-    """Applied to parameters of more than one dimension that are named weights, unless decay_all: not to biases, norms,
-    position embeddings, class tokens, bias tables or layer scales."""
-    decay_all: bool = False
-    """Whether every parameter decays."""
-    momentum: Decay = 0.9
-    """SGD's."""
-    schedule: Literal["cosine", "linear", "constant", "cosine_drop", "multistep"] = "cosine"
-    """cosine: (1 + cos(pi e / (stretch E))) / 2 for epoch e of E after the warm-up; linear: 1 - e / (stretch E);
-    cosine_drop: cosine up to 5 E / 6, then its value there times 1 - e / E (EDC's equation 33); multistep: gamma to the
-    number of milestones that have passed."""
-    schedule_stretch: PositiveFloat = 1.0
-    """zeta; 2 is the smoothed schedule of RDED and EDC, which ends at half the learning rate."""
-    milestones: tuple[float, ...] = ()
-    """Shares of all epochs after which a multistep schedule multiplies the learning rate by gamma."""
-    gamma: float = 0.1
-    """Factor of the learning rate at each of the milestones."""
-    warmup_epochs: CountOrZero = 0
-    """Linear from a hundredth of the learning rate."""
-    ema: Decay = 0.0
-    """Decay a step of the exponential moving average of the weights that is evaluated; 0 evaluates the weights."""
-    accumulate: Count = 1
-    """Parts that a batch is split into for the network's forward: BatchNorm sees a part, the optimiser the batch."""
-    evaluate_every: Count = 10
-    """Epochs between evaluations; the last is always evaluated."""
-    precision: Precision = "auto"
-    """Arithmetic of the network; bf16 is autocast, with float32 weights; auto as in recover."""
-
-    @property
-    def part_size(self) -> int:
-        """Images of a part of a whole batch."""
-        return -(-self.batch_size // self.accumulate)
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -295,6 +250,11 @@ class Train(Optimization):
     """Weight of the cross-entropy in mse_ce."""
     ce_labels: Literal["mixed", "own"] = "mixed"
     """mse_ce's classes of a mixed view: both by their shares, or the base image's alone as published."""
+    hard_share: Decay = 0.0
+    """Share of the epochs, in their middle, in which soft labels give way to the classes, on new views where there is
+    a labels.pool (HALD's soft, hard, soft)."""
+    hard_smoothing: Decay = 0.0
+    """Share of the label that all classes have alike in those epochs; HALD's is 0.8."""
     seeds: Count = 1
     """Students, each from another seed."""
     frozen: bool = False
@@ -307,6 +267,13 @@ class Train(Optimization):
     ranks, on GPUs."""
     prefix: CountOrZero = 0
     """Images of a class that are trained on, the first by rank, and as many random real ones; 0: all."""
+
+    @property
+    def hard_epochs(self) -> range:
+        """Those of hard_share: as many soft ones stand before as behind, or one less."""
+        hard = int(self.hard_share * self.epochs + 1e-6)  # a share's rounding error must not cost an epoch
+        first = (self.epochs - hard) // 2
+        return range(first, first + hard)
 
 
 @dataclass(frozen=True, kw_only=True)

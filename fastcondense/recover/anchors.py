@@ -116,7 +116,7 @@ class RetrievedAnchors:
 
     def _make(self, label: int) -> None:
         """Writes a class's pool: ids [P], features [P, D], complexity of each side [P]."""
-        run, members = self.run, np.flatnonzero(self.run.real.train.labels == label)
+        run, members = self.run, self.run.real.train.of_class(label)
         count = run.recipe.recover.initial.candidates or len(members)
         order = Stream(run.recipe.seed, "recover/anchors").permutation(len(members), label)[:count]
         ids, features, complexities = [], [], {side: list[Tensor]() for side in self.sides}

@@ -56,7 +56,7 @@ def real(run: Run) -> InitialImages:
 
     @functools.cache
     def order(label: int, turn: int, attempt: int) -> np.ndarray:
-        members = np.flatnonzero(split.labels == label)
+        members = split.of_class(label)
         return members[Stream(recipe.seed, f"initial/real/{turn}/{attempt}").permutation(len(members), label)]
 
     def sample(label: int, slot: int, attempt: int) -> int:

@@ -174,7 +174,7 @@ def cross_entropy(logits: Tensor, label: int) -> Tensor:
 def _rank(run: Run, observers: Sequence[Teacher], label: int) -> Ranked:
     """All ranked crops of a class, whatever ipc is."""
     initial = run.recipe.recover.initial
-    members = np.flatnonzero(run.real.train.labels == label)
+    members = run.real.train.of_class(label)
     order = Stream(run.recipe.seed, "initial/candidates").permutation(len(members), label)
     ids = members[order[: initial.candidates or None]]
     if initial.preselected:

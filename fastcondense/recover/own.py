@@ -9,7 +9,6 @@ import json
 from pathlib import Path
 from typing import Any
 
-import numpy as np
 import torch
 from torch import Tensor
 
@@ -80,7 +79,7 @@ def _make(run: Run, start: Any, reference: str, folder: Path, label: int) -> Non
 
 def _of_class(run: Run, label: int) -> Tensor:
     """The training images of a class that can be read, uint8 [N, 3, S, S] on the host."""
-    split = run.real.train.take(np.flatnonzero(run.real.train.labels == label))
+    split = run.real.train.take(run.real.train.of_class(label))
     pixels, _ = squares(split, run.recipe.dataset, run.device)
     run.report_skipped(split)
     return pixels

@@ -20,6 +20,7 @@ from ..data.real import square_batches
 from ..files import tree_sha256
 from ..networks.precision import arithmetic
 from ..run import Run
+from ..sets.stored_images import StoredImages
 from ..teachers.cut import penultimate
 from ..teachers.teacher import Teacher
 from ..tensor_files import read_kept, write_tensors
@@ -74,10 +75,10 @@ def shared_representatives(run: Run, rule: Rule, count: int) -> list[np.ndarray]
     return [representatives(run, rule, label, count) for label in labels]
 
 
-def representative_images(run: Run, rule: Rule, count: int) -> tuple[Tensor, Tensor]:
-    """The first `count` of every class, by class: uint8 [classes * count, 3, S, S], int64 labels [classes * count]."""
+def representative_images(run: Run, rule: Rule, count: int) -> tuple[StoredImages, Tensor]:
+    """The first `count` of every class, by class: uint8 [classes * count, 3, S, S], unread, and int64 labels."""
     ids = np.concatenate([representatives(run, rule, label, count) for label in range(len(run.real.classes))])
-    return read_squares(run, ids), torch.from_numpy(run.real.train.labels[ids])
+    return unread_squares(run, ids), torch.from_numpy(run.real.train.labels[ids])
 
 
 def read_squares(run: Run, ids: np.ndarray) -> Tensor:
@@ -91,6 +92,24 @@ def read_squares(run: Run, ids: np.ndarray) -> Tensor:
         run.report_skipped(split)
         raise ValueError("a training image that was chosen can no longer be read")
     return torch.cat(pixels)
+
+
+class Squares:
+    """Evaluation squares of training images, which are decoded when they are asked for, each time anew."""
+
+    def __init__(self, run: Run):
+        self.run = run
+        self.shape_of_one: tuple[int, ...] = 3, run.recipe.dataset.image_size, run.recipe.dataset.image_size
+
+    def take(self, _place: int, rows: Tensor) -> Tensor:
+        """The squares of samples, int64 [n]. Raises ValueError as `read_squares`."""
+        wanted, which = rows.unique(return_inverse=True)
+        return read_squares(self.run, wanted.numpy())[which.to(self.run.device)]
+
+
+def unread_squares(run: Run, ids: np.ndarray) -> StoredImages:
+    """The squares of `read_squares`, which need no memory until they are read."""
+    return StoredImages(Squares(run), torch.zeros(len(ids), dtype=torch.int32), torch.from_numpy(ids))
 
 
 def outwards(count: int) -> np.ndarray:
@@ -116,7 +135,7 @@ def _vectors(run: Run, rule: Rule, label: int) -> tuple[Tensor, Tensor, np.ndarr
     """The vectors by which a class's images are compared, [N, D], the teacher's logits if the rule needs them, and the
     samples that could be read, ascending.
     """
-    members, teacher = np.flatnonzero(run.real.train.labels == label), rule.teacher
+    members, teacher = run.real.train.of_class(label), rule.teacher
     seen: Callable[[Tensor], Tensor] = (lambda pixels: pixels) if teacher is None else _features(run, teacher)
     vectors, logits, read = [], [], []
     with torch.no_grad(), arithmetic("fp32"):

@@ -9,7 +9,6 @@ from collections.abc import Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 
-import numpy as np
 import torch
 from torch import Tensor
 
@@ -177,7 +176,7 @@ def _others(run: Run, results: Sequence[Result]) -> dict[str, tuple[list[Student
 
 def real_images(run: Run, label: int, count: int) -> Tensor:
     """Up to so many random training images of a class that can be read: uint8 [n, 3, S, S]."""
-    members = np.flatnonzero(run.real.train.labels == label)
+    members = run.real.train.of_class(label)
     order = members[Stream(run.recipe.seed, "report/real").permutation(len(members), label)]
     return squares(run.real.train.take(order[:count]), run.recipe.dataset, run.device)[0]
 

@@ -17,6 +17,9 @@ from ..data.jobs import Job
 from ..loaders.reading import naming, open_file, reading
 from ..tensor_files import DIGESTS, first_byte, read_tensors
 
+_TOGETHER = 1024
+"""Images that are taken from a place at once, before they go to where they are wanted."""
+
 
 def shard_path(folder: Path, job: int) -> Path:
     return folder / f"shard-{job:05d}.safetensors"
@@ -93,7 +96,8 @@ class StoredImages:
         numbers, counts = self.places.flatten()[order].unique_consecutive(return_counts=True)
         rows = self.rows.flatten().long()
         for number, where in zip(numbers.tolist(), order.split(counts.tolist()), strict=True):
-            images[where.to(device)] = self.holder.take(number, rows[where]).to(device)
+            for some in where.split(_TOGETHER):
+                images[some.to(device)] = self.holder.take(number, rows[some]).to(device)
         return images.view(self.shape)
 
 

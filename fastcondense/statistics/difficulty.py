@@ -117,7 +117,7 @@ def _graded(run: Run, teachers: Sequence[Teacher], labels: Sequence[int]) -> dic
     split, groups, found = run.real.train, run.recipe.ipc, dict[str, Tensor]()
     pools: dict[str, Pool] = {}
     for label in labels:
-        members, read = np.flatnonzero(split.labels == label), []
+        members, read = split.of_class(label), []
         moments: list[list[list[Tensor]]] = [[[] for _ in teacher.layers] for teacher in teachers]
         with arithmetic("fp32"):
             for pixels, batch in square_batches(split, run.recipe.dataset, run.device, _BATCH, ids=members):

@@ -151,12 +151,14 @@ def class_images(run: Run, purpose: str, repeats: int) -> Callable[[Job], Tensor
     dataset.on_error "skip", images that cannot be read are missing; ValueError if none can.
     """
     stream, split = Stream(run.recipe.seed, purpose), run.real.train
-    members = [np.flatnonzero(split.labels == label) for label in range(len(run.real.classes))]
 
     def images(job: Job) -> Tensor:
         classes = job.classes().numpy().repeat(repeats)
         places = (job.slots().numpy()[:, None] * repeats + np.arange(repeats)).ravel()
-        orders = {label: members[label][stream.permutation(len(members[label]), label)] for label in np.unique(classes)}
+        orders = {
+            label: (members := split.of_class(label))[stream.permutation(len(members), label)]
+            for label in np.unique(classes).tolist()
+        }
         ids = np.array([orders[k][place % len(orders[k])] for k, place in zip(classes, places, strict=True)])
         wanted, which = np.unique(ids, return_inverse=True)
         parts = list(square_batches(split, run.recipe.dataset, run.device, ids=wanted))

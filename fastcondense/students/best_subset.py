@@ -19,7 +19,7 @@ from ..rng import Stream
 from ..run import Run
 from ..sets.condensed import CondensedSet
 from ..teachers.teacher import Teacher
-from .students import Arm, baseline_rule, last_score, read_choice, train_arm, write_choice
+from .students import Arm, baseline_rule, read_choice, score_on, train_arm, write_choice
 
 HELD_OUT = 5000
 """Training images that students are compared on, at most."""
@@ -43,7 +43,7 @@ def _chosen(run: Run, arm: Arm, condensed: CondensedSet, teachers: Sequence[Teac
     ids = held_out(run, [np.concatenate(_ids(run, one, teachers)) for one in arms])
     images = EvaluationImages(run.real.train.take(ids), run.recipe.dataset, run.device)
     top1: dict[str, float] = {
-        kind: last_score(run, student, images)["top1"] for kind, student in zip(rules, students, strict=True)
+        kind: score_on(run, student, images)["top1"] for kind, student in zip(rules, students, strict=True)
     }
     best = cast(BaselineRule, max(top1, key=lambda kind: top1[kind]))
     write_choice(run, arm, {"chosen": best, "top1": top1, "images": len(ids)})

@@ -20,9 +20,10 @@ from ..files import tree_sha256
 from ..loaders.source import Windowed
 from ..networks.precision import arithmetic
 from ..recover.feature_targets import Backbone, backbone_of
-from ..recover.representatives import read_squares
+from ..recover.representatives import unread_squares
 from ..rng import Stream
 from ..run import Run
+from ..sets.stored_images import StoredImages
 from ..statistics.class_means import class_means
 from ..teachers.kept import chosen, read_teachers
 from ..tensor_files import read_kept, write_tensors
@@ -35,8 +36,8 @@ _LOOKS = 20  # views of each of a class's
 _LOOKED_AT = 15  # images that are most in its direction by a few views
 
 
-def closest_images(run: Run, kind: str, count: int) -> tuple[Tensor, Tensor]:
-    """The first `count` of every class, by class: uint8 [classes * count, 3, S, S], int64 labels.
+def closest_images(run: Run, kind: str, count: int) -> tuple[StoredImages, Tensor]:
+    """The first `count` of every class, by class: uint8 [classes * count, 3, S, S], unread, and int64 labels.
 
     recover.teachers are the backbones; of several the distances or cosines are averaged. The choice is kept in the
     run's folder. Raises ValueError if a class has fewer images that can be read.
@@ -57,14 +58,14 @@ def closest_images(run: Run, kind: str, count: int) -> tuple[Tensor, Tensor]:
     ids = read_kept(path, {"ids": (torch.int64, [num_classes, count])})["ids"].flatten().numpy()
     labels = np.arange(num_classes).repeat(count)
     run.real.train.check_class(ids, labels, path)
-    return read_squares(run, ids), torch.from_numpy(labels)
+    return unread_squares(run, ids), torch.from_numpy(labels)
 
 
 def _closest(
     run: Run, kind: Kind, backbones: Sequence[Backbone], means: Sequence[Tensor], label: int, count: int
 ) -> np.ndarray:
     """The first `count` training samples of a class, int64 [count]."""
-    members = np.flatnonzero(run.real.train.labels == label)
+    members = run.real.train.of_class(label)
     whole, ids = _squares(run, backbones, members)
     if len(ids) < count:
         raise ValueError(

@@ -1,4 +1,4 @@
-"""The stage that scores a run's students beside their baselines, and writes a file of results/."""
+"""The stage that puts a run's students beside their baselines, as they were scored, and writes a file of results/."""
 
 from __future__ import annotations
 
@@ -19,11 +19,11 @@ from ..teachers.kept import teacher_bytes, teacher_seconds
 from ..user_functions import is_own, source_sha256
 from ..workers.distributed import once
 from .costs import needed_bytes, student_views
-from .students import CONDENSED, Arm, arms, last_score, read_choice, read_student
+from .students import CONDENSED, Arm, arms, read_choice, read_student
 
 
 def evaluate(run: Run) -> dict[str, Any]:
-    """Scores all students, writes the result of these settings and result.json; returns what is written."""
+    """Gathers what all students scored; writes the result of these settings and result.json, and returns it."""
     recipe, folder = run.recipe, run.out / "condensed"
     by_arm = {arm.name: scores(run, arm) for arm in arms(run)}
     job_paths = [shard_path(folder, job.index) for job in made_jobs(run) if job.first_slot < recipe.ipc]
@@ -78,7 +78,7 @@ def spread(values: Sequence[float]) -> dict[str, Any]:
 def scores(run: Run, arm: Arm) -> dict[str, Any]:
     """Mean and deviation over seeds of an arm's students, and what they cost: views, bytes, seconds, and workers."""
     students = [read_student(run, arm, number) for number in range(run.recipe.train.seeds)]
-    last = [last_score(run, student) for student in students]
+    last = [student.history[-1] for student in students]
     choice = read_choice(run, arm) if arm.images == "best" else None
     return {
         "top1_last": spread([entry["top1"] for entry in last]),

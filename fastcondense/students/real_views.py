@@ -9,12 +9,13 @@ from collections.abc import Callable, Iterable, Iterator
 import numpy as np
 import torch
 
-from ..data.real import split_batches, squares, training_batches
+from ..data.real import split_batches, training_batches
 from ..labels.resident import place
 from ..labels.view_tables import BatchTable, Span, ViewBatch
 from ..labels.views import ReplayedViews
 from ..recipe.settings import Labels
 from ..recipe.shared import Views
+from ..recover.representatives import unread_squares
 from ..rng import Stream
 from ..run import Run
 from ..workers.distributed import rank, world_size
@@ -44,12 +45,9 @@ def real_views(run: Run, seed: int, settings: Labels) -> Callable[[int], Iterato
     count = run.recipe.shown_ipc * len(run.real.classes)
 
     def batches(epoch: int) -> Iterator[Item]:
-        ids = ids_of_epoch(stream, len(split), count, epoch)
-        taken = split.take(ids)
-        pixels, read = squares(taken, run.recipe.dataset, run.device)
-        run.report_skipped(taken)
-        labels = torch.from_numpy(split.labels[ids])[read]
-        views = ReplayedViews(place(pixels, run.device), labels.to(run.device), settings, run.normalize, seed)
+        ids = run.readable(ids_of_epoch(stream, len(split), count, epoch))
+        placed, labels = place(unread_squares(run, ids), run.device), torch.from_numpy(split.labels[ids])
+        views = ReplayedViews(placed, labels.to(run.device), settings, run.normalize, seed)
         for table in views.tables(epoch, run.recipe.train, rank(), world_size()):
             yield views, table
 

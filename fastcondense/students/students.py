@@ -14,7 +14,7 @@ from torch import Tensor, nn
 from ..data.real import EvaluationImages
 from ..devices import stopwatch
 from ..files import slug, write_atomic, write_json
-from ..labels.labels import LabelSource, hard_labels, label_source, student_loss
+from ..labels.labels import LabelSource, hard_labels, label_source, scheduled, student_loss
 from ..labels.resident import place
 from ..labels.stored_labels import read_labels
 from ..labels.view_tables import BatchTable
@@ -31,7 +31,7 @@ from ..recipe.shared import Views
 from ..records import read_checked
 from ..recover.formation import shown
 from ..recover.own import own_baseline
-from ..recover.representatives import RULES, Rule, RuleName, representative_images
+from ..recover.representatives import RULES, Rule, RuleName, representative_images, unread_squares
 from ..rng import Stream
 from ..run import Run
 from ..sets.condensed import CondensedSet
@@ -168,17 +168,14 @@ def read_student(run: Run, arm: Arm, number: int) -> Student:
     return Student(folder, tree["history"], tree["seconds"], table, tree.get("workers", 1))
 
 
-def last_score(run: Run, student: Student, images: EvaluationImages | None = None) -> dict[str, float]:
-    """top1 and top5 of the stored weights, measured anew; all ranks call this and share the images: the test images."""
+def score_on(run: Run, student: Student, images: EvaluationImages) -> dict[str, float]:
+    """top1 and top5 of the stored weights on other images than the test images; all ranks call this and share them."""
     path = student.folder / "weights.safetensors"
     state, _ = read_tensors(path)
-    net, scored = _untrained(run)
+    net, _ = _untrained(run)
     with naming(path):
         net.load_state_dict(state)
-    net = zoo.channels_last(net, run.device)
-    if images is not None:
-        scored = (images, run.normalize)
-    return score(net, *scored, is_shared=True)
+    return score(zoo.channels_last(net, run.device), images, run.normalize, is_shared=True)
 
 
 def _untrained(run: Run) -> tuple[nn.Module, tuple[Labelled, Callable[[Tensor], Tensor]]]:
@@ -275,9 +272,11 @@ def task_of(run: Run, arm: Arm, seed: int, condensed: CondensedSet, teachers: Se
     if arm.images == "full" and arm.labels == "soft":
         fresh = real_views(run, seed, plain(recipe.labels) if arm.views == "plain" else recipe.labels)
 
+        label = scheduled(source, recipe.train)
+
         def make_view(item: Item) -> Batch:
             batch = item[0].make(item[1])
-            return Batch(batch.images, source(batch), item[1].num_views)
+            return Batch(batch.images, label(batch), item[1].num_views)
 
         return Task(optimization, fresh, make_view, loss)
     if arm.images == "full":
@@ -295,9 +294,11 @@ def task_of(run: Run, arm: Arm, seed: int, condensed: CondensedSet, teachers: Se
             f"train: images on the {where}; " + (f"no CUDA graph: {reason}" if reason else "steps as CUDA graphs")
         )
 
+    label = scheduled(source, recipe.train)
+
     def make(item: BatchTable) -> Batch:
         batch = views.make(item)
-        return Batch(batch.images, source(batch), item.num_views)
+        return Batch(batch.images, label(batch), item.num_views)
 
     return Task(
         optimization,
@@ -320,7 +321,7 @@ def _replayed(run: Run, arm: Arm, seed: int, condensed: CondensedSet, teachers: 
 def _images_of(
     run: Run, arm: Arm, seed: int, condensed: CondensedSet, teachers: Sequence[Teacher]
 ) -> tuple[Images, Tensor]:
-    """The images of an arm, but for that of all real ones: uint8 [N, 3, S, S], and int64 labels [N]."""
+    """The images of an arm, but for that of all real ones: uint8 [N, 3, S, S] and int64 labels [N]."""
     recipe = run.recipe
     if arm.images == "condensed":
         return shown(recipe, condensed)
@@ -330,7 +331,8 @@ def _images_of(
         return closest_images(run, arm.images, recipe.shown_ipc)
     if is_own(arm.images):
         return own_baseline(run, arm.images, recipe.shown_ipc, seed)
-    return run.real_images(recipe.shown_ipc, "baselines/random", seed)
+    ids = run.real_ids(recipe.shown_ipc, "baselines/random", seed)
+    return unread_squares(run, ids), torch.from_numpy(run.real.train.labels[ids])
 
 
 def baseline_rule(arm: Arm, teachers: Sequence[Teacher]) -> Rule:

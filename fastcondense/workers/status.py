@@ -46,7 +46,7 @@ class Worker:
     jobs: int
     """Jobs that it has finished."""
     seconds: float
-    """Seconds that these took."""
+    """Seconds that these took, and what they needed: rankings of crops, target statistics."""
     rate: float
     """Images a second in its last jobs."""
     now: str
@@ -77,7 +77,7 @@ class Status:
 
     @property
     def hours(self) -> float:
-        """Hours of all workers in all jobs: GPU-hours where they are GPUs."""
+        """Hours of all workers in all jobs and what these needed: GPU-hours where they are GPUs."""
         return sum(worker.seconds for worker in self.workers) / 3600
 
     @property
@@ -137,9 +137,12 @@ class _Told:
 def _read(path: Path, sizes: dict[int, int | None]) -> _Told:
     """Reads a log, and puts the images of the jobs that it tells of where `sizes` has the job."""
     told = _Told()
-    for event in read_events(path, ("recover", "working", "job")):
+    for event in read_events(path, ("recover", "rankings", "targets", "working", "job")):
         if event["event"] == "recover":
             told.plan = max(told.plan, (event["jobs"], event["images"]), key=lambda plan: plan[1])
+            continue
+        if event["event"] in ("rankings", "targets"):
+            told.seconds += event["seconds"]
             continue
         told.last = event
         if event["event"] == "job":

@@ -9,6 +9,7 @@ is lost, such as a process that was frozen, costs time alone.
 from __future__ import annotations
 
 import contextlib
+import math
 import os
 import socket
 import threading
@@ -147,22 +148,27 @@ class _Claims:
         self.patience = _patience()
         self.mine: dict[int, Path] = {}
         self.seen: dict[int, Path] = {}
+        self.since: dict[str, float] = {}
+        """When each name was seen first, by this process' clock; long ago if it was there from the beginning."""
         self.sights: dict[int, tuple[tuple[str, int], float]] = {}
         """The last sight of each claim: its name and time, and when by this process' clock."""
         self.place = zlib.crc32(f"{socket.gethostname()} {os.getpid()} {threading.get_native_id()}".encode())
         """A number that others hardly have."""
+        self.has_looked = False
         self.ask_again, self._lost = 0.0, set[int]()
         self.touching: threading.Thread | None = None
         self.ended = threading.Event()
 
     def look(self) -> None:
         """Sees which items are claimed."""
-        self.seen = {}
+        now = time.monotonic() if self.has_looked else -math.inf
+        self.seen, self.has_looked = {}, True
         with contextlib.suppress(FileNotFoundError):
             for name in sorted(os.listdir(self.folder), key=lambda name: (len(name), name)):
                 number, _, turn = name.partition(".")
                 if f"{number}{turn}".isascii() and number.isdigit() and turn.isdigit():
                     self.seen[int(number)] = self.folder / name
+        self.since = {path.name: self.since.get(path.name, now) for path in self.seen.values()}
 
     def turns(self, todo: Iterable[int]) -> deque[int]:
         """The order in which this process looks at what is to do: its own first, then from its own place on."""
@@ -173,10 +179,12 @@ class _Claims:
         return turns
 
     def lost(self) -> set[int]:
-        """Items whose owners are lost, asked anew when it is time."""
+        """Items whose owners are lost, asked anew when it is time; none that was claimed a moment ago."""
         begun = time.monotonic()
         if begun >= self.ask_again:
-            self._lost = {number for number in self.seen.keys() - self.mine if self.is_still(number)}
+            young = begun - self.patience / 8
+            others = self.seen.keys() - self.mine
+            self._lost = {n for n in others if self.since[self.seen[n].name] < young and self.is_still(n)}
             now = time.monotonic()
             self.ask_again = now + max(self.patience / 8, (now - begun) / SHARE)
         return self._lost
@@ -196,32 +204,31 @@ class _Claims:
 
     def take(self, number: int) -> bool:
         """Claims what nobody has, or what a lost owner had; False if another was faster, or the owner is not lost."""
-        old = self.seen.get(number)
+        old, whose = self.seen.get(number), f"{socket.gethostname()}\n{launch_name()}\n{attempt()}\n"
         try:
             if old is None:
                 path = self.folder / f"{number:05d}.0"
-                self._create(path)
+                self._create(path, whose)
             elif self.is_still(number):
                 path = old.with_suffix(f".{int(old.suffix[1:]) + 1}")
                 old.rename(path)
+                _write(path, "w", whose)
             else:
                 return False
         except (FileExistsError, FileNotFoundError):
             return False
         self.mine[number] = path
-        with contextlib.suppress(OSError):  # a full disk: the claim holds, though nobody can read whose it is
-            path.write_text(f"{socket.gethostname()}\n{launch_name()}\n{attempt()}\n", errors="replace")
         if self.touching is None:
             self.touching = threading.Thread(target=self._touch, daemon=True)
             self.touching.start()
         return True
 
-    def _create(self, path: Path) -> None:
-        if not self.mine and self.folder.is_symlink():
+    def _create(self, path: Path, whose: str) -> None:
+        if self.touching is None and self.folder.is_symlink():
             raise ValueError(f"{self.folder} is a link to elsewhere; remove it")
         for _ in range(100):  # whoever has just let go of the last claim removes the folder
             with contextlib.suppress(FileNotFoundError):
-                path.open("x").close()
+                _write(path, "x", whose)
                 return
             self.folder.mkdir(parents=True, exist_ok=True)
         raise FileNotFoundError
@@ -249,6 +256,13 @@ class _Claims:
             for path in list(self.mine.values()):
                 with contextlib.suppress(OSError):  # it was taken over, or let go just now
                     os.utime(path)
+
+
+def _write(path: Path, mode: str, whose: str) -> None:
+    """Writes whose a claim is; on a full disk it holds, though nobody can read that."""
+    file = path.open(mode, errors="replace")
+    with contextlib.suppress(OSError), file:
+        file.write(whose)
 
 
 def _patience() -> float:
