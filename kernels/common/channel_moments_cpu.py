@@ -5,6 +5,9 @@ import numpy as np
 from .memory import memory
 from .threads import part
 
+FIRST, SECOND = np.int64(0), np.int64(2)
+"""Which of two tensors' sums: the places in `partial` of the input's and of the output's."""
+
 
 @part
 def store_moments(partial, j, num_rows, center, mean, var):

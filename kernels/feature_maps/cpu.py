@@ -108,14 +108,17 @@ def add_task(like, x, center, map_center, partial, moments, N, C, H, W, images, 
 
 
 @part
-def add_chunks(partial, row, maps):
-    """maps[:, row] = the sums of the chunks' maps, in index order."""
-    for k in range(maps.shape[0]):
-        for w in range(maps.shape[2]):
-            maps[k, row, w] = partial[0, k, row, w]
-        for chunk in range(1, partial.shape[0]):
-            for w in range(maps.shape[2]):
-                maps[k, row, w] += partial[chunk, k, row, w]
+def store_maps(partial, maps):
+    """Stores the sums of the chunks' maps at an address, in index order: few beside the elements that they sum up."""
+    num_chunks, num_maps, H, W = partial.shape
+    maps = memory(maps, (num_maps, H, W), np.float32)
+    for k in range(num_maps):
+        for h in range(H):
+            for w in range(W):
+                maps[k, h, w] = partial[0, k, h, w]
+            for chunk in range(1, num_chunks):
+                for w in range(W):
+                    maps[k, h, w] += partial[chunk, k, h, w]
 
 
 @part
@@ -142,9 +145,7 @@ def forward_kernel(like, x, center, map_center, maps, mean, var, N, C, H, W, num
     moments = np.zeros((len(partial) * -(-H // rows), 2, C), np.float32)
     for task in prange(len(moments)):
         add_task(like, x, center, map_center, partial, moments, N, C, H, W, images, rows, np.int64(task))
-    sums = memory(maps, (num_maps, H, W), np.float32)
-    for row in prange(H):
-        add_chunks(partial, np.int64(row), sums)
+    store_maps(partial, maps)
     if center != 0:
         store_moments(moments, N * H * W, center, mean, var)
 

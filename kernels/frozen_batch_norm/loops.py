@@ -12,13 +12,14 @@ import numpy as np
 from numba import prange
 
 from ..common.bfloat16 import as_stored, round_, store, wide_of, widen, widened
-from ..common.channel_moments_cpu import store_moments
+from ..common.channel_moments_cpu import FIRST, SECOND, store_moments
 from ..common.memory import memory
 from ..common.threads import inline, kernel, part
 from .definition import ACTIVATIONS
 
+# int64, as the argument is: for a literal of Python's numba would compile a part once more
 NONE, RELU, RELU6, SILU, HARDSWISH = (
-    ACTIVATIONS.index(name) for name in ("none", "relu", "relu6", "silu", "hardswish")
+    np.int64(ACTIVATIONS.index(name)) for name in ("none", "relu", "relu6", "silu", "hardswish")
 )
 ZERO, ONE, THREE, SIX, SIXTH = (np.float32(value) for value in (0, 1, 3, 6, 1 / 6))
 STRIP = 4  # periods, whose sums are taken together
@@ -84,8 +85,9 @@ def _repeat(vector, factor, channels, repeated):
 
 
 @part
-def _normalize(x, scale, shift, z, is_relu):
-    if is_relu:
+def _normalize(x, scale, shift, z, activation):
+    """z = x * scale + shift, and the ReLU of it if that is the activation."""
+    if activation == RELU:
         for i in range(x.size):
             z[i] = _relu(widen(x[i]) * scale[i] + shift[i])
     else:
@@ -94,8 +96,9 @@ def _normalize(x, scale, shift, z, is_relu):
 
 
 @part
-def _add(z, residual, y, is_relu):
-    if is_relu:
+def _add(z, residual, y, activation):
+    """y = z + residual, and the ReLU of it if that is the activation."""
+    if activation == RELU:
         for i in range(y.size):
             y[i] = _relu(z[i] + widen(residual[i]))
     else:
@@ -170,7 +173,7 @@ def _forward_chunk(k, like, x, residual, y, vectors, partial, size, chunk, activ
     x, y, has_residual = memory(x, size, like), memory(y, size, like), residual != 0
     residual = memory(residual, size, like)
     scale, shift, center, output_center = vectors[0], vectors[1], vectors[2], vectors[3]  # [period] each
-    period, is_relu, is_other = scale.size, activation == RELU, activation > RELU
+    period, is_other = scale.size, activation > RELU
     num_sums, channels = partial.shape[1:]
     sums = np.zeros((num_sums, period), np.float32)
     first_buffer, second_buffer, third_buffer = (
@@ -185,10 +188,10 @@ def _forward_chunk(k, like, x, residual, y, vectors, partial, size, chunk, activ
             z = second_buffer[: row.size] if is_other else wide
             if has_residual:
                 linear = third_buffer[: row.size]
-                _normalize(row, scale, shift, linear, False)
-                _add(linear, residual[begin : begin + row.size], z, is_relu)
+                _normalize(row, scale, shift, linear, NONE)
+                _add(linear, residual[begin : begin + row.size], z, activation)
             else:
-                _normalize(row, scale, shift, z, is_relu)
+                _normalize(row, scale, shift, z, activation)
             if is_other:
                 _apply(z, wide, z, activation)
             round_(wide, out)
@@ -217,9 +220,9 @@ def forward(
     partial = np.zeros((num_chunks, 4 if has_output else 2, channels), np.float64)
     for k in prange(num_chunks):
         _forward_chunk(np.int64(k), like, x, residual, y, vectors, partial, size, chunk, activation)
-    store_moments(partial, 0, size // channels, center, mean, var)
+    store_moments(partial, FIRST, size // channels, center, mean, var)
     if has_output:
-        store_moments(partial, 2, size // channels, output_center, y_mean, y_var)
+        store_moments(partial, SECOND, size // channels, output_center, y_mean, y_var)
 
 
 @part
@@ -245,10 +248,10 @@ def _backward_chunk(k, like, dy, x, kept, dx, dresidual, vectors, size, chunk, a
         if keeps_y:
             z = widened(kept[begin:end], z)
         elif is_kept:
-            _normalize(row, scale, shift, y, False)
-            _add(y, kept[begin:end], z, False)
+            _normalize(row, scale, shift, y, NONE)
+            _add(y, kept[begin:end], z, NONE)
         else:
-            _normalize(row, scale, shift, z, False)
+            _normalize(row, scale, shift, z, NONE)
         if has_output:
             if keeps_y:
                 y = z  # its own activation

@@ -12,7 +12,7 @@ from numba import prange
 from torch import Tensor
 
 from ..common.bfloat16 import as_stored, store, widen
-from ..common.channel_moments_cpu import store_moments
+from ..common.channel_moments_cpu import FIRST, SECOND, store_moments
 from ..common.memory import memory
 from ..common.threads import chunk_length, kernel, launch_at, part
 from .definition import output_size
@@ -109,9 +109,9 @@ def forward(like, x, scale, shift, center, output_center, y, argmax, mean, var, 
     partial = np.zeros((num_chunks, 4, C), np.float64)
     for k in prange(num_chunks):
         pool_chunk(like, x, scale, shift, center, output_center, y, argmax, partial, N, C, H, W, np.int64(k), chunk)
-    store_moments(partial, 0, N * H * W, center, mean, var)
+    store_moments(partial, FIRST, N * H * W, center, mean, var)
     if output_center != 0:
-        store_moments(partial, 2, num_rows * ((W + 1) // 2), output_center, y_mean, y_var)
+        store_moments(partial, SECOND, num_rows * ((W + 1) // 2), output_center, y_mean, y_var)
 
 
 @part
