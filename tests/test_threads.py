@@ -11,7 +11,7 @@ import pytest
 import torch
 
 from fastcondense.kernels.common.memory import memory
-from fastcondense.kernels.common.threads import NUM_CHUNKS, chunk_length, kernel, launch, launch_at, planes
+from fastcondense.kernels.common.threads import NUM_CHUNKS, chunk_length, kernel, launch, launch_at, part, planes
 
 ROOT = Path(__file__).parents[1]
 SOURCE = "def add(x, y):\n    for i in numba.prange(x.size):\n        x[i] += y\n"
@@ -25,13 +25,18 @@ def test_a_function_without_a_place_for_its_cache_is_compiled_all_the_same():
     assert x.tolist() == [2.0] * 5
 
 
+@part
+def halve_row(i, like, x, y, rows, columns, scale):
+    source, made = memory(x, (rows, columns), like), memory(y, (rows, columns), like)
+    factor = memory(scale, rows, np.float32)[i] if scale != 0 else np.float32(0.5)
+    for j in range(columns):
+        made[i, j] = source[i, j] * factor
+
+
 @kernel
 def halve(like, x, y, rows, columns, scale):
-    source, made = memory(x, (rows, columns), like), memory(y, (rows, columns), like)
-    scales = memory(scale, rows, np.float32)
     for i in numba.prange(rows):
-        for j in range(columns):
-            made[i, j] = source[i, j] * (scales[i] if scale != 0 else np.float32(0.5))
+        halve_row(np.int64(i), like, x, y, rows, columns, scale)
 
 
 def test_a_kernel_makes_its_arrays_of_addresses():

@@ -14,10 +14,15 @@ def _pointer(context, address, like):
 
 
 def memory(address, shape, like):
-    """A contiguous array at an address, of the type of elements of `like`: an array, or np.float32 and so on."""
+    """A contiguous array at an address, of the type of elements of `like`: an array, or np.float32 and so on.
+
+    Only a `part` may write to it: in a kernel numba takes the array for the kernel's own, which nobody reads
+    once it has ended, and leaves out a prange that does nothing else.
+    """
     raise NotImplementedError("for numba's loops only")
 
 
 @overload(memory, inline="always")
 def _(address, shape, like):
-    return lambda address, shape, like: carray(_pointer(address, like), shape)
+    # numba adds the first argument of an intrinsic
+    return lambda address, shape, like: carray(_pointer(address, like), shape)  # type: ignore[call-arg]
