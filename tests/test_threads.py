@@ -6,10 +6,12 @@ import sys
 from pathlib import Path
 
 import numba
+import numpy as np
 import pytest
 import torch
 
-from fastcondense.kernels.common.threads import NUM_CHUNKS, chunk_length, kernel, launch, planes
+from fastcondense.kernels.common.memory import memory
+from fastcondense.kernels.common.threads import NUM_CHUNKS, chunk_length, kernel, launch, launch_at, part, planes
 
 ROOT = Path(__file__).parents[1]
 SOURCE = "def add(x, y):\n    for i in numba.prange(x.size):\n        x[i] += y\n"
@@ -21,6 +23,34 @@ def test_a_function_without_a_place_for_its_cache_is_compiled_all_the_same():
     x = torch.zeros(5, requires_grad=True)
     launch(kernel(names["add"]), x, 2.0)
     assert x.tolist() == [2.0] * 5
+
+
+@part
+def halve_row(i, like, x, y, rows, columns, scale):
+    source, made = memory(x, (rows, columns), like), memory(y, (rows, columns), like)
+    factor = memory(scale, rows, np.float32)[i] if scale != 0 else np.float32(0.5)
+    for j in range(columns):
+        made[i, j] = source[i, j] * factor
+
+
+@kernel
+def halve(like, x, y, rows, columns, scale):
+    for i in numba.prange(rows):
+        halve_row(np.int64(i), like, x, y, rows, columns, scale)
+
+
+def test_a_kernel_makes_its_arrays_of_addresses():
+    x, y = torch.arange(6.0).view(2, 3).requires_grad_(), torch.full((4, 3), -1.0)
+    launch_at(halve, x.dtype, x, y[1:], 2, 3, None)
+    assert y.tolist() == [[-1.0] * 3, [0, 0.5, 1], [1.5, 2, 2.5], [-1.0] * 3]
+    launch_at(halve, x.dtype, x, y, 2, 3, torch.tensor([1.0, 2.0]))
+    assert y[:2].tolist() == [[0, 1, 2], [6, 8, 10]]
+
+
+def test_a_tensor_without_memory_on_the_cpu_is_refused():
+    for x in (torch.empty(2, 3, device="meta"), torch.empty(0)):
+        with pytest.raises(ValueError, match="a loop needs tensors in the CPU's memory"):
+            launch_at(halve, torch.float32, x, x, 2, 3, None)
 
 
 def test_the_first_launch_leaves_torchs_thread_count_alone():

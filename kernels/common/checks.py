@@ -22,10 +22,10 @@ def wide_dtype(x: Tensor) -> torch.dtype:
 
 def check_vectors(operator: str, x: Tensor, **vectors: Tensor | None) -> None:
     """Raises ValueError unless each vector that is given has an entry a channel of x, contiguous, of `wide_dtype`."""
-    dtype = wide_dtype(x)
+    dtype, shape = wide_dtype(x), x.shape[1:2]
     for name, vector in vectors.items():
-        if vector is not None and (vector.shape != x.shape[1:2] or vector.dtype != dtype or not vector.is_contiguous()):
+        if vector is not None and (vector.shape != shape or vector.dtype != dtype or not vector.is_contiguous()):
             raise ValueError(
-                f"{operator} needs a contiguous {dtype} {name} of shape {tuple(x.shape[1:2])}, "
+                f"{operator} needs a contiguous {dtype} {name} of shape {tuple(shape)}, "
                 f"got {vector.dtype} of shape {tuple(vector.shape)} with strides {vector.stride()}"
             )

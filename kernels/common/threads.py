@@ -36,19 +36,50 @@ def _compiled(**options: Any) -> Callable[[Function], Function]:
     return compile_
 
 
+# A kernel compiles fast if little more than its prange stands in it: what that calls is a `part`, which numba compiles
+# without its passes for parallel code, once for all places that call it, and without entries for Python or C.
 kernel = _compiled(parallel=True)
 inline = _compiled(inline="always")
-part = _compiled(error_model="numpy")
-lanes = _compiled(fastmath={"contract", "reassoc"})  # a sum along a row may be taken in the lanes of a vector register
+part = _compiled(error_model="numpy", no_cpython_wrapper=True, no_cfunc_wrapper=True)
+lanes = _compiled(
+    fastmath={"contract", "reassoc"}, error_model="numpy", no_cpython_wrapper=True, no_cfunc_wrapper=True
+)  # a sum along a row may be taken in the lanes of a vector register
 
 NUM_CHUNKS = 64
 
 
-def launch(function: Callable[..., Any], *arguments: Tensor | int | float | bool) -> None:
+ELEMENTS = {torch.float32: np.empty(0, np.float32), torch.bfloat16: np.empty(0, np.uint16)}
+"""What tells a kernel the type of a map's elements: an array that is empty; bfloat16 as uint16."""
+
+
+def launch(function: Function, *arguments: Tensor | int | float | bool) -> None:
     """Calls a `kernel`: tensors are passed as numpy views of their memory, everything else as it is."""
+    _call(function, [array(value) if isinstance(value, Tensor) else value for value in arguments])
+
+
+def launch_at(function: Function, dtype: torch.dtype, *arguments: Tensor | int | None) -> None:
+    """Calls a `kernel` with ELEMENTS of the dtype, then the address of each tensor, 0 for None, integers as they are.
+
+    The kernel makes its arrays by `memory`, for nothing, where a numpy view of a tensor takes 3 us: most of the fixed
+    cost of an operator with twenty of them. The caller answers for types, shapes and layouts. Raises ValueError for a
+    tensor that has no memory on the CPU: of another device, fake or empty.
+    """
+    given: list[Any] = [ELEMENTS[dtype]]
+    for value in arguments:
+        if isinstance(value, Tensor):
+            address = value.data_ptr()
+            if not address or not value.is_cpu:
+                raise ValueError(f"a loop needs tensors in the CPU's memory, got {type(value)} on {value.device}")
+            given.append(address)
+        else:
+            given.append(0 if value is None else value)
+    _call(function, given)
+
+
+def _call(function: Function, arguments: list[Any]) -> None:
     threads = torch.get_num_threads()
     numba.set_num_threads(min(threads, _config.NUMBA_NUM_THREADS))
-    function(*(array(value) if isinstance(value, Tensor) else value for value in arguments))
+    function(*arguments)
     if torch.get_num_threads() != threads:  # numba's first launch sets the shared pool to all cores
         torch.set_num_threads(threads)
 

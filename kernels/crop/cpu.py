@@ -108,31 +108,41 @@ def _mix_one(channel, shift, taps, position, weight, gain, offset, out):
         store(out, i, value * gain + offset)
 
 
+@part
+def mix_row(
+    task, source, shift, taps_y, position_y, weight_y, taps_x, position_x, weight_x, gain, offset, out
+):  # fmt: skip
+    """A row of an output image, all channels."""
+    _, channels, num_rows, num_columns = out.shape
+    num_planes = channels if shift == 1 else 1
+    apart = source.shape[2] if shift == 1 else 1  # of channels
+    n, row = task // num_rows, task % num_rows
+    k = n % len(taps_y)
+    mixed = np.empty((num_planes, source.shape[2]), np.float32)
+    weights = weight_y[k, : taps_y[k], row]
+    if not _mix_rows(source, n * num_planes, position_y[k, : len(weights), row], weights, mixed):
+        for c in range(channels):
+            out_row = out[n, c, row]
+            for i in range(num_columns):
+                store(out_row, i, offset[c])
+        return
+    flat, taps, places, shares = mixed.ravel(), taps_x[k], position_x[k], weight_x[k]
+    if channels == 3:
+        _mix_three(
+            flat, apart, shift, taps, places, shares, gain, offset, out[n, 0, row], out[n, 1, row], out[n, 2, row]
+        )
+    else:
+        for c in range(channels):
+            _mix_one(flat[c * apart :], shift, taps, places, shares, gain[c], offset[c], out[n, c, row])
+
+
 @kernel
 def mix_kernel(source, shift, taps_y, position_y, weight_y, taps_x, position_x, weight_x, gain, offset, out):
     # source: [planes, H, L], pixels `shift` apart; out: float32 or bfloat16 [N, C, rows, columns], any strides
-    num_images, channels, num_rows, num_columns = out.shape
-    num_planes = channels if shift == 1 else 1
-    apart = source.shape[2] if shift == 1 else 1  # of channels
-    for task in prange(num_images * num_rows):
-        n, row = task // num_rows, task % num_rows
-        k = n % len(taps_y)
-        mixed = np.empty((num_planes, source.shape[2]), np.float32)
-        weights = weight_y[k, : taps_y[k], row]
-        if not _mix_rows(source, n * num_planes, position_y[k, : len(weights), row], weights, mixed):
-            for c in range(channels):
-                out_row = out[n, c, row]
-                for i in range(num_columns):
-                    store(out_row, i, offset[c])
-            continue
-        flat, taps, places, shares = mixed.ravel(), taps_x[k], position_x[k], weight_x[k]
-        if channels == 3:
-            _mix_three(
-                flat, apart, shift, taps, places, shares, gain, offset, out[n, 0, row], out[n, 1, row], out[n, 2, row]
-            )
-        else:
-            for c in range(channels):
-                _mix_one(flat[c * apart :], shift, taps, places, shares, gain[c], offset[c], out[n, c, row])
+    for task in prange(out.shape[0] * out.shape[2]):
+        mix_row(
+            np.int64(task), source, shift, taps_y, position_y, weight_y, taps_x, position_x, weight_x, gain, offset, out
+        )
 
 
 def empty_bands(num_windows: int, num_taps: int, size: int) -> Bands:

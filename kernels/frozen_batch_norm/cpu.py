@@ -1,11 +1,12 @@
 """frozen_batch_norm on the CPU: one read of x forward, one pass backward, deterministic sums of chunks."""
 
+import functools
 import math
 
 import torch
 
 from ..common.launch import cdiv
-from ..common.threads import chunk_length, launch
+from ..common.threads import chunk_length, launch_at
 from .definition import ACTIVATIONS
 from .loops import backward, forward
 
@@ -14,11 +15,7 @@ CHUNK = 8192  # elements that are worth a task of their own
 LANES = 16
 
 
-def _flat(x: torch.Tensor) -> torch.Tensor:
-    """A dense tensor in the order of its memory."""
-    return x.as_strided((x.numel(),), (1,))
-
-
+@functools.cache
 def _lengths(channels: int, size: int) -> tuple[int, int]:
     """Elements of a period and of a chunk: functions of the shape alone."""
     step = channels * (LANES // math.gcd(channels, LANES))
@@ -27,24 +24,22 @@ def _lengths(channels: int, size: int) -> tuple[int, int]:
 
 
 class FrozenBatchNorm(torch.autograd.Function):
-    """`frozen_batch_norm` of checked float32 arguments."""
+    """`frozen_batch_norm` of checked float32 or bfloat16 arguments, of which each lies densely in its memory."""
 
     @staticmethod
     def forward(ctx, x, residual, scale, shift, center, output_center, activation):
+        channels, size = x.shape[1], x.numel()
         has_residual, has_output = residual is not None, output_center is not None
         y, mean, var = torch.empty_like(x), torch.empty_like(center), torch.empty_like(center)
-        y_mean, y_var = (torch.empty_like(center), torch.empty_like(center)) if has_output else (mean, var)
-        flat = _flat(x)
-        launch(
-            forward, flat, _flat(residual) if has_residual else flat, _flat(y), scale, shift, center,
-            output_center if has_output else center, mean, var, y_mean, y_var, *_lengths(x.shape[1], x.numel()),
-            ACTIVATIONS.index(activation), has_residual, has_output,
+        y_mean, y_var = (torch.empty_like(center), torch.empty_like(center)) if has_output else (None, None)
+        launch_at(
+            forward, x.dtype, x, residual, y, scale, shift, center, output_center, mean, var, y_mean, y_var, size,
+            channels, *_lengths(channels, size), ACTIVATIONS.index(activation),
         )  # fmt: skip
         # y is somebody's input and alive anyway; but of these two activations alone it tells the derivative.
         ctx.keeps_y = has_residual and (activation == "relu" or (activation == "none" and has_output))
-        ctx.keeps_residual = has_residual and activation not in ("none", "relu")
-        kept = y if ctx.keeps_y else residual if ctx.keeps_residual else None
-        ctx.save_for_backward(x, kept, scale, shift, mean, y_mean)
+        keeps_residual = has_residual and activation not in ("none", "relu")
+        ctx.save_for_backward(x, y if ctx.keeps_y else residual if keeps_residual else None, scale, shift, mean, y_mean)
         ctx.activation = activation
         ctx.set_materialize_grads(False)
         return (y, mean, var, y_mean, y_var) if has_output else (y, mean, var)
@@ -53,24 +48,20 @@ class FrozenBatchNorm(torch.autograd.Function):
     @torch.autograd.function.once_differentiable
     def backward(ctx, dy, dmean, dvar, dy_mean=None, dy_var=None):
         x, kept, scale, shift, mean, y_mean = ctx.saved_tensors
-        has_dy, has_output = dy is not None, dy_mean is not None or dy_var is not None
-        zero = torch.zeros_like(mean)
+        channels, size = x.shape[1], x.numel()
+        has_output = dy_mean is not None or dy_var is not None
         dmean, dvar, dy_mean, dy_var = (
-            zero if vector is None else vector.contiguous() for vector in (dmean, dvar, dy_mean, dy_var)
+            None if vector is None else vector.contiguous() for vector in (dmean, dvar, dy_mean, dy_var)
         )
-        if has_dy:
+        if dy is not None:
             dy = dy.contiguous(memory_format=torch.channels_last)
         dx = torch.empty_like(x)
-        dresidual: torch.Tensor | None = dy if ctx.needs_input_grad[1] else None
-        # without activation and gradients of y's moments it is dy itself
-        has_dresidual = ctx.needs_input_grad[1] and (has_output or (has_dy and ctx.activation != "none"))
-        if has_dresidual:
-            dresidual = torch.empty_like(x)
-        flat = _flat(x)
-        launch(
-            backward, _flat(dy) if has_dy else flat, flat, flat if kept is None else _flat(kept), _flat(dx),
-            flat if dresidual is None or not has_dresidual else _flat(dresidual), scale, shift, mean, dmean, dvar,
-            y_mean, dy_mean, dy_var, *_lengths(x.shape[1], x.numel()), ACTIVATIONS.index(ctx.activation), has_dy,
-            ctx.keeps_y, ctx.keeps_residual, has_output, has_dresidual,
+        # without activation and gradients of y's moments the residual's gradient is dy itself
+        has_dresidual = has_output or (dy is not None and ctx.activation != "none")
+        dresidual = (torch.empty_like(x) if has_dresidual else dy) if ctx.needs_input_grad[1] else None
+        launch_at(
+            backward, x.dtype, dy, x, kept, dx, dresidual if has_dresidual else None, scale, shift, mean, dmean, dvar,
+            y_mean, dy_mean, dy_var, size, channels, *_lengths(channels, size), ACTIVATIONS.index(ctx.activation),
+            ctx.keeps_y,
         )  # fmt: skip
         return dx, dresidual, None, None, None, None, None

@@ -12,13 +12,17 @@ import numpy as np
 from numba import prange
 
 from ..common.bfloat16 import as_stored, round_, store, wide_of, widen, widened
+from ..common.channel_moments_cpu import FIRST, SECOND, store_moments
+from ..common.memory import memory
 from ..common.threads import inline, kernel, part
 from .definition import ACTIVATIONS
 
+# int64, as the argument is: for a literal of Python's numba would compile a part once more
 NONE, RELU, RELU6, SILU, HARDSWISH = (
-    ACTIVATIONS.index(name) for name in ("none", "relu", "relu6", "silu", "hardswish")
+    np.int64(ACTIVATIONS.index(name)) for name in ("none", "relu", "relu6", "silu", "hardswish")
 )
 ZERO, ONE, THREE, SIX, SIXTH = (np.float32(value) for value in (0, 1, 3, 6, 1 / 6))
+STRIP = 4  # periods, whose sums are taken together
 HALF, THIRD, LARGEST, LOG2E = (np.float32(value) for value in (0.5, 1 / 3, 87, math.log2(math.e)))
 LOG2_HIGH, LOG2_LOW = np.float32(0.693359375), np.float32(math.log(2) - 0.693359375)
 E2, E3, E4, E5, E6, E7 = (np.float32(1 / math.factorial(k)) for k in range(2, 8))
@@ -36,10 +40,15 @@ def _sigmoid(z):
 
 
 @inline
+def _relu(z):
+    return ZERO if z < ZERO else z  # a comparison, not max: NaN stays NaN
+
+
+@inline
 def _activate(z, activation):
     y = z
     if activation == RELU:
-        y = ZERO if z < ZERO else z  # comparisons, not max: NaN stays NaN
+        y = _relu(z)
     elif activation == RELU6:
         y = ZERO if z < ZERO else (SIX if z > SIX else z)
     elif activation == SILU:
@@ -66,70 +75,73 @@ def _derivative(z, activation):
     return slope
 
 
-@inline
-def _repeat(vector, factor, length):
-    """float32 [length]: vector * factor, again and again."""
-    repeated = np.empty(length, np.float32)
-    for i in range(0, length, vector.size):
-        for c in range(vector.size):
-            repeated[i + c] = vector[c] * factor
-    return repeated
-
-
 @part
-def _normalize_as(x, scale, shift, z, activation):
-    for i in range(x.size):
-        z[i] = _activate(widen(x[i]) * scale[i] + shift[i], activation)
+def _repeat(vector, factor, channels, repeated):
+    """Fills `repeated` with a vector at an address times factor, again and again; zeros if there is none."""
+    values = memory(vector, channels, np.float32)
+    for i in range(0, repeated.size, channels):
+        for c in range(channels):
+            repeated[i + c] = values[c] * factor if vector != 0 else ZERO
 
 
 @part
 def _normalize(x, scale, shift, z, activation):
-    if activation == NONE:
-        _normalize_as(x, scale, shift, z, NONE)
-    elif activation == RELU:
-        _normalize_as(x, scale, shift, z, RELU)
+    """z = x * scale + shift, and the ReLU of it if that is the activation."""
+    if activation == RELU:
+        for i in range(x.size):
+            z[i] = _relu(widen(x[i]) * scale[i] + shift[i])
     else:
-        _normalize_as(x, scale, shift, z, activation)
-
-
-@part
-def _add_as(z, residual, y, activation):
-    for i in range(y.size):
-        y[i] = _activate(z[i] + widen(residual[i]), activation)
+        for i in range(x.size):
+            z[i] = widen(x[i]) * scale[i] + shift[i]
 
 
 @part
 def _add(z, residual, y, activation):
-    if activation == NONE:
-        _add_as(z, residual, y, NONE)
-    elif activation == RELU:
-        _add_as(z, residual, y, RELU)
+    """y = z + residual, and the ReLU of it if that is the activation."""
+    if activation == RELU:
+        for i in range(y.size):
+            y[i] = _relu(z[i] + widen(residual[i]))
     else:
-        _add_as(z, residual, y, activation)
+        for i in range(y.size):
+            y[i] = z[i] + widen(residual[i])
+
+
+@part
+def _apply(z, y, like, activation):
+    """y = activation(z), rounded to the type of `like`."""
+    if activation == RELU:
+        for i in range(z.size):
+            y[i] = as_stored(like, _relu(z[i]))
+    else:
+        for i in range(z.size):
+            y[i] = as_stored(like, _activate(z[i], activation))
+
+
+@part
+def _sum_four(row0, row1, row2, row3, center, sum1, sum2):
+    for i in range(center.size):
+        d0, d1 = widen(row0[i]) - center[i], widen(row1[i]) - center[i]
+        d2, d3 = widen(row2[i]) - center[i], widen(row3[i]) - center[i]
+        sum1[i] = (((sum1[i] + d0) + d1) + d2) + d3
+        sum2[i] = (((sum2[i] + d0 * d0) + d1 * d1) + d2 * d2) + d3 * d3
 
 
 @part
 def _sum(x, center, sum1, sum2):
-    for i in range(x.size):
-        deviation = widen(x[i]) - center[i]
-        sum1[i] += deviation
-        sum2[i] += deviation * deviation
-
-
-@part
-def _apply_as(z, y, out, activation):
-    for i in range(z.size):
-        y[i] = as_stored(out, _activate(z[i], activation))
-
-
-@part
-def _apply(z, y, out, activation):
-    if activation == NONE:
-        _apply_as(z, y, out, NONE)
-    elif activation == RELU:
-        _apply_as(z, y, out, RELU)
-    else:
-        _apply_as(z, y, out, activation)
+    """Adds rows of x - center and of its square: four at once, which load and store the sums once."""
+    period = center.size
+    whole = x.size // (STRIP * period) * STRIP * period
+    for i in range(0, whole, STRIP * period):
+        row0, row1 = x[i : i + period], x[i + period : i + 2 * period]
+        _sum_four(
+            row0, row1, x[i + 2 * period : i + 3 * period], x[i + 3 * period : i + 4 * period], center, sum1, sum2
+        )
+    for begin in range(whole, x.size, period):
+        row = x[begin : begin + period]
+        for i in range(row.size):
+            deviation = widen(row[i]) - center[i]
+            sum1[i] += deviation
+            sum2[i] += deviation * deviation
 
 
 @part
@@ -139,19 +151,13 @@ def _add_moments_gradient(dy, y, mean, offset, slope, dz):
 
 
 @part
-def _differentiate_as(dy, z, dz, activation):
-    for i in range(z.size):
-        dz[i] = widen(dy[i]) * _derivative(z[i], activation)
-
-
-@part
 def _differentiate(dy, z, dz, activation):
-    if activation == NONE:
-        _differentiate_as(dy, z, dz, NONE)
-    elif activation == RELU:
-        _differentiate_as(dy, z, dz, RELU)
+    if activation == RELU:
+        for i in range(z.size):
+            dz[i] = widen(dy[i]) * (ONE if z[i] > ZERO else ZERO)
     else:
-        _differentiate_as(dy, z, dz, activation)
+        for i in range(z.size):
+            dz[i] = widen(dy[i]) * _derivative(z[i], activation)
 
 
 @part
@@ -161,99 +167,98 @@ def _scale(dz, x, scale, mean, offset, slope, dx):
         store(dx, i, widen(dz[i]) * scale[i] + ((widen(x[i]) - mean[i]) * slope[i] + offset[i]))
 
 
-@inline
-def _store_moments(sum1, sum2, num_rows, center, mean, var):
-    for c in range(center.size):
-        shifted = sum1[c] / num_rows
-        mean[c] = center[c] + shifted
-        square = sum2[c] / num_rows - shifted * shifted
-        var[c] = 0 if square < 0 else square
-
-
 @part
-def _forward_chunk(x, residual, y, scale, shift, center, output_center, sums, activation, has_residual, has_output):
-    # scale, shift, center, output_center: float32 [period]; sums: float32 [2 or 4, period]
-    period = scale.size
-    buffer, second = np.empty(period, np.float32), np.empty(period, np.float32)
-    for begin in range(0, x.size, period):
-        row, out = x[begin : begin + period], y[begin : begin + period]
-        z, wide = buffer[: row.size], wide_of(out, second)
-        if has_residual:
-            _normalize(row, scale, shift, z, NONE)
-            _add(z, residual[begin : begin + period], wide, activation)
-        else:
-            _normalize(row, scale, shift, wide, activation)
-        round_(wide, out)
-        _sum(row, center, sums[0], sums[1])
-        if has_output:
-            _sum(out, output_center, sums[2], sums[3])
+def _forward_chunk(k, like, x, residual, y, vectors, partial, size, chunk, activation):
+    """Elements [k * chunk, (k + 1) * chunk) of y, and their sums: partial [chunks, 2 or 4, channels]."""
+    x, y, has_residual = memory(x, size, like), memory(y, size, like), residual != 0
+    residual = memory(residual, size, like)
+    scale, shift, center, output_center = vectors[0], vectors[1], vectors[2], vectors[3]  # [period] each
+    period, is_other = scale.size, activation > RELU
+    num_sums, channels = partial.shape[1:]
+    sums = np.zeros((num_sums, period), np.float32)
+    first_buffer, second_buffer, third_buffer = (
+        np.empty(period, np.float32), np.empty(period, np.float32), np.empty(period, np.float32),
+    )  # fmt: skip
+    end = min((k + 1) * chunk, size)
+    for strip in range(k * chunk, end, STRIP * period):
+        last = min(strip + STRIP * period, end)
+        for begin in range(strip, last, period):
+            row, out = x[begin : min(begin + period, last)], y[begin : min(begin + period, last)]
+            wide = wide_of(out, first_buffer)
+            z = second_buffer[: row.size] if is_other else wide
+            if has_residual:
+                linear = third_buffer[: row.size]
+                _normalize(row, scale, shift, linear, NONE)
+                _add(linear, residual[begin : begin + row.size], z, activation)
+            else:
+                _normalize(row, scale, shift, z, activation)
+            if is_other:
+                _apply(z, wide, z, activation)
+            round_(wide, out)
+        _sum(x[strip:last], center, sums[0], sums[1])
+        if num_sums == 4:
+            _sum(y[strip:last], output_center, sums[2], sums[3])
+    for j in range(num_sums):
+        for i in range(0, period, channels):
+            for c in range(channels):
+                partial[k, j, c] += sums[j, i + c]
 
 
 @kernel
 def forward(
-    x, residual, y, scale, shift, center, output_center, mean, var, y_mean, y_var, period, chunk, activation,
-    has_residual, has_output,
+    like, x, residual, y, scale, shift, center, output_center, mean, var, y_mean, y_var, size, channels, period, chunk,
+    activation,
 ):  # fmt: skip
-    # x, residual, y: float32 [num_rows * C]; the vectors: float32 [C]; period, chunk: in elements
-    channels = scale.size
-    num_chunks = (x.size + chunk - 1) // chunk
-    num_sums = 4 if has_output else 2
-    partial = np.zeros((num_chunks, num_sums, channels), np.float64)
-    scales, shifts = _repeat(scale, ONE, period), _repeat(shift, ONE, period)
-    centers, output_centers = _repeat(center, ONE, period), _repeat(output_center, ONE, period)
+    # x, residual, y: [size], of the type of `like`; the vectors: float32 [channels]; 0 for what is missing
+    has_output = output_center != 0
+    vectors = np.empty((4, period), np.float32)
+    _repeat(scale, ONE, channels, vectors[0])
+    _repeat(shift, ONE, channels, vectors[1])
+    _repeat(center, ONE, channels, vectors[2])
+    _repeat(output_center, ONE, channels, vectors[3])
+    num_chunks = (size + chunk - 1) // chunk
+    partial = np.zeros((num_chunks, 4 if has_output else 2, channels), np.float64)
     for k in prange(num_chunks):
-        here = slice(k * chunk, (k + 1) * chunk)
-        sums = np.zeros((num_sums, period), np.float32)
-        _forward_chunk(
-            x[here], residual[here], y[here], scales, shifts, centers, output_centers, sums, activation, has_residual,
-            has_output,
-        )  # fmt: skip
-        for j in range(num_sums):
-            for i in range(0, period, channels):
-                for c in range(channels):
-                    partial[k, j, c] += sums[j, i + c]
-    total = np.zeros((num_sums, channels), np.float64)
-    for k in range(num_chunks):
-        for j in range(num_sums):
-            for c in range(channels):
-                total[j, c] += partial[k, j, c]
-    num_rows = x.size // channels
-    _store_moments(total[0], total[1], num_rows, center, mean, var)
+        _forward_chunk(np.int64(k), like, x, residual, y, vectors, partial, size, chunk, activation)
+    store_moments(partial, FIRST, size // channels, center, mean, var)
     if has_output:
-        _store_moments(total[2], total[3], num_rows, output_center, y_mean, y_var)
+        store_moments(partial, SECOND, size // channels, output_center, y_mean, y_var)
 
 
 @part
-def _backward_chunk(
-    dy, x, kept, dx, dresidual, scale, shift, mean, offset, slope, y_mean, y_offset, y_slope, activation, has_dy,
-    keeps_y, keeps_residual, has_output, has_dresidual,
-):  # fmt: skip
-    # scale and what follows it: float32 [period]
+def _backward_chunk(k, like, dy, x, kept, dx, dresidual, vectors, size, chunk, activation, keeps_y, has_output):
+    """Elements [k * chunk, (k + 1) * chunk) of dx, and of dresidual if there is one."""
+    has_dy, is_kept, has_dresidual = dy != 0, kept != 0, dresidual != 0
+    x, dx, dy = memory(x, size, like), memory(dx, size, like), memory(dy, size, like)
+    kept, dresidual = memory(kept, size, like), memory(dresidual, size, like)
+    scale, shift, mean, offset, slope = vectors[0], vectors[1], vectors[2], vectors[3], vectors[4]  # [period] each
     period = scale.size
     # buffers of their own, not rows of one array and never both read and written: else the loops do not vectorise
-    zero, z_buffer, y_buffer = np.zeros(period, x.dtype), np.empty(period, np.float32), np.empty(period, np.float32)
-    total, dz_buffer = np.empty(period, np.float32), np.empty(period, np.float32)
-    for begin in range(0, x.size, period):
-        end = min(begin + period, x.size)
-        size = end - begin
-        row, out = x[begin:end], dx[begin:end]
-        upstream = dy[begin:end] if has_dy else zero[:size]
+    zero, z_buffer, y_buffer = np.zeros(period, like.dtype), np.empty(period, np.float32), np.empty(period, np.float32)
+    total_buffer, dz_buffer = np.empty(period, np.float32), np.empty(period, np.float32)
+    last = min((k + 1) * chunk, size)
+    for begin in range(k * chunk, last, period):
+        end = min(begin + period, last)
+        row, out, upstream = x[begin:end], dx[begin:end], dy[begin:end] if has_dy else zero[: end - begin]
         if not has_output and activation == NONE:
             _scale(upstream, row, scale, mean, offset, slope, out)
             continue
-        z, y = z_buffer[:size], y_buffer[:size]
-        dz = wide_of(dresidual[begin:end], dz_buffer) if has_dresidual else dz_buffer[:size]
+        z, y, total = z_buffer[: row.size], y_buffer[: row.size], total_buffer[: row.size]
+        dz = wide_of(dresidual[begin:end], dz_buffer) if has_dresidual else dz_buffer[: row.size]
         if keeps_y:
             z = widened(kept[begin:end], z)
-        elif keeps_residual:
+        elif is_kept:
             _normalize(row, scale, shift, y, NONE)
             _add(y, kept[begin:end], z, NONE)
         else:
             _normalize(row, scale, shift, z, NONE)
         if has_output:
-            _apply(z, y, out, activation)  # a kept y is its own activation
-            _add_moments_gradient(upstream, y, y_mean, y_offset, y_slope, total[:size])
-            _differentiate(total[:size], z, dz, activation)
+            if keeps_y:
+                y = z  # its own activation
+            else:
+                _apply(z, y, out, activation)
+            _add_moments_gradient(upstream, y, vectors[5], vectors[6], vectors[7], total)
+            _differentiate(total, z, dz, activation)
         else:
             _differentiate(upstream, z, dz, activation)
         if has_dresidual:
@@ -263,18 +268,22 @@ def _backward_chunk(
 
 @kernel
 def backward(
-    dy, x, kept, dx, dresidual, scale, shift, mean, dmean, dvar, y_mean, dy_mean, dy_var, period, chunk, activation,
-    has_dy, keeps_y, keeps_residual, has_output, has_dresidual,
+    like, dy, x, kept, dx, dresidual, scale, shift, mean, dmean, dvar, y_mean, dy_mean, dy_var, size, channels, period,
+    chunk, activation, keeps_y,
 ):  # fmt: skip
-    # dy, x, kept, dx, dresidual: float32 [num_rows * C]; the vectors: float32 [C]; period, chunk: in elements
-    share = np.float32(1 / (x.size // scale.size))
-    scales, shifts, means = _repeat(scale, ONE, period), _repeat(shift, ONE, period), _repeat(mean, ONE, period)
-    offsets, slopes = _repeat(dmean, share, period), _repeat(dvar, share + share, period)
-    y_means = _repeat(y_mean, ONE, period)
-    y_offsets, y_slopes = _repeat(dy_mean, share, period), _repeat(dy_var, share + share, period)
-    for k in prange((x.size + chunk - 1) // chunk):
-        here = slice(k * chunk, (k + 1) * chunk)
+    # dy, x, kept, dx, dresidual: [size], of the type of `like`; the vectors: float32 [channels]; 0 for what is missing
+    share = np.float32(1 / (size // channels))
+    vectors = np.empty((8, period), np.float32)
+    _repeat(scale, ONE, channels, vectors[0])
+    _repeat(shift, ONE, channels, vectors[1])
+    _repeat(mean, ONE, channels, vectors[2])
+    _repeat(dmean, share, channels, vectors[3])
+    _repeat(dvar, share + share, channels, vectors[4])
+    _repeat(y_mean, ONE, channels, vectors[5])
+    _repeat(dy_mean, share, channels, vectors[6])
+    _repeat(dy_var, share + share, channels, vectors[7])
+    has_output = dy_mean != 0 or dy_var != 0
+    for k in prange((size + chunk - 1) // chunk):
         _backward_chunk(
-            dy[here], x[here], kept[here], dx[here], dresidual[here], scales, shifts, means, offsets, slopes, y_means,
-            y_offsets, y_slopes, activation, has_dy, keeps_y, keeps_residual, has_output, has_dresidual,
-        )  # fmt: skip
+            np.int64(k), like, dy, x, kept, dx, dresidual, vectors, size, chunk, activation, keeps_y, has_output
+        )

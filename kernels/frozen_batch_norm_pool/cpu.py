@@ -12,21 +12,23 @@ from numba import prange
 from torch import Tensor
 
 from ..common.bfloat16 import as_stored, store, widen
-from ..common.threads import chunk_length, inline, kernel, launch
+from ..common.channel_moments_cpu import FIRST, SECOND, store_moments
+from ..common.memory import memory
+from ..common.threads import chunk_length, kernel, launch_at, part
 from .definition import output_size
 
 ZERO = np.float32(0)
 CUT_OFF = np.int32(9)
 
 
-@inline
+@part
 def neighbours(i, extent):
     """Indices before and after i, moved into [0, extent), and where they are in a window around i: 0, 1 or 2."""
     before, after = max(i - 1, 0), min(i + 1, extent - 1)
     return before, after, before - i + 1, after - i + 1
 
 
-@inline
+@part
 def take(best, place, x, scale, shift, here):
     """The maximum and its place after one more value of a window; a NaN wins."""
     y = widen(x) * scale + shift
@@ -34,14 +36,14 @@ def take(best, place, x, scale, shift, here):
     return y if wins else best, np.int32(here) if wins else place
 
 
-@inline
+@part
 def take_row(best, place, left, center, right, scale, shift, here, before, after):
     best, place = take(best, place, left, scale, shift, here + before)
     best, place = take(best, place, center, scale, shift, here + 1)
     return take(best, place, right, scale, shift, here + after)
 
 
-@inline
+@part
 def pool_row(top, middle, bottom, above, below, scale, shift, y, argmax):
     """One row of y from three of x, [W, C]; above and below: 3 * the window's row in which top and bottom are."""
     for j in range(y.shape[0]):
@@ -59,7 +61,7 @@ def pool_row(top, middle, bottom, above, below, scale, shift, y, argmax):
             argmax_j[c] = place
 
 
-@inline
+@part
 def add_row(x, center, sums):
     """sums[0], sums[1] += the sum over a row [W, C] of x - center, and of its square."""
     for j in range(x.shape[0]):
@@ -69,7 +71,7 @@ def add_row(x, center, sums):
             sums[1, c] += deviation * deviation
 
 
-@inline
+@part
 def flush(sums, partial):
     """partial += sums; sums = 0. A row is short enough to be summed in float32, the rows are not."""
     for i in range(2):
@@ -78,58 +80,53 @@ def flush(sums, partial):
             sums[i, c] = ZERO
 
 
-@inline
-def combine(partial, center, num_rows, mean, var):
-    """mean, var [C] from the chunks' sums [num_chunks, 2, C], in index order."""
-    for c in range(center.size):
-        sum1 = sum2 = 0.0
-        for p in range(partial.shape[0]):
-            sum1 += partial[p, 0, c]
-            sum2 += partial[p, 1, c]
-        shifted = sum1 / num_rows
-        mean[c] = center[c] + shifted
-        square = sum2 / num_rows - shifted * shifted
-        var[c] = 0.0 if square < 0 else square
+@part
+def pool_chunk(like, x, scale, shift, center, output_center, y, argmax, partial, N, C, H, W, k, chunk):
+    """Chunk k of the rows of y, and the sums of the rows of x over them and of their own: partial [chunks, 4, C]."""
+    out_height = (H + 1) // 2
+    x, y = memory(x, (N, H, W, C), like), memory(y, (N, out_height, (W + 1) // 2, C), like)
+    argmax, has_output = memory(argmax, y.shape, np.uint8), output_center != 0
+    scale, shift = memory(scale, C, np.float32), memory(shift, C, np.float32)
+    center, output_center = memory(center, C, np.float32), memory(output_center, C, np.float32)
+    sums = np.zeros((2, C), np.float32)
+    for row in range(k * chunk, min((k + 1) * chunk, N * out_height)):
+        n, i = row // out_height, row % out_height
+        top, bottom, above, below = neighbours(2 * i, H)
+        pool_row(x[n, top], x[n, 2 * i], x[n, bottom], 3 * above, 3 * below, scale, shift, y[n, i], argmax[n, i])
+        for h in range(2 * i, min(2 * i + 2, H)):
+            add_row(x[n, h], center, sums)
+        flush(sums, partial[k, :2])
+        if has_output:
+            add_row(y[n, i], output_center, sums)
+            flush(sums, partial[k, 2:])
 
 
 @kernel
-def forward(x, scale, shift, center, output_center, has_output, y, argmax, mean, var, y_mean, y_var, chunk):
-    # x: [N, H, W, C]; y, argmax: [N, ceil(H / 2), ceil(W / 2), C]; a chunk is `chunk` rows of y
-    num_images, height, width, channels = x.shape
-    num_rows, out_height, out_width = y.shape[0] * y.shape[1], y.shape[1], y.shape[2]
+def forward(like, x, scale, shift, center, output_center, y, argmax, mean, var, y_mean, y_var, N, C, H, W, chunk):
+    # x: [N, H, W, C]; y, argmax: [N, ceil(H / 2), ceil(W / 2), C]; a chunk is `chunk` rows of y; 0 for what is missing
+    num_rows = N * ((H + 1) // 2)
     num_chunks = (num_rows + chunk - 1) // chunk
-    partial = np.zeros((2, num_chunks, 2, channels), np.float64)
-    for index in prange(num_chunks):
-        sums = np.zeros((2, channels), np.float32)
-        for row in range(index * chunk, min(index * chunk + chunk, num_rows)):
-            n, i = row // out_height, row % out_height
-            top, bottom, above, below = neighbours(2 * i, height)
-            pool_row(x[n, top], x[n, 2 * i], x[n, bottom], 3 * above, 3 * below, scale, shift, y[n, i], argmax[n, i])
-            add_row(x[n, 2 * i], center, sums)
-            if 2 * i + 1 < height:
-                add_row(x[n, 2 * i + 1], center, sums)
-            flush(sums, partial[0, index])
-            if has_output:
-                add_row(y[n, i], output_center, sums)
-                flush(sums, partial[1, index])
-    combine(partial[0], center, num_images * height * width, mean, var)
-    if has_output:
-        combine(partial[1], output_center, num_rows * out_width, y_mean, y_var)
+    partial = np.zeros((num_chunks, 4, C), np.float64)
+    for k in prange(num_chunks):
+        pool_chunk(like, x, scale, shift, center, output_center, y, argmax, partial, N, C, H, W, np.int64(k), chunk)
+    store_moments(partial, FIRST, N * H * W, center, mean, var)
+    if output_center != 0:
+        store_moments(partial, SECOND, num_rows * ((W + 1) // 2), output_center, y_mean, y_var)
 
 
-@inline
+@part
 def windows(i, extent):
     """The windows over pixel i along an axis, and the pixel's places in them: a place below 0 if there is one only."""
     first, second = i // 2, min((i + 1) // 2, extent - 1)
     return first, second, i - 2 * first + 1, 0 if second > first else -9
 
 
-@inline
+@part
 def pick(dy, place, here):
     return dy if np.int32(place) == here else ZERO
 
 
-@inline
+@part
 def spread_row(x, dy0, dy1, argmax0, argmax1, row0, row1, scale, shift, input_line, output_line, dx):
     """One row of dx, [W, C], from the two rows of windows over it; row0, row1: 3 * the row that it is in those."""
     for w in range(x.shape[0]):
@@ -154,23 +151,34 @@ def spread_row(x, dy0, dy1, argmax0, argmax1, row0, row1, scale, shift, input_li
             store(dx_w, c, gradient)
 
 
+@part
+def spread_chunk(like, x, dy, argmax, scale, shift, input_line, output_line, dx, N, C, H, W, k, chunk):
+    """Chunk k of the rows of dx."""
+    out_height = (H + 1) // 2
+    x, dx = memory(x, (N, H, W, C), like), memory(dx, (N, H, W, C), like)
+    dy = memory(dy, (N, out_height, (W + 1) // 2, C), like)
+    argmax = memory(argmax, dy.shape, np.uint8)
+    scale, shift = memory(scale, C, np.float32), memory(shift, C, np.float32)
+    input_line = memory(input_line, (3, C if input_line != 0 else 0), np.float32)
+    output_line = memory(output_line, (3, C if output_line != 0 else 0), np.float32)
+    for row in range(k * chunk, min((k + 1) * chunk, N * H)):
+        n, h = row // H, row % H
+        begin, end, row0, row1 = windows(h, out_height)
+        spread_row(
+            x[n, h], dy[n, begin], dy[n, end], argmax[n, begin], argmax[n, end], 3 * row0, 3 * row1, scale, shift,
+            input_line, output_line, dx[n, h],
+        )  # fmt: skip
+
+
 @kernel
-def backward(x, dy, argmax, scale, shift, input_line, output_line, dx, chunk):
+def backward(like, x, dy, argmax, scale, shift, input_line, output_line, dx, N, C, H, W, chunk):
     # x, dx: [N, H, W, C]; dy, argmax: [N, ceil(H / 2), ceil(W / 2), C]; a chunk is `chunk` rows of x
-    height, out_height = x.shape[1], dy.shape[1]
-    num_rows = x.shape[0] * height
-    for index in prange((num_rows + chunk - 1) // chunk):
-        for row in range(index * chunk, min(index * chunk + chunk, num_rows)):
-            n, h = row // height, row % height
-            first, second, row0, row1 = windows(h, out_height)
-            spread_row(
-                x[n, h], dy[n, first], dy[n, second], argmax[n, first], argmax[n, second], 3 * row0, 3 * row1, scale,
-                shift, input_line, output_line, dx[n, h],
-            )  # fmt: skip
+    for k in prange((N * H + chunk - 1) // chunk):
+        spread_chunk(like, x, dy, argmax, scale, shift, input_line, output_line, dx, N, C, H, W, np.int64(k), chunk)
 
 
 class FrozenBatchNormPool(torch.autograd.Function):
-    """Outputs of `frozen_batch_norm_pool` from checked arguments, all of them float32."""
+    """Outputs of `frozen_batch_norm_pool` from checked arguments, all of them dense."""
 
     @staticmethod
     def forward(ctx, x, scale, shift, center, output_center):
@@ -178,11 +186,12 @@ class FrozenBatchNormPool(torch.autograd.Function):
         shape = (num_images, channels, output_size(height), output_size(width))
         y = torch.empty(shape, dtype=x.dtype, memory_format=torch.channels_last)
         argmax = torch.empty(shape, dtype=torch.uint8, memory_format=torch.channels_last)
-        mean, var, y_mean, y_var = (torch.empty_like(center) for _ in range(4))
+        mean, var = torch.empty_like(center), torch.empty_like(center)
         has_output = output_center is not None
-        launch(
-            forward, _rows(x), scale, shift, center, output_center if has_output else center, has_output, _rows(y),
-            _rows(argmax), mean, var, y_mean, y_var, chunk_length(num_images * shape[2]),
+        y_mean, y_var = (torch.empty_like(center), torch.empty_like(center)) if has_output else (None, None)
+        launch_at(
+            forward, x.dtype, x, scale, shift, center, output_center, y, argmax, mean, var, y_mean, y_var, *x.shape,
+            chunk_length(num_images * shape[2]),
         )  # fmt: skip
         ctx.save_for_backward(x, argmax, scale, shift, mean, y_mean)
         ctx.set_materialize_grads(False)
@@ -194,22 +203,17 @@ class FrozenBatchNormPool(torch.autograd.Function):
         x, argmax, scale, shift, mean, y_mean = ctx.saved_tensors
         dy = torch.zeros_like(argmax, dtype=x.dtype) if dy is None else dy.contiguous(memory_format=torch.channels_last)
         dx = torch.empty_like(x, memory_format=torch.channels_last)
-        launch(
-            backward, _rows(x), _rows(dy), _rows(argmax), scale, shift, _line(mean, dmean, dvar, x.numel()),
-            _line(y_mean, dy_mean, dy_var, dy.numel()), _rows(dx), chunk_length(x.shape[0] * x.shape[2]),
+        launch_at(
+            backward, x.dtype, x, dy, argmax, scale, shift, _line(mean, dmean, dvar, x.numel()),
+            _line(y_mean, dy_mean, dy_var, dy.numel()), dx, *x.shape, chunk_length(x.shape[0] * x.shape[2]),
         )  # fmt: skip
         return dx, None, None, None, None
 
 
-def _rows(x: Tensor) -> Tensor:
-    """[N, C, H, W] channels_last -> a view [N, H, W, C]."""
-    return x.permute(0, 2, 3, 1)
-
-
-def _line(mean: Tensor, dmean: Tensor | None, dvar: Tensor | None, size: int) -> Tensor:
-    """The line that moments' gradients add to dx: line[1] + line[2] * (x - line[0]). [3, C], or [3, 0] if nothing."""
+def _line(mean: Tensor, dmean: Tensor | None, dvar: Tensor | None, size: int) -> Tensor | None:
+    """The line that moments' gradients add to dx: line[1] + line[2] * (x - line[0]). [3, C], or None if nothing."""
     if dmean is None and dvar is None:
-        return mean.new_empty(3, 0)
+        return None
     num_rows = size / mean.numel()  # d mean / dx = 1 / R and d var / dx = 2 (x - mean) / R
     offset, slope = (torch.zeros_like(mean) if grad is None else grad / num_rows for grad in (dmean, dvar))
     return torch.stack((mean, offset, 2 * slope))
