@@ -32,7 +32,10 @@ STAGES = {
     "recover": ("recover", "make the condensed images"),
     "relabel": ("relabel", "write what replays the soft labels, and with --store the labels themselves"),
     "train": ("train", "train students on the condensed set and on the baselines"),
-    "evaluate": ("evaluate", "put the students beside their baselines in the honest table, print all evaluations, write results/"),
+    "evaluate": (
+        "evaluate",
+        "put the students beside their baselines in the honest table, print all evaluations, write results/",
+    ),
     "rank": ("rank", "DD-Ranking's scores: train the students that they need, print them, write ranking.json"),
     "inspect": (
         "inspect",
