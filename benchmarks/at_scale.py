@@ -15,6 +15,7 @@ import json
 import subprocess
 import sys
 import tempfile
+from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
@@ -56,8 +57,14 @@ def run(session: Session, options: argparse.Namespace) -> None:
             if options.data
         }
         grown = about | {"ipc": IPC, "iterations": 4, "gate": 10}
+        of_files = [stage for stage in OF_FILES if stage in wanted]
+        if data:
+            with tempfile.TemporaryDirectory(dir=options.folder) as first:
+                classes, part = next(iter(data.items()))
+                for stage in of_files:  # compiles what is kept from then on
+                    list(_told(stage, grown | {"scratch": first, "classes": classes, "data": part}))
         for classes, part in data.items():
-            for stage in (stage for stage in OF_FILES if stage in wanted):
+            for stage in of_files:
                 _measured(session, stage, classes, 0, grown | {"classes": classes, "data": part})
         for ipc in options.ipc:
             for stage in (stage for stage in OF_SETS if stage in wanted):
@@ -77,14 +84,18 @@ def _part(data: Path, classes: int, folder: Path) -> Path:
 
 
 def _measured(session: Session, stage: str, classes: int, ipc: int, about: dict[str, Any]) -> None:
-    """Runs a stage in a process, which tells its parts one a line."""
+    """Runs a stage, and adds a line for each of its parts."""
+    for told in _told(stage, about):
+        session.add(**told, classes=classes, ipc=ipc)
+        print(f"{classes:5} x {ipc:<4} {told['what']}: {told['wall_s']} s, {told['own_mb']} MB", flush=True)
+
+
+def _told(stage: str, about: dict[str, Any]) -> Iterator[dict[str, Any]]:
+    """Runs a stage in a process, which tells its parts one a line. Raises ValueError if it fails."""
     script = Path(__file__).with_name("scale_runs.py" if stage in RUNS else "scale_stages.py")
     command = [sys.executable, str(script), stage, json.dumps(about)]
     with subprocess.Popen(command, stdout=subprocess.PIPE, text=True) as child:
         assert child.stdout is not None
-        for line in child.stdout:
-            if line.startswith("{"):
-                session.add(**(told := json.loads(line)), classes=classes, ipc=ipc)
-                print(f"{classes:5} x {ipc:<4} {told['what']}: {told['wall_s']} s, {told['own_mb']} MB", flush=True)
+        yield from (json.loads(line) for line in child.stdout if line.startswith("{"))
     if child.returncode:
-        raise ValueError(f"{stage} of {classes} classes, {ipc} images each, ended with {child.returncode}")
+        raise ValueError(f"{stage} of {about['classes']} classes ended with {child.returncode}")

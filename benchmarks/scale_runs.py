@@ -141,8 +141,8 @@ def _mosaics(about: dict[str, Any]) -> None:
 def _recover(about: dict[str, Any]) -> None:
     """SRe2L's images, one a class in each job, by few iterations."""
     recipe = _small(about)
-    run = _opened(recipe, about, "recover", IMAGES)
     count = recipe.recover.iterations
+    run = _opened(recipe, about, f"recover-{count}", IMAGES)
     _recovered(run, f"SRe2L's images, {count} iteration{'s' * (count > 1)}")
 
 
