@@ -86,7 +86,7 @@ READERS = {
         "initial-*/class-00005*",
         lambda run: own_start(run, f"{run.out.parent / 'x.py'}:start")(Job(0, 0, 2, 0, 10)),
     ),
-    "nearest": ("students/features/nearest-*", lambda run: closest_images(run, "nearest", 2)),
+    "nearest": ("students/features/nearest-*", lambda run: closest_images(run, "nearest", 2)[0].read(run.device)),
     "features": ("students/features/*-test-*", lambda run: FrozenStudent(run).test),
 }
 
