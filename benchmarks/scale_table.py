@@ -9,7 +9,7 @@ from typing import Any
 
 import numpy as np
 from pages import drawn, markdown
-from pandas import DataFrame
+from pandas import DataFrame, concat
 from results import newest, sources
 
 GOALS = {
@@ -46,7 +46,7 @@ def table(lines: DataFrame) -> str:
         _stages(of_sets, "ipc", f"{most:,} x {{}}", "images") if len(of_sets) else "",
         _jobs([line for of in (of_files, of_sets) for line in of.to_dict("records")]),
         _claims(claims) if len(claims) else "",
-        sources(found),
+        sources(concat([of_files, of_sets, claims])),
     ]
     return "\n\n".join(part for part in parts if part)
 
