@@ -16,6 +16,7 @@ import time
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any, Literal
+from unittest import mock
 
 import numpy as np
 import torch
@@ -106,9 +107,8 @@ def _squeeze(about: dict[str, Any]) -> None:
             reads[0] += 1
             return read(self, sample)
 
-        FolderLoader.read, kept = counted, FolderLoader.read  # type: ignore[method-assign]
-        tell(what, lambda run=run, teachers=teachers: complete(run, teachers), files=len(run.real.train))
-        FolderLoader.read = kept  # type: ignore[method-assign]
+        with mock.patch.object(FolderLoader, "read", counted):
+            tell(what, lambda run=run, teachers=teachers: complete(run, teachers), files=len(run.real.train))
         if reads[0] != len(run.real.train):
             raise ValueError(f"{reads[0]} files were read for {len(run.real.train)} images")
 
