@@ -1,7 +1,7 @@
 """The tables of accuracy in docs and in benchmarks/results: what is published, what ours gave, and what that cost.
 
 A run with other settings than its recipe's, or with less data (add_run.py --reduced), is reduced: it stands by itself,
-never beside a published figure.
+never beside a published figure. One that differs in its teachers alone stands there, and is said to.
 """
 
 from __future__ import annotations
@@ -25,6 +25,7 @@ SAME_CELL = {  # settings that may differ from the recipe's in an unreduced run
     *("squeeze.gate_images", "evaluate.baselines", "evaluate.full_epochs"),
     *(f"{part}.precision" for part in PARTS),
 }
+OF_TEACHERS = ("recover.teachers", "recover.committee.size", "recover.committee.priors", "labels.priors")
 DATA = ("cifar10", "cifar100", "tiny-imagenet", "imagenet10", "imagenette", "imagenet1k", "imagenet21k", "digits")
 BASELINES = {
     "random_soft": "random real with soft labels",
@@ -54,14 +55,24 @@ def differences(line: Line) -> dict[str, tuple[Any, Any]]:
 
 
 def is_reduced(line: Line) -> bool:
-    return bool(line["reduced"] or differences(line))
+    return bool(line["reduced"]) or not all(map(is_of_teachers, differences(line)))
+
+
+def is_of_teachers(key: str) -> bool:
+    """Whether a setting says which teachers there are and how they are trained."""
+    return key.startswith("squeeze.") or key in OF_TEACHERS
+
+
+def fidelity(line: Line) -> int:
+    """2 for a run of the recipe, 1 for one with other teachers, 0 for a reduced one."""
+    return 0 if is_reduced(line) else 1 if differences(line) else 2
 
 
 def table(lines: Iterable[Line]) -> str:
     """The Markdown table, its notes, and the recipes that are in neither.
 
     One row for each recipe and student with a published accuracy or a run. Of several runs of a cell the last is shown,
-    unreduced ones first. Raises ValueError for a result of a recipe that there is not.
+    those of the highest fidelity first. Raises ValueError for a result of a recipe that there is not.
     """
     lines = list(lines)
     unknown = sorted({line["recipe"] for line in lines} - set(recipe.names()))
@@ -140,7 +151,7 @@ def ours(runs: list[Line], published: dict[str, float], notes: list[str]) -> str
         mine = [line for line in runs if line["ipc"] == ipc]
         for name in sorted({line["recipe"] for line in mine}):
             variant = [line for line in mine if line["recipe"] == name]
-            cells.append(cell(max(variant, key=lambda line: (not is_reduced(line), line["date"])), notes))
+            cells.append(cell(max(variant, key=lambda line: (fidelity(line), line["date"])), notes))
         missing += [str(ipc)] if not mine else []
     if missing:
         cells.append(f"not run ({', '.join(missing)})" if cells else "not run")
@@ -148,12 +159,15 @@ def ours(runs: list[Line], published: dict[str, float], notes: list[str]) -> str
 
 
 def cell(line: Line, notes: list[str]) -> str:
-    """Accuracy of the last epoch, with the seeds' deviation; reduced runs are in italics and marked so."""
+    """Accuracy of the last epoch, with the seeds' deviation; reduced runs are in italics and marked so.
+
+    Runs with other teachers than the recipe's are marked too.
+    """
     text = f"{CORRECTED} " * line["recipe"].endswith(f"-{CORRECTED}") + score(line["top1_last"], line["seeds"])
     belongs_to = note(line)
     if belongs_to not in notes:
         notes.append(belongs_to)
-    shown = f"*{text} reduced*" if is_reduced(line) else f"**{text}**"
+    shown = (f"*{text} reduced*", f"**{text}** other teacher", f"**{text}**")[fidelity(line)]
     return f"{shown} ({line['ipc']})<sup>{notes.index(belongs_to) + 1}</sup>"
 
 
@@ -177,7 +191,8 @@ def note(line: Line) -> str:
     text = f"{who(line)}, {line['student']}, {seeds_of(line)}, {line['date']}, {line['device']}; {stated}"
     changes = [f"{key} {shown(run)} (recipe: {shown(own)})" for key, (run, own) in differences(line).items()]
     changes += [line["reduced"]] if line["reduced"] else []
-    return text + (f"; reduced: {'; '.join(changes)}" if changes else "")
+    what = "reduced" if is_reduced(line) else "other teacher"
+    return text + (f"; {what}: {'; '.join(changes)}" if changes else "")
 
 
 def shown(value: Any) -> str:

@@ -12,6 +12,7 @@ from measure import DEVICE, Line
 from torch import Tensor
 
 from fastcondense.data.real import Normalization
+from fastcondense.devices import fastest_arithmetic
 from fastcondense.labels.labels import TeacherLabels, Wanted, student_loss
 from fastcondense.labels.view_tables import BatchTable, ViewBatch
 from fastcondense.labels.views import ReplayedViews
@@ -30,13 +31,14 @@ QUICK = {"network": "zoo/convnet3", "images": 16, "size": 32, "classes": 10, "ba
 def add_shapes(parser: argparse.ArgumentParser, images_on_cpu: int) -> None:
     """What an epoch of a student is made of."""
     is_gpu, precisions = DEVICE.type == "cuda", ("fp32", "tf32", "bf16")
+    fastest = fastest_arithmetic(DEVICE)[0]
     parser.add_argument("--network", default="torchvision/resnet18", help="of student and teacher")
     parser.add_argument("--images", type=int, default=2048 if is_gpu else images_on_cpu)
     parser.add_argument("--size", type=int, default=224 if is_gpu else 64)
     parser.add_argument("--classes", type=int, default=1000)
     parser.add_argument("--batch-size", type=int, default=128 if is_gpu else 16)
     for name in ("--precision", "--label-precision"):
-        parser.add_argument(name, choices=precisions, default="bf16" if is_gpu else "fp32")
+        parser.add_argument(name, choices=precisions, default=fastest, help="default: what runs take here")
     parser.add_argument("--workers", type=int, default=min(16, os.cpu_count() or 1), help="of others' DataLoaders")
 
 

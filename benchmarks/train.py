@@ -4,6 +4,7 @@
     pip install rethinkdc ddranking && fastcondense bench train --variants ours rethinkdc ddranking
 
 ours              views from the resident set, labels by the teacher on the fly; on a GPU as CUDA graphs
+ours-fp32         the same in float32
 ours-views        the making of its views alone
 published         JPEG files, torchvision's transforms, a DataLoader, the teacher on the fly (published_loops.py)
 published-reading its loader alone
@@ -40,8 +41,9 @@ STYLES = {
     "published-bf16": LoopStyle(bf16=True, channels_last=True, reads_loss=False),
     "compiled": LoopStyle(bf16=True, channels_last=True, reads_loss=False, compiled=True),
 }
-ON_CPU = ("ours", "ours-views", "published", "published-reading", *PACKAGES)
+ON_CPU = ("ours", "ours-fp32", "ours-views", "published", "published-reading", *PACKAGES)
 VARIANTS = (*ON_CPU, "published-bf16", "compiled")
+FP32 = {"precision": "fp32", "label_precision": "fp32"}
 QUICK = SHORT | {"repeats": 2}
 
 
@@ -49,6 +51,7 @@ def make(session: Session, options: argparse.Namespace, folder: Path) -> dict[st
     """An epoch of each variant that runs here, after a first one that compiles and starts workers."""
     pixels = torch.from_numpy(photograph_parts(options.images, options.size, options.size)).permute(0, 3, 1, 2)
     student = Student(options, pixels.contiguous())
+    in_fp32 = argparse.Namespace(**vars(options) | FP32)
     files = write_images(folder / "images", pixels)
     data = TrainingFiles(files, [k % options.classes for k in range(options.images)], student.dataset)
 
@@ -56,9 +59,13 @@ def make(session: Session, options: argparse.Namespace, folder: Path) -> dict[st
         nets = [Student.network(options) for _ in range(2)]
         return PublishedLoop(*nets, data, options.batch_size, options.workers, TEMPERATURE, DEVICE, style)
 
+    def epochs(student: Student) -> Callable[[], None]:
+        return student.epochs(student.step(student.on_the_fly))
+
     published = loop(STYLES["published"])
     makers: dict[str, Callable[[], Callable[[], object]]] = {
-        "ours": lambda: student.epochs(student.step(student.on_the_fly)),
+        "ours": lambda: epochs(student),
+        "ours-fp32": lambda: epochs(Student(in_fp32, student.pixels)),
         "ours-views": lambda: student.epochs(student.views.make),
         "published": lambda: published,
         "published-reading": lambda: published.read,
@@ -89,7 +96,10 @@ def add_options(parser: argparse.ArgumentParser) -> None:
     add_shapes(parser, images_on_cpu=64)
     parser.add_argument("--repeats", type=int, default=3, help="of an epoch, after one that is not counted")
     parser.add_argument(
-        "--variants", nargs="+", choices=VARIANTS, help="default: all on a GPU, those in fp32 elsewhere"
+        "--variants",
+        nargs="+",
+        choices=VARIANTS,
+        help="default: all on a GPU; elsewhere not published-bf16 and compiled",
     )
 
 
@@ -105,7 +115,9 @@ def run(session: Session, options: argparse.Namespace) -> None:
     for name, timing in timings.items():
         speed, more = options.images / timing.median, dict[str, object]()
         facts: Line = about(options) | {"workers": 0 if name.startswith("ours") else options.workers}
-        if not name.startswith("ours"):
+        if name == "ours-fp32":
+            facts |= FP32 | {"dtype": "float32"}
+        elif not name.startswith("ours"):
             style = STYLES.get(name.removesuffix("-reading"), LoopStyle())
             facts["dtype"] = facts["label_precision"] = "bfloat16" if style.bf16 else "float32"
         if name in PACKAGES:

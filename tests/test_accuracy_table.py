@@ -78,15 +78,26 @@ def test_a_line_holds_the_figures_and_the_settings(tmp_path):
         ({"recover__iterations": 9}, {"recover.iterations": (9, 75)}),
         ({"train__epochs": 5, "train__lr": 0.5}, {"train.epochs": (5, 1000), "train.lr": (0.5, 1e-3)}),
         ({"recover__iterations": 4000}, {"recover.iterations": (4000, 75)}),
-        ({"squeeze__teachers": ("zoo/resnet20",)}, None),
     ],
 )
 def test_what_counts_as_reduced(tmp_path, changes, wanted):
     """Every setting that decides the accuracy, and no other; the recipe's default of one is a difference as well."""
     line = line_of(finished(tmp_path, "edc/cifar10-ipc10", **changes))
-    found = differences(line)
-    assert is_reduced(line) == bool(found)
-    assert found == wanted if wanted is not None else set(found) == {"squeeze.teachers"}
+    assert differences(line) == wanted and is_reduced(line) == bool(wanted)
+
+
+def test_other_teachers_stand_beside_what_is_published_and_are_named(tmp_path):
+    """After a run of the recipe itself, before a reduced one of a later day."""
+    own = line_of(finished(tmp_path / "own", "edc/cifar10-ipc1", mean=25.0))
+    changes = {"squeeze__teachers": ("zoo/resnet20",), "squeeze__epochs": 9, "labels__priors": (1.0,)}
+    other = line_of(finished(tmp_path / "other", "edc/cifar10-ipc1", mean=26.0, time=DAY + 86400, **changes))
+    reduced = line_of(finished(tmp_path / "less", "edc/cifar10-ipc1", time=DAY + 2 * 86400, train__epochs=2, **changes))
+    assert set(differences(other)) == {"squeeze.teachers", "squeeze.epochs", "labels.priors"}
+    assert not is_reduced(other) and is_reduced(reduced)
+    found = table([other, reduced])
+    assert row(found, "edc/cifar10")[1].startswith("**26.0** other teacher (1)<sup>1</sup>, not run")
+    assert "; other teacher: " in found and "squeeze.teachers zoo/resnet20 (recipe: 8 entries)" in found
+    assert row(table([own, other, reduced]), "edc/cifar10")[1].startswith("**25.0** (1)")
 
 
 def test_less_data_is_reduced_though_no_setting_says_so(tmp_path):

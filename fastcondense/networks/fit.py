@@ -99,9 +99,9 @@ def make_optimizer(net: nn.Module, optimization: Optimization, is_captured: bool
         mine = groups([(name, p) for name, p in named if name in hidden])
         others = groups([(name, p) for name, p in named if name not in hidden])
         return MuonAndAdamW(mine, others, optimization.lr, optimization.momentum)
-    options: dict[str, Any] = {"lr": optimization.lr}
+    options: dict[str, Any] = {"lr": optimization.lr, "fused": True}
     if is_captured and named[0][1].is_cuda:
-        options = {"lr": torch.tensor(optimization.lr, device=named[0][1].device), "fused": True}
+        options["lr"] = torch.tensor(optimization.lr, device=named[0][1].device)
         options |= {} if optimization.optimizer == "sgd" else {"capturable": True}
     if optimization.optimizer == "sgd":
         return torch.optim.SGD(groups(named), momentum=optimization.momentum, **options)

@@ -25,7 +25,7 @@ class MuonAndAdamW:
         """Each hidden weight, and its matrix in the same memory."""
         groups = [group | {"params": [self._matrix(weight) for weight in group["params"]]} for group in hidden]
         muon = torch.optim.Muon(groups, lr=lr, momentum=momentum, adjust_lr_fn="match_rms_adamw")
-        self.parts: list[torch.optim.Optimizer] = [torch.optim.AdamW(list(others), lr=lr), muon]
+        self.parts: list[torch.optim.Optimizer] = [torch.optim.AdamW(list(others), lr=lr, fused=True), muon]
 
     def _matrix(self, weight: Tensor) -> nn.Parameter:
         matrix = nn.Parameter(_by_memory(weight.detach(), weight).view(len(weight), -1))

@@ -6,13 +6,14 @@
 from __future__ import annotations
 
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, nullcontext
 from typing import Any
 
 import torch
 from torch import nn
 
 from ..recipe.shared import Precision
+from .matrix_convolution import MatrixConvolutions
 
 _NETWORK_DTYPES = {"fp32": torch.float32, "tf32": torch.float32, "bf16": torch.bfloat16, "auto": torch.float32}
 
@@ -54,9 +55,13 @@ def one_thread(device: torch.device) -> Iterator[None]:
         torch.set_num_threads(before)
 
 
-def mixed(precision: Precision, device: torch.device) -> torch.autocast:
+@contextmanager
+def mixed(precision: Precision, device: torch.device) -> Iterator[None]:
     """Autocast for a network in training: bf16 where it is safe, float32 master weights; nothing for the others."""
-    return torch.autocast(device.type, torch.bfloat16, enabled=precision == "bf16")
+    is_low = precision == "bf16"
+    convolutions = MatrixConvolutions() if is_low and device.type == "cpu" else nullcontext()
+    with torch.autocast(device.type, torch.bfloat16, enabled=is_low), convolutions:
+        yield
 
 
 def cast(net: nn.Module, dtype: torch.dtype, kept: tuple[type[nn.Module], ...]) -> None:

@@ -1,0 +1,103 @@
+"""Convolutions as matrix products: against float64 at odd shapes, and only where they are the faster way."""
+
+import pytest
+import torch
+from torch import nn
+from torch.nn import functional as F
+
+from fastcondense.networks.matrix_convolution import MatrixConvolutions
+from fastcondense.networks.precision import mixed
+
+CPU = torch.device("cpu")
+CASES = {  # channels and kernel, what else Conv2d is told, size of the maps, whether the maps are products too
+    "one position": ((97, 131, 3), {"padding": 1}, (1, 1), True),
+    "even kernel": ((150, 160, (2, 3)), {"padding": (1, 0)}, (1, 4), False),
+    "unequal sides": ((150, 170, (3, 2)), {"padding": (1, 1)}, (2, 1), False),
+    "stride": ((65, 129, 3), {"padding": 1, "stride": 2, "bias": False}, (4, 3), False),
+    "stride, one position": ((97, 131, 3), {"stride": 2}, (4, 3), True),
+    "one pixel": ((190, 177, 1), {"bias": False}, (3, 5), False),
+    "border beyond the kernel": ((220, 200, 1), {"padding": 1}, (1, 1), False),
+    "whole map": ((97, 131, (3, 4)), {}, (3, 4), True),
+}
+
+
+def is_product(y):
+    return type(y.grad_fn).__name__ == "_ConvolutionBackward"
+
+
+@pytest.mark.parametrize("layout", [torch.contiguous_format, torch.channels_last])
+@pytest.mark.parametrize("name", CASES)
+def test_maps_and_gradients_are_those_of_float64(name, layout):
+    """Of the same rounded inputs: what is left is the rounding of each result."""
+    layers, settings, size, are_maps_products = CASES[name]
+    torch.manual_seed(0)
+    layer = nn.Conv2d(*layers, **settings).to(memory_format=layout)
+    x = torch.randn(5, layers[0], *size).to(memory_format=layout).requires_grad_()
+    with mixed("bf16", CPU):
+        y = layer(x)
+    assert is_product(y) and y.dtype == torch.bfloat16
+    assert y.grad_fn.are_maps_products == are_maps_products
+    upstream = torch.randn(y.shape).bfloat16()
+    y.backward(upstream)
+
+    truth = nn.Conv2d(*layers, **settings).double()
+    truth.load_state_dict({key: value.bfloat16().double() for key, value in layer.state_dict().items()})
+    wide = x.detach().bfloat16().double().requires_grad_()
+    expected = truth(wide)
+    expected.backward(upstream.double())
+    pairs = [(y, expected), (x.grad, wide.grad)]
+    pairs += [(p.grad, truth.get_parameter(key).grad) for key, p in layer.named_parameters()]
+    for ours, right in pairs:
+        error = (ours.detach().double() - right.detach()).abs()
+        assert bool((error <= 2**-8 * right.detach().abs() + 2**-10 * right.detach().abs().max()).all())
+    assert layer.weight.grad.dtype == torch.float32 == x.grad.dtype
+    assert layer.weight.grad.stride() == layer.weight.stride() or layout == torch.contiguous_format
+
+
+@pytest.mark.parametrize(
+    ("layers", "settings", "size"),
+    [
+        ((128, 128, 3), {"padding": 1, "groups": 2}, 2),
+        ((128, 128, 3), {"padding": 2, "dilation": 2}, 2),
+        ((128, 128, 3), {"padding": "same"}, 2),
+        ((128, 128, 3), {"padding": 1}, 5),  # 25 positions; products are for 16
+        ((3, 64, 7), {}, 7),
+    ],
+)
+def test_other_convolutions_are_pytorchs(layers, settings, size):
+    layer, x = nn.Conv2d(*layers, **settings), torch.randn(2, layers[0], size, size)
+    with mixed("bf16", CPU):
+        y = layer(x)
+    assert not is_product(y) and y.dtype == torch.bfloat16
+    assert torch.equal(y, F.conv2d(x.bfloat16(), layer.weight.bfloat16(), layer.bias.bfloat16(), *about(layer)))
+
+
+def about(layer):
+    return layer.stride, layer.padding, layer.dilation, layer.groups
+
+
+def test_images_without_a_batch_and_by_name_are_pytorchs():
+    layer, x = nn.Conv2d(128, 128, 1), torch.randn(128, 1, 1)
+    with MatrixConvolutions(), torch.autocast("cpu", torch.bfloat16):
+        assert not is_product(layer(x)) and not is_product(F.conv2d(input=x[None], weight=layer.weight))
+
+
+def test_fp32_is_left_alone():
+    layer, x = nn.Conv2d(128, 128, 3, padding=1), torch.randn(2, 128, 2, 2)
+    with mixed("fp32", CPU):
+        y = layer(x)
+    assert torch.equal(y, layer(x)) and y.dtype == torch.float32
+
+
+def test_a_frozen_layer_and_its_images_need_no_gradient():
+    layer, x = nn.Conv2d(128, 128, 3, padding=1), torch.randn(2, 128, 2, 2)
+    layer.weight.requires_grad_(False)
+    images = x.clone().requires_grad_()
+    with mixed("bf16", CPU):
+        layer(images).sum().backward()
+        assert images.grad is not None and layer.weight.grad is None
+        layer.weight.requires_grad_(True)
+        layer(x).sum().backward()
+        assert layer.weight.grad is not None
+        with torch.no_grad():
+            assert torch.equal(layer(x), layer(images))
