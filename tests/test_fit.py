@@ -167,6 +167,18 @@ def assert_same_bits(made, wanted):
         assert torch.equal(made.state_dict()[name], value), name
 
 
+@pytest.mark.parametrize(
+    ("every", "num_scored", "wanted"),
+    [(0, 0, [10, 20, 28]), (0, 150, [10, 20, 28]), (0, 151, [11, 22, 28]), (7, 151, [7, 14, 21, 28])],
+)
+def test_few_views_are_not_outweighed_by_scoring(tmp_path, every, num_scored, wanted):
+    """15 views an epoch: unless told otherwise, as many are seen as images are scored, from ten epochs on."""
+    optimization = Optimization(epochs=28, evaluate_every=every)
+    parts = Stream(1, "test"), tmp_path / "x.pt", lambda _: None
+    _, history = fit(small(), optimization, batches, F.cross_entropy, lambda _: {}, *parts, num_scored=num_scored)
+    assert [entry["epoch"] for entry in history] == wanted
+
+
 class Interruption(Exception):
     pass
 

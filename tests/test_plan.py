@@ -250,6 +250,9 @@ def test_a_plan_of_days_says_what_takes_less(monkeypatch):
     assert planned(train__epochs=epochs // 2).wall("train") == pytest.approx(whole.wall("train") / 2)
     one = whole.wall("train") / (seeds * (1 + len(recipe.evaluate.baselines)))
     assert f"students of {seconds_in_words(one)} on average" in lines["train"]
+    often, half = (planned(train__evaluate_every=every) for every in (1, 2))
+    assert any(line.endswith(": --train.evaluate-every 2 takes half") for line in advice(often))
+    assert half.wall("evaluate") == pytest.approx(often.wall("evaluate") / 2)
     monkeypatch.setattr("fastcondense.plan.plan.time_steps", lambda *_: Timing({1: 1e-6, 1000: 1e-3}))
     assert advice(planned()) == []
 

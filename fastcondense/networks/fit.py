@@ -129,14 +129,15 @@ def fit(
     report: Callable[[dict[str, float]], None],
     track: Callable[[Sequence[int]], Iterable[int]] = iter,
     *,
+    num_scored: int = 0,
     make: Callable[[Any], Batch] = as_it_is,
     is_captured: bool = False,
     is_shared: bool = False,
 ) -> tuple[nn.Module, list[dict[str, float]]]:
     """Trains `net` in place; returns what is evaluated (its moving average, if the recipe has one) and the history.
 
-    Each history entry has epoch, loss, lr, seconds (of training, so far) and what `evaluate` gives; there is one every
-    `evaluate_every` epochs and for the last.
+    Each history entry has epoch, loss, lr, seconds (of training, so far) and what `evaluate` gives, of num_scored
+    images; there is one every `Optimization.evaluation_interval` epochs and for the last.
     The state is written to `checkpoint` every few seconds, at an epoch's end; if the file exists, training goes on from
     there, to the same bits. `stream` seeds dropout; `track` may show progress over the epochs. Raises Divergence if
     the loss is not finite.
@@ -168,7 +169,7 @@ def fit(
         num_views = step.count
         mean_loss = step.take_loss()
         is_last = epoch + 1 == optimization.epochs
-        is_evaluated = is_last or (epoch + 1) % optimization.evaluate_every == 0
+        is_evaluated = is_last or (epoch + 1) % optimization.evaluation_interval(num_views, num_scored) == 0
         trained_for = time.monotonic() - started_at
         seconds += trained_for
         if not math.isfinite(mean_loss):

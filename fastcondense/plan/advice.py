@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from ..students.costs import views_an_epoch
 from ..words import seconds_in_words
 from .plan import Plan
 
@@ -35,7 +36,8 @@ def _changes(plan: Plan, stage: str) -> str:
             f"{halves}; --train.seeds {train.seeds} and --evaluate.baselines {names} are "
             f"{train.seeds * (1 + len(recipe.evaluate.baselines))} students of {seconds_in_words(each)} on average"
         )
-    return f"--train.evaluate-every {2 * recipe.train.evaluate_every} takes half"
+    views = views_an_epoch(recipe, plan.size.num_classes)
+    return f"--train.evaluate-every {2 * recipe.train.evaluation_interval(views, plan.size.num_test)} takes half"
 
 
 def _fewer_images(plan: Plan) -> str:

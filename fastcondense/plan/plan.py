@@ -136,7 +136,8 @@ class Plan:
                 continue
             timing = self._timed(partial(self._teacher_step, architecture), squeeze.batch_size, 0.15 * share)
             updates = squeeze.epochs * math.ceil(size.num_train / squeeze.batch_size)
-            scoring = math.ceil(squeeze.epochs / squeeze.evaluate_every) * forward(size.num_test) * share
+            interval = squeeze.evaluation_interval(size.num_train, size.num_test)
+            scoring = math.ceil(squeeze.epochs / interval) * forward(size.num_test) * share
             each.append(updates * timing.at(squeeze.batch_size) + scoring + checks)
             together += updates * timing.at(squeeze.batch_size / workers) + scoring + checks
             sources.append(_known_from("an update", timing, squeeze.batch_size, workers, "images"))
@@ -232,7 +233,7 @@ class Plan:
         source = _known_from("an update", soft or hard, batch, self.num_workers, "views")
         with_student = dataclasses.replace(recipe, recover=dataclasses.replace(recipe.recover, statistics=("bn",)))
         student = stand_ins.teacher(with_student, train.student, size.num_classes, self.device)
-        times = len(arms) * train.seeds * (math.ceil(train.epochs / train.evaluate_every) + 1)
+        times = len(arms) * train.seeds * math.ceil(train.epochs / train.evaluation_interval(views, size.num_test))
         scoring = times * self._forward([student])(size.num_test)
         return [
             StageTime("train", one, wall, source),

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from dataclasses import dataclass
 from typing import Literal
 
@@ -47,10 +48,15 @@ class Optimization:
     """Decay a step of the exponential moving average of the weights that is evaluated; 0 evaluates the weights."""
     accumulate: Count = 1
     """Parts that a batch is split into for the network's forward: BatchNorm sees a part, the optimiser the batch."""
-    evaluate_every: Count = 10
-    """Epochs between evaluations; the last is always evaluated."""
+    evaluate_every: CountOrZero = 0
+    """Epochs between evaluations; 0: ten, or as many as show as many views as images are scored. The last is always
+    evaluated."""
     precision: Precision = "auto"
     """Arithmetic of the network; bf16 is autocast, with float32 weights; auto as in recover."""
+
+    def evaluation_interval(self, num_views: int, num_scored: int) -> int:
+        """Epochs of num_views views from one evaluation, of num_scored images, to the next."""
+        return self.evaluate_every or max(10, math.ceil(num_scored / max(1, num_views)))
 
     @property
     def part_size(self) -> int:

@@ -219,6 +219,7 @@ def _student(run: Run, arm: Arm, number: int, condensed: CondensedSet, teachers:
         folder / "checkpoint.pt",
         lambda entry: run.report_epoch(what, entry, task.optimization.epochs),
         lambda epochs: run.log.track(epochs, what),
+        num_scored=len(run.real.test),
         make=task.make,
         is_captured=task.is_captured,
         is_shared=True,
