@@ -64,6 +64,8 @@ PACKED = {  # channels in and out, kernel, stride, padding, size, and how its gr
     "weights outweigh maps": (64, 64, 3, 1, 1, (2, 2), "mirrored"),
     "stride": (24, 40, 3, 2, 1, (9, 14), "transposed"),
     "shortcut": (24, 40, 1, 2, 0, (8, 13), "transposed"),
+    "product": (97, 131, 3, 1, 1, (1, 1), "product"),
+    "product with a stride": (150, 160, 3, 2, 1, (3, 1), "transposed"),
     "stem": (3, 16, 7, 2, 3, (32, 18), "stem"),
     "odd stem": (3, 16, 7, 2, 3, (31, 18), "transposed"),
 }
@@ -97,7 +99,7 @@ def test_packed_bfloat16_equals_float64(name, bias):
             bound = 2**-8 * right.detach().abs() + 1e-5 * float(right.detach().abs().max())
             assert bool(((made.detach().double() - right.detach()).abs() <= bound).all())
     (packed,) = frozen.packed.values()
-    assert packed._gradient_weight[0] == kind
+    assert packed._gradient_weight[0] == kind and packed.is_product == name.startswith("product")
     assert copy.deepcopy(frozen).packed == {} and frozen.float().packed == {}
 
 

@@ -1,7 +1,8 @@
-"""bfloat16 convolutions on a CPU, with constant weights that oneDNN has laid out for its matrix units once.
+"""bfloat16 convolutions on a CPU, with constant weights that are laid out for its matrix units once.
 
-Otherwise it lays them out in every call. The gradient of the maps is a convolution too: of stride 1 with the weights
-mirrored and transposed, of stride 2 as oneDNN's transposed convolution.
+Otherwise oneDNN lays them out in every call. The gradient of the maps is a convolution too: of stride 1 with the
+weights mirrored and transposed, of stride 2 as oneDNN's transposed convolution. Where maps are small and channels many,
+matrix products take their place.
 """
 
 from __future__ import annotations
@@ -12,6 +13,8 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
+
+from ..networks.matrix_convolution import is_faster_for_maps, mirrored, multiply
 
 _ops = torch.ops.mkldnn
 
@@ -44,19 +47,24 @@ class Packed:
     def __init__(self, weight: Tensor, padding: int, stride: int, shape: torch.Size):
         self.weight, self.padding, self.stride, self.shape = weight, padding, stride, shape
         self.side = weight.shape[2]
-        self.forward_weight = _packed(weight, padding, stride, list(shape))
+        self.is_product = is_faster_for_maps(shape, weight.shape, (stride, stride), (padding, padding))
         height, width = ((n + 2 * padding - self.side) // stride + 1 for n in shape[2:])
         self.output_shape = [shape[0], weight.shape[0], height, width]
 
     def forward(self, x: Tensor, bias: Tensor | None) -> Tensor:
         """The convolution of x: [N, C, H, W] channels_last."""
-        return _convolve(x, self.forward_weight, bias, self.padding, self.stride)
+        if self.is_product:
+            return multiply(x, self._forward_weight, bias, (self.stride, self.stride), (self.padding, self.padding))
+        return _convolve(x, self._forward_weight, bias, self.padding, self.stride)
 
     def gradient(self, dy: Tensor) -> Tensor:
         """The gradient of x from that of the output, channels_last."""
         kind, weight = self._gradient_weight
+        border = self.side - 1 - self.padding
+        if kind == "product":
+            return multiply(dy, weight, None, (1, 1), (border, border))
         if kind == "mirrored":
-            return _convolve(dy, weight, None, self.side - 1 - self.padding, 1)
+            return _convolve(dy, weight, None, border, 1)
         if kind == "stem":
             blocks = _convolve(dy, weight, None, 2, 1)
             n, _, height, width = blocks.shape
@@ -68,10 +76,18 @@ class Packed:
         )
 
     @functools.cached_property
+    def _forward_weight(self) -> Tensor:
+        if self.is_product:
+            return self.weight.permute(2, 3, 1, 0).contiguous()
+        return _packed(self.weight, self.padding, self.stride, list(self.shape))
+
+    @functools.cached_property
     def _gradient_weight(self) -> tuple[str, Tensor]:
         if self.stride == 1:
-            mirrored = self.weight.flip(2, 3).transpose(0, 1)
-            return "mirrored", _packed(mirrored, self.side - 1 - self.padding, 1, self.output_shape)
+            turned, border = mirrored(self.weight), self.side - 1 - self.padding
+            if self.is_product:
+                return "product", turned.contiguous()
+            return "mirrored", _packed(turned.permute(3, 2, 0, 1), border, 1, self.output_shape)
         is_even = self.shape[2] % 2 == 0 and self.shape[3] % 2 == 0
         if (self.side, self.padding, self.stride) == (7, 3, 2) and is_even and self.weight.shape[1] <= 4:
             return "stem", _packed(_block_weight(self.weight), 2, 1, self.output_shape)
