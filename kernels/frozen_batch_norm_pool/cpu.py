@@ -139,9 +139,8 @@ def spread_row(x, dy0, dy1, argmax0, argmax1, row0, row1, scale, shift, input_li
         for c in range(x_w.size):
             extra, x_c = ZERO, widen(x_w[c])
             if output_line.size:
-                y = as_stored(
-                    dx_w, x_c * scale[c] + shift[c]
-                )  # where the pixel is the maximum; elsewhere nobody picks it
+                # y where the pixel is the maximum; elsewhere nobody picks it
+                y = as_stored(dx_w, x_c * scale[c] + shift[c])
                 extra = output_line[1, c] + output_line[2, c] * (y - output_line[0, c])
             gradient = pick(widen(dy00[c]) + extra, at00[c], here00) + pick(widen(dy01[c]) + extra, at01[c], here01)
             gradient += pick(widen(dy10[c]) + extra, at10[c], here10) + pick(widen(dy11[c]) + extra, at11[c], here11)
