@@ -76,10 +76,12 @@ def about(layer):
     return layer.stride, layer.padding, layer.dilation, layer.groups
 
 
-def test_images_without_a_batch_and_by_name_are_pytorchs():
+def test_images_without_a_batch_and_calls_in_other_forms_are_pytorchs():
     layer, x = nn.Conv2d(128, 128, 1), torch.randn(128, 1, 1)
     with MatrixConvolutions(), torch.autocast("cpu", torch.bfloat16):
-        assert not is_product(layer(x)) and not is_product(F.conv2d(input=x[None], weight=layer.weight))
+        assert is_product(layer(x[None])) and not is_product(layer(x))
+        assert not is_product(F.conv2d(input=x[None], weight=layer.weight))
+        assert not is_product(F.conv2d(x[None], layer.weight, layer.bias, 1, 0, 1, 1))
 
 
 def test_fp32_is_left_alone():

@@ -40,7 +40,7 @@ def _is_taken(x: Tensor, weight: Tensor, *rest: Any) -> bool:
     if len(rest) != 5 or x.dim() != 4:
         return False
     _bias, stride, padding, dilation, groups = rest
-    if isinstance(padding, str) or groups != 1 or tuple(dilation) != (1, 1):
+    if not (isinstance(stride, tuple) and isinstance(padding, tuple)) or dilation != (1, 1) or groups != 1:
         return False
     return _is_faster(_FOR_WEIGHTS, x.shape, weight.shape, stride, padding)
 
