@@ -21,7 +21,7 @@ from fastcondense.recipe.recipe import CORRECTED, Recipe
 __all__ = ["costs", "page", "part", "read_lines", "table"]
 
 SAME_CELL = {  # settings that may differ from the recipe's in an unreduced run
-    *("seed", "train.seeds", "train.student", "train.evaluate_every", "squeeze.evaluate_every"),
+    *("seed", "train.seeds", "train.student", "train.evaluate_every"),
     *("squeeze.gate_images", "evaluate.baselines", "evaluate.full_epochs"),
     *(f"{part}.precision" for part in PARTS),
 }

@@ -101,7 +101,7 @@ def test_what_says_how_a_run_is_carried_out_stands_in_no_hash():
         plain,
         name="another",
         dataset=replace(plain.dataset, workers=7, loader="folder", on_error="skip", counts=(3, 4, 5)),
-        squeeze=replace(plain.squeeze, shared=True, sync_batch_norm=True),
+        squeeze=replace(plain.squeeze, shared=True, sync_batch_norm=True, evaluate_every=3),
         recover=replace(plain.recover, snapshots=0, reproducible=False),
         train=replace(plain.train, sync_batch_norm=True),
         evaluate=replace(plain.evaluate, sizes=(1, 2), compare=("stacked",)),

@@ -173,7 +173,7 @@ def test_an_interrupted_training_does_not_go_on_with_other_settings(tmp_path):
     def interrupt(*_):
         raise KeyboardInterrupt
 
-    more = ["--squeeze.evaluate-every", "1", "--squeeze.lr", "0.01"]
+    more = ["--squeeze.lr", "0.01"]
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr("fastcondense.networks.fit._SECONDS_BETWEEN_CHECKPOINTS", 0)
         assert fastcondense("squeeze", tmp_path / "clean", *more) == 0

@@ -61,7 +61,15 @@ class MoCo:
 
 
 @dataclass(frozen=True, kw_only=True)
-class SelfSupervision(Optimization, Views):
+class TeacherOptimization(Optimization):
+    """How a teacher is trained."""
+
+    evaluate_every: Annotated[CountOrZero, HOW] = 0
+    """Epochs between evaluations; 0: ten. The last is always evaluated. A teacher is the same however often it is."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class SelfSupervision(TeacherOptimization, Views):
     """How a teacher's backbone learns from images without labels, before a linear probe is fitted on it (SC-DD).
 
     Defaults are MoCo v2's on ImageNet.
@@ -99,7 +107,7 @@ class SelfSupervision(Optimization, Views):
 
 
 @dataclass(frozen=True, kw_only=True)
-class Probe(Optimization):
+class Probe(TeacherOptimization):
     """How the linear layer on a frozen self-supervised backbone is trained, on views as squeeze's own.
 
     The backbone stays in evaluation mode: neither its weights nor its running statistics change. Published: MoCo v2 lr
@@ -118,7 +126,7 @@ class Probe(Optimization):
 
 
 @dataclass(frozen=True, kw_only=True)
-class Squeeze(Optimization, Views):
+class Squeeze(TeacherOptimization, Views):
     """Teachers: where they come from, and how those that are trained here are trained."""
 
     teachers: tuple[str, ...] = ("torchvision/resnet18",)
