@@ -6,7 +6,7 @@
 A table stands between its markers on one of the pages (pages.py): speeds (throughput.py), accuracy (accuracy.py),
 probes of frozen backbones (frozen.py), ImageNet's shape (scale_table.py).
 benchmarks/results/ gets index.md, which lists every result file with its hash, accuracy.md, costs.md, curves.md and
-profile.md, and the plots, which are compared by the figures that they were drawn from.
+profile.md (step_pages.py), and the plots, which are compared by the figures that they were drawn from.
 """
 
 from __future__ import annotations
@@ -21,6 +21,7 @@ import accuracy
 import curves
 import frozen
 import scale_table
+import step_pages
 import throughput
 from accuracy import read_lines
 from pages import read_pages, replaced, stale, write
@@ -28,7 +29,7 @@ from results import index, read
 
 ROOT = Path(__file__).resolve().parents[1]
 RESULTS = ROOT / "benchmarks" / "results"
-DRAWERS: dict[str, Callable[[Any, Path], None]] = {"steps.svg": throughput.draw, "at-scale.svg": scale_table.draw}
+DRAWERS: dict[str, Callable[[Any, Path], None]] = {"steps.svg": step_pages.draw, "at-scale.svg": scale_table.draw}
 """What draws a plot; all others are curves of accuracy."""
 
 
@@ -44,14 +45,14 @@ def wanted(root: Path, folder: Path) -> tuple[dict[Path, str], dict[Path, Any]]:
     pages = replaced(pages, "at scale", scale_table.table(lines))
     made = {
         "index.md": index(folder),
-        "profile.md": throughput.profile(lines),
+        "profile.md": step_pages.profile(lines),
         "accuracy.md": accuracy.page(runs),
         "costs.md": accuracy.costs(runs, over_costs),
         "curves.md": curves.page(sizes),
     }
     texts = replaced(pages, "accuracy", accuracy.part(runs)) | {folder / name: text for name, text in made.items()}
     plots = {folder / name: of for name, of in (curves.figures(sizes) | over_costs).items()}
-    plots |= {folder / "steps.svg": throughput.bars(lines)}
+    plots |= {folder / "steps.svg": step_pages.bars(lines)}
     return texts, plots | {root / "docs" / "images" / "at-scale.svg": scale_table.growth(lines)}
 
 

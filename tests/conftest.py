@@ -23,7 +23,7 @@ _ = vision.torchvision  # prepared for tests that import it themselves
 from fastcondense.report import looks, plots  # noqa: E402
 from fastcondense.report.html import Html, escape  # noqa: E402
 
-LONGEST = "launch_ends kernel_compile style docs methods launch kills large_sets ffcv_loader ranks cli".split()
+LONGEST = "launch_ends kernel_compile style docs methods launch kills large_sets ffcv_loader ranks whole_runs".split()
 """Files whose tests take longest; while numba compiles for the first one process, the other compiles nothing."""
 DRAWN = "report report_page gallery".split()
 """Files whose tests look at the plots of reports."""

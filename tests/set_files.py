@@ -1,4 +1,4 @@
-"""Published condensed sets in small: pixels of twelve classes, and folders of them in every layout."""
+"""Published condensed sets in small: pixels of twelve classes, and folders, parquet files and tensors of them."""
 
 import io
 
@@ -10,6 +10,7 @@ from fastcondense.recipe.settings import Dataset
 
 SIZE, CLASSES, COUNT, IPC = 9, 12, 3, 2
 NAMES = tuple("cat ant dog cow bee owl fox elk hen rat pig yak".split())
+EACH = torch.arange(CLASSES).repeat_interleave(COUNT)
 DATASET = Dataset(image_size=SIZE)
 LAYOUTS = {
     "sre2l": (lambda k: f"new{k:03d}", lambda k, i: f"class{k:03d}_id{i:03d}.png"),
@@ -45,3 +46,23 @@ def write_folder(root, images, folder, file, kind="PNG"):
             path.parent.mkdir(parents=True, exist_ok=True)
             path.write_bytes(png(image, kind))
     return root
+
+
+def is_truth(published, images) -> bool:
+    """Whether a set that was read holds the first of these images, class by class."""
+    return torch.equal(published.condensed.images, first(images)) and published.condensed.classes == NAMES
+
+
+def plain_parquet(path, images, labels, cells=None, **names):
+    import pyarrow.parquet
+
+    cells = [png(x) for x in images.reshape(-1, *images.shape[2:])] if cells is None else cells
+    columns = {names.get("image", "image"): cells, names.get("label", "label"): labels}
+    pyarrow.parquet.write_table(pyarrow.table(columns), path)
+    return path
+
+
+def normalised(images):
+    """Float64 transcription of (x / 255 - mean) / std: [N, 3, S, S]."""
+    x = images.reshape(-1, SIZE, SIZE, 3).transpose(0, 3, 1, 2) / 255
+    return torch.from_numpy((x - np.array(DATASET.mean)[:, None, None]) / np.array(DATASET.std)[:, None, None])

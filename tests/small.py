@@ -1,4 +1,4 @@
-"""What is small enough for tests: a run on the digits, frozen networks, image folders."""
+"""What is small enough for tests: a run on the digits, networks, image folders."""
 
 from pathlib import Path
 
@@ -79,3 +79,22 @@ def trained_network() -> nn.Module:
             loss.backward()
             optimizer.step()
     return net.eval()
+
+
+class SmallNetwork(nn.Module):
+    """Convolution, BatchNorm, dropout, linear: parameters of all kinds, buffers, and randomness in the forward."""
+
+    def __init__(self):
+        super().__init__()
+        self.conv, self.norm = nn.Conv2d(3, 4, 3), nn.BatchNorm2d(4)
+        self.drop, self.head = nn.Dropout(0.3), nn.Linear(4, 5)
+
+    def forward(self, x):
+        return self.head(self.drop(F.relu(self.norm(self.conv(x))).mean((2, 3))))
+
+
+def said(capsys) -> str:
+    """The one line on stderr."""
+    lines = capsys.readouterr().err.strip().split("\n")
+    assert len(lines) == 1 and lines[0].startswith("fastcondense: ") and "Traceback" not in lines[0]
+    return lines[0]

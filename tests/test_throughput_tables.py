@@ -8,8 +8,9 @@ import pytest
 import tables
 from pages import drawn_from, replaced
 from results import frame, index, newest, read
+from step_pages import bars, draw
 from tables import main
-from throughput import MISSING, NOT_MEASURED, TABLES, bars, draw, table
+from throughput import MISSING, NOT_MEASURED, TABLES, table
 
 DAY = "2026-11-28"
 
