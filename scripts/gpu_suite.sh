@@ -65,7 +65,7 @@ if [ "$mode" = --dry-run ]; then
     slower=20 seconds=1400 gate_workers=1 more=(pixel_adam)
     kernels+=(--operators pixel_adam --quick)
     step=(--quick --no-gate) published=("${step[@]}") labels=("${step[@]}") train=("${step[@]}") precision=fp32
-    cifar=(--recover.iterations 2 --train.epochs 1 --train.seeds 1 --dataset.classes cat dog --squeeze.gate_images 10)
+    cifar=(--recover.iterations 2 --train.epochs 1 --train.seeds 1 --train.student zoo/convnet3_w32)
     short=(--train.seeds 1 --train.epochs 1 --squeeze.epochs 1 --squeeze.self_supervision.epochs 1)
     short+=(--squeeze.probe.epochs 1 --squeeze.gate_images 0 --recover.iterations 2)
     methods=(edc)
@@ -118,7 +118,7 @@ done
 part compiled 6+ "${bench[@]}" recover "${step[@]}" --variants plain-bf16 compiled ours-bf16 "${to[@]}"
 [ "$mode" != --plan ] || exit 0
 
-echo "$(wc -l <"$results") lines in $results, $SECONDS s" >>"$summary"
+echo "$(cat "$results" 2>/dev/null | wc -l) lines in $results, $SECONDS s" >>"$summary"
 echo "== summary"
 cat "$summary"
 exit $failed
