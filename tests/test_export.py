@@ -11,7 +11,7 @@ import pytest
 import torch
 from huggingface_hub import DatasetCard
 from safetensors.torch import load_file
-from small import image_folder, shards
+from small import image_folder, said, shards
 
 from fastcondense.cli import main
 from fastcondense.exchange.export import folder_names
@@ -57,12 +57,6 @@ def normalised(run, images) -> np.ndarray:
     dataset = tomllib.loads((run / "recipe.toml").read_text())["dataset"]
     x = (images.reshape(-1, 13, 13, 3) / 255 - np.array(dataset["mean"])) / np.array(dataset["std"])
     return x.transpose(0, 3, 1, 2)
-
-
-def said(capsys) -> str:
-    lines = capsys.readouterr().err.strip().split("\n")
-    assert len(lines) == 1 and lines[0].startswith("fastcondense: ")
-    return lines[0]
 
 
 @pytest.mark.parametrize("more", [[], ["--numbers"], ["--ipc", "1"]])

@@ -6,7 +6,7 @@ import numpy as np
 import pytest
 import torch
 from set_files import DATASET, IPC, LAYOUTS, NAMES, first, pixels, write_folder
-from small import fastcondense, shards
+from small import fastcondense, said, shards
 
 from fastcondense.data.datasets import load
 from fastcondense.files import read_json
@@ -117,12 +117,6 @@ def fresh(out, finished):
     """A new run that has the finished one's teachers."""
     shutil.copytree(finished / "teachers", out / "teachers")
     return out
-
-
-def said(capsys) -> str:
-    lines = capsys.readouterr().err.strip().split("\n")
-    assert len(lines) == 1 and lines[0].startswith("fastcondense: ")
-    return lines[0]
 
 
 def events(out) -> str:
