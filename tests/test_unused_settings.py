@@ -49,7 +49,6 @@ KEPT_CHOICES = {
     "Evaluate.baselines herding_hard": "measured in docs/nested.md, with soft labels",
     "Evaluate.baselines medoid_soft": "one of the subsets that best_soft is chosen from",
     "Evaluate.baselines bps_soft": "one of the subsets that best_soft is chosen from",
-    "Evaluate.baselines best_soft": "what a chosen real subset gives, which condensed images must beat",
     "Evaluate.baselines full_soft": "what all of the real images give with the teachers' labels",
 }
 
