@@ -125,7 +125,8 @@ def copy_ceiling(device: torch.device = DEVICE) -> float:
 
 @functools.cache
 def environment(device: torch.device = DEVICE) -> dict[str, Any]:
-    """Device, driver, versions, commit and date: what a figure means nothing without."""
+    """Device, driver, versions, commit, date and time (UTC): what a figure means nothing without."""
+    now = datetime.datetime.now(datetime.UTC)
     return {
         "device": torch.cuda.get_device_name(device) if device.type == "cuda" else _processor(),
         "driver": _output("nvidia-smi", "--query-gpu=driver_version", "--format=csv,noheader"),
@@ -134,7 +135,8 @@ def environment(device: torch.device = DEVICE) -> dict[str, Any]:
         "python": platform.python_version(),
         **{name: _version(name) for name in ("torch", "triton", "numba", "pillow", "ffcv", "nvidia-dali-cuda130")},
         "commit": os.environ.get("COMMIT") or _output("git", "describe", "--always", "--dirty"),
-        "date": datetime.datetime.now(datetime.UTC).date().isoformat(),
+        "date": now.date().isoformat(),
+        "time": now.time().isoformat("minutes"),
     }
 
 

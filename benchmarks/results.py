@@ -29,7 +29,7 @@ def frame(lines: Iterable[tuple[str, int, Line]]) -> DataFrame:
     for file, place, line in lines:
         name, made = line.get("benchmark") or line.get("what"), line.get("environment", line)
         row = line | {"benchmark": RENAMED.get(name, name), "device": file.partition("/")[0], "environment": made}
-        row |= {"file": file, "place": place, "date": str(made.get("date", ""))}
+        row |= {"file": file, "place": place, "date": f"{made.get('date', '')} {made.get('time', '')}"}
         rows.append(row | {"shape": tuple(line.get("shape") or (line.get("shapes") or [[]])[0])})
     found = DataFrame(rows, dtype=object).sort_values(["date", "file", "place"]) if rows else DataFrame()
     return found.reindex(columns=[*found.columns, *(name for name in SOMETIMES if name not in found)])

@@ -52,7 +52,7 @@ def test_lines_are_written_at_once_with_the_environment(tmp_path: Path) -> None:
     lines = [json.loads(line) for line in out.read_text().splitlines()]
     assert [line["a"] for line in lines] == [1, 2]
     assert lines[0]["environment"] == environment()
-    assert {"device", "driver", "torch", "triton", "numba", "commit", "date", "threads"} <= environment().keys()
+    assert {"device", "driver", "torch", "triton", "numba", "commit", "date", "time", "threads"} <= environment().keys()
 
 
 def test_lines_of_an_operator_whose_tests_fail_are_marked(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:

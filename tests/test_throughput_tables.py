@@ -15,12 +15,9 @@ from throughput import MISSING, NOT_MEASURED, TABLES, table
 DAY = "2026-11-28"
 
 
-def result(benchmark, line, file="gpu/a.jsonl", date=DAY, place=0):
-    return (
-        file,
-        place,
-        line | {"benchmark": benchmark, "environment": {"device": "GPU X", "commit": "abc", "date": date}},
-    )
+def result(benchmark, line, file="gpu/a.jsonl", date=DAY, place=0, **time):
+    environment = {"device": "GPU X", "commit": "abc", "date": date} | time
+    return file, place, line | {"benchmark": benchmark, "environment": environment}
 
 
 def rows_of(name, lines):
@@ -53,6 +50,14 @@ def test_only_whole_gated_measurements_are_read(tmp_path):
         ["recover", 1, "cpu-x", "cpu-x/b.jsonl", 0],
         ["train", 2, "cpu-x", "cpu-x/b.jsonl", 4],
     ]
+
+
+def test_of_one_day_the_later_file_counts_whatever_its_commit():
+    early, late = (
+        result("x", {"k": 1, "v": v}, f, time=t) for v, f, t in ((1, "gpu/b", "09:59"), (2, "gpu/a", "17:50"))
+    )
+    before = result("x", {"k": 1, "v": 3}, "gpu/c")
+    assert newest(frame([late, early, before]), ["k"], [])["v"].tolist() == [2]
 
 
 def test_the_newest_line_of_a_key_is_kept():
