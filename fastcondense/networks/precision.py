@@ -57,7 +57,10 @@ def one_thread(device: torch.device) -> Iterator[None]:
 
 @contextmanager
 def mixed(precision: Precision, device: torch.device) -> Iterator[None]:
-    """Autocast for a network in training: bf16 where it is safe, float32 master weights; nothing for the others."""
+    """Autocast for a network in training: bf16 where it is safe, float32 master weights; nothing for the others.
+
+    On a CPU, with `MatrixConvolutions` in it.
+    """
     is_low = precision == "bf16"
     convolutions = MatrixConvolutions() if is_low and device.type == "cpu" else nullcontext()
     with torch.autocast(device.type, torch.bfloat16, enabled=is_low), convolutions:

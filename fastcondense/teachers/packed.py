@@ -47,6 +47,8 @@ class Packed:
     def __init__(self, weight: Tensor, padding: int, stride: int, shape: torch.Size):
         self.weight, self.padding, self.stride, self.shape = weight, padding, stride, shape
         self.side = weight.shape[2]
+        self.border = self.side - 1 - padding
+        """Zeros around the output's gradient, which a convolution of stride 1 makes that of the maps from."""
         self.is_product = is_faster_for_maps(shape, weight.shape, (stride, stride), (padding, padding))
         height, width = ((n + 2 * padding - self.side) // stride + 1 for n in shape[2:])
         self.output_shape = [shape[0], weight.shape[0], height, width]
@@ -60,11 +62,10 @@ class Packed:
     def gradient(self, dy: Tensor) -> Tensor:
         """The gradient of x from that of the output, channels_last."""
         kind, weight = self._gradient_weight
-        border = self.side - 1 - self.padding
         if kind == "product":
-            return multiply(dy, weight, None, (1, 1), (border, border))
+            return multiply(dy, weight, None, (1, 1), (self.border, self.border))
         if kind == "mirrored":
-            return _convolve(dy, weight, None, border, 1)
+            return _convolve(dy, weight, None, self.border, 1)
         if kind == "stem":
             blocks = _convolve(dy, weight, None, 2, 1)
             n, _, height, width = blocks.shape
@@ -84,10 +85,10 @@ class Packed:
     @functools.cached_property
     def _gradient_weight(self) -> tuple[str, Tensor]:
         if self.stride == 1:
-            turned, border = mirrored(self.weight), self.side - 1 - self.padding
+            turned = mirrored(self.weight)
             if self.is_product:
                 return "product", turned.contiguous()
-            return "mirrored", _packed(turned.permute(3, 2, 0, 1), border, 1, self.output_shape)
+            return "mirrored", _packed(turned.permute(3, 2, 0, 1), self.border, 1, self.output_shape)
         is_even = self.shape[2] % 2 == 0 and self.shape[3] % 2 == 0
         if (self.side, self.padding, self.stride) == (7, 3, 2) and is_even and self.weight.shape[1] <= 4:
             return "stem", _packed(_block_weight(self.weight), 2, 1, self.output_shape)
