@@ -5,9 +5,8 @@ import copy
 
 import pytest
 import torch
-from small import frozen_network
+from small import SmallNetwork, frozen_network
 from torch import nn
-from torch.nn import functional as F
 
 from fastcondense.data.real import Normalization
 from fastcondense.labels.labels import TeacherLabels, hard_labels, student_loss
@@ -40,18 +39,6 @@ CASES = {
 }
 
 
-class Small(nn.Module):
-    """Convolution, BatchNorm, dropout, linear."""
-
-    def __init__(self):
-        super().__init__()
-        self.conv, self.norm = nn.Conv2d(3, 6, 3), nn.BatchNorm2d(6)
-        self.drop, self.head = nn.Dropout(0.3), nn.Linear(6, 5)
-
-    def forward(self, x):
-        return self.head(self.drop(F.relu(self.norm(self.conv(x))).mean((2, 3))))
-
-
 class Arm:
     """What a student is trained with: 23 images in batches of 6, the last of five; two teachers."""
 
@@ -67,7 +54,7 @@ class Arm:
         teachers = [Teacher.of(n, str(k), names, names, DATASET, has_unfused=unfused) for k, n in enumerate(nets)]
         self.source = TeacherLabels([teacher.to(device) for teacher in teachers], self.labels, 0)
         torch.manual_seed(5)
-        self.net = Small().to(device, memory_format=torch.channels_last)
+        self.net = SmallNetwork().to(device, memory_format=torch.channels_last)
 
     def make(self, item):
         batch = self.views.make(item)
