@@ -10,6 +10,7 @@ import dataclasses
 import json
 import os
 import resource
+import shutil
 import subprocess
 import sys
 import time
@@ -21,10 +22,12 @@ from unittest import mock
 import numpy as np
 import torch
 from scale_stages import Meter, print_line, tell, write_noise
+from torch import nn
 
 from fastcondense.data import datasets
 from fastcondense.data.jobs import jobs
 from fastcondense.data.splits import RealData, Split
+from fastcondense.files import slug
 from fastcondense.labels import relabel, resident
 from fastcondense.labels.fkd import write_fkd
 from fastcondense.labels.stored_labels import stored_bytes
@@ -44,25 +47,32 @@ from fastcondense.statistics.targets import complete
 from fastcondense.students.students import CONDENSED, Arm, train_arm
 
 TEACHERS = "zoo/convnet1", "zoo/convnet2"
+POOLED = "scale_runs:pooled"
 SIDE = 16
-"""Pixels of all images that networks see."""
+"""Pixels of all images that networks see, but for those of `pooled`."""
 IMAGES, FEW = 50, 10
 """Training images a class that statistics are taken of."""
 STATISTICS: tuple[Literal["bn", "conv", "patch"], ...] = ("bn", "conv", "patch")
 TOP = 5
 _BYTES = 2 + 2
 """Of a stored class and its logit."""
+_EPOCH = "a student's epoch, streamed"
 
 
-def _recipe(about: dict[str, Any], name: str, teachers: tuple[str, ...] = TEACHERS[:1]) -> Recipe:
-    """The recipe `name` for small images, with untrained teachers, whose weights are written."""
+def pooled(num_classes: int) -> nn.Module:
+    """A linear layer over 8 x 8 means of an image of any size: so small that loading and views are what takes time."""
+    return nn.Sequential(nn.AdaptiveAvgPool2d(8), nn.Flatten(), nn.Linear(3 * 8 * 8, num_classes))
+
+
+def _recipe(about: dict[str, Any], name: str, teachers: tuple[str, ...] = TEACHERS[:1], side: int = SIDE) -> Recipe:
+    """The recipe `name` for images of `side` pixels, with untrained teachers, whose weights are written."""
     recipe, paths = load(name), []
     for teacher in teachers:
-        path = Path(about["scratch"]) / f"{teacher.replace('/', '-')}-{about['classes']}.pt"
+        path = Path(about["scratch"]) / f"{slug(teacher)}-{about['classes']}.pt"
         with Stream(0, "at-scale").torch_generator():
             torch.save(zoo.build(teacher, about["classes"]).state_dict(), path)
         paths.append(str(path))
-    dataset = dataclasses.replace(recipe.dataset, image_size=SIDE, resize=SIDE, workers=1)
+    dataset = dataclasses.replace(recipe.dataset, image_size=side, resize=side, workers=1)
     made = dataclasses.replace(recipe.squeeze, teachers=teachers, weights=tuple(paths), gate_images=0)
     evaluate = dataclasses.replace(recipe.evaluate, baselines=())
     train = dataclasses.replace(recipe.train, student=teachers[0], epochs=1, seeds=1)
@@ -128,13 +138,14 @@ def _refused(run: Run) -> None:
 
 
 def _mosaics(about: dict[str, Any]) -> None:
-    """RDED's mosaics, of the crops that a teacher knows best."""
+    """Mosaics of the crops that a teacher knows best: RDED's, but that an image may give two crops, as EDC's do."""
     recipe = _recipe(about, f"rded/imagenet1k-ipc{about['ipc']}")
-    crops = dataclasses.replace(recipe.recover.initial, crops=2, candidates=IMAGES)
+    images = max(IMAGES, 2 * recipe.ipc)
+    crops = dataclasses.replace(recipe.recover.initial, crops=2, candidates=images, one_per_image=images == IMAGES)
     recipe = dataclasses.replace(recipe, recover=dataclasses.replace(recipe.recover, initial=crops))
-    run = _opened(recipe, about, "mosaics", IMAGES)
+    run = _opened(recipe, about, "mosaics", images)
     teachers = squeeze(run)
-    tell(f"crops ranked, 2 of each of {IMAGES} images a class", lambda: initial.make(run, teachers))
+    tell(f"crops ranked, 2 of each of {images} images a class", lambda: initial.make(run, teachers))
     _recovered(run, f"mosaics, {recipe.ipc} a class")
 
 
@@ -244,14 +255,28 @@ def _labels(about: dict[str, Any]) -> None:
     arrays = run.out.glob("labels/seed0/*.npy")
     if sum(path.stat().st_size for path in arrays) != 3 * 128 + views * (TOP * _BYTES + 2):
         raise ValueError(f"{stored_bytes(run)} bytes of labels are not those of {views} views")
-    tell("a student's epoch, streamed, with these labels", lambda: train_arm(run, CONDENSED, condensed, teachers))
+    tell(f"{_EPOCH}, with these labels", lambda: train_arm(run, CONDENSED, condensed, teachers))
     real = Arm("random", "hard")
     tell("one on as many real images, decoded as they are shown", lambda: train_arm(run, real, condensed, teachers))
     tell("inspect: the run's page", lambda: write_report(run))
     tell("export as FKD files, an epoch", lambda: write_fkd(run, run.out / "fkd", 1), views=views)
 
 
+def _students(about: dict[str, Any]) -> None:
+    """A set of noise of any size under the smallest of networks: its labels are replayed, and stored as FKD files."""
+    resident._SMALL = 0
+    recipe = _recipe(about, f"sre2l/imagenet1k-ipc{about['ipc']}", (POOLED,), about["size"])
+    run = _opened(recipe, about, "students", max(10, about["ipc"]))
+    teachers = squeeze(run)
+    write_noise(run.out, recipe, run.real.classes, {teacher.name: teacher.sha256 for teacher in teachers})
+    condensed, views = condensed_set(run), about["classes"] * about["ipc"]
+    tell(f"{_EPOCH}, with replayed labels", lambda: train_arm(run, CONDENSED, condensed, teachers), views=views)
+    tell("inspect: the run's page", lambda: write_report(run))
+    shutil.rmtree(run.out)
+
+
 STAGES = {"squeeze": _squeeze, "mosaics": _mosaics, "recover": _recover, "workers": _workers, "labels": _labels}
+STAGES |= {"students": _students}
 """What is called with the shape and the folders of a rehearsal, by the stage's name."""
 
 if __name__ == "__main__":

@@ -34,6 +34,8 @@ from fastcondense.recipe.recipe import Recipe, load
 from fastcondense.rng import Stream
 from fastcondense.sets.bundle import read_bundle, read_folder, write_bundle
 from fastcondense.sets.condensed import write_shard
+from fastcondense.sets.imported import import_images
+from fastcondense.sets.published_sets import read_published
 from fastcondense.views.windows import windows
 from fastcondense.workers.status import read_status
 
@@ -143,7 +145,11 @@ def write_noise(folder: Path, recipe: Recipe, classes: Sequence[str], teachers: 
     manifest = {"classes": list(classes), "recipe": {}, "teachers": teachers}
     write_json(folder / "condensed" / "manifest.json", manifest)
     for job in jobs(recipe, len(classes)):
-        images = torch.randint(0, 256, (job.num_images, 3, size, size), dtype=torch.uint8, generator=noise)
+        # eight pixels a draw
+        drawn = torch.empty(-(-job.num_images * 3 * size**2 // 8), dtype=torch.int64).random_(
+            -(2**63), None, generator=noise
+        )
+        images = drawn.view(torch.uint8)[: job.num_images * 3 * size**2].view(job.num_images, 3, size, size)
         write_shard(folder / "condensed", job, images, torch.zeros(2, 3), {"seconds": "1"})
     return manifest
 
@@ -189,10 +195,20 @@ def _bundle(about: dict[str, Any]) -> None:
     verdict = tell("verify the bundle", lambda: check(contents, None, torch.device("cpu")))
     if verdict.kind != "match":
         raise ValueError(f"{bundle} is no bundle of its set: {verdict.reason}")
+    bundle.unlink()
     tell("export as a folder", lambda: export(ExportOptions(run=folder, out=out), Log()))
+    sha256 = condensed.sha256
+    shutil.rmtree(folder)
+
+    def imported() -> str:
+        published = read_published(out, manifest["classes"], recipe.ipc, recipe.dataset)
+        import_images(published, folder / "condensed", recipe, Log(is_silent=True))
+        return published.sha256
+
+    if tell("import the folder", imported) != sha256:
+        raise ValueError("the images that came back are not those that went")
     for made in (folder, out):
         shutil.rmtree(made)
-    bundle.unlink()
 
 
 def _status(about: dict[str, Any]) -> None:

@@ -77,9 +77,8 @@ def slug(name: str) -> str:
     return plain if plain.strip(".") else "-" * len(plain)
 
 
-def check_room(folder: Path, size: int) -> None:
-    """Raises ValueError if `size` bytes do not fit on the disk of `folder`, beside what is not in it already."""
-    held = sum(path.stat().st_blocks * 512 for path in folder.rglob("*") if path.is_file())
+def check_room(folder: Path, size: int, held: int = 0) -> None:
+    """Raises ValueError if `size` bytes, of which `held` lie there already, do not fit on the disk of `folder`."""
     free = shutil.disk_usage(folder).free + held
     if size > free:
         raise ValueError(f"{size:,} bytes do not fit in {folder}, where {free:,} are free")

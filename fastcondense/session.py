@@ -52,16 +52,20 @@ def carry_out(stage: str, run: Run, options: Options, command: str = "") -> None
     launch holds the folder.
     """
     published = None
-    if options.images:
+    if options.images and not distributed.rank():
         path, name = hub.fetch(options.images[0]) if hub.is_name(options.images[0]) else (Path(options.images[0]), "")
-        published = read_published(path, run.real.classes, run.recipe.ipc, run.recipe.dataset, name)
+        there = next(folder for folder in (run.out, *run.out.parents) if folder.is_dir())
+        published = read_published(path, run.real.classes, run.recipe.ipc, run.recipe.dataset, name, there)
     with contextlib.closing(run.log), lock.locked(run.out, _share(stage, options, run.device)) as is_helper:
         if options.bundle is not None:
             with distributed.first_alone():
                 unpack(options.bundle, run.out)
         run.open(is_helper=is_helper)
-        if published is not None:
-            import_images(published, run.out / "condensed", run.recipe, run.log)
+        if options.images:
+            with distributed.first_alone():
+                if published is not None:
+                    import_images(published, run.out / "condensed", run.recipe, run.log)
+            published = None  # and with it what its pixels lie in
         with cost(run.log, run.device.type, command or stage):
             function: Callable[[Run], object] = getattr(stages, _HELPED[stage] if is_helper else stage)
             function(run)

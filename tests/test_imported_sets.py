@@ -1,17 +1,25 @@
 """Imported condensed sets: the order of their classes, what teachers say of it, and runs that go on from them."""
 
 import shutil
+from dataclasses import replace
+from types import SimpleNamespace
 
 import numpy as np
 import pytest
 import torch
-from set_files import DATASET, IPC, LAYOUTS, NAMES, first, pixels, write_folder
+from memory import begin_peak, peak
+from set_files import DATASET, IPC, LAYOUTS, NAMES, first, pixels, png, write_folder
 from small import fastcondense, said, shards
 
 from fastcondense.data.datasets import load
+from fastcondense.data.jobs import jobs
 from fastcondense.files import read_json
+from fastcondense.log import Log
+from fastcondense.recipe.recipe import load as load_recipe
 from fastcondense.recipe.settings import Dataset
-from fastcondense.sets.imported import judge_order
+from fastcondense.sets import listing
+from fastcondense.sets.condensed import read_set
+from fastcondense.sets.imported import import_images, judge_order
 from fastcondense.sets.published_sets import class_order, read_published
 from fastcondense.tensor_files import read_tensors
 from fastcondense.vision import timm
@@ -187,6 +195,32 @@ def test_nothing_is_left_by_a_set_that_is_refused(tmp_path, capsys):
     write_folder(tmp_path / "set", pixels(classes=10), *LAYOUTS["sre2l"])
     assert run("recover", tmp_path / "r", "--images", str(tmp_path / "set")) == 1
     assert "9 x 9 pixels, but dataset.image_size is 8" in said(capsys) and not (tmp_path / "r").exists()
+
+
+def test_a_set_that_does_not_fit_on_the_disk_is_refused_first(published, tmp_path, monkeypatch, capsys):
+    monkeypatch.setattr(shutil, "disk_usage", lambda _: SimpleNamespace(free=20 * 3 * 8 * 8 - 1))
+    assert run("recover", tmp_path / "r", "--images", str(published)) == 1
+    assert f"3,840 bytes do not fit in {tmp_path}, where 3,839 are free" in said(capsys)
+    assert not (tmp_path / "r").exists()
+
+
+def test_memory_does_not_hold_the_images_of_an_import(tmp_path, monkeypatch):
+    """Of 72 MB of pixels those that are decoded together, and a job's, and not all of them, twice."""
+    monkeypatch.setattr(listing, "_DECODED_TOGETHER", 16)
+    names, pictures = [str(k) for k in range(60)], [png(np.full((200, 200, 3), k, np.uint8)) for k in range(5)]
+    for name in names:
+        (tmp_path / "set" / name).mkdir(parents=True)
+        for slot in range(10):
+            (tmp_path / "set" / name / f"{slot:03d}.png").write_bytes(pictures[slot % 5])
+    dataset = Dataset(image_size=200, resize=200, workers=1)
+    recipe = replace(load_recipe("sre2l/digits-ipc10"), dataset=dataset)
+    for ipc in (1, 10):  # modules are loaded by the first
+        held, sized = begin_peak(), replace(recipe, ipc=ipc)
+        found = read_published(tmp_path / "set", names, ipc, dataset)
+        import_images(found, tmp_path / f"ipc{ipc}", sized, Log(is_silent=True))
+    assert peak() - held < 40e6
+    made = read_set(tmp_path / "ipc10", jobs(sized, 60), 10, tuple(names))
+    assert made.sha256 == found.sha256 and (made.corner(60, 5)[:, :, 0, 0, 0] == torch.arange(5)).all()
 
 
 def test_another_class_order_is_found_by_the_teachers(finished, tmp_path, capsys):

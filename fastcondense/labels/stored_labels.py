@@ -98,7 +98,8 @@ def store_labels(run: Run, condensed: CondensedSet, teachers: Sequence[Teacher])
     num_views = sum(first[-1] for first in rows.values())
     run.log.say(f"relabel: {size:,} bytes of labels, of {num_views} views, in {folder}; on the fly they cost none")
     folder.mkdir(parents=True, exist_ok=True)
-    check_room(folder, size)
+    held = (path.stat().st_blocks * 512 for path in folder.rglob("*") if path.is_file())
+    check_room(folder, size, sum(held))
     digest = condensed.sha256
     for seed in views:
         manifest = {

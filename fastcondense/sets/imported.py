@@ -48,19 +48,18 @@ def import_images(published: PublishedSet, folder: Path, recipe: Recipe, log: Lo
         log.say(f"images: {text}")
     todo = []
     for job in jobs(recipe, len(condensed.classes)):
-        images = condensed.images[job.classes(), job.slots()]
         shard = shard_path(folder, job.index)
         if not shard.exists():
-            todo.append((job, images))
-        elif not torch.equal(read_tensors(shard)[0]["images"], images):
+            todo.append(job)
+        elif not torch.equal(read_tensors(shard)[0]["images"], condensed.some(job.classes(), job.slots())):
             raise ValueError(
                 f"{folder} holds other images ({shard.name}) than {name}; choose another --out, or delete that folder"
             )
     if stored is None or stored["sha256"] != published.sha256:
         write_json(folder / "manifest.json", identity | {"origin": origin})
     metadata = {"seconds": "0", "images": "uint8 NCHW, RGB"}
-    for job, images in todo:
-        write_shard(folder, job, images, torch.zeros(0, 3), metadata)
+    for job in todo:
+        write_shard(folder, job, condensed.some(job.classes(), job.slots()), torch.zeros(0, 3), metadata)
     log.say(
         f"images: {condensed.num_images} of {len(condensed.classes)} classes imported from {name} "
         f"({published.layout}), sha256 {published.sha256[:12]}" + "; they were here already" * (not todo)

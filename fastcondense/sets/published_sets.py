@@ -28,6 +28,7 @@ from ..recipe.settings import Dataset
 from . import parquet_sets, tensor_sets
 from .condensed import CondensedSet
 from .listing import Listing, Picture, decode
+from .stored_images import Spool, StoredImages
 
 CLASSES_FILE = "classes.json"
 _NUMBERED = re.compile(r"(?:new|class)?_?(\d+)")  # new000 (SRe2L, CDA, EDC, FADRM), 00000 (RDED, CIM), 0
@@ -50,8 +51,11 @@ class PublishedSet:
     """Remarks that a reader should know: images and classes that are left out, values that are clamped."""
 
 
-def read_published(path: Path, classes: Sequence[str], ipc: int, dataset: Dataset, name: str = "") -> PublishedSet:
-    """The first `ipc` images of each class, in class order. name: what they are called, if that is not their path.
+def read_published(
+    path: Path, classes: Sequence[str], ipc: int, dataset: Dataset, name: str = "", folder: Path | None = None
+) -> PublishedSet:
+    """The first `ipc` images of each class, in class order. name: what they are called, if that is not their path;
+    folder: on whose disk their pixels lie until nobody holds them, if not where temporary files do.
 
     Raises ValueError that says what is wrong: a class that is missing or has too few images, another size than
     dataset.image_size (nothing is resized), a file that cannot be read.
@@ -59,8 +63,8 @@ def read_published(path: Path, classes: Sequence[str], ipc: int, dataset: Datase
     listing = list_images(path, len(classes), dataset)
     if listing.is_numbered and (listing.labels.min(), listing.labels.max()) == (1, len(classes)):
         raise ValueError(f"{path} has class numbers from 1 to {len(classes)}; they must count from 0")
-    rows, said = class_order(listing.names, classes, listing.is_numbered, listing.stated)
-    members = [np.flatnonzero(listing.labels == row) for row in rows]
+    order, said = class_order(listing.names, classes, listing.is_numbered, listing.stated)
+    members = [np.flatnonzero(listing.labels == row) for row in order]
     counts = [len(ids) for ids in members]
     poorest, richest = int(np.argmin(counts)), int(np.argmax(counts))
     if not counts[poorest]:
@@ -79,12 +83,13 @@ def read_published(path: Path, classes: Sequence[str], ipc: int, dataset: Datase
     elif counts[poorest] > ipc:
         said += (f"of {counts[poorest]} images a class the first {ipc} are taken",)
     size, formats = dataset.image_size, Counter[str]()
-    images = torch.empty(len(classes) * ipc, 3, size, size, dtype=torch.uint8)
+    rows = torch.arange(len(classes) * ipc).view(len(classes), ipc)
+    spool = Spool(folder, rows.numel(), (3, size, size))
     for picture in listing.read(np.concatenate([ids[:ipc] for ids in members]), size):
-        images[picture.place] = picture.pixels
+        spool.put(picture.place, picture.pixels)
         formats[picture.format] += 1
     how = ", ".join(f"{count} {name}" if len(formats) > 1 else name for name, count in formats.most_common())
-    condensed = CondensedSet(images.view(len(classes), ipc, 3, size, size), tuple(classes))
+    condensed = CondensedSet(StoredImages(spool, torch.zeros_like(rows), rows), tuple(classes))
     return PublishedSet(
         name or str(path.resolve()),
         condensed,

@@ -4,16 +4,18 @@ from __future__ import annotations
 
 import math
 import os
+import tempfile
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, Protocol
+from typing import Any, BinaryIO, Protocol
 
 import torch
 from safetensors import safe_open
 from torch import Tensor
 
 from ..data.jobs import Job
+from ..files import check_room
 from ..loaders.reading import naming, open_file, reading
 from ..tensor_files import DIGESTS, first_byte, read_tensors
 
@@ -42,13 +44,39 @@ class Shards:
             tensors, _ = read_tensors(path, "images")
             self.begins[place] = first_byte(path, "images")
             return tensors["images"][rows]
-        images = torch.empty(len(rows), *self.shape_of_one, dtype=torch.uint8)
         with naming(path), open_file(path) as file:
-            for image, row in zip(images, rows.tolist(), strict=True):
-                begin = self.begins[place] + row * image.numel()
-                if os.preadv(file.fileno(), [image.numpy().data], begin) < image.numel():
-                    raise ValueError("it has become shorter")
-        return images
+            return _rows(file, self.begins[place], rows, self.shape_of_one)
+
+
+class Spool:
+    """A file without a name, on the disk of a folder, that takes images in any order and gives those that are asked
+    for: a set that is read in one order and wanted in another need not lie in memory. It goes when nobody holds it."""
+
+    def __init__(self, folder: Path | None, count: int, shape_of_one: tuple[int, ...]):
+        if folder is not None:
+            check_room(folder, count * math.prod(shape_of_one))
+        self.shape_of_one = shape_of_one
+        self._file = tempfile.TemporaryFile(dir=folder)
+
+    def put(self, row: int, image: Tensor) -> None:
+        """Takes an image, uint8 [3, S, S]."""
+        self._file.seek(row * image.numel())
+        self._file.write(image.contiguous().numpy().data)
+
+    def take(self, _place: int, rows: Tensor) -> Tensor:
+        """As `Shards.take`."""
+        self._file.flush()
+        return _rows(self._file, 0, rows, self.shape_of_one)
+
+
+def _rows(file: BinaryIO, begin: int, rows: Tensor, shape_of_one: tuple[int, ...]) -> Tensor:
+    """Those at `rows`, int64 [n], of the images that lie in a file from a byte on. Raises ValueError if it ends before
+    one does."""
+    images = torch.empty(len(rows), *shape_of_one, dtype=torch.uint8)
+    for image, row in zip(images, rows.tolist(), strict=True):
+        if os.preadv(file.fileno(), [image.numpy().data], begin + row * image.numel()) < image.numel():
+            raise ValueError("it has become shorter")
+    return images
 
 
 class Holder(Protocol):
