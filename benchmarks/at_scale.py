@@ -27,11 +27,11 @@ from session import Session
 
 OF_FILES = ("index", "epoch", "pack", "squeeze", "mosaics", "recover")
 """Stages whose work grows with classes and files; they need those."""
-OF_SETS = ("set", "bundle", "export", "status", "plan", "mosaics", "recover", "labels", "fkd", "students", "workers")
-"""Stages of the most classes whose work grows with images a class."""
+OF_SETS = ("set", "bundle", "export", "status", "plan", "larger", "recover", "labels", "fkd", "students", "workers")
+"""Stages of the most classes whose work grows with images a class; larger: mosaics."""
 SIZED = {"set", "bundle", "export", "students"}
 """Stages of condensed images of `--size` pixels a side."""
-NEED_FILES = {*OF_FILES, "labels", "fkd", "students", "workers"}
+NEED_FILES = {*OF_FILES, "larger", "labels", "fkd", "students", "workers"}
 RUNS = {*NEED_FILES, "plan"} - {"index", "epoch", "pack"}
 """Those of scale_runs.py."""
 STAGES = tuple(dict.fromkeys((*OF_FILES, *OF_SETS, "claims")))

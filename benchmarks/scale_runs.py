@@ -317,7 +317,7 @@ def _plan(about: dict[str, Any]) -> None:
 
 
 STAGES = {"squeeze": _squeeze, "mosaics": _mosaics, "recover": _recover, "workers": _workers, "labels": _labels}
-STAGES |= {"students": _students, "fkd": _fkd, "plan": _plan}
+STAGES |= {"larger": _mosaics, "students": _students, "fkd": _fkd, "plan": _plan}
 """What is called with the shape and the folders of a rehearsal, by the stage's name."""
 
 if __name__ == "__main__":

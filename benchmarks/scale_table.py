@@ -49,7 +49,7 @@ def table(lines: DataFrame) -> str:
         head = f"{lines['classes'].max():,} x {{}}" + f", {size} pixels" * (size != _SIDE)
         parts.append(_stages(lines, "ipc", head, "images"))
     parts += [
-        _jobs([line for of in (of_files, *of_sets.values()) for line in of.to_dict("records")]),
+        _jobs(_newest(found).to_dict("records")),
         _claims(claims) if len(claims) else "",
         sources(concat([of_files, *of_sets.values(), claims])),
     ]
@@ -59,13 +59,17 @@ def table(lines: DataFrame) -> str:
 def _of_stages(found: DataFrame) -> tuple[DataFrame, dict[int, DataFrame]]:
     """The newest lines of stages that grow with classes, and of those that grow with images of the most classes, by the
     side of these in pixels."""
-    known = found[found["what"] != "claims"]
-    known = known.assign(size=known["size"].where(known["size"].notna(), _SIDE))
-    stages = newest(known, ("what", "classes", "ipc", "size"))
+    stages = _newest(found)
     of_sets = stages[stages["ipc"] != 0]
     of_sets = of_sets[of_sets["classes"] == of_sets["classes"].max()]
     sizes = sorted(of_sets["size"].unique())
     return stages[stages["ipc"] == 0], {int(size): of_sets[of_sets["size"] == size] for size in sizes}
+
+
+def _newest(found: DataFrame) -> DataFrame:
+    known = found[found["what"] != "claims"]
+    known = known.assign(size=known["size"].where(known["size"].notna(), _SIDE))
+    return newest(known, ("what", "classes", "ipc", "size"))
 
 
 Curves = dict[str, dict[str, float]]
@@ -144,11 +148,12 @@ def _jobs(found: Sequence[dict[str, Any]]) -> str:
             f"{line['job_ms']:.0f}",
             f"{line['beside_ms']:.1f}",
             f"{line['beside_ms'] / 10:.1f} %",
+            f"{line['own_mb']} MB",
         )
         for line in found
         if line.get("beside_ms") == line.get("beside_ms", "")  # NaN where a line has none
     ]
-    head = ("recover", "classes x images", "jobs", "ms a job", "ms beside it", "of a job of a second")
+    head = ("recover", "classes x images", "jobs", "ms a job", "ms beside it", "of a job of a second", "own memory")
     return markdown(head, rows) if rows else ""
 
 
