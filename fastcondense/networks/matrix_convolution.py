@@ -16,7 +16,7 @@ from torch.nn import functional as F
 
 # Pairs of channels for each position of an output map, above which products win: measured for 10 to 128 images.
 _FOR_MAPS = 8192
-_FOR_WEIGHTS = 1024
+_FOR_WEIGHTS = 512
 
 Pair = tuple[int, int]
 
@@ -96,14 +96,11 @@ def _map_gradient(ctx: Any, dy: Tensor, x: Tensor, weight: Tensor) -> Tensor:
 
 
 def _weight_gradient(dy: Tensor, x: Tensor, shape: torch.Size, stride: Pair, padding: Pair) -> Tensor:
-    """float32 [O, C, h, w], channels_last: a product for every place of the window; each sum is rounded to bfloat16."""
+    """float32 [O, C, h, w], channels_last; each sum is rounded to bfloat16."""
     windows = _windows(x, shape[2:], stride, padding)
     rows = dy.permute(0, 2, 3, 1).reshape(-1, shape[0]).t()
-    found = dy.new_empty(shape[0], *shape[2:], shape[1], dtype=torch.float32)
-    for i in range(shape[2]):
-        for j in range(shape[3]):
-            found[:, i, j] = rows @ windows[:, :, :, i, j].reshape(-1, shape[1])
-    return found.permute(0, 3, 1, 2)
+    found = (rows @ windows.reshape(rows.shape[1], -1)).float()
+    return found.view(shape[0], *shape[2:], shape[1]).permute(0, 3, 1, 2)
 
 
 def _windows(x: Tensor, sides: torch.Size, stride: Pair, padding: Pair) -> Tensor:
