@@ -6,6 +6,7 @@ import dataclasses
 import difflib
 import importlib
 import os
+import re
 import shlex
 import shutil
 import signal
@@ -22,6 +23,7 @@ from .words import printable
 from .workers import interrupt
 from .workers.launched import is_launched
 
+_NO_MEMORY = re.compile("out of memory|can't allocate memory")  # torch's words, of a GPU and of the host
 _LONGEST_COMPLAINT = 2000  # characters: names of others may be in it
 
 # What torch or a command's own libraries are needed for is imported when it runs: they take seconds, and help, the
@@ -114,13 +116,14 @@ def main(arguments: list[str] | None = None) -> int:
             if not is_launched():  # else the launcher says so
                 sys.stderr.write(interrupt.NOTICE)
             return interrupt.status_of(error)
-        if not isinstance(error, (ValueError, OSError)) and type(error).__name__ != "OutOfMemoryError":  # torch's
+        is_full = isinstance(error, MemoryError) or (isinstance(error, RuntimeError) and _NO_MEMORY.search(str(error)))
+        if not isinstance(error, (ValueError, OSError)) and not is_full:
             raise
         if os.environ.get("FASTCONDENSE_TRACEBACK"):
             traceback.print_exc()
         from .workers.launch import refuse
 
-        text = " ".join(str(error).split())
+        text = f"{'not enough memory: ' if is_full else ''}{' '.join(str(error).split())}"
         if not refuse(text):
             _complain(text)
         return 1
@@ -196,6 +199,9 @@ def _with_options(command: str, rest: list[str]) -> int:
     if len(options.images) > 1:
         assert options.out is not None
         return _of_each_set(command, rest, options.images, options.out)
+    alone = [flag for flag in ("--workers", "--restarts") if flag in {word.partition("=")[0] for word in rest}]
+    if options.launch.gpus is None and alone:
+        raise ValueError(f"{alone[0]} needs --gpus: --gpus 0 --workers N starts N workers on CPUs")
     if options.launch.gpus is not None and not is_worker:
         from .workers.launch import launch
 

@@ -45,6 +45,11 @@ def parse(
         if stop.code:
             raise ValueError(_first_paragraph(_text(complaint))) from None
         raise Help(_short(_text(said), program, common) if is_short else _text(said)) from None
+    if unknown and not unknown[0].startswith("-"):
+        before = [word for word in arguments[: arguments.index(unknown[0])] if word.startswith("--")]
+        if not before:
+            raise ValueError(f"nothing is expected there: {unknown[0]!r}")
+        raise ValueError(f"{before[-1]} takes no value, or no more of them, got {unknown[0]!r}")
     if unknown:
         given = unknown[0].partition("=")[0].replace("_", "-")
         near = difflib.get_close_matches(given, flags(kind), 1, 0.0)[0]

@@ -30,9 +30,11 @@ def choose_device(name: str) -> torch.device:
         name = "cuda" if torch.cuda.is_available() else "cpu"
     try:
         device = torch.device(name)
+        if device.type not in ("cpu", "cuda"):
+            raise RuntimeError
         torch.empty(0, device=device)
     except (RuntimeError, AssertionError):
-        raise ValueError(f"there is no device {name!r} here") from None
+        raise ValueError(f"there is no device {name!r} here: auto, cpu, cuda or cuda:N") from None
     torch.backends.cudnn.deterministic = True  # the same job gives the same images
     if device.type == "cpu":
         keep_freed_memory()

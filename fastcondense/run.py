@@ -67,12 +67,22 @@ class Run:
         if self.recipe.recover.batch_size == 0:
             as_begun = self._settled(begun) if (begun := self._begun()) is not None else self.recipe
             self.recipe = with_batch_size(self.recipe, kept_batch_size(self.out, as_begun))
+        self._check_place()
         self._check_data()
         self._check_images()
         needed = [name for name in self.recipe.evaluate.baselines if not (name.startswith("full") or is_own(name))]
         if needed:
             self.real.check_counts(self.recipe.ipc, f"baseline {needed[0]} at ipc {self.recipe.ipc}")
         self.real.check_counts(max(1, self.recipe.squeeze.gate_images), "the teacher gate (squeeze.gate_images)")
+
+    def _check_place(self) -> None:
+        """Raises ValueError if the run's folder would be taken for a class of its data, or for images of one."""
+        for split in (self.real.train, self.real.test):
+            is_ours = split.files and not is_own(self.recipe.dataset.name)  # else files may lie anywhere
+            if is_ours and self.out.resolve().is_relative_to(split.files.root.resolve()):
+                raise ValueError(
+                    f"{self.out} lies in {split.files.root}, whose folders are the classes: choose another --out"
+                )
 
     def _check_data(self) -> None:
         """Raises ValueError if the run was begun with other real images."""

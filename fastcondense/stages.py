@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable
 
 import torch
@@ -42,7 +43,7 @@ def plan(options: PlanOptions, log: Log) -> None:
     Raises ValueError for numbers that make no sense, and for a data set of unknown size.
     """
     launch = options.launch
-    if (launch.gpus or 0) < 0 or options.seconds <= 0:
+    if (launch.gpus or 0) < 0 or not 0 < options.seconds < math.inf:
         raise ValueError(f"plan needs --gpus of 0 or more and --seconds above 0, got {launch.gpus}, {options.seconds}")
     recipe = options.settings.check()
     device = choose_device("cpu" if launch.gpus == 0 else options.device)

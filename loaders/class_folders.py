@@ -55,8 +55,12 @@ class LeftOut:
     cycles: list[str] = field(default_factory=list)
     """Links to a folder that they are in."""
 
+    last: str = ""
+    """The last file that is no image."""
+
     def meet(self, ending: str, path: str) -> None:
         """Counts a file that is no image."""
+        self.last = path
         self.others[ending] += 1
         self.example.setdefault(ending, path)
 
@@ -133,7 +137,7 @@ def index_classes(root: Path) -> ClassFolders:
         found = list(_images(root, folder.name, os.path.realpath(folder), (), left_out, times))
         if not found:
             others = left_out.others.total() - before
-            has = f", but {others} files of other kinds ({next(iter(left_out.example.values()))})" if others else ""
+            has = f", but {others} files of other kinds ({left_out.last})" if others else ""
             raise ValueError(f"class folder {folder} holds no image{has}")
         names += sorted(found, key=_in_parts)
         counts.append(len(found))

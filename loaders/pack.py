@@ -25,12 +25,14 @@ from PIL import Image
 
 from .beton import ALLOCATION, CRC, JPEG, RAW, SAMPLE, Sidecar, data_start, head, place, read_sidecar
 from .folder import ImageFile
+from .reading import read_file
 
 _FORMAT = 2  # of .beton file, sidecar and journal
 CHUNK = 128  # files a chunk: at most so many are encoded again after a kill, a worker
 RAW_LIMIT = 8  # "mixed" stores pixels that take at most so many times the bytes of the JPEG
 PAGE = 1 << 23
 _LONGEST_PAGE = 1 << 31
+_SAMPLED = 32  # files whose bytes tell them from others
 _LONGEST_SIDE = 4096  # of pixels that are stored without a max_resolution
 Track = Callable[[Sequence[Any], str], Iterable[Any]]
 
@@ -150,6 +152,9 @@ def _identity(
     digest = hashlib.sha256(json.dumps([_FORMAT, asdict(packing), list(classes)]).encode())
     for path, size, label in zip(files, sizes, labels, strict=True):
         digest.update(f"{label} {path.relative_to(source).as_posix()} {size}\n".encode(errors="surrogateescape"))
+    for number in np.unique(np.linspace(0, max(0, len(files) - 1), _SAMPLED).astype(np.int64)).tolist():
+        with contextlib.suppress(ValueError):  # met, and named, when it is packed
+            digest.update(read_file(files[number]))  # others of the same names and sizes are other images
     return digest.hexdigest()
 
 

@@ -51,6 +51,7 @@ def test_other_labels_are_refused_by_name(labels, words):
         (IMAGES.transpose(1, 2, 3, 0), r"axes in the order H, W, 3, N"),
         (IMAGES[..., 0], r"got uint8 \(4, 2, 2\)"),
         (IMAGES[:0], "holds no images"),
+        ((IMAGES / 255 > 0.1).astype(np.uint8), "no value above 1 in its images, nearly black: are they pixels in"),
     ],
 )
 def test_other_images_are_refused_by_name(images, words):
@@ -66,7 +67,7 @@ def test_a_class_name_that_is_there_twice_is_refused():
 
 def write_npz(root, **other):
     for part in ("train", "test"):
-        arrays = {"images": np.zeros((4, 32, 32, 3), np.uint8), "labels": np.arange(4)} | other.get(part, {})
+        arrays = {"images": np.full((4, 32, 32, 3), 9, np.uint8), "labels": np.arange(4)} | other.get(part, {})
         np.savez(root / f"{part}.npz", **arrays)
     return root
 
@@ -101,7 +102,7 @@ def test_files_of_arrays_pass_the_same_entry(tmp_path):
 )
 def test_the_ten_of_svhn_is_the_digit_zero(tmp_path, y, wanted):
     for part in ("train", "test"):
-        arrays = {"X": np.zeros((32, 32, 3, 4), np.uint8), "y": np.array(y)[:, None]}
+        arrays = {"X": np.full((32, 32, 3, 4), 9, np.uint8), "y": np.array(y)[:, None]}
         savemat(tmp_path / f"{part}_32x32.mat", arrays)
     if isinstance(wanted, list):
         assert load(Dataset(name="svhn"), tmp_path).train.labels.tolist() == wanted

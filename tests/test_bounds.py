@@ -1,6 +1,7 @@
 """Declared bounds: what they refuse, in which words, for every setting that has one."""
 
 import math
+import re
 import typing
 from dataclasses import dataclass, field, fields, is_dataclass, replace
 from typing import Annotated
@@ -38,6 +39,8 @@ class Outer:
         (Outer(inner=Inner(share=math.nan)), "inner.share must lie in [0, 1], got nan"),
         (Outer(inner=Inner(pairs=(0, 30))), "inner.pairs must be at least 1, got (0, 30)"),
         (Outer(inner=Inner(pairs=(1, 31))), "inner.pairs must lie in [0, 30], got (1, 31)"),
+        (Outer(free=math.nan), "free must be finite, got nan"),
+        (Outer(free=-math.inf), "free must be finite, got -inf"),
     ],
 )
 def test_what_is_beyond_a_bound_is_named(wrong, message):
@@ -86,6 +89,32 @@ def test_every_bound_of_a_recipe_is_checked_and_parsed():
     flags = "--recipe sre2l/digits-ipc1 --labels.pool 0.5 --labels.rand-augment 2 9 --evaluate.sizes 1 2".split()
     labels = parse_stage("train", "", flags).settings.labels
     assert (labels.pool, labels.rand_augment) == (0.5, (2, 9))
+
+
+@pytest.mark.parametrize(
+    ("flags", "message"),
+    [
+        ("--squeeze.lr -1", "squeeze.lr must be positive, got -1.0"),
+        ("--squeeze.gamma nan", "squeeze.gamma must be positive, got nan"),
+        ("--train.milestones 0.5 nan", "train.milestones must be finite, got (0.5, nan)"),
+        ("--recover.lr inf", "recover.lr must be finite, got inf"),
+        ("--recover.betas 0.5 1", "recover.betas must lie in [0, 1), got (0.5, 1.0)"),
+        ("--recover.initial.flip 2", "recover.initial.flip must lie in [0, 1], got 2.0"),
+        ("--recover.match-weight -1", "recover.match_weight must be at least 0, got -1.0"),
+        ("--train.weight-decay -1", "train.weight_decay must be at least 0, got -1.0"),
+        ("--train.temperature inf", "train.temperature must be finite, got inf"),
+        ("--labels.crop-ratio 1 inf", "labels.crop_ratio must be finite, got (1.0, inf)"),
+        ("--dataset.mean 123 117 104", "dataset.mean must lie in [0, 1], got (123.0, 117.0, 104.0)"),
+        ("--dataset.std 58 57 57", "dataset.std must lie in (0, 1], got (58.0, 57.0, 57.0)"),
+        ("--recover.roll 0 99999999999", "recover.roll must lie in [-65535, 65535], got (0, 99999999999)"),
+        ("--squeeze.padding 9", "squeeze.padding 9 is more than dataset.image_size 8"),
+        ("--dataset.image-size 16", "dataset.resize 8 is less than dataset.image_size 16"),
+    ],
+)
+def test_numbers_that_no_run_could_mean_are_refused_by_name(flags, message):
+    settings = parse_stage("train", "", ["--recipe", "sre2l/digits-ipc1", *flags.split()]).settings
+    with pytest.raises(ValueError, match=re.escape(message)):
+        settings.check()
 
 
 def test_an_unknown_type_in_toml_is_still_refused():

@@ -73,6 +73,18 @@ def test_contents_come_back_bit_for_bit_and_bytes_are_reproducible(run, file, tm
     assert (tmp_path / "light.zip").stat().st_size < file.stat().st_size - 80_000
 
 
+def test_a_bundle_is_called_as_its_run_and_replaces_bundles_alone(run, tmp_path, capsys):
+    for name in ("lr0.5", "lr0.25"):
+        shutil.copytree(run, tmp_path / name)
+        assert main(["bundle", str(tmp_path / name), "--teachers", "reference"]) == 0
+    assert sorted(path.name for path in tmp_path.glob("*.zip")) == ["lr0.25.zip", "lr0.5.zip"]
+    (tmp_path / "mine.txt").write_text("mine")
+    capsys.readouterr()
+    assert main(["bundle", str(run), "--out", str(tmp_path / "mine.txt")]) == 1
+    assert "mine.txt is there and is no bundle; choose another --out" in said(capsys)
+    assert (tmp_path / "mine.txt").read_text() == "mine"
+
+
 def test_images_of_a_bundle_are_decoded_when_they_are_asked_for(file, monkeypatch):
     whole, decoded, decode = read_bundle(file).condensed.images, [], bundle._Pictures._decode
     monkeypatch.setattr(bundle._Pictures, "_decode", lambda *of: decoded.append(of[1]) or decode(*of))

@@ -68,7 +68,7 @@ def test_endings_that_pillow_reads_are_images_and_others_are_counted(tmp_path):
     assert "4 files that are not read (2 .txt, 1 " in others and "without an ending" in others and ".psd" in others
     (tmp_path / "b").mkdir()
     (tmp_path / "b" / "scan.dcm").touch()
-    with pytest.raises(ValueError, match=r"class folder .*b holds no image, but 1 files of other kinds"):
+    with pytest.raises(ValueError, match=r"folder .*b holds no image, but 1 files of other kinds \(.*b/scan\.dcm\)"):
         index_classes(tmp_path)
 
 

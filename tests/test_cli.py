@@ -104,6 +104,22 @@ def test_every_option_has_a_text():
             "run --recipe sre2l/digits --recover.lrr=3",
             "unknown option '--recover.lrr=3'; the nearest is '--recover.lr'",
         ),
+        (
+            "run --recipe sre2l/digits --squeeze.shared true",
+            "--squeeze.shared takes no value, or no more of them, got 'true'",
+        ),
+        (
+            "squeeze --recipe sre2l/digits --squeeze.crop-scale 0.1 1 2",
+            "--squeeze.crop-scale takes no value, or no more",
+        ),
+        ("bundle r s", "nothing is expected there: 's'"),
+        ("recover --recipe sre2l/digits --workers 2", "--workers needs --gpus: --gpus 0 --workers N starts N workers"),
+        ("squeeze --recipe sre2l/digits --restarts=0", "--restarts needs --gpus"),
+        ("squeeze --recipe sre2l/digits --device meta", "there is no device 'meta' here: auto, cpu, cuda or cuda:N"),
+        (
+            "plan --recipe sre2l/digits --seconds nan",
+            "plan needs --gpus of 0 or more and --seconds above 0, got None, nan",
+        ),
         ("bundle", "Missing from fastcondense bundle: PATH"),
         ("export r --format zip", "invalid choice 'zip' for argument '--format'"),
         ("recipes cifar11", "there is no recipe 'cifar11'; the nearest is"),
@@ -114,6 +130,18 @@ def test_every_option_has_a_text():
 def test_what_tyro_refuses_is_one_line_too(arguments, words, capsys):
     assert main(arguments.split()) == 1
     assert words in said(capsys)
+
+
+@pytest.mark.parametrize(
+    "error", [MemoryError("no 9 GB"), RuntimeError("DefaultCPUAllocator: can't allocate memory: 9")]
+)
+def test_too_little_memory_is_one_line(error, capsys, monkeypatch):
+    def carry_out(*_, **__):
+        raise error
+
+    monkeypatch.setattr("fastcondense.session.prepare", carry_out)
+    assert main(["squeeze", "--recipe", "sre2l/digits"]) == 1
+    assert f"fastcondense: not enough memory: {error}" == said(capsys)
 
 
 def test_a_run_without_a_recipe_gives_examples_or_the_run_that_is_there(tmp_path, capsys):

@@ -7,6 +7,8 @@ import torch
 from torch import nn
 
 from fastcondense.teachers.convolution import FrozenConvolution
+from fastcondense.teachers.fuse import fuse
+from fastcondense.vision import timm
 
 CASES = {
     "weights outweigh maps": ({"in_channels": 24, "out_channels": 40, "kernel_size": 3, "padding": 1}, 3),
@@ -108,3 +110,46 @@ def test_bfloat16_that_is_not_packed_is_plain():
     plain, frozen = pair(settings)
     x = torch.randn(2, 24, size, size).bfloat16()
     assert torch.equal(frozen.bfloat16()(x), plain.bfloat16()(x)) and frozen.packed == {}
+
+
+@pytest.mark.parametrize("stride", [1, 2])
+def test_bfloat16_of_groups_takes_the_fast_way_for_its_gradient(stride):
+    settings = {"in_channels": 6, "out_channels": 6, "kernel_size": 5, "groups": 6, "padding": 2, "stride": stride}
+    plain, frozen = pair(settings)
+    plain, frozen = plain.bfloat16().double(), frozen.bfloat16()
+    x = torch.randn(2, 6, 7, 9).bfloat16()
+    truth, ours = x.double().requires_grad_(), x.clone().requires_grad_()
+    expected, y = plain(truth), frozen(ours)
+    assert type(y.grad_fn).__name__ == "GroupedConvolutionBackward"
+    upstream = torch.randn_like(expected).bfloat16()
+    (gradient,) = torch.autograd.grad(y, ours, upstream)
+    (wanted,) = torch.autograd.grad(expected, truth, upstream.double())
+    assert bool(((gradient - wanted).abs() <= 2**-8 * wanted.abs() + 2**-10 * wanted.abs().max()).all())
+
+
+class TensorFlowNet(nn.Module):
+    """A convolution of timm that pads as TensorFlow does, by a decision on its input's size, and a BatchNorm."""
+
+    def __init__(self):
+        super().__init__()
+        self.conv = timm.layers.Conv2dSame(4, 4, 3, 2, groups=4, bias=False)
+        self.norm, self.act, self.head = nn.BatchNorm2d(4), nn.ReLU6(), nn.Linear(4, 3)
+
+    def forward(self, x):
+        return self.head(self.act(self.norm(self.conv(x))).mean((2, 3)))
+
+
+def test_a_convolution_with_a_forward_of_its_own_is_one_node_of_the_trace():
+    torch.manual_seed(0)
+    net = TensorFlowNet().eval()
+    fused, _, reason = fuse(net)
+    assert reason is None and isinstance(fused.conv, timm.layers.Conv2dSame)
+    x = torch.randn(2, 4, 7, 10)
+    torch.testing.assert_close(fused(x), net(x))
+    y = copy.deepcopy(fused).conv.bfloat16()(x.bfloat16().requires_grad_())
+    assert "GroupedConvolutionBackward" in names_of_graph(y.grad_fn)
+    torch.testing.assert_close(y.float(), net.conv(x), atol=0.05, rtol=0.05)
+
+
+def names_of_graph(node):
+    return {type(node).__name__}.union(*(names_of_graph(before) for before, _ in node.next_functions if before))

@@ -63,6 +63,21 @@ def test_other_data_in_the_same_folder_are_refused_by_name(tmp_path, images, mad
     assert before and all(path.read_bytes() == data for path, data in before.items())
 
 
+@pytest.mark.parametrize(
+    ("data", "out"), [("flat", "flat"), ("flat", "flat/run"), (".", "runs/x"), ("split", "split/val/r")]
+)
+def test_a_run_among_the_class_folders_of_its_data_is_refused(tmp_path, images, monkeypatch, capsys, data, out):
+    """Its folder would be a class to every later command."""
+    shutil.copytree(images / "train", tmp_path if data == "." else tmp_path / "flat", dirs_exist_ok=True)
+    shutil.copytree(images, tmp_path / "split") if data == "split" else None
+    monkeypatch.chdir(tmp_path)
+    assert squeeze(out, data) == 1
+    assert f"{out} lies in " in (text := line(capsys)) and "whose folders are the classes: choose another --out" in text
+    assert not list(tmp_path.rglob("recipe.toml"))
+    if data == "split":
+        assert squeeze("split/run", data) == 0 and squeeze("split/run", data) == 0
+
+
 def test_a_run_that_goes_on_with_another_decoder_says_so(tmp_path, images, made, monkeypatch, capsys):
     out = shutil.copytree(made, tmp_path / "r")
     kept = json.loads((out / "environment.json").read_text())

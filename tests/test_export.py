@@ -78,6 +78,10 @@ def test_folders_are_numbered_where_sorted_names_are_not_in_class_order():
     assert folder_names(tuple("0 1 2 10".split()), False)[-1] == "00003"
 
 
+def test_no_folder_has_a_name_that_readers_leave_out():
+    assert folder_names(("__MACOSX", "b"), False) == ["00000", "00001"]
+
+
 def test_jpeg_is_what_pillow_makes_of_it(run, images, tmp_path):
     assert main(["export", str(run), "--out", str(tmp_path / "x"), "--jpeg", "95"]) == 0
     read = torchvision.datasets.ImageFolder(tmp_path / "x")
@@ -186,6 +190,16 @@ def test_an_export_of_imported_images_names_their_origin(run, tmp_path):
     [
         (["--ipc", "3"], "the set has 2 images of each class, 3 are wanted"),
         (["--jpeg", "101"], "--jpeg needs a quality from 1 to 100"),
+        (["--ipc", "-1"], "--ipc needs a number of images a class, or 0 for all, got -1"),
+        (
+            ["--format", "tensors", "--jpeg", "90"],
+            "--jpeg is of --format folder and parquet, not tensors; leave it out",
+        ),
+        (["--format", "parquet", "--numbers"], "--numbers is of --format folder, not parquet"),
+        (
+            ["--format", "fkd", "--ipc", "1"],
+            "--ipc is of --format folder and parquet and tensors and ddranking, not fkd",
+        ),
         (["--out", "full"], "full is not empty"),
         (["--out", "nowhere", "--format", "ddranking", "--data", "absent"], "there is no folder absent"),
     ],

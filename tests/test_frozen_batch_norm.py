@@ -246,3 +246,22 @@ def test_wrong_input_is_refused():
             frozen_batch_norm(x, **vectors, residual=residual)
     with pytest.raises(ValueError, match="among none, relu, relu6, silu, hardswish"):
         frozen_batch_norm(x, **vectors, activation="gelu")
+
+
+@pytest.mark.parametrize("has_residual", [False, True])
+@pytest.mark.parametrize("activation", ACTIVATIONS)
+@pytest.mark.parametrize("dtype", DTYPES)
+def test_without_a_center_the_map_is_alone_and_the_same(dtype, activation, has_residual):
+    x, residual, vectors = make((2, 24, 5, 3), dtype=dtype)
+    scale, shift, center = (v.double() if dtype == torch.float64 else v for v in vectors.values())
+    leaves = [x, residual][: 1 + has_residual]
+    seeds = weights((x,))
+    y, mean, *_ = whole = run(frozen_batch_norm, leaves, seeds, scale, shift, center, activation=activation)
+    assert mean.shape == (24,)
+    with poisoned():
+        alone = run(frozen_batch_norm, leaves, seeds, scale, shift, None, activation=activation)
+    assert len(alone) == len(whole) - 2 and torch.equal(alone[0], y)
+    for made, right in zip(alone[1:], whole[3:], strict=True):
+        assert torch.equal(made, right)
+    with pytest.raises(ValueError, match="needs a center too"):
+        frozen_batch_norm(x, scale, shift, None, output_center=center)

@@ -125,6 +125,18 @@ def test_a_second_packing_does_nothing_and_other_settings_are_refused(folder, tm
         packed(folder, tmp_path / "x.beton", encoding="raw")
 
 
+def test_other_images_of_the_same_names_and_sizes_are_refused(tmp_path):
+    images = tmp_path / "images"
+    for level in (3, 200):
+        for name in ("a/0.bmp", "b/1.bmp"):
+            (images / name).parent.mkdir(parents=True, exist_ok=True)
+            Image.new("RGB", (9, 9), (level,) * 3).save(images / name)
+        if level == 3:
+            packed(images, tmp_path / "x.beton")
+    with pytest.raises(ValueError, match=r"x\.beton exists and holds something else"):
+        packed(images, tmp_path / "x.beton")
+
+
 @pytest.mark.parametrize("damage", ["torn", "flipped"])
 def test_a_packing_that_was_cut_short_goes_on_from_what_is_whole(folder, tmp_path, monkeypatch, damage):
     monkeypatch.setattr(packing_module, "CHUNK", 2)

@@ -42,6 +42,13 @@ def test_folders_are_read_in_class_order(tmp_path, layout):
     assert published.said == ("of 3 images a class the first 2 are taken",)
 
 
+def test_files_of_a_class_are_in_the_order_of_their_numbers(tmp_path):
+    images = pixels(classes=2, count=11)
+    write_folder(tmp_path, images, lambda k: NAMES[k], lambda k, i: f"class{k}_id{i}.png")
+    found = read_published(tmp_path, NAMES[:2], 3, DATASET).condensed.images
+    assert torch.equal(found, torch.from_numpy(images[:, :3]).permute(0, 1, 4, 2, 3))  # 0 1 2, not 0 1 10
+
+
 @pytest.mark.parametrize("is_inside", [False, True])
 def test_a_class_of_a_set_may_be_called_train(tmp_path, is_inside):
     images, names = pixels()[:2], ("plane", "train")
@@ -142,6 +149,7 @@ TENSORS = {
     "DD-Ranking": lambda x: x.float(),
     "DATM": lambda x: (x.float(), torch.nn.functional.one_hot(EACH, CLASSES) * 3.0 - 1),
     "names": lambda x: {"images": x.float(), "labels": CLASSES - 1 - EACH, "classes": list(NAMES[::-1])},
+    "list": lambda x: {"images": x.float().flip(0), "labels": EACH.flip(0).tolist()},
 }
 
 
@@ -150,7 +158,7 @@ def test_tensors_go_back_to_the_very_pixels(tmp_path, layout):
     images = pixels()
     torch.save(TENSORS[layout](normalised(images)), tmp_path / "x.pt")
     published = read_published(tmp_path / "x.pt", NAMES, IPC, DATASET)
-    assert is_truth(published, images)
+    assert is_truth(published, images[:, ::-1].copy() if layout == "list" else images)
     assert any("taken as normalised by mean (0.485, 0.456, 0.406)" in text for text in published.said)
 
 
@@ -166,6 +174,14 @@ def test_npz_as_kernel_methods_publish_is_read(tmp_path, save):
     published = read_published(tmp_path, NAMES, IPC, DATASET)
     assert is_truth(published, np.stack([images[k, slots[k]] for k in range(CLASSES)]))
     assert published.layout == "tensors (kip_cifar10_nozca.npz), float32" and "not used" in published.said[1]
+
+
+def test_names_in_an_npz_decide_and_bytes_may_be_in_either_order(tmp_path):
+    images = pixels()
+    x = normalised(images).float().numpy().astype(">f4")
+    labels, classes = (CLASSES - 1 - EACH).numpy().astype(">i8"), np.array(NAMES[::-1])
+    np.savez(tmp_path / "x.npz", images=x, labels=labels, classes=classes)
+    assert is_truth(read_published(tmp_path / "x.npz", NAMES, IPC, DATASET), images)
 
 
 @pytest.mark.parametrize("name", ["condensed.pt", "condensed.safetensors", "ddranking"])
@@ -224,10 +240,12 @@ def test_other_values_are_recognised_and_said(tmp_path):
         (planes.view(CLASSES, COUNT, 3, SIZE, SIZE), ()),
         (planes.float(), ("values from 0 to 255: taken as pixels in [0, 255]",)),
         (planes.double() / 255, ("values from 0 to 1: taken as pixels in [0, 1]",)),
+        (planes > 127, ("values of true and false: taken as white and black",)),
     ):
         torch.save({"images": values, "labels": EACH}, tmp_path / "x.pt")
         published = read_published(tmp_path / "x.pt", NAMES, IPC, DATASET)
-        assert is_truth(published, images) and published.said[:-1] == said
+        wanted = np.where(images > 127, 255, 0).astype(np.uint8) if values.dtype == torch.bool else images
+        assert is_truth(published, wanted) and published.said[:-1] == said
     beyond = normalised(images).float()
     beyond[0, :, :3] = 99  # 81 of 8748 values
     torch.save({"images": beyond, "labels": EACH}, tmp_path / "x.pt")

@@ -130,12 +130,48 @@ WRONG = {
         npz_is("x.npz", lambda root, _: {"images": np.array([Bomb(root / "ran")], dtype=object), "labels": EACH}),
         r"x\.npz cannot be read: Object arrays cannot be loaded",
     ),
-    "text in npz": (npz_is("x.npz", lambda _, x: {"images": x, "labels": np.array(["a"])}), r"x\.npz cannot be read"),
+    "text in npz": (
+        npz_is("x.npz", lambda _, x: {"images": x, "labels": np.array(["a"])}),
+        "x.npz needs class numbers as",
+    ),
     "no images in npz": (npz_is("x.npz", lambda _, x: {"X": x}), r"x\.npz holds no images and labels as tensors"),
     "large npz": (large_npz, r"x\.npz cannot be read: it claims to hold 1,000,[\d,]+ bytes, many more than it has"),
     "whitened": (
         npz_is("kip_cifar10_ssize10_zca_nol.npz", lambda _, x: {"images": x, "labels": EACH}),
         r"zca_nol\.npz has values from .*, whitened as its name says, and nothing says by what",
+    ),
+    "a generator's": (
+        tensors_are(lambda x: {"images": torch.linspace(-1, 1, x.numel()).view(x.shape), "labels": EACH}),
+        r"x\.pt has values from -1 to 1: pixels in \[-1, 1\], or normalised by dataset\.mean and dataset\.std\?",
+    ),
+    "cast": (
+        tensors_are(lambda x: {"images": (x > 0).byte(), "labels": EACH}),
+        r"x\.pt has whole numbers of 0 and 1 alone, nearly black; are they pixels in \[0, 1\]\?",
+    ),
+    "cast to more": (
+        tensors_are(lambda x: {"images": (x > 0).long(), "labels": EACH}),
+        r"x\.pt has whole numbers of 0",
+    ),
+    "complex": (tensors_are(lambda x: {"images": x + 0j, "labels": EACH}), r"x\.pt has complex values"),
+    "text": (
+        tensors_are(lambda x: {"images": x, "labels": [NAMES[k] for k in EACH]}),
+        r"x\.pt needs class numbers as labels, got \['cat', 'cat'",
+    ),
+    "soft labels of others": (
+        tensors_are(lambda x: {"images": x, "labels": torch.eye(15)[EACH]}),
+        "has 15 numbered classes, the data set 12",
+    ),
+    "labels from 1": (
+        tensors_are(lambda x: {"images": x, "labels": EACH + 1}),
+        r"x\.pt has class numbers from 1 to 12; they must count from 0",
+    ),
+    "rows from 1": (
+        lambda root, images: plain_parquet(root / "x.parquet", images, EACH.numpy() + 1),
+        r"x\.parquet has class numbers from 1 to 12; they must count from 0",
+    ),
+    "folders from 1": (
+        lambda root, images: write_folder(root / "set", images, lambda k: str(k + 1), lambda _, i: f"{i}.png"),
+        r"has no class 0 \('cat'\), but the data set has: do its numbers count from 1\?",
     ),
     "no labels": (tensors_are(lambda x: x[:35]), "has no labels, and its 35 images are not of 12 classes"),
     "labels": (

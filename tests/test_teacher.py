@@ -10,8 +10,10 @@ from safetensors.torch import save_file
 from small import digits, trained_network
 from torch import nn
 
+from fastcondense.kernels.frozen_batch_norm import frozen_batch_norm
 from fastcondense.networks import zoo
 from fastcondense.recipe.settings import Dataset
+from fastcondense.teachers import moments
 from fastcondense.teachers.cut import Cut
 from fastcondense.teachers.teacher import Teacher, match_classes
 from fastcondense.teachers.weights import choose_state, load_weights, state_dict
@@ -289,6 +291,28 @@ def test_no_module_keeps_moments_after_a_call(trained, statistics):
         vectors = [vector for layer in moments for vector in layer]
         assert len(moments) == len(made.layers) > 0 and all(vector.requires_grad for vector in vectors)
         assert len(made.keepers) >= 3 and all(not keeper.kept for keeper in made.keepers)
+
+
+@pytest.mark.parametrize("statistics", [("bn",), ("bn", "conv", "patch")])
+def test_on_a_cpu_logits_and_features_take_no_moments(trained, statistics, monkeypatch):
+    teacher = Teacher.of(trained, "a", "0123456789", list(range(10)), DIGITS, statistics, 4)
+    x, lengths = torch.rand(2, 3, 8, 8), []
+
+    def counted(*arguments, **settings):
+        made = frozen_batch_norm(*arguments, **settings)
+        lengths.append(len(made))
+        return made
+
+    monkeypatch.setattr(moments, "frozen_batch_norm", counted)
+    logits, kept = teacher(x)
+    assert min(lengths) >= 3
+    lengths.clear()
+    assert torch.equal(teacher.logits(x), logits) and torch.equal(teacher.see(x), logits)
+    Cut(teacher, "last_pool")(x)
+    assert lengths == [1] * 9
+    again = teacher(x)[1]
+    vectors = [[vector for layer in layers for vector in layer] for layers in (kept, again)]
+    assert all(torch.equal(first, second) for first, second in zip(*vectors, strict=True))
 
 
 def test_a_network_whose_output_does_not_fit_is_refused():

@@ -28,7 +28,18 @@ def checked_split(images: np.ndarray, labels: np.ndarray, classes: tuple[str, ..
         raise ValueError(f"{where} needs images uint8 [N, H, W, 3], got {images.dtype} {images.shape}{hint}")
     if not len(images):
         raise ValueError(f"{where} holds no images")
-    numbers = checked_labels(labels, len(images), where)
+    numbers = labels_of_classes(labels, len(images), classes, where)
+    if images.max() <= 1:
+        raise ValueError(f"{where} has no value above 1 in its images, nearly black: are they pixels in [0, 1]?")
+    return Split(numbers, images)
+
+
+def labels_of_classes(labels: np.ndarray, count: int, classes: tuple[str, ...], where: str) -> np.ndarray:
+    """Labels as int64 [count], into `classes`.
+
+    Raises ValueError as `checked_labels`, for labels beyond the classes, and for classes of one name.
+    """
+    numbers = checked_labels(labels, count, where)
     if len(set(classes)) < len(classes):
         twice = next(name for name in classes if classes.count(name) > 1)
         raise ValueError(f"{where}: two classes are called {twice!r}")
@@ -37,7 +48,7 @@ def checked_split(images: np.ndarray, labels: np.ndarray, classes: tuple[str, ..
         raise ValueError(
             f"{where} needs labels from 0 to {len(classes) - 1}, got {numbers.min()} to {numbers.max()}{hint}"
         )
-    return Split(numbers, images)
+    return numbers
 
 
 def checked_labels(labels: np.ndarray, count: int, where: str) -> np.ndarray:

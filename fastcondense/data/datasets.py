@@ -20,7 +20,7 @@ from ..loaders.reading import reading
 from ..recipe.settings import Dataset
 from ..user_functions import is_own, load_function
 from .array_files import read_mat, read_npz
-from .arrays import checked_labels, checked_split
+from .arrays import checked_labels, checked_split, labels_of_classes
 from .image_folders import read_folders, read_tiny_imagenet
 from .splits import RealData, Split
 
@@ -105,8 +105,7 @@ def _own(reference: str, data: Path | None) -> RealData:
         if isinstance(images, np.ndarray):
             return checked_split(images, labels, classes, f"{where}, {part},")
         files = FileNames.of(images)
-        pixels = np.zeros((len(files), 1, 1, 3), np.uint8)  # labels are checked as those of images are
-        return Split(checked_split(pixels, labels, classes, f"{where}, {part},").labels, files=files)
+        return Split(labels_of_classes(labels, len(files), classes, f"{where}, {part},"), files=files)
 
     return RealData(reference, classes, split(train, train_labels, "training"), split(test, test_labels, "test"))
 

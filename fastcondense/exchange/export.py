@@ -15,6 +15,7 @@ from ..files import new_folder, write_json
 from ..labels.fkd import write_fkd
 from ..labels.labels import TeacherLabels
 from ..labels.view_tables import Span
+from ..loaders.class_folders import is_hidden
 from ..log import Log
 from ..recipe.recipe import Recipe
 from ..records import Origin, Result, read_data
@@ -32,6 +33,12 @@ from ..words import bytes_in_words
 from .hub_card import dataset_card
 
 _LABELLED_TOGETHER = 64
+_OF_FORMATS = {
+    "--jpeg": ("folder", "parquet"),
+    "--numbers": ("folder",),
+    "--ipc": ("folder", "parquet", "tensors", "ddranking"),
+}
+"""The formats that an option says something of."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -66,6 +73,12 @@ def export(options: ExportOptions, log: Log) -> None:
         raise ValueError("export needs the folder of a run and --out DIR")
     if not (0 <= options.jpeg <= 100):
         raise ValueError(f"--jpeg needs a quality from 1 to 100, got {options.jpeg}")
+    if options.ipc < 0:
+        raise ValueError(f"--ipc needs a number of images a class, or 0 for all, got {options.ipc}")
+    asked = {"--jpeg": options.jpeg, "--numbers": options.numbers, "--ipc": options.ipc}
+    for flag, formats in _OF_FORMATS.items():
+        if asked[flag] and options.format not in formats:
+            raise ValueError(f"{flag} is of --format {' and '.join(formats)}, not {options.format}; leave it out")
     if options.push_to_hub:
         hub.check_name(options.push_to_hub)
     path, is_file = options.run, is_bundle(options.run)
@@ -107,9 +120,7 @@ def _write_folder(condensed: CondensedSet, folder: Path, jpeg: int, has_numbers:
 
 def folder_names(classes: tuple[str, ...], has_numbers: bool) -> list[str]:
     """Folders whose sorted order is class order: the classes' names where that is so, otherwise 00000, 00001, ..."""
-    is_plain = all(
-        name.isprintable() and not name.startswith(".") and not set(name) & set('/\\:*?"<>|') for name in classes
-    )
+    is_plain = all(name.isprintable() and not is_hidden(name) and not set(name) & set('/\\:*?"<>|') for name in classes)
     if has_numbers or not is_plain or list(classes) != sorted(classes):
         return [f"{k:05d}" for k in range(len(classes))]
     return list(classes)

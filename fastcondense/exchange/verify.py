@@ -63,7 +63,10 @@ def bundle(options: BundleOptions, log: Log) -> None:
     """Writes a bundle and says the bytes of everything."""
     if options.push_to_hub:
         hub.check_name(options.push_to_hub)
-    path = options.out or options.run.resolve().with_suffix(".zip")
+    run = options.run.resolve()
+    path = options.out or run.with_name(f"{run.name}.zip")
+    if path.exists() and not is_bundle(path):
+        raise ValueError(f"{path} is there and is no bundle; choose another --out")
     sizes = write_bundle(options.run, path, options.teachers)
     manifest = read_run(options.run).manifest
     parts = ", ".join(f"{name} {bytes_in_words(size)}" for name, size in sizes.items())

@@ -235,7 +235,7 @@ def write_fkd(run: Run, folder: Path, epochs: int) -> int:
     source, size = TeacherLabels(teachers, labels, recipe.seed), recipe.train.batch_size
     bounds = [*range(0, len(pixels), size), len(pixels)]
     about = epochs * (len(pixels) * (2 * len(condensed.classes) + 25) + 2200 * (len(bounds) - 1))
-    run.log.say(f"FKD files: about {about:,} bytes in {folder}")
+    run.log.say(f"FKD files: about {about:,} bytes")
     folder.mkdir(parents=True, exist_ok=True)
     check_room(folder, about)
     for epoch in run.log.track(range(epochs), "FKD files"):

@@ -13,36 +13,17 @@ import torch
 from torch import Tensor
 from torch.autograd.function import once_differentiable
 from torch.nn import functional as F
-from torch.overrides import TorchFunctionMode
 
 # Pairs of channels for each position of an output map, above which products win: measured for 10 to 128 images.
 _FOR_MAPS = 8192
-_FOR_WEIGHTS = 1024
+_FOR_WEIGHTS = 512
 
 Pair = tuple[int, int]
 
 
-class MatrixConvolutions(TorchFunctionMode):
-    """Within it, convolutions of one group and without dilation are in bfloat16, by the faster of the two ways.
-
-    Weights stay float32, and their gradients are float32.
-    """
-
-    def __torch_function__(self, function, types, args=(), kwargs=None):
-        if function is F.conv2d and not kwargs and _is_taken(*args):
-            x, *others = args[:5]
-            return _Convolution.apply(x.to(torch.bfloat16), *others)
-        return function(*args, **(kwargs or {}))
-
-
-def _is_taken(x: Tensor, weight: Tensor, *rest: Any) -> bool:
-    """Whether products are the faster way to the weights' gradient at least; rest: as nn.Conv2d gives it."""
-    if len(rest) != 5 or x.dim() != 4:
-        return False
-    _bias, stride, padding, dilation, groups = rest
-    if not (isinstance(stride, tuple) and isinstance(padding, tuple)) or dilation != (1, 1) or groups != 1:
-        return False
-    return _is_faster(_FOR_WEIGHTS, x.shape, weight.shape, stride, padding)
+def is_faster_for_weights(x: torch.Size, weight: torch.Size, stride: Pair, padding: Pair) -> bool:
+    """Whether products are the faster way to the weights' gradient at least, by shapes."""
+    return _is_faster(_FOR_WEIGHTS, x, weight, stride, padding)
 
 
 def is_faster_for_maps(x: torch.Size, weight: torch.Size, stride: Pair, padding: Pair) -> bool:
@@ -70,7 +51,7 @@ def mirrored(weight: Tensor) -> Tensor:
     return weight.flip(2, 3).permute(2, 3, 0, 1)
 
 
-class _Convolution(torch.autograd.Function):
+class MatrixConvolution(torch.autograd.Function):
     """x bfloat16 [N, C, H, W], weight float32 [O, C, h, w], bias float32 [O] or None -> bfloat16, channels_last."""
 
     @staticmethod
@@ -115,14 +96,11 @@ def _map_gradient(ctx: Any, dy: Tensor, x: Tensor, weight: Tensor) -> Tensor:
 
 
 def _weight_gradient(dy: Tensor, x: Tensor, shape: torch.Size, stride: Pair, padding: Pair) -> Tensor:
-    """float32 [O, C, h, w], channels_last: a product for every place of the window; each sum is rounded to bfloat16."""
+    """float32 [O, C, h, w], channels_last; each sum is rounded to bfloat16."""
     windows = _windows(x, shape[2:], stride, padding)
     rows = dy.permute(0, 2, 3, 1).reshape(-1, shape[0]).t()
-    found = dy.new_empty(shape[0], *shape[2:], shape[1], dtype=torch.float32)
-    for i in range(shape[2]):
-        for j in range(shape[3]):
-            found[:, i, j] = rows @ windows[:, :, :, i, j].reshape(-1, shape[1])
-    return found.permute(0, 3, 1, 2)
+    found = (rows @ windows.reshape(rows.shape[1], -1)).float()
+    return found.view(shape[0], *shape[2:], shape[1]).permute(0, 3, 1, 2)
 
 
 def _windows(x: Tensor, sides: torch.Size, stride: Pair, padding: Pair) -> Tensor:

@@ -6,6 +6,7 @@ HOW marks what says how a run is carried out and decides neither images nor scor
 from __future__ import annotations
 
 import dataclasses
+import math
 import types
 import typing
 from collections.abc import Iterator
@@ -81,13 +82,15 @@ HOW = How()
 Count = Annotated[int, AtLeast(1)]
 CountOrZero = Annotated[int, AtLeast(0)]
 PositiveFloat = Annotated[float, Positive()]
+FloatFromZero = Annotated[float, AtLeast(0)]
 Share = Annotated[float, Within(0, 1)]
 ShareAboveZero = Annotated[float, Within(0, 1, "(]")]
 Decay = Annotated[float, Within(0, 1, "[)")]
 
 
 def check_bounds(settings: Any, where: str = "") -> None:
-    """Raises ValueError that names the first setting of a dataclass, and of those in it, that is beyond its bounds.
+    """Raises ValueError that names the first setting of a dataclass, and of those in it, that is beyond its bounds or
+    not finite.
 
     where: what names begin with. A bound inside a tuple's type is one of its elements.
     """
@@ -99,6 +102,9 @@ def check_bounds(settings: Any, where: str = "") -> None:
         for bound, part in _bounded(hints[field.name], value):
             if not bound.allows(part):
                 raise ValueError(f"{name} must {bound}, got {value}")
+        numbers = value if isinstance(value, tuple) else (value,)
+        if not all(math.isfinite(number) for number in numbers if isinstance(number, float)):
+            raise ValueError(f"{name} must be finite, got {value}")
 
 
 def deciding(settings: Any) -> dict[str, Any]:

@@ -6,7 +6,7 @@ import math
 from dataclasses import dataclass
 from typing import Literal
 
-from .bounds import Count, CountOrZero, Decay, PositiveFloat
+from .bounds import Count, CountOrZero, Decay, FloatFromZero, PositiveFloat
 from .shared import Precision
 
 Optimizer = Literal["adamw", "adam", "sgd", "muon"]
@@ -23,9 +23,9 @@ class Optimization:
     optimizer: Optimizer = "adamw"
     """sgd is with momentum. muon: torch.optim.Muon for weights between layers, convolutions' as matrices, at AdamW's
     scale, and adamw for the first layer, the last one, biases and norms."""
-    lr: float = 1e-3
+    lr: PositiveFloat = 1e-3
     """Learning rate at its highest."""
-    weight_decay: float = 0.01
+    weight_decay: FloatFromZero = 0.01
     """Applied to parameters of more than one dimension that are named weights, unless decay_all: not to biases, norms,
     position embeddings, class tokens, bias tables or layer scales."""
     decay_all: bool = False
@@ -40,7 +40,7 @@ class Optimization:
     """zeta; 2 is the smoothed schedule of RDED and EDC, which ends at half the learning rate."""
     milestones: tuple[float, ...] = ()
     """Shares of all epochs after which a multistep schedule multiplies the learning rate by gamma."""
-    gamma: float = 0.1
+    gamma: PositiveFloat = 0.1
     """Factor of the learning rate at each of the milestones."""
     warmup_epochs: CountOrZero = 0
     """Linear from a hundredth of the learning rate."""

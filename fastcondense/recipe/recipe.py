@@ -67,8 +67,16 @@ class Recipe:
             "recover.initial": self.recover.initial,
             "labels": self.labels,
         }
+        dataset = self.dataset
+        if dataset.resize < dataset.image_size:
+            raise ValueError(
+                f"dataset.resize {dataset.resize} is less than dataset.image_size {dataset.image_size}: images that "
+                "networks are tested on would have black borders; it needs as many pixels, or more"
+            )
         for where, part in parts.items():
             part.check(where)
+            if part.padding > dataset.image_size:
+                raise ValueError(f"{where}.padding {part.padding} is more than dataset.image_size {dataset.image_size}")
         self._check_teachers()
         self._check_recover()
         trained: dict[str, Squeeze | Train] = {"squeeze": self.squeeze, "train": self.train}

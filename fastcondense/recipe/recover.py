@@ -5,7 +5,7 @@ from __future__ import annotations
 from dataclasses import dataclass, field
 from typing import Annotated, Literal
 
-from .bounds import HOW, Count, CountOrZero, Decay, ShareAboveZero
+from .bounds import HOW, Count, CountOrZero, Decay, FloatFromZero, PositiveFloat, Share, ShareAboveZero
 from .gradients import Gradients
 from .means import Means, Pyramid
 from .shared import Precision, Views
@@ -49,7 +49,7 @@ class Initial(Views):
     layout: Literal["rank-major", "contiguous"] = "rank-major"
     """Which ranks tile an image. rank-major: tile q of image j of n has rank q n + j, as published; contiguous: image j
     has the ranks j factor^2 to (j + 1) factor^2 - 1: the first images are what RDED chooses for a smaller ipc."""
-    flip: float = 0.0
+    flip: Share = 0.0
     """Probability that a crop is mirrored."""
     crop_ratio: tuple[float, float] = (1.0, 1.0)
     """Range of a crop's width / height."""
@@ -89,9 +89,9 @@ class Recover(Views):
     snapshots: Annotated[CountOrZero, HOW] = 8
     """Moments, evenly spread over the iterations, at which small copies of some images are kept for the report: the
     first slot's, of up to 20 classes."""
-    lr: float = 0.25
+    lr: PositiveFloat = 0.25
     """Learning rate of the pixels, in normalised units, at its highest."""
-    betas: tuple[float, float] = (0.5, 0.9)
+    betas: tuple[Decay, Decay] = (0.5, 0.9)
     """Adam's decays of the gradient's mean and of its square."""
     batch_size: CountOrZero = 100
     """Images optimised together, at most; 0: as many as fit in memory. What a job makes depends on the number, so it is
@@ -109,7 +109,7 @@ class Recover(Views):
     gradients: Gradients = field(default_factory=Gradients)
     means: Means = field(default_factory=Means)
     pyramid: Pyramid = field(default_factory=Pyramid)
-    match_weight: float = 0.01
+    match_weight: FloatFromZero = 0.01
     """Weight of the matching loss (r_bn), in which the first layer counts ten times."""
     statistics: tuple[Literal["bn", "conv", "patch"], ...] = ("bn",)
     """What is matched: mean and variance of the inputs of BatchNorms (with the running ones), of convolutions (with the
@@ -120,7 +120,7 @@ class Recover(Views):
     """What the statistics are matched with. global: the whole data set's; category: those of the batch's classes,
     averaged over its images (EDC, LPLD); difficulty: those of real images as difficult as the job's slot: each class is
     cut into ipc groups by how far the moments of an image are from a teacher's BatchNorms' (PSM)."""
-    target_weights: tuple[float, ...] = (1.0,)
+    target_weights: tuple[FloatFromZero, ...] = (1.0,)
     """Weight of each of the targets: 0.5 0.5 for EDC's half global, half category."""
     class_variance: Literal["within-image", "full"] = "within-image"
     """A class's variance: the mean of its images' own variances, as published, or that of all its pixels."""
@@ -147,13 +147,13 @@ class Recover(Views):
     storage: Storage = "png"
     """What is kept of the finished images. png: all, rounded to bytes; jpeg: what is left of them, truncated to bytes,
     after a JPEG of quality 75 and 4:2:0, as several methods were published. In the set they are lossless either way."""
-    tv_weight: float = 0.0
+    tv_weight: FloatFromZero = 0.0
     """Weight of the images' total variation."""
-    l2_weight: float = 0.0
+    l2_weight: FloatFromZero = 0.0
     """Weight of the images' L2 norm."""
-    densification_weight: float = 0.0
+    densification_weight: FloatFromZero = 0.0
     """Weight of G-VBSM's data densification: KL between a class's Gram eigenvalues as they are and flattened."""
-    flatness_weight: float = 0.0
+    flatness_weight: FloatFromZero = 0.0
     """Weight of EDC's flatness: KL between the answers to the images and to their running mean."""
     loss: str = ""
     """Your own term beside the others, file.py:function or module:function: it is called with what a teacher sees,

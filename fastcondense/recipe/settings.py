@@ -8,7 +8,7 @@ from __future__ import annotations
 from dataclasses import dataclass, field
 from typing import Annotated, Literal
 
-from .bounds import HOW, AtLeast, Count, CountOrZero, Decay, PositiveFloat, Share, ShareAboveZero, Within
+from .bounds import HOW, AtLeast, Count, CountOrZero, Decay, FloatFromZero, PositiveFloat, Share, ShareAboveZero, Within
 from .optimization import Optimization, Optimizer
 from .shared import Operation, Precision, Views
 
@@ -30,9 +30,9 @@ class Dataset:
     """Side of the square that networks see and that is recovered, in pixels."""
     resize: Count = 256
     """Pixels that the short side is resized to at evaluation, before the central image_size square is cut."""
-    mean: tuple[float, float, float] = (0.485, 0.456, 0.406)
+    mean: tuple[Share, Share, Share] = (0.485, 0.456, 0.406)
     """Mean of red, green and blue in [0, 1], which networks' inputs are normalised by."""
-    std: tuple[PositiveFloat, PositiveFloat, PositiveFloat] = (0.229, 0.224, 0.225)
+    std: tuple[ShareAboveZero, ShareAboveZero, ShareAboveZero] = (0.229, 0.224, 0.225)
     """Their deviation."""
     classes: tuple[str, ...] = ()
     """Classes that are taken alone, in this order; empty takes all, in the data set's own order."""
@@ -83,15 +83,15 @@ class SelfSupervision(TeacherOptimization, Views):
     """Images a step."""
     optimizer: Optimizer = "sgd"
     """sgd is with momentum."""
-    lr: float = 0.03
+    lr: PositiveFloat = 0.03
     """Learning rate at its highest."""
-    weight_decay: float = 1e-4
+    weight_decay: FloatFromZero = 1e-4
     decay_all: bool = True
     """Whether every parameter decays."""
     accumulate: Count = 1
     """Parts of a batch whose BatchNorms are apart; MoCo's keys are shuffled among them (published: 8, one a GPU)."""
     crop_scale: tuple[float, float] = (0.2, 1.0)
-    jitter: tuple[float, float, float, float] = (0.4, 0.4, 0.4, 0.1)
+    jitter: tuple[FloatFromZero, FloatFromZero, FloatFromZero, Annotated[float, Within(0, 0.5)]] = (0.4, 0.4, 0.4, 0.1)
     """Largest relative change of brightness, contrast and saturation, and largest turn of the hue."""
     grey: Share = 0.2
     """Probability that a view loses its colours."""
@@ -120,9 +120,9 @@ class Probe(TeacherOptimization):
     """Images a step."""
     optimizer: Optimizer = "sgd"
     """sgd is with momentum."""
-    lr: float = 0.1
+    lr: PositiveFloat = 0.1
     """Learning rate at its highest."""
-    weight_decay: float = 0.0
+    weight_decay: FloatFromZero = 0.0
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -254,7 +254,7 @@ class Train(Optimization):
     """kl: KL(teacher || student) at `temperature`; kl_t2: times its square; mse_ce: MSE of logits + ce_weight * CE."""
     temperature: PositiveFloat = 20.0
     """What logits are divided by before their softmax, in kl and kl_t2."""
-    ce_weight: float = 0.1
+    ce_weight: FloatFromZero = 0.1
     """Weight of the cross-entropy in mse_ce."""
     ce_labels: Literal["mixed", "own"] = "mixed"
     """mse_ce's classes of a mixed view: both by their shares, or the base image's alone as published."""

@@ -3,15 +3,18 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
-from typing import Literal
+from typing import Annotated, Literal
 
-from .bounds import CountOrZero, Share
+from .bounds import CountOrZero, Share, Within
 
 Arithmetic = Literal["fp32", "tf32", "bf16"]
 """fp32: IEEE single; tf32: the same, but a GPU's matrix units round their inputs to 10 bits; bf16: weights and maps."""
 
 Precision = Literal["auto", "fp32", "tf32", "bf16"]
 """auto: bf16 where the device multiplies it natively, else tf32 on a GPU and fp32 on a CPU (recipe/precision.py)."""
+
+Pixels = Annotated[int, Within(-65535, 65535)]
+"""A distance in an image."""
 
 Operation = Literal["flip", "brightness", "saturation", "contrast", "crop", "scale", "rotate", "cutout"]
 """An operation of differentiable siamese augmentation (Zhao and Bilen, ICML'21)."""
@@ -29,7 +32,7 @@ class Views:
     """Pixels of black padding, if positive: then RandomCrop of the image's own size, instead of the above."""
     flip: Share = 0.5
     """Probability of a horizontal mirror."""
-    roll: tuple[int, int] = (0, 0)
+    roll: tuple[Pixels, Pixels] = (0, 0)
     """Circular shift in rows and in columns, uniform over this range, both ends included."""
 
     def check(self, where: str) -> None:

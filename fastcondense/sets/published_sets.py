@@ -14,6 +14,7 @@ from collections.abc import Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import torch
@@ -60,6 +61,8 @@ def read_published(
     dataset.image_size (nothing is resized), a file that cannot be read.
     """
     listing = list_images(path, len(classes), dataset)
+    if listing.is_numbered and (listing.labels.min(), listing.labels.max()) == (1, len(classes)):
+        raise ValueError(f"{path} has class numbers from 1 to {len(classes)}; they must count from 0")
     order, said = class_order(listing.names, classes, listing.is_numbered, listing.stated)
     members = [np.flatnonzero(listing.labels == row) for row in order]
     counts = [len(ids) for ids in members]
@@ -117,7 +120,9 @@ def _list_folder(root: Path, workers: int) -> Listing:
     """<class>/<image> in `_inside` of the root. Folders are numbers or names; classes.json renames them."""
     inside = _inside(root)
     found = index_classes(inside)
-    files, labels, folders = found.files, found.labels, found.classes
+    labels, folders = found.labels, found.classes
+    order = sorted(range(len(labels)), key=lambda k: (labels[k], _by_numbers(found.files.names[k])))
+    files = found.files.take(order)
     names, layout, stated = folders, "folders of class names", _stated(files, labels, folders)
     given = next((path for path in (inside / CLASSES_FILE, root / CLASSES_FILE) if path.is_file()), None)
     if given is not None:
@@ -134,6 +139,11 @@ def _list_folder(root: Path, workers: int) -> Listing:
             yield from decode(range(len(ids)), lambda place: ImageFile.read(files[ids[place]]), pool, size)
 
     return Listing(layout, names, labels, read, found.said, stated=stated)
+
+
+def _by_numbers(name: str) -> list[Any]:
+    """What sorts names as their numbers count: 2.png before 10.png."""
+    return [int(part) if part.isdecimal() else part for part in re.split("([0-9]+)", name)]
 
 
 def _inside(root: Path) -> Path:
@@ -230,7 +240,8 @@ def _by_number(numbers: Sequence[int], numbered: Sequence[str]) -> list[str]:
     if len(set(numbers)) < len(numbers):
         raise ValueError(f"class {Counter(numbers).most_common(1)[0][0]} of the set has two folders")
     if absent := sorted(set(range(len(numbered))) - set(numbers)):
-        raise ValueError(f"the set has no class {absent[0]} ({numbered[absent[0]]!r}), but the data set has")
+        hint = ": do its numbers count from 1?" if absent == [0] and max(numbers) == len(numbered) else ""
+        raise ValueError(f"the set has no class {absent[0]} ({numbered[absent[0]]!r}), but the data set has{hint}")
     if len(numbers) > len(numbered):
         raise ValueError(f"the set has {len(numbers)} numbered classes, the data set {len(numbered)}; name them")
     return [numbered[number] for number in numbers]

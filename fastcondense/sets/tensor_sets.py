@@ -39,6 +39,8 @@ _STATISTICS = "pixel_statistics"
 """Key under which our own exports say by which mean and deviation they are normalised."""
 _UNIT = (-0.25, 1.25)
 """Images of [0, 1] that were optimised without a bound; normalised ones go far beyond."""
+_SYMMETRIC = (0.98, 1.001)
+"""Where both ends of values are that look like pixels in [-1, 1], as generators give them."""
 _BLOCK = 8_000_000
 """Values that are converted at a time."""
 _MOST_CLAMPED = 0.2
@@ -127,6 +129,7 @@ def _listed(files: Sequence[Path], num_classes: int, dataset: Dataset) -> Listin
     else:
         labels = torch.cat([part.labels for part in parts if part.labels is not None])
         if labels.dim() == 2 and labels.is_floating_point():
+            num_classes = max(num_classes, labels.shape[1])
             if not bool(labels.isfinite().all()):
                 raise ValueError(f"{files[0]} has soft labels that are not finite")
             said += ("soft labels of the file are not used; an image is of the class with the largest",)
@@ -157,13 +160,22 @@ def to_pixels(
     Raises ValueError for values that are no pixels, in [0, 255] or [0, 1], nor normalised ones.
     """
     kind = parts[0].dtype
+    if kind.is_complex:
+        raise ValueError(f"{path} has complex values, which are no pixels")
+    if kind == torch.bool:
+        return 255 * torch.cat(list(parts)).to(torch.uint8), ("values of true and false: taken as white and black",)
+    binary = f"{path} has whole numbers of 0 and 1 alone, nearly black; are they pixels in [0, 1]? save them 255-fold"
     if kind == torch.uint8:
+        if max(int(part.max()) for part in parts) <= 1:
+            raise ValueError(binary)
         return parts[0] if len(parts) == 1 else torch.cat(list(parts)), ()
     low, high = math.inf, -math.inf
     for values in _blocks(parts):
         if not bool(values.isfinite().all()):
             raise ValueError(f"{path} has values that are not finite")
         low, high = min(low, float(values.min())), max(high, float(values.max()))
+    if not kind.is_floating_point and high <= 1:
+        raise ValueError(binary)
     where = f"values from {low:.3g} to {high:.3g}"
     if stated is None and low < 0 and _WHITENED & _words(path.stem):
         raise ValueError(
@@ -178,6 +190,11 @@ def to_pixels(
         share = _share(parts, lambda values: (values < 0) | (values > 1))
         text = f"{where}: taken as pixels in [0, 1]{_clamped(share)}"
         return _converted(parts, lambda values: (255 * values).clamp(0, 255).round()), (text,)
+    is_symmetric = all(_SYMMETRIC[0] <= end <= _SYMMETRIC[1] for end in (-low, high))
+    if stated is None and is_symmetric and {*dataset.mean, *dataset.std} != {0.5}:
+        raise ValueError(
+            f"{path} has {where}: pixels in [-1, 1], or normalised by dataset.mean and dataset.std? save them in [0, 1]"
+        )
     mean, std = stated or (dataset.mean, dataset.std)
     normalize = Normalization.of(replace(dataset, mean=mean, std=std), torch.device("cpu"))
     black, white = (bound[:, None, None] for bound in normalize.range())
@@ -231,12 +248,11 @@ def _read(file: Path) -> _Found:
     found = _found(_load(file), file)
     partner = file.with_name(re.sub("image", "label", file.name))
     if found.labels is None and partner != file and partner.is_file():
-        labels = _load(partner)
-        if isinstance(labels, Mapping):
-            labels = next((labels[key] for key in _LABELS if key in labels), None)
-        if not isinstance(labels, Tensor):
-            raise ValueError(f"{partner} holds no tensor of labels")
-        found = replace(found, labels=labels)
+        given = _load(partner)
+        given = _labels(given, partner) if isinstance(given, Mapping) else _numbers(given, partner)
+        if given is None:
+            raise ValueError(f"{partner} holds no labels")
+        found = replace(found, labels=given)
     images, labels = found.images, found.labels
     if images.dim() == 5:  # [classes, ipc, 3, S, S]
         if labels is None:
@@ -252,7 +268,12 @@ def _read(file: Path) -> _Found:
 def _load(file: Path) -> Any:
     """The content of the file; what our own safetensors files say is beside the tensors."""
     if file.suffix.lower() == ".npz":
-        return {name: torch.from_numpy(array) for name, array in read_npz(file, (*_IMAGES, *_LABELS)).items()}
+        arrays = read_npz(file, (*_IMAGES, *_LABELS, "classes"))
+        native = {name: array.astype(array.dtype.newbyteorder("="), copy=False) for name, array in arrays.items()}
+        return {
+            name: torch.from_numpy(array) if array.dtype.kind in "?buifc" else array.tolist()
+            for name, array in native.items()
+        }
     if file.suffix.lower() != ".safetensors":
         return read_checkpoint(file)
     tensors, metadata = read_tensors(file)
@@ -269,16 +290,31 @@ def _found(loaded: Any, file: Path) -> _Found:
         if isinstance(data, list | tuple) and data:
             return _found(tuple(data[-1]), file)
         images = next((loaded[key] for key in _IMAGES if isinstance(loaded.get(key), Tensor)), None)
-        labels = next((loaded[key] for key in _LABELS if isinstance(loaded.get(key), Tensor)), None)
+        labels = _labels(loaded, file)
         classes = tuple(str(name) for name in names) if isinstance(names, list | tuple) else None
         statistics = _pixel_statistics(loaded[_STATISTICS], file) if _STATISTICS in loaded else None
     else:
         pair = loaded if isinstance(loaded, list | tuple) and len(loaded) == 2 else (loaded, None)
-        (images, labels), classes, statistics = pair, None, None
-    if not isinstance(images, Tensor) or not isinstance(labels, Tensor | None):
+        (images, labels), classes, statistics = (pair[0], _numbers(pair[1], file)), None, None
+    if not isinstance(images, Tensor):
         what = ", ".join(map(str, loaded)) if isinstance(loaded, Mapping) else type(loaded).__name__
         raise ValueError(f"{file} holds no images and labels as tensors, but {what:.80}")
     return _Found(images, labels, classes, statistics)
+
+
+def _labels(loaded: Mapping[str, Any], file: Path) -> Tensor | None:
+    """The labels in a dict, under whichever name. Raises ValueError as `_numbers`."""
+    return _numbers(next((loaded[key] for key in _LABELS if loaded.get(key) is not None), None), file)
+
+
+def _numbers(labels: Any, file: Path) -> Tensor | None:
+    """Labels as a tensor, if there are any. Raises ValueError that names the file if they are no numbers."""
+    if labels is None or isinstance(labels, Tensor):
+        return labels
+    try:
+        return torch.as_tensor(labels)
+    except (TypeError, ValueError, RuntimeError):
+        raise ValueError(f"{file} needs class numbers as labels, got {labels!r:.60}") from None
 
 
 # --- writing ---------------------------------------------------------------------------------------------------------

@@ -2,12 +2,16 @@
 
 from __future__ import annotations
 
+import functools
 from collections.abc import Callable
+from contextlib import nullcontext
 from typing import Any
 
 import torch
 from torch import Tensor, nn
 
+from ..networks.cpu_convolutions import CpuConvolutions
+from ..networks.grouped_convolution import GroupedConvolution
 from .packed import Packed, PackedConvolution, is_supported
 
 _MOST_SHAPES = 8
@@ -19,7 +23,7 @@ class FrozenConvolution(nn.Conv2d):
 
     On a CPU, oneDNN reorders channels_last weights in every call, and 512 x 512 x 3 x 3 weights on 2 x 2 maps take
     several times as long to reorder as to use; float32 maps, which are small then, are made planar instead. bfloat16
-    weights are packed once for each shape of the maps: forward, and for the gradient of the maps.
+    weights of one group are packed once for each shape of the maps: forward, and for the gradient of the maps.
     """
 
     planar_weight: Tensor | None
@@ -27,22 +31,34 @@ class FrozenConvolution(nn.Conv2d):
 
     @staticmethod
     def adopt(convolution: nn.Conv2d) -> None:
-        """Makes a plain convolution one of these, in place: whoever holds it keeps it, and its attributes stay."""
-        convolution.__class__ = FrozenConvolution
-        assert isinstance(convolution, FrozenConvolution)
-        convolution._forget()
+        """Makes a convolution one of these, or of its own class, in place: who holds it keeps it with all it has."""
+        if type(convolution) is nn.Conv2d:
+            convolution.__class__ = FrozenConvolution
+            assert isinstance(convolution, FrozenConvolution)
+            convolution._forget()
+        elif not isinstance(convolution, OwnForward):
+            kind: Any = type(convolution)
+            convolution.__class__ = _in_fast_bf16(kind)
 
     def forward(self, x: Tensor) -> Tensor:
         if x.device.type != "cpu":
             return super().forward(x)
         if x.dtype == torch.bfloat16:
-            return self._forward_packed(x) if is_supported(self) else super().forward(x)
+            return self._forward_bf16(x)
         if self.weight.numel() <= x.numel():
             return super().forward(x)
         if self.planar_weight is None or self.planar_weight.dtype != self.weight.dtype:
             self.planar_weight = self.weight.detach().contiguous()
         y = self._conv_forward(x.contiguous(), self.planar_weight, self.bias)
         return y.contiguous(memory_format=torch.channels_last)
+
+    def _forward_bf16(self, x: Tensor) -> Tensor:
+        if is_supported(self):
+            return self._forward_packed(x)
+        if self.groups == 1 or self.dilation != (1, 1) or isinstance(self.padding, str) or self.padding_mode != "zeros":
+            return super().forward(x)
+        y: Tensor = GroupedConvolution.apply(x, self.weight, self.bias, self.stride, self.padding, self.groups)
+        return y
 
     def _forward_packed(self, x: Tensor) -> Tensor:
         if x.shape not in self.packed:
@@ -63,3 +79,17 @@ class FrozenConvolution(nn.Conv2d):
 
     def __getstate__(self) -> dict[str, Any]:
         return self.__dict__ | {"planar_weight": None, "packed": {}}
+
+
+class OwnForward(nn.Conv2d):
+    """In front of a class of convolutions that compute in their own way, such as timm's with TensorFlow's padding."""
+
+    def forward(self, x: Tensor) -> Tensor:
+        is_slow = x.device.type == "cpu" and x.dtype == torch.bfloat16
+        with CpuConvolutions() if is_slow else nullcontext():
+            return super().forward(x)
+
+
+@functools.cache
+def _in_fast_bf16(kind: type[nn.Conv2d]) -> type[nn.Conv2d]:
+    return type(kind.__name__, (OwnForward, kind), {})

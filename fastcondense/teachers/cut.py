@@ -10,7 +10,7 @@ from itertools import accumulate
 from torch import Tensor, fx, nn
 
 from ..networks.encoders import classifier_name
-from .moments import Keeper
+from .moments import Keeper, idle
 from .teacher import Teacher
 
 
@@ -49,7 +49,8 @@ class Cut(nn.Module):
         self.keepers = [module for module in self.net.modules() if isinstance(module, Keeper)]
 
     def forward(self, x: Tensor) -> Tensor:
-        features = self.net(self.adapted(x))
+        with idle(self.keepers, x.device):
+            features = self.net(self.adapted(x))
         for keeper in self.keepers:
             keeper.forget()
         return features.float() if self.dtype is not None else features
@@ -68,7 +69,8 @@ class Hooked(nn.Module):
 
     def forward(self, x: Tensor) -> Tensor:
         self.seen.clear()
-        self.teacher(x)
+        with idle(self.teacher.keepers, x.device):
+            self.teacher(x)
         found, *_ = self.seen
         self.seen.clear()
         return found.float()

@@ -49,7 +49,7 @@ def _identities() -> tuple[type[nn.Module], ...]:
 
 class _Tracer(fx.Tracer):
     def is_leaf_module(self, module: nn.Module, name: str) -> bool:
-        return isinstance(module, (Keeper, FrozenConvolution, *_identities())) or super().is_leaf_module(module, name)
+        return isinstance(module, (Keeper, nn.Conv2d, *_identities())) or super().is_leaf_module(module, name)
 
 
 def fuse(
@@ -65,7 +65,7 @@ def fuse(
     """
     net = channels_last(copy.deepcopy(net).eval().requires_grad_(False))
     for part in net.modules():
-        if type(part) is nn.Conv2d:
+        if isinstance(part, nn.Conv2d):
             FrozenConvolution.adopt(part)
     layers = _replace(net, statistics, patch_size)
     try:

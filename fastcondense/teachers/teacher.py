@@ -18,7 +18,7 @@ from ..networks.zoo import channels_last
 from ..recipe.settings import Dataset, PixelStatistics
 from ..tensor_files import state_sha256
 from .fuse import fuse
-from .moments import BatchNormKeeper, Keeper, Layer, Moments, take_patch_moments
+from .moments import BatchNormKeeper, Keeper, Layer, Moments, idle, take_patch_moments
 
 
 @dataclass
@@ -149,13 +149,12 @@ class Teacher:
 
     def see(self, x: Tensor) -> Tensor:
         """Logits [N, num_outputs] of images that are normalised as the network wants them; no gradients."""
-        with torch.no_grad():
+        with torch.no_grad(), idle(self.keepers, x.device):
             return self._forward(x)[0]
 
     def logits(self, x: Tensor) -> Tensor:
         """Logits of the data set's classes alone, in its order: [N, classes]; no gradients."""
-        with torch.no_grad():
-            return self(x)[0][:, self.outputs]
+        return self.see(self.adapted(x))[:, self.outputs]
 
     def matched_targets(self) -> Moments:
         """What its layers' moments should be. Raises ValueError if a target is missing."""

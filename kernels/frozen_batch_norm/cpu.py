@@ -28,9 +28,9 @@ class FrozenBatchNorm(torch.autograd.Function):
 
     @staticmethod
     def forward(ctx, x, residual, scale, shift, center, output_center, activation):
-        channels, size = x.shape[1], x.numel()
+        channels, size, y = x.shape[1], x.numel(), torch.empty_like(x)
         has_residual, has_output = residual is not None, output_center is not None
-        y, mean, var = torch.empty_like(x), torch.empty_like(center), torch.empty_like(center)
+        mean, var = (None, None) if center is None else (torch.empty_like(center), torch.empty_like(center))
         y_mean, y_var = (torch.empty_like(center), torch.empty_like(center)) if has_output else (None, None)
         launch_at(
             forward, x.dtype, x, residual, y, scale, shift, center, output_center, mean, var, y_mean, y_var, size,
@@ -42,11 +42,11 @@ class FrozenBatchNorm(torch.autograd.Function):
         ctx.save_for_backward(x, y if ctx.keeps_y else residual if keeps_residual else None, scale, shift, mean, y_mean)
         ctx.activation = activation
         ctx.set_materialize_grads(False)
-        return (y, mean, var, y_mean, y_var) if has_output else (y, mean, var)
+        return tuple(made for made in (y, mean, var, y_mean, y_var) if made is not None)
 
     @staticmethod
     @torch.autograd.function.once_differentiable
-    def backward(ctx, dy, dmean, dvar, dy_mean=None, dy_var=None):
+    def backward(ctx, dy, dmean=None, dvar=None, dy_mean=None, dy_var=None):
         x, kept, scale, shift, mean, y_mean = ctx.saved_tensors
         channels, size = x.shape[1], x.numel()
         has_output = dy_mean is not None or dy_var is not None

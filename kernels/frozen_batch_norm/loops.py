@@ -168,8 +168,14 @@ def _scale(dz, x, scale, mean, offset, slope, dx):
 
 
 @part
+def _scale_alone(dz, scale, dx):
+    for i in range(dx.size):
+        store(dx, i, widen(dz[i]) * scale[i])
+
+
+@part
 def _forward_chunk(k, like, x, residual, y, vectors, partial, size, chunk, activation):
-    """Elements [k * chunk, (k + 1) * chunk) of y, and their sums: partial [chunks, 2 or 4, channels]."""
+    """Elements [k * chunk, (k + 1) * chunk) of y, and their sums: partial [chunks, 0, 2 or 4, channels]."""
     x, y, has_residual = memory(x, size, like), memory(y, size, like), residual != 0
     residual = memory(residual, size, like)
     scale, shift, center, output_center = vectors[0], vectors[1], vectors[2], vectors[3]  # [period] each
@@ -195,7 +201,8 @@ def _forward_chunk(k, like, x, residual, y, vectors, partial, size, chunk, activ
             if is_other:
                 _apply(z, wide, z, activation)
             round_(wide, out)
-        _sum(x[strip:last], center, sums[0], sums[1])
+        if num_sums > 0:
+            _sum(x[strip:last], center, sums[0], sums[1])
         if num_sums == 4:
             _sum(y[strip:last], output_center, sums[2], sums[3])
     for j in range(num_sums):
@@ -210,23 +217,26 @@ def forward(
     activation,
 ):  # fmt: skip
     # x, residual, y: [size], of the type of `like`; the vectors: float32 [channels]; 0 for what is missing
-    has_output = output_center != 0
+    has_moments, has_output = center != 0, output_center != 0
     vectors = np.empty((4, period), np.float32)
     _repeat(scale, ONE, channels, vectors[0])
     _repeat(shift, ONE, channels, vectors[1])
     _repeat(center, ONE, channels, vectors[2])
     _repeat(output_center, ONE, channels, vectors[3])
     num_chunks = (size + chunk - 1) // chunk
-    partial = np.zeros((num_chunks, 4 if has_output else 2, channels), np.float64)
+    partial = np.zeros((num_chunks, 4 if has_output else 2 if has_moments else 0, channels), np.float64)
     for k in prange(num_chunks):
         _forward_chunk(np.int64(k), like, x, residual, y, vectors, partial, size, chunk, activation)
-    store_moments(partial, FIRST, size // channels, center, mean, var)
+    if has_moments:
+        store_moments(partial, FIRST, size // channels, center, mean, var)
     if has_output:
         store_moments(partial, SECOND, size // channels, output_center, y_mean, y_var)
 
 
 @part
-def _backward_chunk(k, like, dy, x, kept, dx, dresidual, vectors, size, chunk, activation, keeps_y, has_output):
+def _backward_chunk(
+    k, like, dy, x, kept, dx, dresidual, vectors, size, chunk, activation, keeps_y, has_moments, has_output
+):
     """Elements [k * chunk, (k + 1) * chunk) of dx, and of dresidual if there is one."""
     has_dy, is_kept, has_dresidual = dy != 0, kept != 0, dresidual != 0
     x, dx, dy = memory(x, size, like), memory(dx, size, like), memory(dy, size, like)
@@ -241,7 +251,10 @@ def _backward_chunk(k, like, dy, x, kept, dx, dresidual, vectors, size, chunk, a
         end = min(begin + period, last)
         row, out, upstream = x[begin:end], dx[begin:end], dy[begin:end] if has_dy else zero[: end - begin]
         if not has_output and activation == NONE:
-            _scale(upstream, row, scale, mean, offset, slope, out)
+            if has_moments:
+                _scale(upstream, row, scale, mean, offset, slope, out)
+            else:
+                _scale_alone(upstream, scale, out)
             continue
         z, y, total = z_buffer[: row.size], y_buffer[: row.size], total_buffer[: row.size]
         dz = wide_of(dresidual[begin:end], dz_buffer) if has_dresidual else dz_buffer[: row.size]
@@ -263,7 +276,10 @@ def _backward_chunk(k, like, dy, x, kept, dx, dresidual, vectors, size, chunk, a
             _differentiate(upstream, z, dz, activation)
         if has_dresidual:
             round_(dz, dresidual[begin:end])
-        _scale(dz, row, scale, mean, offset, slope, out)
+        if has_moments:
+            _scale(dz, row, scale, mean, offset, slope, out)
+        else:
+            _scale_alone(dz, scale, out)
 
 
 @kernel
@@ -282,8 +298,9 @@ def backward(
     _repeat(y_mean, ONE, channels, vectors[5])
     _repeat(dy_mean, share, channels, vectors[6])
     _repeat(dy_var, share + share, channels, vectors[7])
-    has_output = dy_mean != 0 or dy_var != 0
+    has_moments, has_output = dmean != 0 or dvar != 0, dy_mean != 0 or dy_var != 0
     for k in prange((size + chunk - 1) // chunk):
         _backward_chunk(
-            np.int64(k), like, dy, x, kept, dx, dresidual, vectors, size, chunk, activation, keeps_y, has_output
-        )
+            np.int64(k), like, dy, x, kept, dx, dresidual, vectors, size, chunk, activation, keeps_y, has_moments,
+            has_output,
+        )  # fmt: skip

@@ -1,11 +1,13 @@
-"""Convolutions as matrix products: against float64 at odd shapes, and only where they are the faster way."""
+"""bfloat16 convolutions on a CPU by ways of ours: against float64 at odd shapes, and only where these are faster."""
+
+import copy
 
 import pytest
 import torch
 from torch import nn
 from torch.nn import functional as F
 
-from fastcondense.networks.matrix_convolution import MatrixConvolutions
+from fastcondense.networks.cpu_convolutions import CpuConvolutions
 from fastcondense.networks.precision import mixed
 
 CPU = torch.device("cpu")
@@ -19,29 +21,43 @@ CASES = {  # channels and kernel, what else Conv2d is told, size of the maps, wh
     "border beyond the kernel": ((220, 200, 1), {"padding": 1}, (1, 1), False),
     "whole map": ((97, 131, (3, 4)), {}, (3, 4), True),
 }
+GROUPED = {  # channels and kernel, what else Conv2d is told, size of the maps
+    "depthwise": ((7, 7, 3), {"padding": 1}, (5, 6)),
+    "depthwise, stride": ((18, 18, 3), {"padding": 1, "stride": 2, "bias": False}, (9, 6)),
+    "depthwise, large": ((6, 6, (5, 7)), {"padding": (2, 1)}, (8, 9)),
+    "depthwise, large, stride": ((5, 5, 5), {"padding": 2, "stride": (2, 1)}, (7, 8)),
+    "depthwise, no border": ((9, 9, (2, 3)), {}, (4, 5)),
+    "depthwise, border beyond the kernel": ((3, 3, 1), {"padding": 1}, (4, 3)),
+    "two filters a map": ((6, 12, 3), {"padding": 1}, (5, 4)),
+    "four maps a group": ((16, 24, 3), {"padding": 1, "groups": 4}, (6, 5)),
+    "four maps a group, stride": ((16, 8, 3), {"padding": 1, "groups": 4, "stride": 2}, (6, 5)),
+    "four maps a group, one pixel": ((16, 8, 1), {"groups": 4}, (3, 4)),
+}
+
+
+def way(y):
+    """That of a convolution's maps: "Matrix", "Grouped", or PyTorch's own name."""
+    return type(y.grad_fn).__name__.removesuffix("ConvolutionBackward")
 
 
 def is_product(y):
-    return type(y.grad_fn).__name__ == "_ConvolutionBackward"
+    return way(y) == "Matrix"
 
 
-@pytest.mark.parametrize("layout", [torch.contiguous_format, torch.channels_last])
-@pytest.mark.parametrize("name", CASES)
-def test_maps_and_gradients_are_those_of_float64(name, layout):
-    """Of the same rounded inputs: what is left is the rounding of each result."""
-    layers, settings, size, are_maps_products = CASES[name]
+def compare(layer, size, layout):
+    """Maps and gradients with those of float64, of the same rounded inputs: what is left is the rounding of results."""
     torch.manual_seed(0)
-    layer = nn.Conv2d(*layers, **settings).to(memory_format=layout)
-    x = torch.randn(5, layers[0], *size).to(memory_format=layout).requires_grad_()
+    layer = layer.to(memory_format=layout)
+    x = torch.randn(5, layer.in_channels, *size).to(memory_format=layout).requires_grad_()
     with mixed("bf16", CPU):
         y = layer(x)
-    assert is_product(y) and y.dtype == torch.bfloat16
-    assert y.grad_fn.are_maps_products == are_maps_products
+    assert y.dtype == torch.bfloat16
     upstream = torch.randn(y.shape).bfloat16()
     y.backward(upstream)
 
-    truth = nn.Conv2d(*layers, **settings).double()
+    truth = copy.deepcopy(layer).double()
     truth.load_state_dict({key: value.bfloat16().double() for key, value in layer.state_dict().items()})
+    truth.zero_grad()
     wide = x.detach().bfloat16().double().requires_grad_()
     expected = truth(wide)
     expected.backward(upstream.double())
@@ -52,15 +68,32 @@ def test_maps_and_gradients_are_those_of_float64(name, layout):
         assert bool((error <= 2**-8 * right.detach().abs() + 2**-10 * right.detach().abs().max()).all())
     assert layer.weight.grad.dtype == torch.float32 == x.grad.dtype
     assert layer.weight.grad.stride() == layer.weight.stride() or layout == torch.contiguous_format
+    return y
+
+
+@pytest.mark.parametrize("layout", [torch.contiguous_format, torch.channels_last])
+@pytest.mark.parametrize("name", CASES)
+def test_products_are_those_of_float64(name, layout):
+    layers, settings, size, are_maps_products = CASES[name]
+    y = compare(nn.Conv2d(*layers, **settings), size, layout)
+    assert is_product(y) and y.grad_fn.are_maps_products == are_maps_products
+
+
+@pytest.mark.parametrize("layout", [torch.contiguous_format, torch.channels_last])
+@pytest.mark.parametrize("name", GROUPED)
+def test_convolutions_of_groups_are_those_of_float64(name, layout):
+    layers, settings, size = GROUPED[name]
+    y = compare(nn.Conv2d(*layers, **{"groups": layers[0]} | settings), size, layout)
+    assert way(y) == "Grouped" and y.is_contiguous(memory_format=torch.channels_last)
 
 
 @pytest.mark.parametrize(
     ("layers", "settings", "size"),
     [
-        ((128, 128, 3), {"padding": 1, "groups": 2}, 2),
+        ((128, 128, 3), {"padding": 2, "dilation": 2, "groups": 2}, 2),
         ((128, 128, 3), {"padding": 2, "dilation": 2}, 2),
         ((128, 128, 3), {"padding": "same"}, 2),
-        ((128, 128, 3), {"padding": 1}, 5),  # 25 positions; products are for 16
+        ((128, 128, 3), {"padding": 1}, 6),  # 36 positions; products are for 32
         ((3, 64, 7), {}, 7),
     ],
 )
@@ -68,7 +101,7 @@ def test_other_convolutions_are_pytorchs(layers, settings, size):
     layer, x = nn.Conv2d(*layers, **settings), torch.randn(2, layers[0], size, size)
     with mixed("bf16", CPU):
         y = layer(x)
-    assert not is_product(y) and y.dtype == torch.bfloat16
+    assert way(y) not in ("Matrix", "Grouped") and y.dtype == torch.bfloat16
     assert torch.equal(y, F.conv2d(x.bfloat16(), layer.weight.bfloat16(), layer.bias.bfloat16(), *about(layer)))
 
 
@@ -78,7 +111,7 @@ def about(layer):
 
 def test_images_without_a_batch_and_calls_in_other_forms_are_pytorchs():
     layer, x = nn.Conv2d(128, 128, 1), torch.randn(128, 1, 1)
-    with MatrixConvolutions(), torch.autocast("cpu", torch.bfloat16):
+    with CpuConvolutions(), torch.autocast("cpu", torch.bfloat16):
         assert is_product(layer(x[None])) and not is_product(layer(x))
         assert not is_product(F.conv2d(input=x[None], weight=layer.weight))
         assert not is_product(F.conv2d(x[None], layer.weight, layer.bias, 1, 0, 1, 1))
