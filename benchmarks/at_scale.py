@@ -8,7 +8,7 @@ the most memory that it held of its own, beside pages of files and what it held 
 noise, in the real classes' number: how they are stored, read and sent is measured, and not how they are made. At their
 true size, `--size 224`, 200 of each of 1,000 classes take 30 GB, and twice that where they are copied:
 
-    fastcondense bench at-scale --data DIR --size 224 --only set students bundle --ipc 10 50
+    fastcondense bench at-scale --data DIR --size 224 --only set students bundle export --ipc 10 50
 """
 
 from __future__ import annotations
@@ -27,17 +27,23 @@ from session import Session
 
 OF_FILES = ("index", "epoch", "pack", "squeeze", "mosaics", "recover")
 """Stages whose work grows with classes and files; they need those."""
-OF_SETS = ("set", "bundle", "status", "mosaics", "recover", "labels", "students", "workers")
-"""Stages of the most classes whose work grows with images a class."""
-SIZED = {"set", "bundle", "students"}
+OF_SETS = ("set", "bundle", "export", "status", "plan", "larger", "recover", "labels", "fkd", "students", "workers")
+"""Stages of the most classes whose work grows with images a class; larger: mosaics."""
+SIZED = {"set", "bundle", "export", "students"}
 """Stages of condensed images of `--size` pixels a side."""
-NEED_FILES = {*OF_FILES, "labels", "students", "workers"}
-RUNS = {"squeeze", "mosaics", "recover", "labels", "students", "workers"}
+NEED_FILES = {*OF_FILES, "larger", "labels", "fkd", "students", "workers"}
+RUNS = {*NEED_FILES, "plan"} - {"index", "epoch", "pack"}
 """Those of scale_runs.py."""
 STAGES = tuple(dict.fromkeys((*OF_FILES, *OF_SETS, "claims")))
 IPC = 10
 """Images a class where classes grow."""
-QUICK = {"classes": [5], "ipc": [2], "size": 16, "workers": [1, 8], "only": ["set", "bundle", "status", "claims"]}
+QUICK = {
+    "classes": [5],
+    "ipc": [2],
+    "size": 16,
+    "workers": [1, 8],
+    "only": ["set", "bundle", "export", "status", "plan", "claims"],
+}
 
 
 def add_options(parser: argparse.ArgumentParser) -> None:

@@ -29,12 +29,16 @@ from fastcondense.data.jobs import jobs
 from fastcondense.data.splits import RealData, Split
 from fastcondense.files import slug
 from fastcondense.labels import relabel, resident
-from fastcondense.labels.fkd import write_fkd
+from fastcondense.labels.fkd import FKDViews, write_fkd
 from fastcondense.labels.stored_labels import stored_bytes
+from fastcondense.labels.views import ReplayedViews
 from fastcondense.loaders.complete import check_files
 from fastcondense.loaders.folder import FolderLoader
 from fastcondense.log import Log, read_events
 from fastcondense.networks import zoo
+from fastcondense.plan.extent import extent
+from fastcondense.plan.plan import PARTS, Plan
+from fastcondense.plan.table import tables
 from fastcondense.recipe.recipe import Recipe, load
 from fastcondense.recover import initial
 from fastcondense.recover.stage import condensed_set, recover
@@ -259,7 +263,26 @@ def _labels(about: dict[str, Any]) -> None:
     real = Arm("random", "hard")
     tell("one on as many real images, decoded as they are shown", lambda: train_arm(run, real, condensed, teachers))
     tell("inspect: the run's page", lambda: write_report(run))
-    tell("export as FKD files, an epoch", lambda: write_fkd(run, run.out / "fkd", 1), views=views)
+
+
+def _fkd(about: dict[str, Any]) -> None:
+    """FKD files of a set of noise, written and read again."""
+    resident._SMALL = 0
+    recipe = _recipe(about, f"sre2l/imagenet1k-ipc{about['ipc']}")
+    run = _opened(recipe, about, "fkd", 10)
+    teachers, folder, views = squeeze(run), run.out / "fkd", about["classes"] * about["ipc"]
+    write_noise(run.out, recipe, run.real.classes, {teacher.name: teacher.sha256 for teacher in teachers})
+    tell("export as FKD files, an epoch", lambda: write_fkd(run, folder, 1), views=views)
+    pixels, classes = condensed_set(run).unread()
+    shown = ReplayedViews(resident.place(pixels, run.device), classes, recipe.labels, run.normalize, recipe.seed)
+
+    def epoch() -> None:
+        found = FKDViews(folder, shown, about["classes"])
+        found.num_hits(1)  # as an import looks whether they are of this set
+        for batch in found.epoch(0, recipe.train):
+            found.wanted(batch)
+
+    tell("views and labels of an epoch from these files", epoch, views=views)
 
 
 def _students(about: dict[str, Any]) -> None:
@@ -275,8 +298,26 @@ def _students(about: dict[str, Any]) -> None:
     shutil.rmtree(run.out)
 
 
+# --- a plan ----------------------------------------------------------------------------------------------------------
+
+
+def _plan(about: dict[str, Any]) -> None:
+    """What `plan --gpus 64` takes with the steps of small networks that it measures, beside the start of Python."""
+    recipe, device = _small(about), torch.device("cpu")
+    command = [sys.executable, "-c", "import torch"]
+    _of_children("Python starts and imports PyTorch", lambda: [subprocess.Popen(command).wait()], 1)
+
+    def planned() -> None:
+        made = Plan(recipe, extent(recipe, None), 64, device, 0.1)
+        for part in PARTS:
+            made.measure(part)
+        tables(made)
+
+    tell("plan for 64 workers", planned, jobs=len(jobs(recipe, about["classes"])))
+
+
 STAGES = {"squeeze": _squeeze, "mosaics": _mosaics, "recover": _recover, "workers": _workers, "labels": _labels}
-STAGES |= {"students": _students}
+STAGES |= {"larger": _mosaics, "students": _students, "fkd": _fkd, "plan": _plan}
 """What is called with the shape and the folders of a rehearsal, by the stage's name."""
 
 if __name__ == "__main__":

@@ -189,19 +189,25 @@ def _bundle(about: dict[str, Any]) -> None:
     condensed = read_folder(folder).condensed
     replay = {"replay": specification(recipe, condensed, ()), "digests": condensed.digests}
     write_json(folder / "condensed" / "manifest.json", manifest | replay)
-    bundle, out = folder.with_suffix(".zip"), folder.with_name("exported")
+    bundle = folder.with_suffix(".zip")
     tell("bundle", lambda: write_bundle(folder, bundle, "embed"))
     contents = tell("open the bundle", lambda: read_bundle(bundle))
     verdict = tell("verify the bundle", lambda: check(contents, None, torch.device("cpu")))
     if verdict.kind != "match":
         raise ValueError(f"{bundle} is no bundle of its set: {verdict.reason}")
     bundle.unlink()
+    shutil.rmtree(folder)
+
+
+def _export(about: dict[str, Any]) -> None:
+    """A set of noise as a folder of PNG files, which is imported again."""
+    folder, recipe, manifest = _written(about)
+    out, sha256 = folder.with_name("exported"), read_folder(folder).condensed.sha256
     tell("export as a folder", lambda: export(ExportOptions(run=folder, out=out), Log()))
-    sha256 = condensed.sha256
     shutil.rmtree(folder)
 
     def imported() -> str:
-        published = read_published(out, manifest["classes"], recipe.ipc, recipe.dataset)
+        published = read_published(out, manifest["classes"], recipe.ipc, recipe.dataset, folder=out.parent)
         import_images(published, folder / "condensed", recipe, Log(is_silent=True))
         return published.sha256
 
@@ -234,5 +240,5 @@ def _status(about: dict[str, Any]) -> None:
 if __name__ == "__main__":
     torch.set_num_threads(1)
     named = {"index": _index, "epoch": _epoch, "pack": _pack, "half": _half}
-    named |= {"set": _set, "bundle": _bundle, "status": _status}
+    named |= {"set": _set, "bundle": _bundle, "export": _export, "status": _status}
     named[sys.argv[1]](json.loads(sys.argv[2]))

@@ -27,8 +27,12 @@ GOALS = {
     "relabel --store": "bytes as computed",
     "which one is killed": "the same bits",
     "status of finished jobs of 8 workers": "2 s",
+    "plan for 64 workers": "2 s",
+    "Python starts": "",
 }
 _OF_A_SET = "2 GB"
+_SIDE = 32
+"""Pixels of condensed images in lines that do not say it."""
 _MEASURABLE = 0.2
 """Seconds of the processor, below which growth is of no account."""
 
@@ -40,22 +44,32 @@ def table(lines: DataFrame) -> str:
         return ""
     of_files, of_sets = _of_stages(found)
     claims = newest(found[found["what"] == "claims"], ("workers",))
-    most = of_sets["classes"].max() if len(of_sets) else 0
-    parts = [
-        _stages(of_files, "classes", "{} classes", "files") if len(of_files) else "",
-        _stages(of_sets, "ipc", f"{most:,} x {{}}", "images") if len(of_sets) else "",
-        _jobs([line for of in (of_files, of_sets) for line in of.to_dict("records")]),
+    parts = [_stages(of_files, "classes", "{} classes", "files") if len(of_files) else ""]
+    for size, lines in of_sets.items():
+        head = f"{lines['classes'].max():,} x {{}}" + f", {size} pixels" * (size != _SIDE)
+        parts.append(_stages(lines, "ipc", head, "images"))
+    parts += [
+        _jobs(_newest(found).to_dict("records")),
         _claims(claims) if len(claims) else "",
-        sources(concat([of_files, of_sets, claims])),
+        sources(concat([of_files, *of_sets.values(), claims])),
     ]
     return "\n\n".join(part for part in parts if part)
 
 
-def _of_stages(found: DataFrame) -> tuple[DataFrame, DataFrame]:
-    """The newest lines of stages that grow with classes, and of those that grow with images of the most classes."""
-    stages = newest(found[found["what"] != "claims"], ("what", "classes", "ipc"))
+def _of_stages(found: DataFrame) -> tuple[DataFrame, dict[int, DataFrame]]:
+    """The newest lines of stages that grow with classes, and of those that grow with images of the most classes, by the
+    side of these in pixels."""
+    stages = _newest(found)
     of_sets = stages[stages["ipc"] != 0]
-    return stages[stages["ipc"] == 0], of_sets[of_sets["classes"] == of_sets["classes"].max()]
+    of_sets = of_sets[of_sets["classes"] == of_sets["classes"].max()]
+    sizes = sorted(of_sets["size"].unique())
+    return stages[stages["ipc"] == 0], {int(size): of_sets[of_sets["size"] == size] for size in sizes}
+
+
+def _newest(found: DataFrame) -> DataFrame:
+    known = found[found["what"] != "claims"]
+    known = known.assign(size=known["size"].where(known["size"].notna(), _SIDE))
+    return newest(known, ("what", "classes", "ipc", "size"))
 
 
 Curves = dict[str, dict[str, float]]
@@ -63,10 +77,14 @@ Curves = dict[str, dict[str, float]]
 
 
 def growth(lines: DataFrame) -> dict[str, Curves]:
-    """The curves of the stages that take measurable time, over classes and over images a class."""
+    """The curves of the stages that take measurable time, over classes and over images a class of each size."""
     found = lines[lines["benchmark"] == "at-scale"] if len(lines) else lines
-    of_files, of_sets = _of_stages(found) if len(found) else (found, found)
-    return {"classes": _curves(of_files, "classes"), "images a class": _curves(of_sets, "ipc")}
+    of_files, of_sets = _of_stages(found) if len(found) else (found, {_SIDE: found})
+    name = "images a class"
+    of_images = {
+        name + f" of {size} pixels" * (size != _SIDE): _curves(of, "ipc") for size, of in sorted(of_sets.items())
+    }
+    return {"classes": _curves(of_files, "classes")} | of_images
 
 
 def _curves(found: DataFrame, by: str) -> Curves:
@@ -81,11 +99,15 @@ def _curves(found: DataFrame, by: str) -> Curves:
 def draw(curves: dict[str, Curves], path: Path) -> None:
     """Writes seconds over size, both logarithmic, as SVG: what grows as the grey lines do is linear."""
     with drawn(path, curves, (9, 6)) as axes:
-        for style, (name, stages) in zip(("-", "--"), curves.items(), strict=True):
+        for style, (name, stages) in zip(("-", "--", ":", "-."), curves.items(), strict=False):
             for number, (what, seconds) in enumerate(stages.items()):
                 look = {"linestyle": style, "color": f"C{number % 10}", "marker": "o", "markersize": 3}
                 axes.plot([float(size) for size in seconds], list(seconds.values()), label=f"{what}, {name}", **look)
-        axes.set(xlabel="times as many classes (lines), or images a class (dashes)", xscale="log", yscale="log")
+        axes.set(
+            xlabel="times as many classes (lines), or images a class (dashes; dots: of 224 pixels)",
+            xscale="log",
+            yscale="log",
+        )
         axes.set(ylabel="seconds of the processor", ylim=axes.get_ylim())
         for first in (1e-3, 1e-2, 1e-1, 1, 10):
             axes.plot([1, 100], [first, 100 * first], color="0.85", linewidth=0.8, zorder=0)
@@ -126,11 +148,12 @@ def _jobs(found: Sequence[dict[str, Any]]) -> str:
             f"{line['job_ms']:.0f}",
             f"{line['beside_ms']:.1f}",
             f"{line['beside_ms'] / 10:.1f} %",
+            f"{line['own_mb']} MB",
         )
         for line in found
         if line.get("beside_ms") == line.get("beside_ms", "")  # NaN where a line has none
     ]
-    head = ("recover", "classes x images", "jobs", "ms a job", "ms beside it", "of a job of a second")
+    head = ("recover", "classes x images", "jobs", "ms a job", "ms beside it", "of a job of a second", "own memory")
     return markdown(head, rows) if rows else ""
 
 

@@ -106,6 +106,27 @@ def peers(found: DataFrame) -> Made:
 
 
 @made_of(
+    "frozen step",
+    "device | network | views x side x side | published | in bf16 | its objective, ours | class means, ours | "
+    "published / ours",
+    "frozen",
+)
+def frozen_step(found: DataFrame) -> Made:
+    """Time of a step for a frozen backbone, and how often ours of class means fits into the published one."""
+    group = ["device", "network", "views", "shape"]
+    used, rows = newest(found, group), []
+    for (device, network, views, shape), lines in groups(used, group, sort=True):
+        times, shown = lines["median_ms"].to_dict(), ["published", "published-bf16"]
+        for kind in ("gradient", "means"):
+            own = {name: time for name, time in times.items() if name.startswith(kind)}
+            shown.append(min(own, key=own.__getitem__, default=kind))
+        about = device, short(network), by((int(views) * shape[0], *shape[2:]))
+        cells = [figure(times.get(name), 0, "{} ms") for name in shown]
+        rows.append((*about, *cells, figure(over(times, "published", shown[-1]))))
+    return rows, used
+
+
+@made_of(
     "traffic",
     "step | GB published | GB ours | launches published | ours | passes a BatchNorm tensor, published | ours",
     "traffic",

@@ -5,11 +5,14 @@ from __future__ import annotations
 import math
 from collections.abc import Callable
 
+import torch
+
 from .data.jobs import jobs
 from .devices import choose_device
 from .labels import relabel as labels
 from .labels.relabel import check_teachers
 from .log import Log
+from .networks.precision import on_threads
 from .options import PlanOptions
 from .plan import table
 from .plan.extent import extent
@@ -47,9 +50,14 @@ def plan(options: PlanOptions, log: Log) -> None:
     size = extent(recipe, options.data)
     log.say(f"plan: measuring on {device.type} for about {options.seconds:.0f} s, with untrained networks")
     num_workers = 1 if launch.gpus is None else launch.num_local
-    made = Plan(recipe, size, num_workers, device, options.seconds)
-    for part in log.track(PARTS, "plan"):
-        made.measure(part)
+    made, threads = Plan(recipe, size, num_workers, device, options.seconds), torch.get_num_threads()
+    if launch.gpus == 0 and threads > 1 < num_workers:
+        threads = max(1, threads // num_workers)
+        many = f"{threads} thread" + "s" * (threads > 1)
+        made.notes.append(f"workers on a CPU share its cores: steps were measured on {many}, which is one's part")
+    with on_threads(threads):
+        for part in log.track(PARTS, "plan"):
+            made.measure(part)
     log.console.print(table.tables(made))
 
 

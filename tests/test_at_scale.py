@@ -100,16 +100,21 @@ def test_the_stages_of_networks_go_through_a_hundred_classes(shaped, tmp_path, c
         "classes": 100,
         "ipc": 1,
         "gate": 3,
+        "size": 24,
+        "iterations": 1,
     }
-    for name in ("squeeze", "labels"):
+    for name in ("squeeze", "labels", "fkd", "students", "plan"):
         scale_runs.STAGES[name](about)
     told = [json.loads(line) for line in capsys.readouterr().out.splitlines() if line.startswith("{")]
     assert [line.get("files") or line.get("views") or line.get("jobs") for line in told] == [
         *(None, None, 600, 600),  # files, the gate, statistics
-        *(100, None, None, None, 100),  # labels, students, the page, FKD files
+        *(100, None, None, None),  # labels, students, the page
+        *(100, 100),  # FKD files
+        *(100, None),  # a student of replayed labels, the page
+        *(1, 1),  # Python, a plan
     ]
-    assert len(list(tmp_path.glob("labels-100-1/fkd/epoch_0/batch_0.tar"))) == 1
-    assert all(line["own_mb"] < 500 for line in told)
+    assert len(list(tmp_path.glob("fkd-100-1/fkd/epoch_0/batch_0.tar"))) == 1
+    assert all(line["own_mb"] < 500 for line in told if "Python" not in line["what"])  # of any child
 
 
 def test_tables_say_seconds_growth_and_memory_beside_goals():
@@ -123,6 +128,8 @@ def test_tables_say_seconds_growth_and_memory_beside_goals():
             ("bundle", 1000, 40, 16.0, 8),
         )
     ]
+    of_224 = {"what": "bundle", "classes": 1000, "cpu_s": 9.0, "wall_s": 9, "own_mb": 5, "size": 224}
+    lines += [of_224 | {"ipc": 10}, of_224 | {"ipc": 20, "cpu_s": 18.0, "own_mb": 6}]
     lines.append({"what": "claims", "workers": 3, "jobs": 60, "calls_a_job": {"stat": 4.5}, "overhead_percent": 0.46})
     job = {"a_class": 10, "jobs": 100, "job_ms": 31.6, "beside_ms": 8.04}
     lines.append({"what": "recover", "classes": 100, "ipc": 0, "cpu_s": 3, "wall_s": 4, "own_mb": 9} | job)
@@ -131,10 +138,13 @@ def test_tables_say_seconds_growth_and_memory_beside_goals():
     assert "| the same, a second time | 0.1 (0.2) | 0.5 (1) | | 1 to 2 MB | 2 s, 1 GB |" in text  # one is too short
     assert "| stage | 1,000 x 10 | 1,000 x 40 |" in text
     assert "| bundle | 1 (2) | 16 (32) | 2.00 | 7 to 8 MB | 2 GB |" in text
-    assert "| recover | 100 x 10 | 100 | 32 | 8.0 | 0.8 % |" in text and text.count("8.0 | 0.8 %") == 1
+    assert "| stage | 1,000 x 10, 224 pixels | 1,000 x 20, 224 pixels |" in text
+    assert "| bundle | 9 (9) | 18 (9) | 1.00 | 5 to 6 MB | 2 GB |" in text
+    assert "| recover | 100 x 10 | 100 | 32 | 8.0 | 0.8 % | 9 MB |" in text and text.count("8.0 | 0.8 %") == 1
     assert growth(found) == {
         "classes": {"the same, a second time": {"1": 0.1, "10": 0.5}},
         "images a class": {"bundle": {"1": 1.0, "4": 16.0}},
+        "images a class of 224 pixels": {"bundle": {"1": 9.0, "2": 18.0}},
     }
     assert growth(frame([])) == {"classes": {}, "images a class": {}}
     assert "| 3 | 60 | 4.5 | 0.5 % |" in text and "commit abc" in text and table(frame([])) == ""

@@ -1,5 +1,8 @@
 """FKD files made by torch.save: views against Pillow and torchvision, labels, order, and views that are written."""
 
+from unittest import mock
+
+import label_files
 import numpy as np
 import pytest
 import torch
@@ -7,6 +10,8 @@ from label_files import BATCH, CLASSES, DATASET, EPOCHS, NORMALIZE, SIZE, image_
 from PIL import Image
 from torch.utils.data import RandomSampler
 
+from fastcondense.labels import fkd
+from fastcondense.labels import views as module_of_views
 from fastcondense.labels.fkd import BatchMixedViews, FKDViews, read_fkd
 from fastcondense.labels.fkd_files import SamplerOrder, is_fkd, num_bytes
 from fastcondense.labels.view_tables import Span
@@ -94,6 +99,11 @@ def test_the_order_is_that_of_torchs_sampler():
     wanted, order = [list(sampler) for _ in range(5)], SamplerOrder(50)
     for epoch in (0, 1, 2, 3, 4, 4, 2, 3, 0):
         assert order(epoch).tolist() == wanted[epoch]
+    with mock.patch.object(torch, "randperm", wraps=torch.randperm) as drawn:  # no epoch before is drawn again
+        assert [order(epoch).tolist() for epoch in (0, 1, 1, 2, 2, 2)] == [
+            wanted[epoch] for epoch in (0, 1, 1, 2, 2, 2)
+        ]
+    assert drawn.call_count == 4
     old = SamplerOrder(50, 1)
     assert old(0).tolist() == wanted[0] and old(1).tolist() != wanted[1] and old(2).tolist() == wanted[1]
 
@@ -113,6 +123,24 @@ def test_a_batch_is_a_file_and_a_single_last_view_joins_the_one_before(tmp_path)
     views = FKDViews(tmp_path, image_set(), CLASSES)
     (batch,) = views.epoch(0, Train(batch_size=20))
     assert len(batch.images) == 21 and torch.equal(views.wanted(batch).logits[0, 20], logits[23].float())
+
+
+def test_each_file_is_read_once_and_few_are_held(tmp_path, monkeypatch):
+    """Two epochs were held: 0.8 GB of logits where 1,000 classes have 200 images each."""
+    monkeypatch.setattr(label_files, "BATCH", 2)
+    monkeypatch.setattr(fkd, "CHUNK", 4)
+    monkeypatch.setattr(module_of_views, "CHUNK", 4)
+    written = write(tmp_path)
+    views, held = FKDViews(tmp_path, image_set(), CLASSES), []
+    with mock.patch.object(fkd, "read_batch", wraps=fkd.read_batch) as read:
+        for epoch in range(EPOCHS):
+            for number, batch in enumerate(views.epoch(epoch, Train(batch_size=2))):
+                logits = views.wanted(batch).logits[0]
+                assert torch.equal(logits[:2], written[epoch, number][1][5].float()) and len(logits) in (2, 3)
+                held.append(len(views._held))
+    assert len(held) == 30 and len(written) == 33 and max(held) <= 16
+    paths = [call.args[0] for call in read.call_args_list]
+    assert len(paths) == len(set(paths)) == 33
 
 
 @pytest.mark.parametrize(("permutations", "name"), [(2, "torch's sampler"), (1, "an old torch's sampler")])

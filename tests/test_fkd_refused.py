@@ -127,7 +127,7 @@ def test_batches_of_another_size_in_an_epoch_are_refused(tmp_path, count):
     fields = [fields[0][rows], fields[1][rows], torch.arange(count), *fields[3:5], fields[5][rows]]
     torch.save(fields, path)
     with pytest.raises(ValueError, match=r"batch_1.tar of epoch 1 .* is not about 8 of 21 images"):
-        FKDViews(tmp_path, image_set(), CLASSES).read(1)
+        FKDViews(tmp_path, image_set(), CLASSES).read(1, 1)
 
 
 @pytest.mark.parametrize(

@@ -13,6 +13,7 @@ from small import fastcondense
 
 from fastcondense.cli import main
 from fastcondense.data.jobs import jobs
+from fastcondense.networks.precision import on_threads
 from fastcondense.options import PlanOptions, parse_plan
 from fastcondense.plan import timing, work
 from fastcondense.plan.advice import advice
@@ -263,6 +264,29 @@ def test_one_worker_has_one_column_of_time(capsys):
     said = capsys.readouterr().out
     head = next(line for line in said.splitlines() if "known from" in line)
     assert re.findall(r"\w[\w ]*\w", head) == ["stage", "time", "known from"] and "worker-hours" not in said
+
+
+def test_steps_are_measured_on_the_threads_that_a_worker_has(monkeypatch, capsys):
+    """Of four threads recover has one, because it is reproducible; two workers on the CPU have two each."""
+    few = "sre2l/digits-ipc1 --train.student zoo/convnet1 --squeeze.teachers zoo/convnet1 --device cpu".split()
+
+    def threads(*more):
+        seen = []
+
+        def noted(*_):
+            seen.append(torch.get_num_threads())
+            return Timing({1: 0.001})
+
+        monkeypatch.setattr("fastcondense.plan.plan.time_steps", noted)
+        with on_threads(4):
+            assert main(["plan", *few, *more]) == 0
+        return seen
+
+    assert set(alone := threads()) == {1, 4} and "share its cores" not in capsys.readouterr().out
+    shared = threads("--gpus", "0", "--workers", "2")
+    assert shared == [min(count, 2) for count in alone]
+    assert "steps were measured on 2 threads, which is one's part" in " ".join(capsys.readouterr().out.split())
+    assert 1 not in threads("--recover.no-reproducible")
 
 
 def test_what_plan_refuses(capsys):

@@ -77,7 +77,7 @@ def test_on_the_cpu_nothing_is_moved():
 
 
 def test_a_part_of_an_epoch_is_made_at_a_time(monkeypatch):
-    """Tables of at most _CHUNK views, whatever the batches are; the bits do not depend on it."""
+    """Tables of at most CHUNK views, whatever the batches are; the bits do not depend on it."""
     from fastcondense.labels import views as module
 
     whole, sizes, table = views(pixels()), [], ReplayedViews.table
@@ -88,7 +88,7 @@ def test_a_part_of_an_epoch_is_made_at_a_time(monkeypatch):
         return table(self, spans)
 
     monkeypatch.setattr(ReplayedViews, "table", measured)
-    monkeypatch.setattr(module, "_CHUNK", 9)
+    monkeypatch.setattr(module, "CHUNK", 9)
     made = torch.cat([batch.images for batch in whole.epoch(0, Train(batch_size=4))])
     assert torch.equal(made, wanted) and sizes == [8, 8, 7]
 

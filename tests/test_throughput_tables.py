@@ -185,3 +185,11 @@ def test_the_index_holds_a_hash_of_every_file(tmp_path):
     assert "| [gpu/a.jsonl](gpu/a.jsonl) | copy 1 | abc | `" in first
     (tmp_path / "gpu" / "a.jsonl").write_text('{"benchmark": "copy", "environment": {"commit": "abc"} }\n')
     assert index(tmp_path) != first
+
+
+def test_a_frozen_step_is_told_by_the_fastest_of_each_objective():
+    about = {"network": "timm/x", "views": 3.0, "shapes": [[10, 3, 64, 64]], "what": "frozen step"}
+    times = {"published": 90.0, "published-bf16": 60.0, "gradient-fp32": 40.0, "means-fp32": 45.0, "means-bf16": 30.0}
+    found = [result("frozen", about | {"variant": name, "median_ms": time}) for name, time in times.items()]
+    assert rows_of("frozen step", found) == [["gpu", "x", "30 x 64 x 64", "90 ms", "60 ms", "40 ms", "30 ms", "3.00"]]
+    assert rows_of("frozen step", found[:1])[0][4:] == [MISSING, MISSING, MISSING, MISSING]

@@ -4,7 +4,8 @@ from __future__ import annotations
 
 import io
 import itertools
-from collections.abc import Sequence
+from collections import OrderedDict
+from collections.abc import Iterator, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
 from dataclasses import dataclass, replace
 from pathlib import Path
@@ -26,20 +27,21 @@ from .fkd_files import FKDBatch, Mix, SamplerOrder, check_settings, epoch_number
 from .labels import TeacherLabels, Wanted
 from .resident import place
 from .view_tables import Span, ViewBatch, ViewTable
-from .views import ReplayedViews
+from .views import CHUNK, ReplayedViews
 
 # --- reading ---------------------------------------------------------------------------------------------------------
 
 
 @dataclass(frozen=True)
-class _FKDEpoch:
+class _File:
     table: ViewTable
     logits: Tensor
     mix: Mix
 
 
 class FKDViews(ReplayedViews):
-    """The views of FKD files about the images of `views`, and their logits; a thread reads the epoch that comes next.
+    """The views of FKD files about the images of `views`, and their logits; a thread reads the files that come next,
+    and of those that were read the last few are held.
 
     Raises ValueError for files about another set: another number of images or classes, or another size of images.
     """
@@ -57,9 +59,15 @@ class FKDViews(ReplayedViews):
         self.batch_size, self.has_index = len(first.flip), first.index is not None
         if (count := self.batch_size * numbers[-1] + len(last.flip)) != len(self.images):
             raise ValueError(f"{folder} holds labels of {count} images, but the set has {len(self.images)}")
-        self.settings = replace(self.settings, mix=self.read(0).mix)
+        self.num_files = -(-len(self.images) // self.batch_size)
+        self.mix: Mix | None = None  # until a file tells
+        for number in range(self.num_files):
+            self.read(0, number)
+        self.mix = self.mix or "none"
+        self.settings = replace(self.settings, mix=self.mix)
         self._reader = ThreadPoolExecutor(1)
-        self._reading: dict[int, Future[_FKDEpoch]] = {}
+        self._ahead = 1 + CHUNK // self.batch_size  # the tables of a chunk are wanted before its logits
+        self._held: OrderedDict[int, Future[_File]] = OrderedDict()
 
     def spans(self, epoch: int, train: Optimization) -> list[Span]:
         """A batch is a file; a last one of one view joins the one before, as in `split_batches`."""
@@ -68,40 +76,38 @@ class FKDViews(ReplayedViews):
 
     def table(self, spans: Sequence[Span]) -> ViewTable:
         """The views of some batches as a table, one batch after another, on the host."""
-        table = _together([self._epoch(span.epoch).table.rows(span.begin, span.end) for span in spans])
+        pieces = (piece for span in spans for piece in self._pieces(span))
+        table = _together([file.table.rows(begin, end) for file, begin, end in pieces])
         return table if self.settings.mix == "cutmix" else replace(table, boxes=None)
 
     def wanted(self, batch: ViewBatch) -> Wanted:
         """The labels of a batch."""
-        span, device = batch.span, batch.images.device
-        logits = self._epoch(span.epoch).logits[span.begin : span.end]
+        device = batch.images.device
+        logits = torch.cat([file.logits[begin:end] for file, begin, end in self._pieces(batch.span)])
         moved = (logits.pin_memory() if device.type == "cuda" else logits).to(device, non_blocking=True)
         return Wanted(moved.float()[None], batch.labels, batch.partners, batch.share)
 
     def num_hits(self, epochs: int) -> int:
         """Number of views of the first epochs whose largest logit is the class of the image that is theirs."""
-        labels, first = self.labels.cpu(), (self.read(epoch) for epoch in range(epochs))
-        return sum(int((epoch.logits.argmax(1) == labels[epoch.table.ids]).sum()) for epoch in first)
+        labels, files = self.labels.cpu(), itertools.product(range(epochs), range(self.num_files))
+        read = itertools.starmap(self.read, files)
+        return sum(int((file.logits.argmax(1) == labels[file.table.ids]).sum()) for file in read)
 
-    def read(self, epoch: int) -> _FKDEpoch:
-        """Reads all files of an epoch."""
-        order, tables, logits, mixes = self.order(epoch), [], [], set()
-        count, size = len(self.images), self.images.shape[-1]
-        for number, begin in enumerate(range(0, count, self.batch_size)):
-            batch, own = self._read_batch(epoch, number)
-            ids = order[begin : begin + self.batch_size] if batch.index is None else batch.index
-            expected = min(self.batch_size, count - begin)
-            if len(own) != expected or not bool(((ids >= 0) & (ids < count)).all()):
-                raise ValueError(
-                    f"batch_{number}.tar of epoch {epoch} in {self.folder} is not about {expected} of {count} images"
-                )
-            tables.append(batch.table(ids, size))
-            logits.append(own)
-            mixes.add(batch.mix)
-        mixed = sorted(mixes - {"none"})
-        if len(mixed) > 1 or (epoch and mixed not in ([], [self.settings.mix])):
-            raise ValueError(f"FKD files in {self.folder} mix views by CutMix and by mixup")
-        return _FKDEpoch(_together(tables), torch.cat(logits), mixed[0] if mixed else "none")
+    def read(self, epoch: int, number: int) -> _File:
+        """Reads a file of an epoch."""
+        count, begin = len(self.images), number * self.batch_size
+        batch, logits = self._read_batch(epoch, number)
+        ids = self.order(epoch)[begin : begin + self.batch_size] if batch.index is None else batch.index
+        expected = min(self.batch_size, count - begin)
+        if len(logits) != expected or not bool(((ids >= 0) & (ids < count)).all()):
+            raise ValueError(
+                f"batch_{number}.tar of epoch {epoch} in {self.folder} is not about {expected} of {count} images"
+            )
+        if batch.mix != "none":
+            self.mix = self.mix or batch.mix
+            if batch.mix != self.mix:
+                raise ValueError(f"FKD files in {self.folder} mix views by CutMix and by mixup")
+        return _File(batch.table(ids, self.images.shape[-1]), logits, batch.mix)
 
     def _read_batch(self, epoch: int, number: int) -> tuple[FKDBatch, Tensor]:
         path = self.folder / f"epoch_{epoch}" / f"batch_{number}.tar"
@@ -110,11 +116,23 @@ class FKDViews(ReplayedViews):
             raise ValueError(f"label file {path} has logits {tuple(logits.shape)} for {self.num_classes} classes")
         return batch, logits
 
-    def _epoch(self, epoch: int) -> _FKDEpoch:
-        wanted = [number for number in (epoch, epoch + 1) if number < self.num_epochs]
-        held = {number: future for number, future in self._reading.items() if number in wanted}
-        self._reading = {number: held.get(number) or self._reader.submit(self.read, number) for number in wanted}
-        return self._reading[epoch].result()
+    def _pieces(self, span: Span) -> Iterator[tuple[_File, int, int]]:
+        """The files that hold the views of a span, and which of theirs those are."""
+        size = self.batch_size
+        for number in range(span.begin // size, (span.end - 1) // size + 1):
+            begin = number * size
+            yield self._file(span.epoch, number), max(0, span.begin - begin), min(size, span.end - begin)
+
+    def _file(self, epoch: int, number: int) -> _File:
+        """A file, which is held already if it was among the next ones of the last that was asked for."""
+        place = epoch * self.num_files + number
+        for coming in range(place, min(place + self._ahead + 1, self.num_epochs * self.num_files)):
+            if coming not in self._held:
+                self._held[coming] = self._reader.submit(self.read, *divmod(coming, self.num_files))
+        self._held.move_to_end(place)
+        while len(self._held) > 4 * (1 + self._ahead):  # tables go a chunk, and what comes after it, before logits
+            self._held.popitem(last=False)
+        return self._held[place].result()
 
 
 def _together(tables: Sequence[ViewTable]) -> ViewTable:

@@ -45,16 +45,17 @@ class SamplerOrder:
     def __init__(self, count: int, num_permutations: int = 2):
         self.count, self.num_permutations = count, num_permutations
         self.generator, self.num_drawn = torch.Generator().manual_seed(42), 0
+        self.last = torch.empty(0, dtype=torch.int64)
+        """The order of the last epoch that was drawn: the batches of an epoch ask for the same one."""
 
     def __call__(self, epoch: int) -> Tensor:
-        if epoch < self.num_drawn:
+        if epoch < self.num_drawn - 1:
             self.generator.manual_seed(42)
             self.num_drawn = 0
-        while True:
-            order, *_ = [torch.randperm(self.count, generator=self.generator) for _ in range(self.num_permutations)]
-            self.num_drawn += 1
-            if self.num_drawn > epoch:
-                return order
+        while self.num_drawn <= epoch:
+            drawn = [torch.randperm(self.count, generator=self.generator) for _ in range(self.num_permutations)]
+            self.last, self.num_drawn = drawn[0], self.num_drawn + 1
+        return self.last
 
 
 @dataclass(frozen=True)

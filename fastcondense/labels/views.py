@@ -32,7 +32,7 @@ from ..views.windows import LEFT, TOP, windows
 from .resident import HostImages
 from .view_tables import BatchTable, Span, ViewBatch, ViewTable
 
-_CHUNK = 1024  # views whose tables are made at once: few enough that a GPU does not wait for them when an epoch begins
+CHUNK = 1024  # views whose tables are made at once: few enough that a GPU does not wait for them when an epoch begins
 
 
 class ReplayedViews:
@@ -98,7 +98,7 @@ class ReplayedViews:
 
     def _tables(self, spans: Sequence[Span]) -> Iterator[tuple[ViewTable, ViewTable]]:
         """The table of each span, on the host and on the device, made for some of them at a time."""
-        step = max(1, _CHUNK // max(map(len, spans)))
+        step = max(1, CHUNK // max(map(len, spans)))
         for first in range(0, len(spans), step):
             chunk = spans[first : first + step]
             here = self.table(chunk)

@@ -6,7 +6,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterator
-from contextlib import contextmanager, nullcontext
+from contextlib import AbstractContextManager, contextmanager, nullcontext
 from typing import Any
 
 import torch
@@ -44,15 +44,19 @@ def arithmetic(precision: Precision, is_reproducible: bool = True) -> Iterator[N
 
 
 @contextmanager
-def one_thread(device: torch.device) -> Iterator[None]:
-    """The block runs on one thread on a CPU: oneDNN's convolutions split sums in a way that depends on the number."""
+def on_threads(count: int) -> Iterator[None]:
+    """The block has so many threads of a CPU."""
     before = torch.get_num_threads()
-    if device.type == "cpu":
-        torch.set_num_threads(1)
+    torch.set_num_threads(count)
     try:
         yield
     finally:
         torch.set_num_threads(before)
+
+
+def one_thread(device: torch.device) -> AbstractContextManager[None]:
+    """The block runs on one thread on a CPU: oneDNN's convolutions split sums in a way that depends on the number."""
+    return on_threads(1) if device.type == "cpu" else nullcontext()
 
 
 @contextmanager

@@ -5,6 +5,7 @@ from __future__ import annotations
 import dataclasses
 import math
 from collections.abc import Callable
+from contextlib import nullcontext
 from dataclasses import dataclass
 from functools import cached_property, partial
 
@@ -13,6 +14,7 @@ import torch
 from ..data.jobs import Job, jobs, with_batch_size
 from ..devices import fastest_arithmetic
 from ..labels.resident import are_held
+from ..networks.precision import one_thread
 from ..recipe.precision import precisions, settled
 from ..recipe.recipe import Recipe
 from ..students.costs import views_an_epoch
@@ -151,7 +153,8 @@ class Plan:
 
     def _recover(self) -> StageTime:
         recipe, recover, size = self.recipe, self.recipe.recover, self.size
-        seconds, source = self._job_seconds()
+        with one_thread(self.device) if recover.reproducible else nullcontext():
+            seconds, source = self._job_seconds()
         one, wall = sum(seconds), makespan(seconds, self.num_workers)
         shared = 0.0
         if recover.initial.kind == "mosaic" and recover.objective != "gradients":
