@@ -313,6 +313,7 @@ def _plan(about: dict[str, Any]) -> None:
             made.measure(part)
         tables(made)
 
+    planned()  # compiles what is kept from then on
     tell("plan for 64 workers", planned, jobs=len(jobs(recipe, about["classes"])))
 
 
