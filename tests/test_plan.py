@@ -1,5 +1,6 @@
 """The plan of a run: memory beside what a process takes, bytes beside what a run leaves, times beside a clock."""
 
+import gc
 import os
 import re
 import subprocess
@@ -90,6 +91,13 @@ def test_live_tensors_are_counted_by_hand():
         assert count.live == 8000  # y holds it
         del y
         assert count.live == 0
+        held = [torch.zeros(10)]
+        held.append(held)  # as what is traced is held
+        del held
+        assert count.live == 40 and gc.get_freeze_count() > 100_000  # which no collection looks at
+        count.restart()
+        assert count.live == 0
+    assert gc.get_freeze_count() == 0
 
 
 def test_footprint_is_the_line_through_two_sizes():

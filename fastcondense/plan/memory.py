@@ -8,7 +8,7 @@ import weakref
 from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import Any, Self
 
 import torch
 from torch import Tensor
@@ -33,6 +33,14 @@ class LiveTensors(TorchDispatchMode):
         super().__init__()
         self.live = self.peak = 0
         self.known: dict[int, Any] = {}
+
+    def __enter__(self) -> Self:
+        gc.freeze()  # else each collection looks at all that PyTorch has imported, which takes most of a second
+        return super().__enter__()
+
+    def __exit__(self, *error: Any) -> None:
+        gc.unfreeze()
+        super().__exit__(*error)
 
     def restart(self) -> None:
         gc.collect()  # networks that were traced are held by cycles
