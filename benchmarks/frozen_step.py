@@ -42,6 +42,7 @@ from fastcondense.recover.by_means import MeansStep
 from fastcondense.recover.feature_targets import ClassDirections, Target, backbone_of
 from fastcondense.recover.head_gradients import HeadGradients, head_gradient
 from fastcondense.recover.pyramid import COLOURS
+from fastcondense.statistics.class_directions import Directions
 from fastcondense.teachers.teacher import Teacher
 
 CLASSES = 10
@@ -126,7 +127,7 @@ class OurStep:
             run = SimpleNamespace(recipe=recipe, device=DEVICE, real=SimpleNamespace(classes=range(CLASSES)))
             return HeadGradients(run, backbone, lambda _: (real, labels), job)
         with torch.no_grad():
-            return ClassDirections(backbone(real[:CLASSES]).cpu(), job, DEVICE)
+            return ClassDirections(Directions.between(backbone(real[:CLASSES]).cpu()), job, DEVICE)
 
     def __call__(self) -> None:
         with arithmetic(self.precision):

@@ -12,7 +12,7 @@ from fastcondense.data.real import squares
 from fastcondense.recipe.recipe import from_toml, load
 from fastcondense.recover.feature_targets import backbone_of
 from fastcondense.run import Run
-from fastcondense.statistics.class_means import class_means
+from fastcondense.statistics.class_directions import class_directions
 from fastcondense.students.closest import closest_images
 from fastcondense.students.frozen import FrozenStudent
 from fastcondense.students.students import CONDENSED, student_folder
@@ -86,7 +86,7 @@ def test_views_are_the_recipes_and_all_real_images_are_seen_twice(out):
 def test_nearest_and_aligned_are_what_they_say(out):
     run = opened(out)
     teacher = read_teachers(run)[0]
-    see, (means,) = backbone_of(teacher, "fp32"), class_means(run, [teacher])
+    see, (wanted,) = backbone_of(teacher, "fp32"), class_directions(run, [teacher])
     pixels, ids = squares(run.real.train, run.recipe.dataset, run.device)
     features, known = see(run.normalize(pixels)), torch.from_numpy(run.real.train.labels[ids.numpy()])
     unread, labels = closest_images(run, "nearest", 2)
@@ -95,12 +95,12 @@ def test_nearest_and_aligned_are_what_they_say(out):
     for k in range(10):
         gaps = (features - features[known == k].mean(0)).norm(dim=1).masked_fill(known != k, torch.inf)
         assert torch.equal(images[2 * k], pixels[int(gaps.argmin())])
-    centre, frozen = means.mean(0), FrozenStudent.of(run)
+    frozen = FrozenStudent.of(run)
 
     def cosine(pixels):
         """Of the mean features of other views than those that the choice was made by, averaged over classes."""
         made = frozen.views(pixels, torch.arange(10), 7).vectors.unflatten(0, (-1, 10)).mean(0)
-        return float(F.cosine_similarity(made - centre, means - centre, 1).mean())
+        return float(F.cosine_similarity(made - wanted.centre, wanted.of_classes, 1).mean())
 
     aligned = cosine(closest_images(run, "aligned", 1)[0])
     random = [cosine(run.real_images(1, "some", seed)[0]) for seed in range(5)]

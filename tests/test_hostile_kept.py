@@ -23,7 +23,7 @@ from fastcondense.run import Run
 from fastcondense.sets.condensed import read_seconds
 from fastcondense.sets.parts import in_order
 from fastcondense.statistics import targets
-from fastcondense.statistics.class_means import class_means
+from fastcondense.statistics.class_directions import class_directions
 from fastcondense.statistics.collection import Collection
 from fastcondense.statistics.collector import Collector
 from fastcondense.statistics.difficulty import grade
@@ -79,7 +79,7 @@ READERS = {
     "difficulty": ("difficulty-*/part-03*", graded),
     "anchors": ("anchors-*/class-00006*", retrieved),
     "targets": ("teachers/*/targets-*", category),
-    "class means": ("teachers/*/targets-*", lambda run: class_means(run, run.kept["teachers"])),
+    "class means": ("teachers/*/targets-*", lambda run: class_directions(run, run.kept["teachers"])),
     "mosaics": ("initial-*/class-00003*", lambda run: vars(mosaic.ranked(run, run.kept["teachers"], 3))),
     "herding": ("initial-*/class-00004*", lambda run: representatives(run, Rule("herding", None), 4, 2)),
     "own images": (

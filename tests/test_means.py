@@ -24,7 +24,7 @@ from fastcondense.recover.head_gradients import HeadGradients, RealViews, head_g
 from fastcondense.recover.pyramid import COLOURS, LevelPyramid, enlargement
 from fastcondense.rng import Stream
 from fastcondense.run import Run
-from fastcondense.statistics.class_means import class_means
+from fastcondense.statistics.class_directions import Directions, class_directions, ridge_weights
 from fastcondense.teachers.cut import Hooked
 from fastcondense.teachers.teacher import Teacher
 
@@ -50,7 +50,7 @@ def means_of(length=64):
 
 def step_of(settings, job):
     backbone = backbone_of(teacher(settings), "fp32")
-    step = MeansStep(settings, job, [backbone], [ClassDirections(means_of(), job, CPU)], CPU)
+    step = MeansStep(settings, job, [backbone], [ClassDirections(Directions.between(means_of()), job, CPU)], CPU)
     step.load(job)
     return step
 
@@ -151,7 +151,7 @@ def recoverer(settings):
         settings,
         [backbone_of(teacher(settings), "fp32")],
         CPU,
-        lambda job: [ClassDirections(means_of(), job, CPU)],
+        lambda job: [ClassDirections(Directions.between(means_of()), job, CPU)],
     )
 
 
@@ -196,7 +196,10 @@ def test_two_backbones_are_matched_together():
     settings = recipe(iterations=30)
     job = jobs(settings, CLASSES)[0]
     both = [backbone_of(teacher(settings), "fp32"), lambda x: x.float().mean((2, 3))]
-    targets = [ClassDirections(means_of(), job, CPU), ClassDirections(means_of(3), job, CPU)]
+    targets = [
+        ClassDirections(Directions.between(means_of()), job, CPU),
+        ClassDirections(Directions.between(means_of(3)), job, CPU),
+    ]
     made = MeansStep(settings, job, both, targets, CPU)
     made.load(job)
     total, _ = made.loss(made.pyramid.pixels(), view_table(settings, job)[0])
@@ -263,7 +266,7 @@ def test_the_published_target_is_one_cosine_of_all_gradients(tmp_path):
 def test_class_means_are_those_of_all_views_and_kept(tmp_path):
     run = digits_run(tmp_path)
     (one,) = run.kept["teachers"]
-    (found,) = class_means(run, [one])
+    (found,) = class_directions(run, [one])
     net, sums, counts = frozen_network("zoo/convnet3_w32", 10).double(), torch.zeros(10, 32).double(), torch.zeros(10)
     kept = []
     net.head.register_forward_pre_hook(lambda _, args: kept.append(args[0]))
@@ -274,13 +277,45 @@ def test_class_means_are_those_of_all_views_and_kept(tmp_path):
             sums.index_add_(0, labels, kept.pop())
             counts.index_add_(0, labels, torch.ones(len(labels)))
     assert counts.tolist() == (2 * np.bincount(run.real.train.labels)).tolist()
-    torch.testing.assert_close(found.double(), sums / counts[:, None], rtol=1e-5, atol=1e-6)
+    means = sums / counts[:, None]
+    torch.testing.assert_close(found.centre.double(), means.mean(0), rtol=1e-5, atol=1e-6)
+    torch.testing.assert_close(found.of_classes.double(), means - means.mean(0), rtol=1e-5, atol=1e-6)
     (path,) = (tmp_path / "run").rglob("targets-*.safetensors")
     before = path.stat().st_mtime_ns
-    assert torch.equal(class_means(run, [one])[0], found) and path.stat().st_mtime_ns == before
+    again = class_directions(run, [one])[0].of_classes
+    assert torch.equal(again, found.of_classes) and path.stat().st_mtime_ns == before
     assert not list((tmp_path / "run").rglob("parts*"))
     other = digits_run(tmp_path, means=Means(real_views=1))
-    assert not torch.equal(class_means(other, other.kept["teachers"])[0], found)
+    assert not torch.equal(class_directions(other, other.kept["teachers"])[0].of_classes, found.of_classes)
+
+
+def test_ridge_directions_are_the_weights_of_ridge_regression(tmp_path):
+    """Least squares of each class's indicator on the features of all views, with rows that penalise the weights."""
+    ridge = 0.3
+    run = digits_run(tmp_path, means=Means(target="ridge", ridge=ridge))
+    (one,) = run.kept["teachers"]
+    (found,) = class_directions(run, [one])
+    net, kept, labels = frozen_network("zoo/convnet3_w32", 10).double(), [], []
+    net.head.register_forward_pre_hook(lambda _, args: kept.append(args[0]))
+    for view in range(2):
+        what = run.real.train, run.recipe.dataset, run.recipe.recover, Stream(run.recipe.seed, "recover/means")
+        for images, of in training_batches(*what, view, 200, CPU):
+            net(images.double())
+            labels.append(of)
+    z, y = torch.cat(kept), F.one_hot(torch.cat(labels)).double()
+    z, y = z - z.mean(0), y / y.sum(0)  # a class's share of the images does not count
+    penalty = (ridge * z.square().sum() / z.shape[1]).sqrt() * torch.eye(z.shape[1]).double()
+    rows, aims = torch.cat((z, penalty)), torch.cat((y - y.mean(1, keepdim=True), torch.zeros(z.shape[1], 10).double()))
+    weights = torch.linalg.lstsq(rows, aims).solution.T
+    cosines = F.cosine_similarity(found.of_classes.double(), weights, 1)
+    assert float(cosines.min()) > 1 - 1e-6
+    (path,) = (tmp_path / "run").rglob("targets-*.safetensors")
+    before = path.stat().st_mtime_ns
+    assert torch.equal(class_directions(run, [one])[0].of_classes, found.of_classes)
+    assert path.stat().st_mtime_ns == before
+    plain = Directions.between(torch.rand(10, 32))
+    far = ridge_weights(plain.of_classes, (z.T @ z).float(), 1e6)
+    assert float(F.cosine_similarity(far, plain.of_classes, 1).min()) > 1 - 1e-6
 
 
 def test_a_network_that_cannot_be_traced_gives_the_same_features():

@@ -33,6 +33,7 @@ from ..recover.matched_networks import RealImages
 from ..recover.schedule import stages, turns
 from ..rng import Stream
 from ..run import Run
+from ..statistics.class_directions import Directions
 from ..students.task import why_not_captured
 from ..teachers.cut import Cut
 from ..teachers.teacher import Teacher
@@ -59,7 +60,9 @@ def recover_step(recipe: Recipe, job: Job, teachers: Sequence[Teacher], device: 
         elif recipe.recover.objective == "means":
             backbones = [backbone_of(teacher, recipe.recover.precision) for teacher in teachers]
             shown, known = stand_ins.images(recipe, 2, device), job.first_class + job.num_classes
-            targets = [ClassDirections(torch.eye(known, see(shown).shape[1]), job, device) for see in backbones]
+            lengths = [see(shown).shape[1] for see in backbones]
+            wanted = [Directions.between(torch.eye(known, length)) for length in lengths]
+            targets = [ClassDirections(of, job, device) for of in wanted]
             matched = MeansStep(recipe, job, backbones, targets, device)
             matched.load(job)
             counter = matched.step

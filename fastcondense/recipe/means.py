@@ -6,7 +6,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Literal
 
-from .bounds import Count, CountOrZero
+from .bounds import Count, CountOrZero, PositiveFloat
 from .settings import Labels, Train
 
 
@@ -17,14 +17,17 @@ class Means:
     Views of real and of condensed images are those of recover: crop_scale, flip. Teachers are the backbones.
     """
 
-    target: Literal["class", "gradient"] = "class"
+    target: Literal["class", "ridge", "gradient"] = "class"
     """class: the mean feature of a class's views points where that of the real ones does, both seen from the mean of
-    all classes; no real image is read meanwhile, and classes do not know each other. gradient: the gradient of a new
-    random linear layer is that of a batch of real views, as published (LGM); a job has all classes."""
+    all classes; ridge: where the weights point that ridge regression on the real ones gives a linear layer for the
+    class. No real image is read meanwhile, and classes do not know each other. gradient: the gradient of a new random
+    linear layer is that of a batch of real views, as published (LGM); a job has all classes."""
+    ridge: PositiveFloat = 1.0
+    """ridge: what is added to the features' variances, in units of their mean."""
     views: Count = 3
     """Views of each condensed image in an iteration."""
     real_views: Count = 2
-    """class: views of each real image that the means are taken over."""
+    """class and ridge: views of each real image that statistics are taken over."""
     real_batch: Count = 100
     """gradient: real views in an iteration."""
 

@@ -1,4 +1,4 @@
-"""What frozen backbones should see in condensed images; ours of it: the directions of the real images' class means."""
+"""What frozen backbones should see in condensed images: ours of it are directions, class by class."""
 
 from __future__ import annotations
 
@@ -12,6 +12,7 @@ from torch.nn import functional as F
 from ..data.jobs import Job
 from ..networks.precision import network_dtype
 from ..recipe.shared import Precision
+from ..statistics.class_directions import Directions
 from ..teachers.cut import backbone
 from ..teachers.teacher import Teacher
 
@@ -33,18 +34,17 @@ class Target(Protocol):
 
 
 class ClassDirections:
-    """1 - cos(z_k - mu, mu_k - mu) of each class k of a job; z_k: the mean feature of all views of its images.
+    """1 - cos(z_k - mu, d_k) of each class k of a job, with its direction d_k from the centre mu.
 
-    means: of real views, mu_k, float32 [classes, D]; mu is their mean.
+    z_k: the mean feature of all views of its images.
     """
 
-    def __init__(self, means: Tensor, job: Job, device: torch.device):
-        self.means, self.centre = means, means.mean(0).to(device)
-        self.wanted = torch.zeros(job.num_classes, means.shape[1], device=device)
+    def __init__(self, directions: Directions, job: Job, device: torch.device):
+        self.of_classes, self.centre = directions.of_classes, directions.centre.to(device)
+        self.wanted = torch.zeros(job.num_classes, len(self.centre), device=device)
 
     def load(self, job: Job) -> None:
-        rows = self.means[job.first_class : job.first_class + job.num_classes]
-        self.wanted.copy_(rows.to(self.wanted.device) - self.centre)
+        self.wanted.copy_(self.of_classes[job.first_class : job.first_class + job.num_classes])
 
     def refresh(self, iteration: int) -> None:
         pass  # constant

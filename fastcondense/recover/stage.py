@@ -16,7 +16,7 @@ from ..run import Run
 from ..sets.condensed import CondensedSet, open_folder, read_set, shard_path, write_shard
 from ..sets.imported import check_order, read_imported, read_origin
 from ..statistics import pruning, targets
-from ..statistics.class_means import class_means
+from ..statistics.class_directions import class_directions
 from ..statistics.difficulty import grade
 from ..teachers.kept import chosen
 from ..teachers.teacher import Teacher
@@ -205,8 +205,8 @@ def _by_means(run: Run, teachers: list[Teacher]) -> RecoverJob:
     if recipe.recover.means.target == "gradient":
         real = RealViews(run)
         return ByMeans(recipe, backbones, device, lambda job: [HeadGradients(run, one, real, job) for one in backbones])
-    means = class_means(run, teachers)
-    return ByMeans(recipe, backbones, device, lambda job: [ClassDirections(of, job, device) for of in means])
+    wanted = class_directions(run, teachers)
+    return ByMeans(recipe, backbones, device, lambda job: [ClassDirections(of, job, device) for of in wanted])
 
 
 def made_jobs(run: Run) -> list[Job]:

@@ -105,6 +105,10 @@ class Collector:
         """Lengths of the vectors of what it collects, by the name."""
         return self.teacher.lengths(image_size)
 
+    def class_lengths(self, image_size: int) -> dict[str, list[int]]:
+        """The same of what it collects class by class."""
+        return self.lengths(image_size) if self.num_classes else {}
+
     def add(self, images: Tensor, labels: Tensor) -> None:
         """images: normalised [N, 3, S, S] on the teacher's device; labels: their classes, int64 [N]."""
         if self.num_classes:

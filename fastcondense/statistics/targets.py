@@ -89,21 +89,21 @@ def read_targets(path: Path, collector: Collector, image_size: int) -> tuple[Nam
 
     Raises ValueError for a file that keeps others.
     """
-    lengths = collector.lengths(image_size)
-    of_classes = lengths if collector.num_classes else {}
+    every = collector.lengths(image_size) if collector.names else {}
+    lengths, of_classes = {name: every[name] for name in collector.names}, collector.class_lengths(image_size)
     forms: dict[str, Form] = {}
-    for name in collector.names:
-        forms |= {f"{name}/{k}": (torch.float32, [length]) for k, length in enumerate(lengths[name])}
+    for name, found in lengths.items():
+        forms |= {f"{name}/{k}": (torch.float32, [length]) for k, length in enumerate(found)}
     for name, found in of_classes.items():
         rows = [collector.num_classes]
         forms |= {f"{_of_classes(name)}/{k}": (torch.float32, [*rows, length]) for k, length in enumerate(found)}
     state = read_kept(path, forms)
 
-    def vectors(prefix: str, name: str) -> tuple[Tensor, ...]:
-        return tuple(state[f"{prefix}/{k}"] for k in range(len(lengths[name])))
+    def vectors(prefix: str, found: list[int]) -> tuple[Tensor, ...]:
+        return tuple(state[f"{prefix}/{k}"] for k in range(len(found)))
 
-    tables = {name: vectors(_of_classes(name), name) for name in of_classes}
-    return {name: vectors(name, name) for name in collector.names}, tables
+    tables = {name: vectors(_of_classes(name), found) for name, found in of_classes.items()}
+    return {name: vectors(name, found) for name, found in lengths.items()}, tables
 
 
 def _path(run: Run, collector: Collector) -> Path:

@@ -1,8 +1,8 @@
 """Real images that stand for their class as frozen backbones see them: nearest to its mean, or most in its direction.
 
 "nearest": least distance of an image's features to their mean over its class, images as the evaluation transform sees
-them (LGM's baseline). "aligned": largest cosine of the mean feature of an image's views and the mean of its class's,
-both seen from the mean of all classes: the best real images by what recover.means makes condensed ones for.
+them (LGM's baseline). "aligned": largest cosine of the mean feature of an image's views and its class's direction, both
+seen from the mean of all classes: the best real images by what recover.means makes condensed ones for.
 """
 
 from __future__ import annotations
@@ -24,7 +24,7 @@ from ..recover.representatives import unread_squares
 from ..rng import Stream
 from ..run import Run
 from ..sets.stored_images import StoredImages
-from ..statistics.class_means import class_means
+from ..statistics.class_directions import Directions, class_directions
 from ..teachers.kept import chosen, read_teachers
 from ..tensor_files import read_kept, write_tensors
 from ..views.windows import windows
@@ -49,10 +49,10 @@ def closest_images(run: Run, kind: str, count: int) -> tuple[StoredImages, Tenso
     with first_alone():
         if not path.exists():
             backbones = [backbone_of(teacher, "fp32") for teacher in teachers]
-            means = [of.to(run.device) for of in class_means(run, teachers)]
+            wanted = [of.to(run.device) for of in class_directions(run, teachers)]
             with torch.no_grad(), arithmetic("fp32"):
                 classes = range(len(run.real.classes))
-                found = [_closest(run, cast(Kind, kind), backbones, means, label, count) for label in classes]
+                found = [_closest(run, cast(Kind, kind), backbones, wanted, label, count) for label in classes]
             write_tensors(path, {"ids": torch.from_numpy(np.stack(found))}, {})
     num_classes = len(run.real.classes)
     ids = read_kept(path, {"ids": (torch.int64, [num_classes, count])})["ids"].flatten().numpy()
@@ -62,7 +62,7 @@ def closest_images(run: Run, kind: str, count: int) -> tuple[StoredImages, Tenso
 
 
 def _closest(
-    run: Run, kind: Kind, backbones: Sequence[Backbone], means: Sequence[Tensor], label: int, count: int
+    run: Run, kind: Kind, backbones: Sequence[Backbone], wanted: Sequence[Directions], label: int, count: int
 ) -> np.ndarray:
     """The first `count` training samples of a class, int64 [count]."""
     members = run.real.train.of_class(label)
@@ -77,10 +77,9 @@ def _closest(
         return ids[torch.as_tensor(far).argsort(stable=True).cpu().numpy()[:count]]
 
     def cosines(seen: Sequence[Tensor]) -> Tensor:
-        pairs = [
-            (features - mean.mean(0), mean[label] - mean.mean(0)) for features, mean in zip(seen, means, strict=True)
-        ]
-        return torch.stack([F.cosine_similarity(one, other[None], 1) for one, other in pairs]).mean(0)
+        pairs = zip(seen, wanted, strict=True)
+        along = [F.cosine_similarity(features - of.centre, of.of_classes[label][None], 1) for features, of in pairs]
+        return torch.stack(along).mean(0)
 
     few = run.recipe.recover.means.real_views
     rough = [(one + few * more) / (1 + few) for one, more in zip(whole, _views(run, backbones, ids, few), strict=True)]
