@@ -20,7 +20,7 @@ def is_own(name: str) -> bool:
 
 
 def load_function(reference: str, purpose: str) -> Callable[..., Any]:
-    """The function that `reference` names.
+    """The function that `reference` names; what it raises becomes a ValueError of one line that names it.
 
     Raises ValueError that begins with `purpose` if there is none, or if only a stranger's recipe names it (trust.py).
     """
@@ -28,7 +28,22 @@ def load_function(reference: str, purpose: str) -> Callable[..., Any]:
     module = _module(reference, purpose)
     if not callable(getattr(module, function, None)):
         raise ValueError(f"{purpose} {reference!r}: {module_name} has no function {function!r}")
-    return getattr(module, function)
+    return _naming(getattr(module, function), f"{purpose} {reference!r}")
+
+
+def _naming(function: Callable[..., Any], what: str) -> Callable[..., Any]:
+    def call(*arguments: Any, **named: Any) -> Any:
+        try:
+            return function(*arguments, **named)
+        except Exception as error:
+            if isinstance(error, MemoryError) or type(error).__name__ == "OutOfMemoryError":  # torch's
+                raise
+            text = " ".join(str(error).split())
+            raise ValueError(
+                f"{what} raised {type(error).__name__}: {text}; FASTCONDENSE_TRACEBACK=1 shows where"
+            ) from error
+
+    return call
 
 
 def source_sha256(reference: str, purpose: str) -> str:
@@ -53,6 +68,11 @@ def _module(reference: str, purpose: str) -> ModuleType:
         return _module_of_file(Path(name)) if name.endswith(".py") else import_module(name)
     except ImportError as error:
         raise ValueError(f"{purpose} {reference!r} cannot be imported: {error}") from None
+    except ValueError:
+        raise
+    except Exception as error:  # whatever its lines do
+        text = " ".join(str(error).split())
+        raise ValueError(f"{purpose} {reference!r} cannot be imported: {type(error).__name__}: {text}") from error
 
 
 def _module_of_file(path: Path) -> ModuleType:
@@ -65,5 +85,9 @@ def _module_of_file(path: Path) -> ModuleType:
         if specification is None or specification.loader is None:
             raise ValueError(f"{path} is no Python file")
         sys.modules[name] = importlib.util.module_from_spec(specification)
-        specification.loader.exec_module(sys.modules[name])
+        try:
+            specification.loader.exec_module(sys.modules[name])
+        except BaseException:
+            del sys.modules[name]  # half of a module is none
+            raise
     return sys.modules[name]

@@ -6,6 +6,7 @@ import pytest
 import torch
 from torch import nn
 
+from fastcondense.networks.grouped_convolution import Grouped
 from fastcondense.teachers.convolution import FrozenConvolution
 from fastcondense.teachers.fuse import fuse
 from fastcondense.vision import timm
@@ -120,7 +121,7 @@ def test_bfloat16_of_groups_takes_the_fast_way_for_its_gradient(stride):
     x = torch.randn(2, 6, 7, 9).bfloat16()
     truth, ours = x.double().requires_grad_(), x.clone().requires_grad_()
     expected, y = plain(truth), frozen(ours)
-    assert type(y.grad_fn).__name__ == "GroupedConvolutionBackward"
+    assert isinstance(y.grad_fn.way, Grouped)
     upstream = torch.randn_like(expected).bfloat16()
     (gradient,) = torch.autograd.grad(y, ours, upstream)
     (wanted,) = torch.autograd.grad(expected, truth, upstream.double())
@@ -147,9 +148,5 @@ def test_a_convolution_with_a_forward_of_its_own_is_one_node_of_the_trace():
     x = torch.randn(2, 4, 7, 10)
     torch.testing.assert_close(fused(x), net(x))
     y = copy.deepcopy(fused).conv.bfloat16()(x.bfloat16().requires_grad_())
-    assert "GroupedConvolutionBackward" in names_of_graph(y.grad_fn)
+    assert isinstance(y.grad_fn.way, Grouped)
     torch.testing.assert_close(y.float(), net.conv(x), atol=0.05, rtol=0.05)
-
-
-def names_of_graph(node):
-    return {type(node).__name__}.union(*(names_of_graph(before) for before, _ in node.next_functions if before))

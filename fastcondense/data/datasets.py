@@ -104,7 +104,13 @@ def _own(reference: str, data: Path | None) -> RealData:
     def split(images: Any, labels: Any, part: str) -> Split:
         if isinstance(images, np.ndarray):
             return checked_split(images, labels, classes, f"{where}, {part},")
-        files = FileNames.of(images)
+        try:
+            files = FileNames.of(images)
+        except TypeError:
+            raise ValueError(
+                f"{where}, {part}, needs images uint8 [N, H, W, 3] or paths of files, got a {type(images).__name__} of "
+                "neither"
+            ) from None
         return Split(labels_of_classes(labels, len(files), classes, f"{where}, {part},"), files=files)
 
     return RealData(reference, classes, split(train, train_labels, "training"), split(test, test_labels, "test"))

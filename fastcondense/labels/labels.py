@@ -119,6 +119,10 @@ class OwnLabels:
         if not isinstance(logits, Tensor) or logits.shape != shape or not logits.is_floating_point():
             found = f"{tuple(logits.shape)} of {logits.dtype}" if isinstance(logits, Tensor) else type(logits).__name__
             raise ValueError(f"labels.source {self.reference!r} must give logits {list(shape)}, got {found}")
+        if not bool(logits.isfinite().all()):
+            raise ValueError(f"labels.source {self.reference!r} gives logits that are not finite")
+        if logits.min() >= 0 and torch.allclose(logits.sum(1), logits.new_ones(()), atol=1e-3):
+            raise ValueError(f"labels.source {self.reference!r} gives probabilities, and logits are needed: their log")
         return Wanted(logits.float()[None], batch.labels, batch.partners, batch.share)
 
 

@@ -1,37 +1,79 @@
-"""Convolutions of a network that is trained in bfloat16 on a CPU: each by the fastest of the ways that we know."""
+"""bfloat16 convolutions on a CPU, each by the fastest of the ways that we know."""
 
 from __future__ import annotations
 
-from typing import Any
+from typing import Any, Protocol
 
 import torch
+from torch import Tensor
+from torch.autograd.function import once_differentiable
 from torch.nn import functional as F
 from torch.overrides import TorchFunctionMode
 
-from .grouped_convolution import GroupedConvolution
-from .matrix_convolution import MatrixConvolution, is_faster_for_weights
+from .grouped_convolution import Grouped
+from .matrix_convolution import Products, is_faster_for_weights
+
+
+class Way(Protocol):
+    """How a convolution and its gradients are made. x, dy: bfloat16 [N, C, H, W], channels_last; weight: bfloat16."""
+
+    def maps(self, x: Tensor, weight: Tensor, bias: Tensor | None) -> Tensor:
+        """What it writes, bfloat16."""
+
+    def map_gradient(self, dy: Tensor, x: Tensor, weight: Tensor) -> Tensor:
+        """The gradient of x, bfloat16, from that of what it wrote."""
+
+    def weight_gradient(self, dy: Tensor, x: Tensor, weight: Tensor) -> Tensor:
+        """The gradient of the weights, float32."""
+
+
+class Bf16Convolution(torch.autograd.Function):
+    """x bfloat16, weight [O, C / groups, h, w] and bias [O] or None of any type, a `Way` -> bfloat16, channels_last.
+
+    Gradients of weight and bias are float32.
+    """
+
+    @staticmethod
+    def forward(ctx, x, weight, bias, way):
+        x = x.contiguous(memory_format=torch.channels_last)
+        low = weight.to(torch.bfloat16, memory_format=torch.channels_last)
+        ctx.save_for_backward(x, low)
+        ctx.way = way
+        return way.maps(x, low, None if bias is None else bias.to(torch.bfloat16))
+
+    @staticmethod
+    @once_differentiable
+    def backward(ctx, dy):
+        x, weight = ctx.saved_tensors
+        dy = dy.contiguous(memory_format=torch.channels_last)
+        is_wanted = ctx.needs_input_grad
+        dx = ctx.way.map_gradient(dy, x, weight) if is_wanted[0] else None
+        dweight = ctx.way.weight_gradient(dy, x, weight) if is_wanted[1] else None
+        dbias = dy.sum((0, 2, 3), dtype=torch.float32) if is_wanted[2] else None
+        return dx, dweight, dbias, None
 
 
 class CpuConvolutions(TorchFunctionMode):
-    """Within it, convolutions as nn.Conv2d calls them, without dilation, are in bfloat16, by one of these ways.
+    """Within it, convolutions as nn.Conv2d calls them, without dilation, are `Bf16Convolution`s where a way is known.
 
-    Weights stay float32, and their gradients are float32.
+    Weights stay float32.
     """
 
     def __torch_function__(self, function, types, args=(), kwargs=None):
-        if function is F.conv2d and not kwargs and _is_known(args):
-            x, weight, bias, stride, padding, _, groups = args
-            x = x.to(torch.bfloat16)
-            if groups > 1:
-                return GroupedConvolution.apply(x, weight, bias, stride, padding, groups)
-            if is_faster_for_weights(x.shape, weight.shape, stride, padding):
-                return MatrixConvolution.apply(x, weight, bias, stride, padding)
+        if function is F.conv2d and not kwargs and (way := _way(args)):
+            x, weight, bias = args[:3]
+            return Bf16Convolution.apply(x.to(torch.bfloat16), weight, bias, way)
         return function(*args, **(kwargs or {}))
 
 
-def _is_known(args: tuple[Any, ...]) -> bool:
-    """Whether it is a batch's convolution with all that nn.Conv2d gives, no dilation, and a border in numbers."""
+def _way(args: tuple[Any, ...]) -> Way | None:
+    """That of a batch's convolution with all that nn.Conv2d gives, no dilation, and a border in numbers."""
     if len(args) != 7 or args[0].dim() != 4:
-        return False
-    stride, padding, dilation = args[3:6]
-    return isinstance(stride, tuple) and isinstance(padding, tuple) and dilation == (1, 1)
+        return None
+    x, weight, _, stride, padding, dilation, groups = args
+    if not isinstance(stride, tuple) or not isinstance(padding, tuple) or dilation != (1, 1):
+        return None
+    if groups > 1:
+        return Grouped(stride, padding, groups)
+    is_faster = is_faster_for_weights(x.shape, weight.shape, stride, padding)
+    return Products(stride, padding) if is_faster else None

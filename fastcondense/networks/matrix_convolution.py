@@ -7,11 +7,10 @@ weights that it has laid out before: 23 ms for maps and for their gradient, 5 an
 
 from __future__ import annotations
 
-from typing import Any
+from dataclasses import dataclass
 
 import torch
 from torch import Tensor
-from torch.autograd.function import once_differentiable
 from torch.nn import functional as F
 
 # Pairs of channels for each position of an output map, above which products win: measured for 10 to 128 images.
@@ -51,56 +50,46 @@ def mirrored(weight: Tensor) -> Tensor:
     return weight.flip(2, 3).permute(2, 3, 0, 1)
 
 
-class MatrixConvolution(torch.autograd.Function):
-    """x bfloat16 [N, C, H, W], weight float32 [O, C, h, w], bias float32 [O] or None -> bfloat16, channels_last."""
+@dataclass(frozen=True)
+class Products:
+    """A way of a convolution of one group (cpu_convolutions.py): its weights' gradient is a product, and where that is
+    the faster way, maps and their gradient too."""
 
-    @staticmethod
-    def forward(ctx, x, weight, bias, stride, padding):
-        x = x.contiguous(memory_format=torch.channels_last)
-        low = weight.to(torch.bfloat16, memory_format=torch.channels_last)
-        bias = None if bias is None else bias.to(torch.bfloat16)
-        ctx.save_for_backward(x, low)
-        ctx.stride, ctx.padding = stride, padding
-        ctx.are_maps_products = is_faster_for_maps(x.shape, weight.shape, stride, padding)
-        if ctx.are_maps_products:
-            return multiply(x, low.permute(2, 3, 1, 0), bias, stride, padding)
-        return F.conv2d(x, low, bias, stride, padding)
+    stride: Pair
+    padding: Pair
 
-    @staticmethod
-    @once_differentiable
-    def backward(ctx, dy):
-        x, weight = ctx.saved_tensors
-        dy = dy.contiguous(memory_format=torch.channels_last)
-        dx = dweight = dbias = None
-        if ctx.needs_input_grad[0]:
-            dx = _map_gradient(ctx, dy, x, weight)
-        if ctx.needs_input_grad[1]:
-            dweight = _weight_gradient(dy, x, weight.shape, ctx.stride, ctx.padding)
-        if ctx.needs_input_grad[2]:
-            dbias = dy.sum((0, 2, 3), dtype=torch.float32)
-        return dx, dweight, dbias, None, None
+    def maps(self, x: Tensor, weight: Tensor, bias: Tensor | None) -> Tensor:
+        if is_faster_for_maps(x.shape, weight.shape, self.stride, self.padding):
+            return multiply(x, weight.permute(2, 3, 1, 0), bias, self.stride, self.padding)
+        return F.conv2d(x, weight, bias, self.stride, self.padding)
 
+    def map_gradient(self, dy: Tensor, x: Tensor, weight: Tensor) -> Tensor:
+        """Of stride 1 a convolution of dy with the weights mirrored and transposed."""
+        border = border_of(weight, self.padding)
+        is_product = is_faster_for_maps(x.shape, weight.shape, self.stride, self.padding)
+        if is_product and self.stride == (1, 1) and min(border) >= 0:
+            return multiply(dy, mirrored(weight), None, (1, 1), border)
+        return gradients(dy, x, weight, self.stride, self.padding, 1, (True, False))[0]
 
-def _map_gradient(ctx: Any, dy: Tensor, x: Tensor, weight: Tensor) -> Tensor:
-    """That of x: of stride 1 a convolution of dy with the weights mirrored and transposed."""
-    sides, padding = weight.shape[2:], ctx.padding
-    is_mirrored = tuple(ctx.stride) == (1, 1) and all(p < s for p, s in zip(padding, sides, strict=True))
-    if ctx.are_maps_products and is_mirrored:
-        border = (sides[0] - 1 - padding[0], sides[1] - 1 - padding[1])
-        return multiply(dy, mirrored(weight), None, (1, 1), border)
-    stride = list(ctx.stride)
-    wanted = [True, False, False]
-    return torch.ops.aten.convolution_backward(
-        dy, x, weight, None, stride, list(padding), [1, 1], False, [0, 0], 1, wanted
-    )[0]
+    def weight_gradient(self, dy: Tensor, x: Tensor, weight: Tensor) -> Tensor:
+        """Each sum is rounded to bfloat16."""
+        windows = _windows(x, weight.shape[2:], self.stride, self.padding)
+        rows = dy.permute(0, 2, 3, 1).reshape(-1, len(weight)).t()
+        found = (rows @ windows.reshape(rows.shape[1], -1)).float()
+        return found.view(len(weight), *weight.shape[2:], weight.shape[1]).permute(0, 3, 1, 2)
 
 
-def _weight_gradient(dy: Tensor, x: Tensor, shape: torch.Size, stride: Pair, padding: Pair) -> Tensor:
-    """float32 [O, C, h, w], channels_last; each sum is rounded to bfloat16."""
-    windows = _windows(x, shape[2:], stride, padding)
-    rows = dy.permute(0, 2, 3, 1).reshape(-1, shape[0]).t()
-    found = (rows @ windows.reshape(rows.shape[1], -1)).float()
-    return found.view(shape[0], *shape[2:], shape[1]).permute(0, 3, 1, 2)
+def border_of(weight: Tensor, padding: Pair) -> Pair:
+    """Zeros around the output's gradient, of which a convolution with mirrored weights makes that of the maps."""
+    return weight.shape[2] - 1 - padding[0], weight.shape[3] - 1 - padding[1]
+
+
+def gradients(
+    dy: Tensor, x: Tensor, weight: Tensor, stride: Pair, padding: Pair, groups: int, wanted: tuple[bool, bool]
+) -> tuple[Tensor, ...]:
+    """PyTorch's own gradients of the maps and of the weights, those of them that are wanted."""
+    of = list(stride), list(padding), [1, 1], False, [0, 0], groups, [*wanted, False]
+    return torch.ops.aten.convolution_backward(dy, x, weight, None, *of)
 
 
 def _windows(x: Tensor, sides: torch.Size, stride: Pair, padding: Pair) -> Tensor:

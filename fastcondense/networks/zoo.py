@@ -59,9 +59,15 @@ class _WithoutMemory(TorchFunctionMode):
 def _build(architecture: str, num_classes: int, weights: str | None = None) -> nn.Module:
     if ":" in architecture:
         try:
-            return load_function(architecture, "architecture")(num_classes=num_classes)
-        except TypeError as error:
-            raise ValueError(f"architecture {architecture!r} must take num_classes=...: {error}") from None
+            net = load_function(architecture, "architecture")(num_classes=num_classes)
+        except ValueError as error:
+            if isinstance(error.__cause__, TypeError):
+                text = error.__cause__
+                raise ValueError(f"architecture {architecture!r} must take num_classes=...: {text}") from error
+            raise
+        if not isinstance(net, nn.Module):
+            raise ValueError(f"architecture {architecture!r} must give a torch.nn.Module, got {type(net).__name__}")
+        return net
     source, _, name = architecture.partition("/")
     if source == "zoo":
         if weights is not None:
@@ -85,6 +91,24 @@ def _build(architecture: str, num_classes: int, weights: str | None = None) -> n
             anything.reset_classifier(num_classes)
         return net
     raise ValueError(f"architecture {architecture!r} must be zoo/NAME, torchvision/NAME, timm/NAME or module:function")
+
+
+def check_own(architecture: str, net: nn.Module, num_classes: int, size: int) -> None:
+    """Raises ValueError if a network of the user's own function cannot be trained on images of `size` pixels."""
+    if ":" not in architecture:
+        return
+    what = f"architecture {architecture!r}"
+    try:
+        with torch.no_grad():
+            logits = net.eval()(torch.zeros(1, 3, size, size))
+    except Exception as error:
+        raise ValueError(f"{what} cannot take {size} x {size} images: {' '.join(str(error).split())}") from error
+    found = tuple(logits.shape) if isinstance(logits, torch.Tensor) else type(logits).__name__
+    if found != (1, num_classes):
+        raise ValueError(f"{what} must give logits [1, {num_classes}] for an image, got {found}")
+    if not any(parameter.requires_grad for parameter in net.parameters()):
+        raise ValueError(f"{what} has no weights to train")
+    net.train()
 
 
 # --- networks for small images ---------------------------------------------------------------------------------------

@@ -6,6 +6,7 @@ import dataclasses
 import functools
 import hashlib
 import json
+import math
 from pathlib import Path
 from typing import Any
 
@@ -93,10 +94,10 @@ def _checked(run: Run, images: Any, count: tuple[int, ...], source: str) -> Tens
         found = tuple(images.shape) if isinstance(images, Tensor) else type(images).__name__
         raise ValueError(f"{source} must give a tensor {list(shape)} of levels from 0 to 255, got {found}")
     levels = images.detach().cpu().float()
-    if not (levels.numel() and bool(levels.isfinite().all()) and levels.min() >= 0 and levels.max() <= 255):
-        raise ValueError(
-            f"{source} must give levels from 0 to 255, got {float(levels.min()):g} to {float(levels.max()):g}"
-        )
+    low, high = levels.aminmax() if levels.numel() else (math.inf, -math.inf)
+    is_share = images.is_floating_point() and 0 < high <= 1  # of white
+    if not (0 <= low and high <= 255) or is_share:
+        raise ValueError(f"{source} must give levels from 0 to 255, got {float(low):g} to {float(high):g}")
     return levels.round().to(torch.uint8)
 
 

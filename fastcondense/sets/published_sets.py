@@ -102,7 +102,7 @@ def read_published(
 def list_images(path: Path, num_classes: int, dataset: Dataset) -> Listing:
     """Images published at `path`: files of tensors or of parquet, a folder of them, or a folder of class folders."""
     if not path.exists():
-        raise ValueError(f"there is no {path}")
+        raise ValueError(f"there is no file or folder {path}")
     if path.suffix.lower() in _PACKED:
         raise ValueError(f"{path} is still packed; unpack it and give the folder")
     if files := parquet_sets.find(path):

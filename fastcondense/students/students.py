@@ -183,7 +183,10 @@ def _untrained(run: Run) -> tuple[nn.Module, tuple[Labelled, Callable[[Tensor], 
     if run.recipe.train.frozen:
         frozen = FrozenStudent.of(run)
         return frozen.layer(), (frozen.test, lambda features: features)
-    return zoo.build(run.recipe.train.student, len(run.real.classes)), (run.test_images, run.normalize)
+    name, count = run.recipe.train.student, len(run.real.classes)
+    net = zoo.build(name, count)
+    zoo.check_own(name, net, count, run.recipe.dataset.image_size)
+    return net, (run.test_images, run.normalize)
 
 
 def _student(run: Run, arm: Arm, number: int, condensed: CondensedSet, teachers: Sequence[Teacher]) -> Student:

@@ -10,8 +10,8 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from ..networks.cpu_convolutions import CpuConvolutions
-from ..networks.grouped_convolution import GroupedConvolution
+from ..networks.cpu_convolutions import Bf16Convolution, CpuConvolutions
+from ..networks.grouped_convolution import Grouped
 from .packed import Packed, PackedConvolution, is_supported
 
 _MOST_SHAPES = 8
@@ -57,7 +57,8 @@ class FrozenConvolution(nn.Conv2d):
             return self._forward_packed(x)
         if self.groups == 1 or self.dilation != (1, 1) or isinstance(self.padding, str) or self.padding_mode != "zeros":
             return super().forward(x)
-        y: Tensor = GroupedConvolution.apply(x, self.weight, self.bias, self.stride, self.padding, self.groups)
+        way = Grouped((self.stride[0], self.stride[1]), (int(self.padding[0]), int(self.padding[1])), self.groups)
+        y: Tensor = Bf16Convolution.apply(x, self.weight, self.bias, way)
         return y
 
     def _forward_packed(self, x: Tensor) -> Tensor:
