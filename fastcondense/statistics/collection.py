@@ -7,7 +7,7 @@ and the targets are the same to the bit however many workers there are.
 from __future__ import annotations
 
 import shutil
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 from pathlib import Path
 
 import numpy as np
@@ -58,19 +58,23 @@ class Collection:
     def joined(self) -> dict[Path, tuple[NamedVectors, NamedVectors]]:
         """Targets of all images and of every class, as `Collector` gives them, by the file that is to keep them."""
         with naming(self.folder, "{path} holds other parts than a run keeps there; remove it: {error}"):
-            return self._joined([read_tensors(self._path(number))[0] for number in range(len(self.parts))])
+            return self._joined(read_tensors(self._path(number))[0] for number in range(len(self.parts)))
 
-    def _joined(self, parts: list[dict[str, Tensor]]) -> dict[Path, tuple[NamedVectors, NamedVectors]]:
+    def _joined(self, parts: Iterable[dict[str, Tensor]]) -> dict[Path, tuple[NamedVectors, NamedVectors]]:
+        """Parts are taken one by one: a thousand classes' would not lie in memory together."""
+        whole = [collector.like() for collector in self.collectors.values()]
+        rows: list[dict[str, list[Tensor]]] = [{} for _ in whole]
+        for part in parts:
+            for which, collector in enumerate(whole):
+                collector.merge(_under(part, f"{which}/all/"))
+                for key, table in _under(part, f"{which}/class/").items():
+                    rows[which].setdefault(key, []).append(table)
         found = {}
-        for which, (path, collector) in enumerate(self.collectors.items()):
-            whole = collector.like()
-            for part in parts:
-                whole.merge(_under(part, f"{which}/all/"))
+        for path, collector, of_classes in zip(self.collectors, whole, rows, strict=True):
             tables: dict[str, list[Tensor]] = {}
-            for key in _under(parts[0], f"{which}/class/"):
-                rows = torch.cat([part[f"{which}/class/{key}"] for part in parts])
-                tables.setdefault(key.rpartition("/")[0], []).append(rows)
-            found[path] = whole.targets(), {name: tuple(vectors) for name, vectors in tables.items()}
+            for key, vectors in of_classes.items():
+                tables.setdefault(key.rpartition("/")[0], []).append(torch.cat(vectors))
+            found[path] = collector.targets(), {name: tuple(layer) for name, layer in tables.items()}
         return found
 
     def remove(self) -> None:
