@@ -264,7 +264,7 @@ def test_the_published_target_is_one_cosine_of_all_gradients(tmp_path):
 
 
 def test_class_means_are_those_of_all_views_and_kept(tmp_path):
-    run = digits_run(tmp_path)
+    run = digits_run(tmp_path, means=Means(target="class"))
     (one,) = run.kept["teachers"]
     (found,) = class_directions(run, [one])
     net, sums, counts = frozen_network("zoo/convnet3_w32", 10).double(), torch.zeros(10, 32).double(), torch.zeros(10)
