@@ -61,7 +61,9 @@ BENCHMARKS = {
         "a step of the published code of five methods and ours",
         ("peers", "peer_isolation", "matching", *STEP_OPERATORS),
     ),
-    "frozen": Benchmark("frozen_step", "a step for a frozen backbone: as published, and ours", ("means", "crop")),
+    "frozen": Benchmark(
+        "frozen_step", "a step for a frozen backbone: as published, and ours", ("means", "class_directions", "crop")
+    ),
     "end-to-end": Benchmark("end_to_end", "stages of whole runs, and what ImageNet-1k would take"),
     "precision": Benchmark("precision", "losses and scores of whole runs in bf16 beside fp32", ("precision",)),
     "traffic": Benchmark("traffic", "bytes and launches of a recover step, counted"),

@@ -67,16 +67,9 @@ class Recipe:
             "recover.initial": self.recover.initial,
             "labels": self.labels,
         }
-        dataset = self.dataset
-        if dataset.resize < dataset.image_size:
-            raise ValueError(
-                f"dataset.resize {dataset.resize} is less than dataset.image_size {dataset.image_size}: images that "
-                "networks are tested on would have black borders; it needs as many pixels, or more"
-            )
+        self.dataset.check()
         for where, part in parts.items():
-            part.check(where)
-            if part.padding > dataset.image_size:
-                raise ValueError(f"{where}.padding {part.padding} is more than dataset.image_size {dataset.image_size}")
+            part.check(where, self.dataset.image_size)
         self._check_teachers()
         self._check_recover()
         trained: dict[str, Squeeze | Train] = {"squeeze": self.squeeze, "train": self.train}
@@ -88,9 +81,8 @@ class Recipe:
                 raise ValueError(f"{name}.sync_batch_norm needs {name}.accumulate 1: parts of a batch are seen alone")
         if self.squeeze.sync_batch_norm and not self.squeeze.shared:
             raise ValueError("squeeze.sync_batch_norm needs squeeze.shared: other teachers see whole batches")
-        if self.squeeze.shared and (
-            self.squeeze.self_supervision.method != "none" or "train" in self.squeeze.probe_weights
-        ):
+        is_supervised = self.squeeze.self_supervision.method == "none" and "train" not in self.squeeze.probe_weights
+        if self.squeeze.shared and not is_supervised:
             raise ValueError("squeeze.shared is for teachers trained on labels; leave it out for others")
         if (self.labels.stored or self.labels.top_k) and self.labels.source != "stored":
             raise ValueError(f"labels.stored and labels.top_k need labels.source stored, got {self.labels.source}")

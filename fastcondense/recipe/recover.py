@@ -173,9 +173,9 @@ class Recover(Views):
     curriculum: Literal["none", "cosine"] = "none"
     """cosine: the crop's smallest area share falls from 1 to crop_scale's lower end over the iterations (CDA)."""
 
-    def check(self, where: str) -> None:
+    def check(self, where: str, image_size: int) -> None:
         """Raises ValueError for views that make no sense, and for classes that are split where they must be whole."""
-        super().check(where)
+        super().check(where, image_size)
         found = self.slots_per_job, self.classes_per_job, self.objective
         if self.split_classes and found != (0, 0, "statistics"):
             wanted = "slots_per_job 0, classes_per_job 0 and objective statistics"

@@ -47,6 +47,14 @@ class Dataset:
     on_error: Annotated[Literal["raise", "skip"], HOW] = "raise"
     """A file that cannot be read ends the run, or it is left out and listed in the log."""
 
+    def check(self) -> None:
+        """Raises ValueError for evaluation squares that images would not fill."""
+        if self.resize < self.image_size:
+            raise ValueError(
+                f"dataset.resize {self.resize} is less than dataset.image_size {self.image_size}: images that "
+                "networks are tested on would have black borders; it needs as many pixels, or more"
+            )
+
 
 @dataclass(frozen=True, kw_only=True)
 class MoCo:
@@ -99,9 +107,9 @@ class SelfSupervision(TeacherOptimization, Views):
     """Probability of a Gaussian blur."""
     moco: MoCo = field(default_factory=MoCo)
 
-    def check(self, where: str) -> None:
+    def check(self, where: str, image_size: int) -> None:
         """Raises ValueError for settings that make no sense together."""
-        super().check(where)
+        super().check(where, image_size)
         if self.method == "moco" and self.moco.queue < self.batch_size:
             raise ValueError(f"{where}.moco.queue must hold a batch of {self.batch_size} views, got {self.moco.queue}")
 
@@ -231,9 +239,9 @@ class Labels(Views):
         """Whether some layers of the teachers are in training mode."""
         return self.batch_norm == "train" or self.dropout
 
-    def check(self, where: str) -> None:
+    def check(self, where: str, image_size: int) -> None:
         """Raises ValueError for settings that make no sense together."""
-        super().check(where)
+        super().check(where, image_size)
         if self.augment and self.mix == "mixup":
             raise ValueError("labels.augment needs labels.mix none or cutmix, got mixup")
         if self.tile_pick > 1 and self.padding:

@@ -35,8 +35,8 @@ class Views:
     roll: tuple[Pixels, Pixels] = (0, 0)
     """Circular shift in rows and in columns, uniform over this range, both ends included."""
 
-    def check(self, where: str) -> None:
-        """Raises ValueError if the ranges make no sense; where: what the settings' names begin with."""
+    def check(self, where: str, image_size: int) -> None:
+        """Raises ValueError if the ranges make no sense, where being what the settings' names begin with."""
         low, high = self.crop_scale
         if not 0 < low <= high <= 1:
             raise ValueError(f"{where}.crop_scale needs 0 < low <= high <= 1, got {self.crop_scale}")
@@ -44,3 +44,5 @@ class Views:
             raise ValueError(f"{where}.crop_ratio needs 0 < low <= high, got {self.crop_ratio}")
         if self.roll[0] > self.roll[1]:
             raise ValueError(f"{where}.roll needs low <= high, got {self.roll}")
+        if self.padding > image_size:
+            raise ValueError(f"{where}.padding {self.padding} is more than dataset.image_size {image_size}")

@@ -1,0 +1,111 @@
+"""What frozen backbones see in real images, and what condensed ones are made for: directions of classes, gradients."""
+
+import dataclasses
+
+import numpy as np
+import pytest
+import torch
+from small import frozen_network
+from torch.nn import functional as F
+
+from fastcondense.data.jobs import Job
+from fastcondense.data.real import training_batches
+from fastcondense.log import Log
+from fastcondense.recipe.means import Means
+from fastcondense.recipe.recipe import load
+from fastcondense.recover.feature_targets import backbone_of
+from fastcondense.recover.head_gradients import HeadGradients, RealViews, head_gradient
+from fastcondense.rng import Stream
+from fastcondense.run import Run
+from fastcondense.statistics.class_directions import Directions, class_directions, ridge_weights
+from fastcondense.teachers.teacher import Teacher
+
+CPU = torch.device("cpu")
+
+
+def digits_run(tmp_path, **changes):
+    settings = load("means/digits")
+    recover = dataclasses.replace(settings.recover, **changes)
+    run = Run(dataclasses.replace(settings, recover=recover), tmp_path / "run", log=Log(is_silent=True))
+    net = frozen_network("zoo/convnet3_w32", 10)
+    run.kept["teachers"] = [Teacher.of(net, "zoo/convnet3_w32", run.real.classes, range(10), settings.dataset)]
+    return run
+
+
+def test_the_published_target_is_one_cosine_of_all_gradients(tmp_path):
+    run = digits_run(tmp_path, means=Means(target="gradient", real_batch=30))
+    (one,) = run.kept["teachers"]
+    see, real, job = backbone_of(one, "fp32"), RealViews(run), Job(0, 0, 2, 0, 10)
+    target = HeadGradients(run, see, real, job)
+    for iteration in (0, 1, 50):
+        target.refresh(iteration)
+        images, labels = RealViews(run)(iteration)  # the views of an iteration do not depend on those before
+        assert images.shape == (30, 3, 8, 8) and torch.equal(images, real(iteration)[0])
+        head = target.head.double()
+        assert 0.008 < float(head.std()) < 0.012
+        seen = torch.rand(3, 10, 2, see(images).shape[1], generator=torch.Generator().manual_seed(iteration))
+        flat = [(seen[v, k, s].double(), k) for v in range(3) for k in range(10) for s in range(2)]
+        ours = head_gradient(torch.stack([z for z, _ in flat]), torch.tensor([k for _, k in flat]), head)
+        wanted = head_gradient(see(images).double(), labels, head)
+        cosine = (ours * wanted).sum() / ours.norm() / wanted.norm()
+        torch.testing.assert_close(target(seen).double(), 1 - cosine, rtol=1e-5, atol=1e-6)
+    assert not torch.equal(RealViews(run)(0)[1], RealViews(run)(1)[1])
+    ids = torch.cat([RealViews(run)(k)[0] for k in (0, 1)]).flatten(1)
+    assert len(ids.unique(dim=0)) > 55  # an order of all images, of which no two are the same
+    with pytest.raises(ValueError, match="gradient needs all 10 classes in a job, which has 4"):
+        HeadGradients(run, see, real, Job(0, 0, 1, 0, 4))
+
+
+def test_class_means_are_those_of_all_views_and_kept(tmp_path):
+    run = digits_run(tmp_path, means=Means(target="class"))
+    (one,) = run.kept["teachers"]
+    (found,) = class_directions(run, [one])
+    net, sums, counts = frozen_network("zoo/convnet3_w32", 10).double(), torch.zeros(10, 32).double(), torch.zeros(10)
+    kept = []
+    net.head.register_forward_pre_hook(lambda _, args: kept.append(args[0]))
+    for view in range(2):
+        what = run.real.train, run.recipe.dataset, run.recipe.recover, Stream(run.recipe.seed, "recover/means")
+        for images, labels in training_batches(*what, view, 200, CPU):
+            net(images.double())
+            sums.index_add_(0, labels, kept.pop())
+            counts.index_add_(0, labels, torch.ones(len(labels)))
+    assert counts.tolist() == (2 * np.bincount(run.real.train.labels)).tolist()
+    means = sums / counts[:, None]
+    torch.testing.assert_close(found.centre.double(), means.mean(0), rtol=1e-5, atol=1e-6)
+    torch.testing.assert_close(found.of_classes.double(), means - means.mean(0), rtol=1e-5, atol=1e-6)
+    (path,) = (tmp_path / "run").rglob("targets-*.safetensors")
+    before = path.stat().st_mtime_ns
+    again = class_directions(run, [one])[0].of_classes
+    assert torch.equal(again, found.of_classes) and path.stat().st_mtime_ns == before
+    assert not list((tmp_path / "run").rglob("parts*"))
+    other = digits_run(tmp_path, means=Means(real_views=1))
+    assert not torch.equal(class_directions(other, other.kept["teachers"])[0].of_classes, found.of_classes)
+
+
+def test_ridge_directions_are_the_weights_of_ridge_regression(tmp_path):
+    """Least squares of each class's indicator on the features of all views, with rows that penalise the weights."""
+    ridge = 0.3
+    run = digits_run(tmp_path, means=Means(target="ridge", ridge=ridge))
+    (one,) = run.kept["teachers"]
+    (found,) = class_directions(run, [one])
+    net, kept, labels = frozen_network("zoo/convnet3_w32", 10).double(), [], []
+    net.head.register_forward_pre_hook(lambda _, args: kept.append(args[0]))
+    for view in range(2):
+        what = run.real.train, run.recipe.dataset, run.recipe.recover, Stream(run.recipe.seed, "recover/means")
+        for images, of in training_batches(*what, view, 200, CPU):
+            net(images.double())
+            labels.append(of)
+    z, y = torch.cat(kept), F.one_hot(torch.cat(labels)).double()
+    z, y = z - z.mean(0), y / y.sum(0)  # a class's share of the images does not count
+    penalty = (ridge * z.square().sum() / z.shape[1]).sqrt() * torch.eye(z.shape[1]).double()
+    rows, aims = torch.cat((z, penalty)), torch.cat((y - y.mean(1, keepdim=True), torch.zeros(z.shape[1], 10).double()))
+    weights = torch.linalg.lstsq(rows, aims).solution.T
+    cosines = F.cosine_similarity(found.of_classes.double(), weights, 1)
+    assert float(cosines.min()) > 1 - 1e-6
+    (path,) = (tmp_path / "run").rglob("targets-*.safetensors")
+    before = path.stat().st_mtime_ns
+    assert torch.equal(class_directions(run, [one])[0].of_classes, found.of_classes)
+    assert path.stat().st_mtime_ns == before
+    plain = Directions.between(torch.rand(10, 32))
+    far = ridge_weights(plain.of_classes, (z.T @ z).float(), 1e6)
+    assert float(F.cosine_similarity(far, plain.of_classes, 1).min()) > 1 - 1e-6
