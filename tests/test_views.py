@@ -241,4 +241,4 @@ def test_a_set_smaller_than_a_batch_is_one_batch_of_the_pool():
 )
 def test_settings_that_make_no_sense_are_refused(settings, message):
     with pytest.raises(ValueError, match=message):
-        Labels(**settings).check("labels")
+        Labels(**settings).check("labels", 32)

@@ -88,4 +88,4 @@ def test_exponential_is_accurate():
 @pytest.mark.parametrize("wrong", [{"crop_scale": (0.0, 1.0)}, {"crop_ratio": (2.0, 1.0)}, {"roll": (3, 1)}])
 def test_senseless_views_are_refused(wrong):
     with pytest.raises(ValueError, match=rf"^here\.{next(iter(wrong))} needs"):
-        Views(**wrong).check("here")
+        Views(**wrong).check("here", 32)

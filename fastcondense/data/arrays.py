@@ -26,8 +26,6 @@ def checked_split(images: np.ndarray, labels: np.ndarray, classes: tuple[str, ..
         )
         hint = f": axes in the order {found}?" if found else ""
         raise ValueError(f"{where} needs images uint8 [N, H, W, 3], got {images.dtype} {images.shape}{hint}")
-    if not len(images):
-        raise ValueError(f"{where} holds no images")
     numbers = labels_of_classes(labels, len(images), classes, where)
     if images.max() <= 1:
         raise ValueError(f"{where} has no value above 1 in its images, nearly black: are they pixels in [0, 1]?")
@@ -37,8 +35,10 @@ def checked_split(images: np.ndarray, labels: np.ndarray, classes: tuple[str, ..
 def labels_of_classes(labels: np.ndarray, count: int, classes: tuple[str, ...], where: str) -> np.ndarray:
     """Labels as int64 [count], into `classes`.
 
-    Raises ValueError as `checked_labels`, for labels beyond the classes, and for classes of one name.
+    Raises ValueError as `checked_labels`, if there are none, for some beyond the classes, and for classes of one name.
     """
+    if not count:
+        raise ValueError(f"{where} holds no images")
     numbers = checked_labels(labels, count, where)
     if len(set(classes)) < len(classes):
         twice = next(name for name in classes if classes.count(name) > 1)

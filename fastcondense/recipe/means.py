@@ -6,7 +6,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Literal
 
-from .bounds import Count, CountOrZero, PositiveFloat
+from .bounds import Count, CountOrZero
 from .settings import Labels, Train
 
 
@@ -22,8 +22,6 @@ class Means:
     all classes; ridge: where the weights point that ridge regression on the real ones gives a linear layer for the
     class. No real image is read meanwhile, and classes do not know each other. gradient: the gradient of a new random
     linear layer is that of a batch of real views, as published (LGM); a job has all classes."""
-    ridge: PositiveFloat = 1.0
-    """ridge: what is added to the features' variances, in units of their mean."""
     views: Count = 3
     """Views of each condensed image in an iteration."""
     real_views: Count = 2
