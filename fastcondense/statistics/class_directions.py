@@ -21,7 +21,7 @@ from .targets import keep, read_targets
 
 _FEATURES, _ALL = "features", "all"
 _RIDGE = 1.0
-"""What ridge regression adds to variances, in units of their mean; with 0.3 held-out images were known a point worse."""
+"""What ridge regression adds to variances, in units of their mean; with 0.3 a point was lost on held-out images."""
 
 
 class FeatureCollector(Collector):
