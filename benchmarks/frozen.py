@@ -17,7 +17,9 @@ NETWORKS = {"tests/architectures.py:fd_mobilenet": "FD-MobileNet", "timm/tf_effi
 
 
 def table(lines: Iterable[Line]) -> str:
-    """A row for each recipe, backbones condensed for, probed backbone and view of the probe; runs differ by their seed.
+    """A row for each recipe and target, backbones condensed for, probed backbone and view of the probe.
+
+    Runs of a row differ by their seed.
 
     Top-1 in % of the last epoch, mean and deviation over runs, each the mean of its students; below each baseline the
     condensed images minus it, paired by run, with the 95 % interval.
@@ -33,7 +35,7 @@ def table(lines: Iterable[Line]) -> str:
         for arm in ARMS:
             of = [line["baselines"][arm]["top1_last"]["mean"] for line in runs if arm in line["baselines"]]
             cells.append(f"{_score(of)}; {margin_in_words(own, of)}" if len(of) == len(own) else "not run")
-        about = f"`{recipe}`, {made_for}", probed, crops, str(len(runs))
+        about = f"{recipe}, {made_for}", probed, crops, str(len(runs))
         rows.append((data + f", {reduced}" * bool(reduced), *about, f"**{_score(own)}**", *cells))
     head = ["data", "condensed by, for", "probed on", "probe's crops", "runs", "condensed", *ARMS.values()]
     return markdown(head, rows) if rows else ""
@@ -48,9 +50,10 @@ def _group(line: Line) -> tuple[str, ...]:
     known = line["settings"]
     made_for = known.get("recover.teachers") or line["teachers"]
     crops = known.get("labels.crop_scale", [0.08, 1.0])[0]
-    data = line["recipe"].partition("/")[2]
+    method, _, data = line["recipe"].partition("/")
     names = " + ".join(map(_network, made_for)), _network(line["student"])
-    return DATA.get(data, data), line["recipe"].partition("/")[0], *names, f"from {crops:g}", line["reduced"]
+    target = known.get("recover.means.target", "class")
+    return DATA.get(data, data), f"`{method}` {target}", *names, f"from {crops:g}", line["reduced"]
 
 
 def _network(name: str) -> str:
