@@ -6,7 +6,6 @@ import dataclasses
 import difflib
 import importlib
 import os
-import re
 import shlex
 import shutil
 import signal
@@ -19,11 +18,10 @@ from typing import Any, Literal, NoReturn
 
 from . import __version__, trust
 from .recipe import recipe
-from .words import printable
+from .words import is_short_of_memory, printable
 from .workers import interrupt
 from .workers.launched import is_launched
 
-_NO_MEMORY = re.compile("out of memory|can't allocate memory")  # torch's words, of a GPU and of the host
 _LONGEST_COMPLAINT = 2000  # characters: names of others may be in it
 
 # What torch or a command's own libraries are needed for is imported when it runs: they take seconds, and help, the
@@ -116,7 +114,7 @@ def main(arguments: list[str] | None = None) -> int:
             if not is_launched():  # else the launcher says so
                 sys.stderr.write(interrupt.NOTICE)
             return interrupt.status_of(error)
-        is_full = isinstance(error, MemoryError) or (isinstance(error, RuntimeError) and _NO_MEMORY.search(str(error)))
+        is_full = is_short_of_memory(error)
         if not isinstance(error, (ValueError, OSError)) and not is_full:
             raise
         if os.environ.get("FASTCONDENSE_TRACEBACK"):

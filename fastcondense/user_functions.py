@@ -12,6 +12,7 @@ from types import ModuleType
 from typing import Any
 
 from . import trust, vision
+from .words import is_short_of_memory
 
 
 def is_own(name: str) -> bool:
@@ -36,7 +37,7 @@ def _naming(function: Callable[..., Any], what: str) -> Callable[..., Any]:
         try:
             return function(*arguments, **named)
         except Exception as error:
-            if isinstance(error, MemoryError) or type(error).__name__ == "OutOfMemoryError":  # torch's
+            if is_short_of_memory(error):
                 raise
             text = " ".join(str(error).split())
             raise ValueError(

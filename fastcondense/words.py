@@ -1,4 +1,4 @@
-"""Bytes, seconds and names as people read them."""
+"""Bytes, seconds and names as people read them, and what the words of an error mean."""
 
 
 def bytes_in_words(count: int) -> str:
@@ -23,3 +23,11 @@ def printable(text: str) -> str:
     if text.isprintable():
         return text
     return "".join(letter if letter.isprintable() or letter in "\n\t" else repr(letter)[1:-1] for letter in text)
+
+
+def is_short_of_memory(error: BaseException) -> bool:
+    """Whether the machine had too little memory, rather than something having been wrong."""
+    torchs = ("out of memory", "can't allocate memory")  # of a GPU and of the host
+    return isinstance(error, MemoryError) or (
+        isinstance(error, RuntimeError) and any(words in str(error) for words in torchs)
+    )

@@ -20,7 +20,7 @@ def test_it_builds_strictly_with_every_link(tmp_path):
     made = {path.relative_to(tmp_path / "site").with_suffix(".md") for path in (tmp_path / "site").rglob("*.html")}
     assert {page.relative_to(ROOT / "docs") for page in PAGES} <= made
     shown = {
-        "settings": ("weight_decay: FloatFromZero = 0.01", "folder: <split>/<class>/<image>, as ImageNet."),
+        "settings": ("weight_decay: NonNegativeFloat = 0.01", "folder: <split>/<class>/<image>, as ImageNet."),
         "kernels": ("frozen_batch_norm_pool", "Differentiable in the images."),
     }
     for name, words in shown.items():

@@ -36,7 +36,6 @@ from .views import CHUNK, ReplayedViews
 class _File:
     table: ViewTable
     logits: Tensor
-    mix: Mix
 
 
 class FKDViews(ReplayedViews):
@@ -107,7 +106,7 @@ class FKDViews(ReplayedViews):
             self.mix = self.mix or batch.mix
             if batch.mix != self.mix:
                 raise ValueError(f"FKD files in {self.folder} mix views by CutMix and by mixup")
-        return _File(batch.table(ids, self.images.shape[-1]), logits, batch.mix)
+        return _File(batch.table(ids, self.images.shape[-1]), logits)
 
     def _read_batch(self, epoch: int, number: int) -> tuple[FKDBatch, Tensor]:
         path = self.folder / f"epoch_{epoch}" / f"batch_{number}.tar"

@@ -93,16 +93,26 @@ def _build(architecture: str, num_classes: int, weights: str | None = None) -> n
     raise ValueError(f"architecture {architecture!r} must be zoo/NAME, torchvision/NAME, timm/NAME or module:function")
 
 
+def tried(net: nn.Module, size: int, what: str) -> Any:
+    """What a network, put into evaluation mode, gives for a black image. Raises ValueError if it cannot take one."""
+    try:
+        with torch.no_grad():
+            return net.eval()(black(size))
+    except Exception as error:  # a network of others may raise anything
+        raise ValueError(f"{what} cannot take {size} x {size} images: {' '.join(str(error).split())}") from error
+
+
+def black(size: int, device: torch.device | None = None) -> torch.Tensor:
+    """An image of zeros, [1, 3, S, S]."""
+    return torch.zeros(1, 3, size, size, device=device).contiguous(memory_format=torch.channels_last)
+
+
 def check_own(architecture: str, net: nn.Module, num_classes: int, size: int) -> None:
     """Raises ValueError if a network of the user's own function cannot be trained on images of `size` pixels."""
     if ":" not in architecture:
         return
     what = f"architecture {architecture!r}"
-    try:
-        with torch.no_grad():
-            logits = net.eval()(torch.zeros(1, 3, size, size))
-    except Exception as error:
-        raise ValueError(f"{what} cannot take {size} x {size} images: {' '.join(str(error).split())}") from error
+    logits = tried(net, size, what)
     found = tuple(logits.shape) if isinstance(logits, torch.Tensor) else type(logits).__name__
     if found != (1, num_classes):
         raise ValueError(f"{what} must give logits [1, {num_classes}] for an image, got {found}")

@@ -6,7 +6,7 @@ import math
 from dataclasses import dataclass
 from typing import Literal
 
-from .bounds import Count, CountOrZero, Decay, FloatFromZero, PositiveFloat
+from .bounds import Count, CountOrZero, Decay, NonNegativeFloat, PositiveFloat
 from .shared import Precision
 
 Optimizer = Literal["adamw", "adam", "sgd", "muon"]
@@ -25,7 +25,7 @@ class Optimization:
     scale, and adamw for the first layer, the last one, biases and norms."""
     lr: PositiveFloat = 1e-3
     """Learning rate at its highest."""
-    weight_decay: FloatFromZero = 0.01
+    weight_decay: NonNegativeFloat = 0.01
     """Applied to parameters of more than one dimension that are named weights, unless decay_all: not to biases, norms,
     position embeddings, class tokens, bias tables or layer scales."""
     decay_all: bool = False

@@ -5,7 +5,7 @@ from __future__ import annotations
 from dataclasses import dataclass, field
 from typing import Annotated, Literal
 
-from .bounds import HOW, Count, CountOrZero, Decay, FloatFromZero, PositiveFloat, Share, ShareAboveZero
+from .bounds import HOW, Count, CountOrZero, Decay, NonNegativeFloat, PositiveFloat, Share, ShareAboveZero
 from .gradients import Gradients
 from .means import Means, Pyramid
 from .shared import Precision, Views
@@ -109,7 +109,7 @@ class Recover(Views):
     gradients: Gradients = field(default_factory=Gradients)
     means: Means = field(default_factory=Means)
     pyramid: Pyramid = field(default_factory=Pyramid)
-    match_weight: FloatFromZero = 0.01
+    match_weight: NonNegativeFloat = 0.01
     """Weight of the matching loss (r_bn), in which the first layer counts ten times."""
     statistics: tuple[Literal["bn", "conv", "patch"], ...] = ("bn",)
     """What is matched: mean and variance of the inputs of BatchNorms (with the running ones), of convolutions (with the
@@ -120,7 +120,7 @@ class Recover(Views):
     """What the statistics are matched with. global: the whole data set's; category: those of the batch's classes,
     averaged over its images (EDC, LPLD); difficulty: those of real images as difficult as the job's slot: each class is
     cut into ipc groups by how far the moments of an image are from a teacher's BatchNorms' (PSM)."""
-    target_weights: tuple[FloatFromZero, ...] = (1.0,)
+    target_weights: tuple[NonNegativeFloat, ...] = (1.0,)
     """Weight of each of the targets: 0.5 0.5 for EDC's half global, half category."""
     class_variance: Literal["within-image", "full"] = "within-image"
     """A class's variance: the mean of its images' own variances, as published, or that of all its pixels."""
@@ -147,13 +147,13 @@ class Recover(Views):
     storage: Storage = "png"
     """What is kept of the finished images. png: all, rounded to bytes; jpeg: what is left of them, truncated to bytes,
     after a JPEG of quality 75 and 4:2:0, as several methods were published. In the set they are lossless either way."""
-    tv_weight: FloatFromZero = 0.0
+    tv_weight: NonNegativeFloat = 0.0
     """Weight of the images' total variation."""
-    l2_weight: FloatFromZero = 0.0
+    l2_weight: NonNegativeFloat = 0.0
     """Weight of the images' L2 norm."""
-    densification_weight: FloatFromZero = 0.0
+    densification_weight: NonNegativeFloat = 0.0
     """Weight of G-VBSM's data densification: KL between a class's Gram eigenvalues as they are and flattened."""
-    flatness_weight: FloatFromZero = 0.0
+    flatness_weight: NonNegativeFloat = 0.0
     """Weight of EDC's flatness: KL between the answers to the images and to their running mean."""
     loss: str = ""
     """Your own term beside the others, file.py:function or module:function: it is called with what a teacher sees,

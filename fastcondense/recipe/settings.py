@@ -8,7 +8,18 @@ from __future__ import annotations
 from dataclasses import dataclass, field
 from typing import Annotated, Literal
 
-from .bounds import HOW, AtLeast, Count, CountOrZero, Decay, FloatFromZero, PositiveFloat, Share, ShareAboveZero, Within
+from .bounds import (
+    HOW,
+    AtLeast,
+    Count,
+    CountOrZero,
+    Decay,
+    NonNegativeFloat,
+    PositiveFloat,
+    Share,
+    ShareAboveZero,
+    Within,
+)
 from .optimization import Optimization, Optimizer
 from .shared import Operation, Precision, Views
 
@@ -16,6 +27,10 @@ PixelStatistics = tuple[tuple[float, float, float], tuple[float, float, float]]
 """Mean and deviation of red, green and blue, in [0, 1]."""
 _Chosen = Literal["random_soft", "random_hard", "herding_soft", "herding_hard", "medoid_soft", "bps_soft", "best_soft"]
 Baseline = Literal[_Chosen, "nearest", "aligned", "full_soft", "full"]
+
+
+Turn = Annotated[float, Within(0, 0.5)]
+"""Of a hue, in whole ones."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -93,13 +108,18 @@ class SelfSupervision(TeacherOptimization, Views):
     """sgd is with momentum."""
     lr: PositiveFloat = 0.03
     """Learning rate at its highest."""
-    weight_decay: FloatFromZero = 1e-4
+    weight_decay: NonNegativeFloat = 1e-4
     decay_all: bool = True
     """Whether every parameter decays."""
     accumulate: Count = 1
     """Parts of a batch whose BatchNorms are apart; MoCo's keys are shuffled among them (published: 8, one a GPU)."""
     crop_scale: tuple[float, float] = (0.2, 1.0)
-    jitter: tuple[FloatFromZero, FloatFromZero, FloatFromZero, Annotated[float, Within(0, 0.5)]] = (0.4, 0.4, 0.4, 0.1)
+    jitter: tuple[NonNegativeFloat, NonNegativeFloat, NonNegativeFloat, Annotated[float, Within(0, 0.5)]] = (
+        0.4,
+        0.4,
+        0.4,
+        0.1,
+    )
     """Largest relative change of brightness, contrast and saturation, and largest turn of the hue."""
     grey: Share = 0.2
     """Probability that a view loses its colours."""
@@ -130,7 +150,7 @@ class Probe(TeacherOptimization):
     """sgd is with momentum."""
     lr: PositiveFloat = 0.1
     """Learning rate at its highest."""
-    weight_decay: FloatFromZero = 0.0
+    weight_decay: NonNegativeFloat = 0.0
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -262,7 +282,7 @@ class Train(Optimization):
     """kl: KL(teacher || student) at `temperature`; kl_t2: times its square; mse_ce: MSE of logits + ce_weight * CE."""
     temperature: PositiveFloat = 20.0
     """What logits are divided by before their softmax, in kl and kl_t2."""
-    ce_weight: FloatFromZero = 0.1
+    ce_weight: NonNegativeFloat = 0.1
     """Weight of the cross-entropy in mse_ce."""
     ce_labels: Literal["mixed", "own"] = "mixed"
     """mse_ce's classes of a mixed view: both by their shares, or the base image's alone as published."""

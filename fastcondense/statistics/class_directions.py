@@ -11,15 +11,16 @@ from torch import Tensor
 from ..devices import stopwatch
 from ..files import tree_sha256
 from ..networks.precision import arithmetic
+from ..networks.zoo import black
 from ..run import Run
 from ..teachers.cut import backbone
 from ..teachers.kept import teacher_path
-from ..teachers.teacher import Teacher, black
+from ..teachers.teacher import Teacher
 from .collection import Collection
 from .collector import Collector, Members, Pool
 from .targets import keep, read_targets
 
-_FEATURES, _ALL = "features", "all"
+_FEATURES, _COVARIANCE = "features", "covariance"
 _RIDGE = 1.0
 """What ridge regression adds to variances, in units of their mean; with 0.3 a point was lost on held-out images."""
 
@@ -31,7 +32,7 @@ class FeatureCollector(Collector):
     """
 
     def __init__(self, teacher: Teacher, num_classes: int, *, has_covariance: bool, first_class: int = 0):
-        super().__init__(teacher, (_ALL,) * has_covariance, num_classes, "full", first_class)
+        super().__init__(teacher, (_COVARIANCE,) * has_covariance, num_classes, "full", first_class)
         self.backbone = backbone(teacher)
         self.sums: dict[str, Tensor] = {}
         """float64: how many views [1], the sum of their features [D], and that of their products [D, D]."""
@@ -41,8 +42,8 @@ class FeatureCollector(Collector):
         return FeatureCollector(self.teacher, num_classes, has_covariance=bool(self.names), first_class=first_class)
 
     def lengths(self, image_size: int) -> dict[str, list[int]]:
-        (length,) = {*self.class_lengths(image_size)[_FEATURES]}
-        return {_ALL: [length, length**2]}
+        length = self.class_lengths(image_size)[_FEATURES][0]
+        return {_COVARIANCE: [length**2]}
 
     def class_lengths(self, image_size: int) -> dict[str, list[int]]:
         with torch.no_grad():
@@ -68,12 +69,12 @@ class FeatureCollector(Collector):
         self.sums = {name: value + self.sums[name] if self.sums else value for name, value in state.items()}
 
     def targets(self) -> dict[str, tuple[Tensor, ...]]:
-        """Mean [D] and covariance [D * D] of all views, float32 on the host, if they are collected."""
+        """The covariance [D * D] of all views, float32 on the host, if it is collected."""
         if not self.names:
             return {}
         mean = self.sums["sum"] / self.sums["count"]
         covariance = self.sums["products"] / self.sums["count"] - mean[:, None] * mean
-        return {_ALL: (mean.float().cpu(), covariance.flatten().float().cpu())}
+        return {_COVARIANCE: (covariance.flatten().float().cpu(),)}
 
 
 @dataclass(frozen=True)
@@ -130,7 +131,7 @@ def class_directions(run: Run, teachers: Sequence[Teacher]) -> list[Directions]:
         vectors, tables = read_targets(path, collector, run.recipe.dataset.image_size)
         directions = Directions.between(tables[_FEATURES][0])
         if has_covariance:
-            covariance = vectors[_ALL][1].view(2 * directions.centre.shape)
+            covariance = vectors[_COVARIANCE][0].view(2 * directions.centre.shape)
             weights = ridge_weights(directions.of_classes, covariance)
             directions = Directions(directions.centre, weights)
         found.append(directions)

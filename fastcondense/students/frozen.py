@@ -17,12 +17,12 @@ from ..files import slug, tree_sha256
 from ..kernels.crop import crop
 from ..networks.precision import arithmetic
 from ..networks.train_step import Batch
+from ..networks.zoo import black
 from ..recover.feature_targets import backbone_of
 from ..rng import Stream
 from ..run import Run
 from ..sets.stored_images import Images, read
 from ..teachers.kept import chosen, read_teachers
-from ..teachers.teacher import black
 from ..tensor_files import read_kept, write_tensors
 from ..views.windows import windows
 from ..workers.distributed import first_alone, rank, world_size

@@ -10,8 +10,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from ..networks.cpu_convolutions import Bf16Convolution, CpuConvolutions
-from ..networks.grouped_convolution import Grouped
+from ..networks.cpu_convolutions import CpuConvolutions
 from .packed import Packed, PackedConvolution, is_supported
 
 _MOST_SHAPES = 8
@@ -36,7 +35,7 @@ class FrozenConvolution(nn.Conv2d):
             convolution.__class__ = FrozenConvolution
             assert isinstance(convolution, FrozenConvolution)
             convolution._forget()
-        elif not isinstance(convolution, OwnForward):
+        elif not isinstance(convolution, _OwnForward):
             kind: Any = type(convolution)
             convolution.__class__ = _in_fast_bf16(kind)
 
@@ -55,11 +54,8 @@ class FrozenConvolution(nn.Conv2d):
     def _forward_bf16(self, x: Tensor) -> Tensor:
         if is_supported(self):
             return self._forward_packed(x)
-        if self.groups == 1 or self.dilation != (1, 1) or isinstance(self.padding, str) or self.padding_mode != "zeros":
+        with CpuConvolutions():
             return super().forward(x)
-        way = Grouped((self.stride[0], self.stride[1]), (int(self.padding[0]), int(self.padding[1])), self.groups)
-        y: Tensor = Bf16Convolution.apply(x, self.weight, self.bias, way)
-        return y
 
     def _forward_packed(self, x: Tensor) -> Tensor:
         if x.shape not in self.packed:
@@ -82,7 +78,7 @@ class FrozenConvolution(nn.Conv2d):
         return self.__dict__ | {"planar_weight": None, "packed": {}}
 
 
-class OwnForward(nn.Conv2d):
+class _OwnForward(nn.Conv2d):
     """In front of a class of convolutions that compute in their own way, such as timm's with TensorFlow's padding."""
 
     def forward(self, x: Tensor) -> Tensor:
@@ -93,4 +89,4 @@ class OwnForward(nn.Conv2d):
 
 @functools.cache
 def _in_fast_bf16(kind: type[nn.Conv2d]) -> type[nn.Conv2d]:
-    return type(kind.__name__, (OwnForward, kind), {})
+    return type(kind.__name__, (_OwnForward, kind), {})

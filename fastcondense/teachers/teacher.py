@@ -14,7 +14,7 @@ from torch import Tensor, nn
 from .. import vision
 from ..data.real import Normalization
 from ..networks.precision import cast
-from ..networks.zoo import channels_last
+from ..networks.zoo import black, channels_last, tried
 from ..recipe.settings import Dataset, PixelStatistics
 from ..tensor_files import state_sha256
 from .fuse import fuse
@@ -208,18 +208,9 @@ class Teacher:
                 keeper.is_per_image = False
 
 
-def black(size: int, device: torch.device | None = None) -> Tensor:
-    """An image of zeros, [1, 3, S, S]."""
-    return torch.zeros(1, 3, size, size, device=device).contiguous(memory_format=torch.channels_last)
-
-
 def count_outputs(net: nn.Module, size: int, name: str) -> int:
     """Outputs of `net`, tried on a black image. Raises ValueError if it cannot take one or gives no logits."""
-    try:
-        with torch.no_grad():
-            logits = net.eval()(black(size))
-    except (RuntimeError, TypeError) as error:
-        raise ValueError(f"teacher {name} cannot take {size} x {size} images: {error}") from None
+    logits = tried(net, size, f"teacher {name}")
     if not isinstance(logits, Tensor) or logits.dim() != 2:
         shape = tuple(logits.shape) if isinstance(logits, Tensor) else type(logits).__name__
         raise ValueError(f"teacher {name} gives {shape} for one image; logits [1, classes] are needed")
