@@ -153,7 +153,7 @@ def add_options(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--repeats", type=int, default=7)
     parser.add_argument("--warmup", type=int, default=2)
     parser.add_argument(
-        "--variants", nargs="+", choices=VARIANTS, help="default: all; without bf16 on a CPU without AMX"
+        "--variants", nargs="+", choices=VARIANTS, help="default: all; without bf16 where runs do not take it"
     )
 
 

@@ -21,7 +21,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from fastcondense.devices import choose_device
+from fastcondense.devices import choose_device, processor
 
 Line = dict[str, Any]
 
@@ -128,7 +128,7 @@ def environment(device: torch.device = DEVICE) -> dict[str, Any]:
     """Device, driver, versions, commit, date and time (UTC): what a figure means nothing without."""
     now = datetime.datetime.now(datetime.UTC)
     return {
-        "device": torch.cuda.get_device_name(device) if device.type == "cuda" else _processor(),
+        "device": torch.cuda.get_device_name(device) if device.type == "cuda" else processor(),
         "driver": _output("nvidia-smi", "--query-gpu=driver_version", "--format=csv,noheader"),
         "cores": os.cpu_count(),
         "threads": torch.get_num_threads(),
@@ -141,10 +141,9 @@ def environment(device: torch.device = DEVICE) -> dict[str, Any]:
 
 
 def folder_name(device: torch.device = DEVICE) -> str:
-    """What the folder of this device's results is called: "nvidia-h100-80gb-hbm3", "cpu-x86_64-2-cores"."""
-    if device.type == "cpu":
-        return f"cpu-{platform.machine()}-{os.cpu_count()}-cores"
-    return re.sub(r"[^a-z0-9]+", "-", torch.cuda.get_device_name(device).lower()).strip("-")
+    """What the folder of this device's results is called: "nvidia-h100-80gb-hbm3", "amd-epyc-2-cores"."""
+    name = environment(device)["device"] + f" {os.cpu_count()} cores" * (device.type == "cpu")
+    return re.sub(r"[^a-z0-9]+", "-", name.lower()).strip("-")
 
 
 def write(lines: Iterable[Line], out: Path | None) -> None:
@@ -160,12 +159,6 @@ def missing_compiler(device: torch.device = DEVICE) -> str | None:
     if not any(shutil.which(name) for name in ("g++", "clang++", "gcc", "cc")):
         return "no C++ compiler"
     return "no triton" if device.type == "cuda" and _version("triton") is None else None
-
-
-def _processor() -> str:
-    info = Path("/proc/cpuinfo")
-    names = [line.split(":")[1].strip() for line in info.read_text().splitlines() if line.startswith("model name")]
-    return names[0] if names else platform.machine()
 
 
 def _version(package: str) -> str | None:

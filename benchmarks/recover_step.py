@@ -129,7 +129,8 @@ def compare(session: Session, objective: Objective, options: argparse.Namespace)
     for variant in PLAIN_OF if options.variants is None else ():
         if variant not in chosen:
             session.skip(
-                f"{objective.statistics} {variant}", "not on this CPU: TF32 and compilers are a GPU's, bf16 needs AMX"
+                f"{objective.statistics} {variant}",
+                "not on this CPU: TF32 and compilers are a GPU's, bf16 needs a CPU that multiplies it fast",
             )
     steps: dict[str, Callable[[], object]] = {}
     for variant in chosen:

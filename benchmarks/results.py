@@ -59,8 +59,8 @@ def newest(found: DataFrame, group: Sequence[str], of: Sequence[str] = ("variant
 def sources(used: DataFrame) -> str:
     """The sentence that says where a table's figures are from."""
     found = {}
-    for file, device, made in zip(used["file"], used["device"], used["environment"], strict=True):
-        threads = made.get("threads") if device.startswith("cpu") else None
+    for file, made in zip(used["file"], used["environment"], strict=True):
+        threads = None if made.get("driver") else made.get("threads")
         words = f", {threads} thread{'s' * (threads > 1)}" if threads else ""
         found[file] = f"`{file}` ({made.get('device')}{words}, commit {made.get('commit')}, {made.get('date')})"
     return f"From {'; '.join(found[file] for file in sorted(found))}."

@@ -6,6 +6,7 @@ import pytest
 import torch
 from small import fastcondense, shards
 
+from fastcondense import devices
 from fastcondense.devices import fastest_arithmetic
 from fastcondense.networks.precision import arithmetic, network_dtype
 from fastcondense.recipe.precision import PARTS, precisions, settled, with_precisions
@@ -16,26 +17,41 @@ CPU, CUDA = torch.device("cpu"), torch.device("cuda")
 AUTO = [word for part in ("recover", "labels", "train") for word in (f"--{part}.precision", "auto")]
 
 
-def has_amx(monkeypatch, is_there):
+INTEL, AMD = "Intel(R) Xeon(R) Processor", "AMD EPYC"
+
+
+def has_amx(monkeypatch, is_there, cpu=INTEL):
     monkeypatch.setattr(torch.cpu, "get_capabilities", lambda: {"amx_bf16": is_there, "avx512_bf16": True})
+    monkeypatch.setattr(devices, "processor", lambda: cpu)
 
 
 @pytest.mark.parametrize(
-    ("is_there", "limit", "chosen"),
+    ("is_there", "cpu", "limit", "chosen"),
     [
-        (True, None, "bf16"),
-        (False, None, "fp32"),
-        (True, "AVX512_CORE_BF16", "fp32"),
-        (True, "avx512_core_amx", "bf16"),
-        (True, "ALL", "bf16"),
+        (True, INTEL, None, "bf16"),
+        (False, INTEL, None, "fp32"),
+        (True, INTEL, "AVX512_CORE_BF16", "fp32"),
+        (True, INTEL, "avx512_core_amx", "bf16"),
+        (True, INTEL, "ALL", "bf16"),
+        (False, AMD, None, "bf16"),
+        (False, AMD, "AVX512_CORE_BF16", "bf16"),
+        (False, AMD, "AVX10_1_512_AMX", "bf16"),
+        (False, AMD, "AVX512_CORE_VNNI", "fp32"),
+        (False, AMD, "AVX2", "fp32"),
     ],
 )
-def test_a_cpu_takes_bf16_with_amx_alone(monkeypatch, is_there, limit, chosen):
-    has_amx(monkeypatch, is_there)
+def test_a_cpu_takes_bf16_with_amx_and_amds_with_avx_512(monkeypatch, is_there, cpu, limit, chosen):
+    has_amx(monkeypatch, is_there, cpu)
     monkeypatch.delenv("ONEDNN_MAX_CPU_ISA", raising=False)
     if limit:
         monkeypatch.setenv("ONEDNN_MAX_CPU_ISA", limit)
     assert fastest_arithmetic(CPU)[:2] == (chosen, "fp32")
+
+
+def test_an_amd_cpu_without_these_instructions_takes_fp32(monkeypatch):
+    has_amx(monkeypatch, False, AMD)
+    monkeypatch.setattr(torch.cpu, "get_capabilities", lambda: {"avx512_bf16": False})
+    assert fastest_arithmetic(CPU) == ("fp32", "fp32", "a CPU without fast bf16")
 
 
 @pytest.mark.parametrize(("capability", "chosen"), [((9, 0), "bf16"), ((8, 0), "bf16"), ((7, 5), "tf32")])

@@ -18,7 +18,7 @@ from .matrix_convolution import Pair, border_of, gradients
 
 @dataclass(frozen=True)
 class Grouped:
-    """A way of a convolution of several groups (cpu_convolutions.py)."""
+    """A way of a convolution of several groups (cpu_operators.py)."""
 
     stride: Pair
     padding: Pair

@@ -52,7 +52,7 @@ def mirrored(weight: Tensor) -> Tensor:
 
 @dataclass(frozen=True)
 class Products:
-    """A way of a convolution of one group (cpu_convolutions.py): its weights' gradient is a product, and where that is
+    """A way of a convolution of one group (cpu_operators.py): its weights' gradient is a product, and where that is
     the faster way, maps and their gradient too."""
 
     stride: Pair

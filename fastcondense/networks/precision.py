@@ -13,7 +13,7 @@ import torch
 from torch import nn
 
 from ..recipe.shared import Precision
-from .cpu_convolutions import CpuConvolutions
+from .cpu_operators import CpuOperators
 
 _NETWORK_DTYPES = {"fp32": torch.float32, "tf32": torch.float32, "bf16": torch.bfloat16, "auto": torch.float32}
 
@@ -63,11 +63,11 @@ def one_thread(device: torch.device) -> AbstractContextManager[None]:
 def mixed(precision: Precision, device: torch.device) -> Iterator[None]:
     """Autocast for a network in training: bf16 where it is safe, float32 master weights; nothing for the others.
 
-    On a CPU, with `CpuConvolutions` in it.
+    On a CPU, with `CpuOperators` in it.
     """
     is_low = precision == "bf16"
-    convolutions = CpuConvolutions() if is_low and device.type == "cpu" else nullcontext()
-    with torch.autocast(device.type, torch.bfloat16, enabled=is_low), convolutions:
+    operators = CpuOperators() if is_low and device.type == "cpu" else nullcontext()
+    with torch.autocast(device.type, torch.bfloat16, enabled=is_low), operators:
         yield
 
 

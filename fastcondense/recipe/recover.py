@@ -138,9 +138,9 @@ class Recover(Views):
     """Probability that a convolution is not matched in an iteration (G-VBSM's beta)."""
     precision: Precision = "auto"
     """Arithmetic of the teachers; images and statistics are float32 in any case. auto: bf16 where the device multiplies
-    it natively, which are GPUs of compute capability 8.0 or more and CPUs with AMX (amx_bf16), else tf32 on a GPU and
-    fp32 on a CPU; it is chosen when a run begins, and stands in its recipe.toml from then on. As published: tf32 on a
-    GPU."""
+    it natively and fast, which are GPUs of compute capability 8.0 or more, CPUs with AMX (amx_bf16) and AMD's with
+    avx512_bf16, else tf32 on a GPU and fp32 on a CPU; it is chosen when a run begins, and stands in its recipe.toml
+    from then on. As published: tf32 on a GPU."""
     reproducible: Annotated[bool, HOW] = True
     """Whether images are the same from any number of workers and threads, to the bit: one thread a worker on a CPU,
     deterministic algorithms of cuDNN on a GPU. Otherwise all threads, and whatever cuDNN finds to be fastest."""

@@ -10,7 +10,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from ..networks.cpu_convolutions import CpuConvolutions
+from ..networks.cpu_operators import CpuOperators
 from .packed import Packed, PackedConvolution, is_supported
 
 _MOST_SHAPES = 8
@@ -54,7 +54,7 @@ class FrozenConvolution(nn.Conv2d):
     def _forward_bf16(self, x: Tensor) -> Tensor:
         if is_supported(self):
             return self._forward_packed(x)
-        with CpuConvolutions():
+        with CpuOperators():
             return super().forward(x)
 
     def _forward_packed(self, x: Tensor) -> Tensor:
@@ -83,7 +83,7 @@ class _OwnForward(nn.Conv2d):
 
     def forward(self, x: Tensor) -> Tensor:
         is_slow = x.device.type == "cpu" and x.dtype == torch.bfloat16
-        with CpuConvolutions() if is_slow else nullcontext():
+        with CpuOperators() if is_slow else nullcontext():
             return super().forward(x)
 
 

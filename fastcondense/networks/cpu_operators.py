@@ -1,4 +1,9 @@
-"""bfloat16 convolutions on a CPU, each by the fastest of the ways that we know."""
+"""bfloat16 operators of networks on a CPU that are slow in PyTorch: convolutions, each by the fastest of the ways that
+we know, and group norms of channels_last maps.
+
+A norm of each of 64 x 128 maps of 16 x 16, forward and backward, on one core of an AMD EPYC: 231 ms channels_last, 7 as
+planes.
+"""
 
 from __future__ import annotations
 
@@ -53,17 +58,22 @@ class Bf16Convolution(torch.autograd.Function):
         return dx, dweight, dbias, None
 
 
-class CpuConvolutions(TorchFunctionMode):
-    """Within it, convolutions as nn.Conv2d calls them, without dilation, are `Bf16Convolution`s where a way is known.
+class CpuOperators(TorchFunctionMode):
+    """Within it, convolutions as nn.Conv2d calls them, without dilation, are `Bf16Convolution`s where a way is known,
+    and group norms of maps [N, C, H, W] are of planes.
 
     Weights stay float32.
     """
 
     def __torch_function__(self, function, types, args=(), kwargs=None):
+        kwargs = kwargs or {}
         if function is F.conv2d and not kwargs and (way := _way(args)):
             x, weight, bias = args[:3]
             return Bf16Convolution.apply(x.to(torch.bfloat16), weight, bias, way)
-        return function(*args, **(kwargs or {}))
+        if function is F.group_norm and args and args[0].dtype == torch.bfloat16 and args[0].dim() == 4:
+            y = function(args[0].contiguous(), *args[1:], **kwargs)
+            return y.contiguous(memory_format=torch.channels_last)
+        return function(*args, **kwargs)
 
 
 def _way(args: tuple[Any, ...]) -> Way | None:

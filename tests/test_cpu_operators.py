@@ -1,4 +1,4 @@
-"""bfloat16 convolutions on a CPU by ways of ours: against float64 at odd shapes, and only where these are faster."""
+"""bfloat16 operators on a CPU by ways of ours: against float64 at odd shapes, and only where these are faster."""
 
 import copy
 
@@ -7,7 +7,7 @@ import torch
 from torch import nn
 from torch.nn import functional as F
 
-from fastcondense.networks.cpu_convolutions import CpuConvolutions
+from fastcondense.networks.cpu_operators import CpuOperators
 from fastcondense.networks.grouped_convolution import Grouped
 from fastcondense.networks.matrix_convolution import Products, is_faster_for_maps
 from fastcondense.networks.precision import mixed
@@ -46,6 +46,11 @@ def is_product(y):
     return isinstance(way(y), Products)
 
 
+def assert_rounded(ours, right):
+    error = (ours.detach().double() - right.detach()).abs()
+    assert bool((error <= 2**-8 * right.detach().abs() + 2**-10 * right.detach().abs().max()).all())
+
+
 def compare(layer, size, layout):
     """Maps and gradients with those of float64, of the same rounded inputs: what is left is the rounding of results."""
     torch.manual_seed(0)
@@ -66,8 +71,7 @@ def compare(layer, size, layout):
     pairs = [(y, expected), (x.grad, wide.grad)]
     pairs += [(p.grad, truth.get_parameter(key).grad) for key, p in layer.named_parameters()]
     for ours, right in pairs:
-        error = (ours.detach().double() - right.detach()).abs()
-        assert bool((error <= 2**-8 * right.detach().abs() + 2**-10 * right.detach().abs().max()).all())
+        assert_rounded(ours, right)
     assert layer.weight.grad.dtype == torch.float32 == x.grad.dtype
     assert layer.weight.grad.stride() == layer.weight.stride() or layout == torch.contiguous_format
     return y
@@ -110,13 +114,37 @@ def test_other_convolutions_are_pytorchs(layers, settings, size):
     assert torch.equal(y, F.conv2d(x.bfloat16(), layer.weight.bfloat16(), layer.bias.bfloat16(), *about(layer)))
 
 
+@pytest.mark.parametrize("layout", [torch.channels_last, torch.contiguous_format])
+@pytest.mark.parametrize(("channels", "groups"), [(6, 6), (6, 3), (5, 1)])
+def test_group_norms_are_of_planes(channels, groups, layout):
+    torch.manual_seed(0)
+    layer = nn.GroupNorm(groups, channels)
+    nn.init.uniform_(layer.weight, 0.5, 2.0)
+    nn.init.normal_(layer.bias)
+    x = torch.randn(3, channels, 5, 7).bfloat16().to(memory_format=layout).requires_grad_()
+    with mixed("bf16", CPU):
+        y = layer(x)
+    assert y.dtype == torch.bfloat16 and y.is_contiguous(memory_format=torch.channels_last)
+    upstream = torch.randn(y.shape).bfloat16()
+    y.backward(upstream)
+
+    truth, inputs = copy.deepcopy(layer).double(), x.detach().double().requires_grad_()
+    truth.zero_grad()
+    expected = truth(inputs)
+    expected.backward(upstream.double())
+    assert_rounded(y, expected)
+    assert_rounded(x.grad, inputs.grad)
+    assert_rounded(layer.weight.grad, truth.weight.grad)
+    assert_rounded(layer.bias.grad, truth.bias.grad)
+
+
 def about(layer):
     return layer.stride, layer.padding, layer.dilation, layer.groups
 
 
 def test_images_without_a_batch_and_calls_in_other_forms_are_pytorchs():
     layer, x = nn.Conv2d(128, 128, 1), torch.randn(128, 1, 1)
-    with CpuConvolutions(), torch.autocast("cpu", torch.bfloat16):
+    with CpuOperators(), torch.autocast("cpu", torch.bfloat16):
         assert is_product(layer(x[None])) and not is_product(layer(x))
         assert not is_product(F.conv2d(input=x[None], weight=layer.weight))
         assert not is_product(F.conv2d(x[None], layer.weight, layer.bias, 1, 0, 1, 1))
