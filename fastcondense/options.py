@@ -17,6 +17,7 @@ from .loaders.reading import check_folder
 from .recipe import recipe
 from .recipe.protocol import with_protocol
 from .recipe.recipe import Recipe
+from .recipe.unread import check_read
 from .records import read_data
 from .sets.sealed_zip import is_bundle
 from .tracking import TrackerName
@@ -128,10 +129,17 @@ def parse_kind(kind: type[StageKind], command: str, description: str, arguments:
     settings = options.settings
     if "--images" in arguments and not options.images:
         raise ValueError("--images needs the place of a set: a folder, a file, or hf://user/set")
+    check_read(settings, keys_of(arguments))
     if options.store:
         settings = dataclasses.replace(settings, labels=dataclasses.replace(settings.labels, source="stored"))
     given = trust.all_of(settings) if run is None else trust.said(settings, arguments)
     return dataclasses.replace(options, settings=settings, out=options.out or Path("runs") / settings.name, given=given)
+
+
+def keys_of(arguments: list[str]) -> list[str]:
+    """Dotted names of what the command line's options say: --train.no-decay-all is of train.decay_all."""
+    flags = [word.partition("=")[0].removeprefix("--") for word in arguments if word.startswith("--")]
+    return [flag.replace("-", "_").replace(".no_", ".") for flag in flags]
 
 
 def for_student(settings: Recipe, student: str) -> Recipe:

@@ -4,10 +4,11 @@ from __future__ import annotations
 
 import math
 from dataclasses import dataclass
-from typing import Literal
+from typing import Annotated, Literal
 
 from .bounds import Count, CountOrZero, Decay, NonNegativeFloat, PositiveFloat
 from .shared import Precision
+from .unread import ReadIf
 
 Optimizer = Literal["adamw", "adam", "sgd", "muon"]
 
@@ -30,17 +31,17 @@ class Optimization:
     position embeddings, class tokens, bias tables or layer scales."""
     decay_all: bool = False
     """Whether every parameter decays."""
-    momentum: Decay = 0.9
+    momentum: Annotated[Decay, ReadIf("optimizer", ("sgd", "muon"))] = 0.9
     """SGD's and Muon's; 0.95 is usual for Muon."""
     schedule: Literal["cosine", "linear", "constant", "cosine_drop", "multistep"] = "cosine"
     """cosine: (1 + cos(pi e / (stretch E))) / 2 for epoch e of E after the warm-up; linear: 1 - e / (stretch E);
     cosine_drop: cosine up to 5 E / 6, then its value there times 1 - e / E (EDC's equation 33); multistep: gamma to the
     number of milestones that have passed."""
-    schedule_stretch: PositiveFloat = 1.0
+    schedule_stretch: Annotated[PositiveFloat, ReadIf("schedule", ("cosine", "linear", "cosine_drop"))] = 1.0
     """zeta; 2 is the smoothed schedule of RDED and EDC, which ends at half the learning rate."""
-    milestones: tuple[float, ...] = ()
+    milestones: Annotated[tuple[float, ...], ReadIf("schedule", ("multistep",))] = ()
     """Shares of all epochs after which a multistep schedule multiplies the learning rate by gamma."""
-    gamma: PositiveFloat = 0.1
+    gamma: Annotated[PositiveFloat, ReadIf("schedule", ("multistep",))] = 0.1
     """Factor of the learning rate at each of the milestones."""
     warmup_epochs: CountOrZero = 0
     """Linear from a hundredth of the learning rate."""

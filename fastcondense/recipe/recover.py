@@ -9,6 +9,7 @@ from .bounds import HOW, Count, CountOrZero, Decay, NonNegativeFloat, PositiveFl
 from .gradients import Gradients
 from .means import Means, Pyramid
 from .shared import Precision, Views
+from .unread import ReadIf
 
 Storage = Literal["png", "jpeg"]
 
@@ -105,16 +106,16 @@ class Recover(Views):
     jobs of the same slots end together."""
     initial: Initial = field(default_factory=Initial)
     committee: Committee = field(default_factory=Committee)
-    features: Features = field(default_factory=Features)
-    gradients: Gradients = field(default_factory=Gradients)
-    means: Means = field(default_factory=Means)
+    features: Annotated[Features, ReadIf("objective", ("features",))] = field(default_factory=Features)
+    gradients: Annotated[Gradients, ReadIf("objective", ("gradients",))] = field(default_factory=Gradients)
+    means: Annotated[Means, ReadIf("objective", ("means",))] = field(default_factory=Means)
     pyramid: Pyramid = field(default_factory=Pyramid)
     match_weight: NonNegativeFloat = 0.01
     """Weight of the matching loss (r_bn), in which the first layer counts ten times."""
     statistics: tuple[Literal["bn", "conv", "patch"], ...] = ("bn",)
     """What is matched: mean and variance of the inputs of BatchNorms (with the running ones), of convolutions (with the
     data set's), and with patch the mean and variance of every patch of the convolutions' inputs too (G-VBSM)."""
-    patch_size: Count = 16
+    patch_size: Annotated[Count, ReadIf("statistics", ("patch",))] = 16
     """Side of a patch: 16 for 224-pixel images, 4 for 32 and 64."""
     targets: tuple[Literal["global", "category", "difficulty"], ...] = ("global",)
     """What the statistics are matched with. global: the whole data set's; category: those of the batch's classes,
@@ -122,9 +123,9 @@ class Recover(Views):
     cut into ipc groups by how far the moments of an image are from a teacher's BatchNorms' (PSM)."""
     target_weights: tuple[NonNegativeFloat, ...] = (1.0,)
     """Weight of each of the targets: 0.5 0.5 for EDC's half global, half category."""
-    class_variance: Literal["within-image", "full"] = "within-image"
+    class_variance: Annotated[Literal["within-image", "full"], ReadIf("targets", ("category",))] = "within-image"
     """A class's variance: the mean of its images' own variances, as published, or that of all its pixels."""
-    swapped_patches: bool = False
+    swapped_patches: Annotated[bool, ReadIf("statistics", ("patch",))] = False
     """Take a class's patch means for variances and the reverse, as EDC's published code does."""
     statistics_files: str = ""
     """Folder of the published layout (ConvFeatureHook, BNFeatureHook) whose statistics are taken, not collected."""
@@ -132,7 +133,7 @@ class Recover(Views):
     """Match only the layers that together give this share of the matching loss's image gradient for the least cost."""
     statistics_ema: Decay = 0.0
     """Decay an iteration of the running mean that is compared instead of the batch's statistics (G-VBSM's alpha)."""
-    ema_start: Literal["first", "zero"] = "first"
+    ema_start: Annotated[Literal["first", "zero"], ReadIf("statistics_ema")] = "first"
     """The running mean's first value: the first batch's, or 0 as in the published code."""
     drop_rate: Decay = 0.0
     """Probability that a convolution is not matched in an iteration (G-VBSM's beta)."""
@@ -164,9 +165,9 @@ class Recover(Views):
     rounds: Count = 1
     """Equal parts of the iterations, in each of which further images of a class begin; they end together (DELT). Jobs
     need all of a class's images, slots_per_job 0. 1: all begin at once."""
-    residual: ShareAboveZero = 1.0
+    residual: Annotated[ShareAboveZero, ReadIf("stages")] = 1.0
     """Share of the optimised images that is kept between stages; the rest is their anchors' (FADRM's alpha)."""
-    anchors: Literal["initial", "retrieved"] = "initial"
+    anchors: Annotated[Literal["initial", "retrieved"], ReadIf("stages")] = "initial"
     """The real images that are mixed in between stages. initial: those that optimisation began with (FADRM); retrieved:
     each time, of initial.candidates images of the class, the one nearest to the condensed image in the features of the
     first of initial.teachers, and not too complex (RETA)."""

@@ -22,6 +22,7 @@ from .bounds import (
 )
 from .optimization import Optimization, Optimizer
 from .shared import Operation, Precision, Views
+from .unread import ReadIf
 
 PixelStatistics = tuple[tuple[float, float, float], tuple[float, float, float]]
 """Mean and deviation of red, green and blue, in [0, 1]."""
@@ -125,7 +126,7 @@ class SelfSupervision(TeacherOptimization, Views):
     """Probability that a view loses its colours."""
     blur: Share = 0.5
     """Probability of a Gaussian blur."""
-    moco: MoCo = field(default_factory=MoCo)
+    moco: Annotated[MoCo, ReadIf("method", ("moco",))] = field(default_factory=MoCo)
 
     def check(self, where: str, image_size: int) -> None:
         """Raises ValueError for settings that make no sense together."""
@@ -179,7 +180,7 @@ class Squeeze(TeacherOptimization, Views):
     sync_batch_norm: Annotated[bool, HOW] = False
     """Whether BatchNorms see a batch of all ranks, as with train.sync_batch_norm, in teachers trained with `shared`."""
     self_supervision: SelfSupervision = field(default_factory=SelfSupervision)
-    probe: Probe = field(default_factory=Probe)
+    probe: Annotated[Probe, ReadIf("probe_weights")] = field(default_factory=Probe)
 
     @property
     def sources(self) -> dict[str, str]:
@@ -231,7 +232,7 @@ class Labels(Views):
     """Worth of each of labels.teachers, in per cent: the mean is weighted by softmax(prior / 10)."""
     batch_norm: Literal["eval", "train"] = "eval"
     """train: the teachers' BatchNorms take the statistics of batch_norm_size views that are seen together (CV-DD)."""
-    batch_norm_size: Count = 8
+    batch_norm_size: Annotated[Count, ReadIf("batch_norm", ("train",))] = 8
     """Views that the teachers' BatchNorms see together: as many as the student's, train.batch_size / train.accumulate,
     so that both see the same views."""
     dropout: bool = False
@@ -240,9 +241,9 @@ class Labels(Views):
     """Share of all batches of views that exist; below 1, epochs draw theirs from the first of them (LPLD's pruning)."""
     mix: Literal["none", "cutmix", "mixup"] = "cutmix"
     """How a view is mixed with that of another image."""
-    mix_alpha: PositiveFloat = 1.0
+    mix_alpha: Annotated[PositiveFloat, ReadIf("mix", ("cutmix", "mixup"))] = 1.0
     """lambda ~ Beta(alpha, alpha)."""
-    mix_probability: Share = 1.0
+    mix_probability: Annotated[Share, ReadIf("mix", ("cutmix", "mixup"))] = 1.0
     """Probability that a batch of views is mixed."""
     tile_shuffle: Annotated[int, Within(1, 64)] = 1
     """Columns, and rows, of tiles an image that are permuted before the crop (RDED)."""
@@ -280,23 +281,23 @@ class Train(Optimization):
     """Network that is trained, named as squeeze.teachers are."""
     loss: Literal["kl", "kl_t2", "mse_ce"] = "kl"
     """kl: KL(teacher || student) at `temperature`; kl_t2: times its square; mse_ce: MSE of logits + ce_weight * CE."""
-    temperature: PositiveFloat = 20.0
+    temperature: Annotated[PositiveFloat, ReadIf("loss", ("kl", "kl_t2"))] = 20.0
     """What logits are divided by before their softmax, in kl and kl_t2."""
-    ce_weight: NonNegativeFloat = 0.1
+    ce_weight: Annotated[NonNegativeFloat, ReadIf("loss", ("mse_ce",))] = 0.1
     """Weight of the cross-entropy in mse_ce."""
-    ce_labels: Literal["mixed", "own"] = "mixed"
+    ce_labels: Annotated[Literal["mixed", "own"], ReadIf("loss", ("mse_ce",))] = "mixed"
     """mse_ce's classes of a mixed view: both by their shares, or the base image's alone as published."""
     hard_share: Decay = 0.0
     """Share of the epochs, in their middle, in which soft labels give way to the classes, on new views where there is
     a labels.pool (HALD's soft, hard, soft)."""
-    hard_smoothing: Decay = 0.0
+    hard_smoothing: Annotated[Decay, ReadIf("hard_share")] = 0.0
     """Share of the label that all classes have alike in those epochs; HALD's is 0.8."""
     seeds: Count = 1
     """Students, each from another seed."""
     frozen: bool = False
     """Whether the student is the teacher of that name, frozen, with a new linear layer that learns the classes from
     features of views, which are made once: a linear probe."""
-    frozen_views: Count = 50
+    frozen_views: Annotated[Count, ReadIf("frozen")] = 50
     """Views of each image that a frozen student learns from; an epoch is all of them. Of all real images, 2."""
     sync_batch_norm: Annotated[bool, HOW] = False
     """Whether BatchNorms see a batch of all ranks, as one rank's do, instead of each its share; with several
