@@ -275,7 +275,7 @@ def test_compare_shows_every_evaluation_of_every_set(twice, bundle, tmp_path, ca
     assert html.count("<img") == 2 * 10 * 2 and "<script" not in html and "<b>[" not in html
 
 
-def test_compare_says_what_does_not_compare(twice, capsys):
+def test_compare_says_what_does_not_compare(twice, capsys, tmp_path):
     one = read_folder(twice)
     dataset = replace(one.recipe.dataset, name="cifar10", image_size=32)
     results = [result | {"test_images": 10_000} for result in one.results]
@@ -296,6 +296,9 @@ def test_compare_says_what_does_not_compare(twice, capsys):
     html = page([Compared("<script>a", one), Compared("b", other)])
     assert "<script" not in html and "&lt;script&gt;[red]x" in html
     assert main(["compare", str(twice)]) == 1 and "compare needs two sets or more" in capsys.readouterr().err
+    (kept := tmp_path / "recipe.toml").write_text("kept")
+    assert main(["compare", str(twice), str(twice), "--out", str(kept)]) == 1
+    assert "whose name ends in .html" in capsys.readouterr().err and kept.read_text() == "kept"
 
 
 def test_names_of_sets_are_as_short_as_they_can_be(tmp_path):

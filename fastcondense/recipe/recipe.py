@@ -87,6 +87,8 @@ class Recipe:
         if (self.labels.stored or self.labels.top_k) and self.labels.source != "stored":
             raise ValueError(f"labels.stored and labels.top_k need labels.source stored, got {self.labels.source}")
         check_frozen(self.train, self.labels, self.evaluate.baselines)
+        if self.train.prefix > self.ipc:
+            raise ValueError(f"train.prefix is {self.train.prefix}, more than the images of a class, ipc {self.ipc}")
         return self
 
     def _check_recover(self) -> None:
@@ -140,19 +142,17 @@ class Recipe:
             )
         if len(set(teachers)) < len(teachers):
             raise ValueError(f"squeeze.teachers must differ from each other, got {teachers}")
-        chosen = {
-            "recover.teachers": self.recover.teachers,
-            "recover.initial.teachers": self.recover.initial.teachers,
-            "labels.teachers": self.labels.teachers,
-        }
-        for name, some in chosen.items():
+        for name, some in (
+            ("recover.teachers", self.recover.teachers),
+            ("recover.initial.teachers", self.recover.initial.teachers),
+            ("labels.teachers", self.labels.teachers),
+        ):
             if unknown := [teacher for teacher in some if teacher not in teachers]:
                 raise ValueError(f"{name} names {unknown[0]!r}, which is not among squeeze.teachers")
-        priors = {
-            "recover.committee.priors": (self.recover.committee.priors, self.recover.teachers),
-            "labels.priors": (self.labels.priors, self.labels.teachers),
-        }
-        for name, (values, some) in priors.items():
+        for name, values, some in (
+            ("recover.committee.priors", self.recover.committee.priors, self.recover.teachers),
+            ("labels.priors", self.labels.priors, self.labels.teachers),
+        ):
             if values and len(values) != len(some or teachers):
                 raise ValueError(f"{name} needs one number a teacher ({len(some or teachers)}), got {len(values)}")
         if self.recover.committee.size > max(1, len(self.recover.teachers or teachers)):
@@ -161,7 +161,7 @@ class Recipe:
     @property
     def shown_ipc(self) -> int:
         """Images of a class that students are trained on."""
-        return min(self.train.prefix, self.ipc) or self.ipc
+        return self.train.prefix or self.ipc
 
     @property
     def needs_no_teacher(self) -> bool:

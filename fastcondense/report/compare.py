@@ -37,7 +37,7 @@ class CompareOptions:
     sets: Annotated[tuple[Path, ...], tyro.conf.Positional]
     """Folders of runs whose condensed images are finished, and bundles."""
     out: Path = Path("compare.html")
-    """The page."""
+    """The page, NAME.html."""
 
 
 @dataclass(frozen=True)
@@ -49,9 +49,12 @@ class Compared:
 
 
 def compare(options: CompareOptions, log: Log) -> Iterator[Table]:
-    """Yields the table of all evaluations of the sets, and writes the page. Raises ValueError for fewer than two."""
+    """Yields the table of all evaluations of the sets, and writes the page. Raises ValueError for fewer than
+    two, and for another kind of file to write to."""
     if len(options.sets) < 2:
         raise ValueError(f"compare needs two sets or more, folders of runs or bundles, got {len(options.sets)}")
+    if options.out.suffix.lower() not in (".html", ".htm"):
+        raise ValueError(f"compare --out is a page, whose name ends in .html, got {options.out}")
     names = names_of(options.sets)
     sets = [
         Compared(name, read_bundle(path) if is_bundle(path) else read_folder(path))
