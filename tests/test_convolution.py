@@ -7,7 +7,7 @@ import torch
 from torch import nn
 
 from fastcondense.networks.grouped_convolution import Grouped
-from fastcondense.teachers.convolution import FrozenConvolution
+from fastcondense.teachers.convolution import adopt
 from fastcondense.teachers.fuse import fuse
 from fastcondense.vision import timm
 
@@ -27,7 +27,7 @@ def pair(settings):
     torch.manual_seed(0)
     plain = nn.Conv2d(**settings).requires_grad_(False)
     frozen = copy.deepcopy(plain).to(memory_format=torch.channels_last)
-    FrozenConvolution.adopt(frozen)
+    adopt(frozen)
     return plain, frozen
 
 
@@ -126,6 +126,40 @@ def test_bfloat16_of_groups_takes_the_fast_way_for_its_gradient(stride):
     (gradient,) = torch.autograd.grad(y, ours, upstream)
     (wanted,) = torch.autograd.grad(expected, truth, upstream.double())
     assert bool(((gradient - wanted).abs() <= 2**-8 * wanted.abs() + 2**-10 * wanted.abs().max()).all())
+
+
+class NormNet(nn.Module):
+    """A group norm of its own, whose forward decides on what it sees, between convolutions."""
+
+    def __init__(self, groups):
+        super().__init__()
+        self.conv, self.norm = nn.Conv2d(3, 6, 3), timm.layers.GroupNorm(6, groups)
+        self.plain, self.last = nn.GroupNorm(6 // groups, 6), nn.Conv2d(6, 5, 1)
+        for norm in (self.norm, self.plain):
+            nn.init.uniform_(norm.weight, 0.5, 2.0)
+            nn.init.normal_(norm.bias)
+
+    def forward(self, x):
+        return self.last(self.plain(self.norm(self.conv(x)).relu()).relu()).mean((2, 3))
+
+
+@pytest.mark.parametrize("groups", [1, 3])
+def test_frozen_group_norms_are_of_planes_in_bfloat16(groups):
+    torch.manual_seed(0)
+    net, x = NormNet(groups).eval(), torch.randn(3, 3, 7, 9).to(memory_format=torch.channels_last)
+    fused, _, reason = fuse(net)
+    assert reason is None
+    torch.testing.assert_close(fused(x), net(x))
+    fused.bfloat16()
+    maps, upstream = torch.randn(2, 6, 3, 4).bfloat16(), torch.randn(2, 6, 3, 4).bfloat16()
+    for name in ("norm", "plain"):
+        truth, ours = maps.double().requires_grad_(), maps.to(memory_format=torch.channels_last).requires_grad_()
+        expected, y = net.get_submodule(name).bfloat16().double()(truth), fused.get_submodule(name)(ours)
+        assert y.grad_fn.name() == "CloneBackward0"  # back from planes
+        (gradient,) = torch.autograd.grad(y, ours, upstream)
+        (wanted,) = torch.autograd.grad(expected, truth, upstream.double())
+        for made, right in ((y, expected), (gradient, wanted)):
+            assert bool(((made - right).abs() <= 2**-8 * right.abs() + 2**-8 * right.abs().max()).all())
 
 
 class TensorFlowNet(nn.Module):

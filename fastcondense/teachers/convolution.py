@@ -1,4 +1,7 @@
-"""Convolutions of frozen networks, whose weights are laid out once: planar or as oneDNN's matrix units want them."""
+"""Convolutions of frozen networks, whose weights are laid out once: planar or as oneDNN's matrix units want them.
+
+And other modules that are slow in bfloat16 on a CPU, with the operators of ours in their forward.
+"""
 
 from __future__ import annotations
 
@@ -27,17 +30,6 @@ class FrozenConvolution(nn.Conv2d):
 
     planar_weight: Tensor | None
     packed: dict[torch.Size, Packed]
-
-    @staticmethod
-    def adopt(convolution: nn.Conv2d) -> None:
-        """Makes a convolution one of these, or of its own class, in place: who holds it keeps it with all it has."""
-        if type(convolution) is nn.Conv2d:
-            convolution.__class__ = FrozenConvolution
-            assert isinstance(convolution, FrozenConvolution)
-            convolution._forget()
-        elif not isinstance(convolution, _OwnForward):
-            kind: Any = type(convolution)
-            convolution.__class__ = _in_fast_bf16(kind)
 
     def forward(self, x: Tensor) -> Tensor:
         if x.device.type != "cpu":
@@ -78,8 +70,23 @@ class FrozenConvolution(nn.Conv2d):
         return self.__dict__ | {"planar_weight": None, "packed": {}}
 
 
-class _OwnForward(nn.Conv2d):
-    """In front of a class of convolutions that compute in their own way, such as timm's with TensorFlow's padding."""
+def adopt(module: nn.Module) -> None:
+    """Makes a convolution or group norm of a frozen network a fast one, in place: whoever holds it keeps all it has.
+
+    Other modules are left alone.
+    """
+    if type(module) is nn.Conv2d:
+        module.__class__ = FrozenConvolution
+        assert isinstance(module, FrozenConvolution)
+        module._forget()
+    elif isinstance(module, (nn.Conv2d, nn.GroupNorm)) and not isinstance(module, _OwnForward):
+        kind: Any = type(module)
+        module.__class__ = _in_fast_bf16(kind)
+
+
+class _OwnForward(nn.Module):
+    """In front of the class of group norms, or of convolutions that compute in their own way, such as timm's with
+    TensorFlow's padding."""
 
     def forward(self, x: Tensor) -> Tensor:
         is_slow = x.device.type == "cpu" and x.dtype == torch.bfloat16
@@ -88,5 +95,5 @@ class _OwnForward(nn.Conv2d):
 
 
 @functools.cache
-def _in_fast_bf16(kind: type[nn.Conv2d]) -> type[nn.Conv2d]:
+def _in_fast_bf16(kind: type[nn.Module]) -> Any:
     return type(kind.__name__, (_OwnForward, kind), {})

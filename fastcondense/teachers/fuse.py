@@ -18,7 +18,7 @@ from torch.nn import functional as F
 from .. import vision
 from ..kernels.frozen_batch_norm import Activation
 from ..networks.zoo import channels_last
-from .convolution import FrozenConvolution
+from .convolution import adopt
 from .moments import BatchNormKeeper, ConvolutionTap, Keeper, Kept, Layer
 
 _BATCH_NORMS = (nn.BatchNorm2d, nn.SyncBatchNorm)
@@ -49,7 +49,8 @@ def _identities() -> tuple[type[nn.Module], ...]:
 
 class _Tracer(fx.Tracer):
     def is_leaf_module(self, module: nn.Module, name: str) -> bool:
-        return isinstance(module, (Keeper, nn.Conv2d, *_identities())) or super().is_leaf_module(module, name)
+        is_ours = isinstance(module, (Keeper, nn.Conv2d, nn.GroupNorm, *_identities()))
+        return is_ours or super().is_leaf_module(module, name)
 
 
 def fuse(
@@ -65,8 +66,7 @@ def fuse(
     """
     net = channels_last(copy.deepcopy(net).eval().requires_grad_(False))
     for part in net.modules():
-        if isinstance(part, nn.Conv2d):
-            FrozenConvolution.adopt(part)
+        adopt(part)
     layers = _replace(net, statistics, patch_size)
     try:
         graph = _Tracer().trace(net)
