@@ -95,8 +95,8 @@ def test_every_bound_of_a_recipe_is_checked_and_parsed():
     ("flags", "message"),
     [
         ("--squeeze.lr -1", "squeeze.lr must be positive, got -1.0"),
-        ("--squeeze.gamma nan", "squeeze.gamma must be positive, got nan"),
-        ("--train.milestones 0.5 nan", "train.milestones must be finite, got (0.5, nan)"),
+        ("--squeeze.schedule multistep --squeeze.gamma nan", "squeeze.gamma must be positive, got nan"),
+        ("--train.schedule multistep --train.milestones 0.5 nan", "train.milestones must be finite, got (0.5, nan)"),
         ("--recover.lr inf", "recover.lr must be finite, got inf"),
         ("--recover.betas 0.5 1", "recover.betas must lie in [0, 1), got (0.5, 1.0)"),
         ("--recover.initial.flip 2", "recover.initial.flip must lie in [0, 1], got 2.0"),

@@ -24,11 +24,14 @@ RECIPE = ["--recipe", "sre2l/digits-ipc1"]
             "--train.temperature 4 --train.loss mse_ce",
             r"where train\.loss is kl or kl_t2, and that is mse_ce; leave it",
         ),
-        ("--recover.gradients.no-is-rounded", r"gradients\.is_rounded is read where recover\.objective is gradients,"),
+        ("--recover.no-swapped-patches", r"recover\.swapped_patches is read where recover\.statistics is patch,"),
         ("--recover.residual 0.5", r"recover\.residual is read where recover\.stages is set, and that is empty;"),
         ("--recover.patch_size 4", r"recover\.patch_size is read where recover\.statistics is patch, and that is bn"),
         ("--train.hard-smoothing 0.8", r"where train\.hard_share is set, and that is 0\.0;"),
-        ("--squeeze.self-supervision.moco.queue 9000", r"squeeze\.self_supervision\.method is moco, and that is none;"),
+        (
+            "--squeeze.self-supervision.gamma 2",
+            r"squeeze\.self_supervision\.schedule is multistep, and that is cosine;",
+        ),
     ],
 )
 def test_a_flag_that_changes_nothing_is_refused(flags, message):

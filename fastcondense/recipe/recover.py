@@ -106,9 +106,9 @@ class Recover(Views):
     jobs of the same slots end together."""
     initial: Initial = field(default_factory=Initial)
     committee: Committee = field(default_factory=Committee)
-    features: Annotated[Features, ReadIf("objective", ("features",))] = field(default_factory=Features)
-    gradients: Annotated[Gradients, ReadIf("objective", ("gradients",))] = field(default_factory=Gradients)
-    means: Annotated[Means, ReadIf("objective", ("means",))] = field(default_factory=Means)
+    features: Features = field(default_factory=Features)
+    gradients: Gradients = field(default_factory=Gradients)
+    means: Means = field(default_factory=Means)
     pyramid: Pyramid = field(default_factory=Pyramid)
     match_weight: NonNegativeFloat = 0.01
     """Weight of the matching loss (r_bn), in which the first layer counts ten times."""

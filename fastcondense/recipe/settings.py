@@ -126,7 +126,7 @@ class SelfSupervision(TeacherOptimization, Views):
     """Probability that a view loses its colours."""
     blur: Share = 0.5
     """Probability of a Gaussian blur."""
-    moco: Annotated[MoCo, ReadIf("method", ("moco",))] = field(default_factory=MoCo)
+    moco: MoCo = field(default_factory=MoCo)
 
     def check(self, where: str, image_size: int) -> None:
         """Raises ValueError for settings that make no sense together."""
@@ -180,7 +180,7 @@ class Squeeze(TeacherOptimization, Views):
     sync_batch_norm: Annotated[bool, HOW] = False
     """Whether BatchNorms see a batch of all ranks, as with train.sync_batch_norm, in teachers trained with `shared`."""
     self_supervision: SelfSupervision = field(default_factory=SelfSupervision)
-    probe: Annotated[Probe, ReadIf("probe_weights")] = field(default_factory=Probe)
+    probe: Probe = field(default_factory=Probe)
 
     @property
     def sources(self) -> dict[str, str]:

@@ -1,6 +1,8 @@
 """Settings that are read beside some values of others alone: on the command line, one that changes nothing is refused.
 
-Files may hold such settings: a recipe has those of the files that it extends, whatever it takes of them.
+Files may hold such settings: a recipe has those of the files that it extends, whatever it takes of them. And so may a
+command line those of whole parts that are not taken (recover.gradients, squeeze.probe): one list of flags may be given
+to recipes of many methods.
 """
 
 from __future__ import annotations
