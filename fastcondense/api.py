@@ -17,7 +17,7 @@ import dataclasses
 import os
 from collections.abc import Mapping, Sequence
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, Literal
+from typing import TYPE_CHECKING, Any, Literal, cast, get_args
 
 import tomli_w
 
@@ -58,7 +58,8 @@ def recipe(name_or_file: AnyPath, protocol: str = "", **settings: Any) -> Recipe
     recipe says of that student, as on the command line. Raises ValueError for what there is not, with the nearest name,
     and for values that no run could mean.
     """
-    found = shipped.load(os.fspath(name_or_file))
+    ipc = settings.get("ipc")
+    found = shipped.load(os.fspath(name_or_file), ipc=ipc if isinstance(ipc, int) else None)
     if isinstance(student := settings.get("train.student"), str):
         found = for_student(found, student)
     if protocol:
@@ -101,7 +102,7 @@ def run(
         out=_path(out) or Path("runs") / settings.name,
         images=() if images is None else (os.fspath(images),),
         device=device,
-        track=tuple(track),
+        track=_trackers(track),
         given=trust.all_of(settings),
         settings=settings,
     )
@@ -290,6 +291,10 @@ def views(
     """
     from .students.epochs import EpochViews
 
+    if labels not in ("probabilities", "logits"):
+        raise ValueError(f"labels must be probabilities or logits, got {labels!r}")
+    if epochs is not None and epochs < 1:
+        raise ValueError(f"epochs must be at least 1, got {epochs}")
     found = condensed if isinstance(condensed, Condensation) else load(condensed)
     train = found.recipe.train
     return EpochViews(
@@ -300,7 +305,17 @@ def views(
     )
 
 
+def _trackers(names: str | Sequence[str]) -> tuple[TrackerName, ...]:
+    """Names of trackers, or of one. Raises ValueError for one that there is not."""
+    found = (names,) if isinstance(names, str) else tuple(names)
+    if unknown := set(found) - set(get_args(TrackerName)):
+        raise ValueError(f"track must be among {', '.join(get_args(TrackerName))}, got {unknown.pop()!r}")
+    return cast(tuple[TrackerName, ...], found)
+
+
 def _path(path: AnyPath | None) -> Path | None:
+    if path is not None and not os.fspath(path):
+        raise ValueError("a path is empty; leave it out, or name a folder")
     return None if path is None else Path(path)
 
 

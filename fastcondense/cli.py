@@ -5,6 +5,7 @@ from __future__ import annotations
 import dataclasses
 import difflib
 import importlib
+import io
 import os
 import shlex
 import shutil
@@ -14,7 +15,7 @@ import sys
 import traceback
 from collections.abc import Iterator, Sequence
 from pathlib import Path
-from typing import Any, Literal, NoReturn
+from typing import Any, Literal, NoReturn, TextIO
 
 from . import __version__, trust
 from .recipe import recipe
@@ -102,6 +103,7 @@ def main(arguments: list[str] | None = None) -> int:
         # OpenMP's threads spin for milliseconds before they sleep: with other work on the cores a step took 3.5 times
         # as long as with some microseconds. It is read when torch is loaded.
         os.environ.setdefault("GOMP_SPINCOUNT", "1000")
+    sys.stdout, sys.stderr = map(_writable, (sys.stdout, sys.stderr))
     try:
         status = _main(arguments)
         sys.stdout.flush()
@@ -115,16 +117,27 @@ def main(arguments: list[str] | None = None) -> int:
                 sys.stderr.write(interrupt.NOTICE)
             return interrupt.status_of(error)
         is_full = is_short_of_memory(error)
-        if not isinstance(error, (ValueError, OSError)) and not is_full:
+        if not isinstance(error, (ValueError, OSError, SystemExit)) and not is_full:
             raise
         if os.environ.get("FASTCONDENSE_TRACEBACK"):
             traceback.print_exc()
         from .workers.launch import refuse
 
-        text = f"{'not enough memory: ' if is_full else ''}{' '.join(str(error).split())}"
+        text = f"{'not enough memory: ' if is_full else ''}{' '.join(str(error).split()) or type(error).__name__}"
+        if isinstance(error, SystemExit):
+            text = f"code that is not fastcondense's called sys.exit({error.code!r})"
         if not refuse(text):
             _complain(text)
         return 1
+
+
+def _writable(stream: TextIO | None) -> TextIO:
+    """The stream, which takes any text; what goes to a closed one is lost."""
+    if stream is None:
+        return open(os.devnull, "w")
+    if isinstance(stream, io.TextIOWrapper):
+        stream.reconfigure(errors="replace")
+    return stream
 
 
 def _complain(text: str) -> None:
@@ -295,7 +308,7 @@ def _completion(arguments: list[str]) -> str:
 
 def _usage() -> str:
     helps = {name: text for name, (_, text) in STAGES.items()} | {name: text for name, (*_, text) in TOOLS.items()}
-    lines = [f"  {name:10}{text}" for name, text in (helps | OTHERS).items()]
+    lines = [f"  {name:12}{text}" for name, text in (helps | OTHERS).items()]
     return (
         "usage: fastcondense COMMAND --recipe NAME-or-FILE [--data DIR] [--out DIR] [--seed N] [--FIELD VALUE ...]\n"
         "       fastcondense COMMAND RUN [--FIELD VALUE ...]    goes on in the folder of a run, or of a bundle\n\n"

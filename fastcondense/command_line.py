@@ -6,6 +6,7 @@ import contextlib
 import dataclasses
 import difflib
 import io
+import itertools
 import textwrap
 import typing
 from typing import Annotated, Any, TypeVar, Union
@@ -28,6 +29,7 @@ def parse(
     common: options that --help shows, while --help-all shows all of them; if there are none, --help does.
     Raises ValueError for wrong arguments, with the nearest name for one that there is not; Help where asked for.
     """
+    _check_places(arguments)
     is_short = bool(common) and "--help-all" not in arguments
     arguments = ["--help" if argument == "--help-all" else argument for argument in arguments]
     said, complaint = _stream(), _stream()
@@ -55,6 +57,14 @@ def parse(
         near = difflib.get_close_matches(given, flags(kind), 1, 0.0)[0]
         raise ValueError(f"unknown option {unknown[0]!r}; the nearest is {near!r}")
     return options
+
+
+def _check_places(arguments: list[str]) -> None:
+    """Raises ValueError for a recipe or folder whose name is empty, as a script's unset variable is."""
+    for word, following in itertools.zip_longest(arguments, arguments[1:]):
+        flag, is_one_word, value = word.partition("=")
+        if flag in ("--recipe", "--data", "--out") and (value if is_one_word else following) == "":
+            raise ValueError(f"{flag} is empty")
 
 
 def flags(kind: type, prefix: str = "--") -> list[str]:

@@ -7,7 +7,7 @@ import dataclasses
 import re
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Annotated, Any, Literal, TypeVar
+from typing import Annotated, Any, Literal, NoReturn, TypeVar
 
 import tyro
 
@@ -101,11 +101,12 @@ def parse_kind(kind: type[StageKind], command: str, description: str, arguments:
     a bundle, which is to be unpacked into --out; the default is runs/ and the file's name.
     """
     run, arguments = take_run(_sizes(arguments))
-    first = argparse.ArgumentParser(add_help=False, allow_abbrev=False)
+    first = _First(add_help=False, allow_abbrev=False)
     first.add_argument("--recipe")
     first.add_argument("--out", type=Path)
     first.add_argument("--train.student", dest="student")
     first.add_argument("--protocol")
+    first.add_argument("--ipc", default="")
     named = first.parse_known_args(arguments)[0]
     name = named.recipe
     if run is not None and name is not None:
@@ -120,7 +121,8 @@ def parse_kind(kind: type[StageKind], command: str, description: str, arguments:
     if run is not None:
         default = kind(**vars(of_run(run)))
     else:
-        default = kind(name or "", settings=recipe.load(name) if name else Recipe())
+        ipc = int(named.ipc) if named.ipc.isdecimal() else None
+        default = kind(name or "", settings=recipe.load(name, ipc=ipc) if name else Recipe())
     if named.student:
         default = dataclasses.replace(default, settings=for_student(default.settings, named.student))
     if named.protocol:
@@ -136,6 +138,13 @@ def parse_kind(kind: type[StageKind], command: str, description: str, arguments:
     return dataclasses.replace(options, settings=settings, out=options.out or Path("runs") / settings.name, given=given)
 
 
+class _First(argparse.ArgumentParser):
+    """What is read before the recipe is known; a wrong option is a ValueError."""
+
+    def error(self, message: str) -> NoReturn:
+        raise ValueError(message.removeprefix("argument "))
+
+
 def keys_of(arguments: list[str]) -> list[str]:
     """Dotted names of what the command line's options say: --train.no-decay-all is of train.decay_all."""
     flags = [word.partition("=")[0].removeprefix("--") for word in arguments if word.startswith("--")]
@@ -149,7 +158,8 @@ def for_student(settings: Recipe, student: str) -> Recipe:
     """
     changes: dict[str, Any] = {"student": student}
     if re.sub(r"-ipc\d+$", "", settings.name) in recipe.names():
-        before, after = (recipe.load(settings.name, who).train for who in (settings.train.student, student))
+        whose = (settings.train.student, student)
+        before, after = (recipe.load(settings.name, who, settings.ipc).train for who in whose)
         for name in (field.name for field in dataclasses.fields(settings.train)):
             mine, old, new = (getattr(train, name) for train in (settings.train, before, after))
             changes |= {name: new} if mine == old != new else {}
@@ -158,10 +168,13 @@ def for_student(settings: Recipe, student: str) -> Recipe:
 
 def _sizes(arguments: list[str]) -> list[str]:
     """`--ipc 1,2,5` spelled out, sizes at which a set is scored; with one number there are none."""
+    arguments = [part for word in arguments for part in (word.split("=", 1) if word.startswith("--ipc=") else [word])]
     if "--ipc" not in arguments[:-1]:
         return arguments
     at = len(arguments) - 1 - arguments[::-1].index("--ipc")  # the last one counts
     value, rest = arguments[at + 1], [*arguments[:at], *arguments[at + 2 :]]
+    if value.startswith("--"):
+        return arguments
     if "," not in value:
         return [*rest, "--ipc", value, "--evaluate.sizes"]
     sizes = value.split(",")

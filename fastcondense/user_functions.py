@@ -36,7 +36,7 @@ def _naming(function: Callable[..., Any], what: str) -> Callable[..., Any]:
     def call(*arguments: Any, **named: Any) -> Any:
         try:
             return function(*arguments, **named)
-        except Exception as error:
+        except (Exception, SystemExit) as error:
             if is_short_of_memory(error):
                 raise
             text = " ".join(str(error).split())
@@ -65,21 +65,19 @@ def _module(reference: str, purpose: str) -> ModuleType:
     if folder not in sys.path:
         sys.path.insert(0, folder)
     _ = vision.torchvision  # prepared, in case the module imports it
+    if name.endswith(".py") and not Path(name).is_file():
+        raise ValueError(f"there is no file {name}")
     try:
         return _module_of_file(Path(name)) if name.endswith(".py") else import_module(name)
     except ImportError as error:
         raise ValueError(f"{purpose} {reference!r} cannot be imported: {error}") from None
-    except ValueError:
-        raise
-    except Exception as error:  # whatever its lines do
+    except (Exception, SystemExit) as error:  # whatever its lines do
         text = " ".join(str(error).split())
         raise ValueError(f"{purpose} {reference!r} cannot be imported: {type(error).__name__}: {text}") from error
 
 
 def _module_of_file(path: Path) -> ModuleType:
     """The module in a file, under a name of its own: two files of one name do not get in each other's way."""
-    if not path.is_file():
-        raise ValueError(f"there is no file {path}")
     name = f"fastcondense_user_{hashlib.sha256(str(path.resolve()).encode()).hexdigest()[:16]}"
     if name not in sys.modules:
         specification = importlib.util.spec_from_file_location(name, path)

@@ -155,6 +155,22 @@ def test_wrong_settings_are_one_line(settings, message):
     assert message in str(caught.value) and "\n" not in str(caught.value)
 
 
+def test_a_number_of_images_brings_its_table():
+    assert fc.recipe("cvdd/cifar10-ipc10", ipc=50).recover == fc.recipe("cvdd/cifar10-ipc50").recover
+    assert fc.recipe("cvdd/cifar10-ipc10").recover != fc.recipe("cvdd/cifar10-ipc50").recover
+
+
+def test_wrong_words_of_the_interface_are_one_line(made):
+    with pytest.raises(ValueError, match="labels must be probabilities or logits, got 'probability'"):
+        fc.views(made, labels="probability")
+    with pytest.raises(ValueError, match="epochs must be at least 1, got 0"):
+        fc.views(made, epochs=0)
+    with pytest.raises(ValueError, match="track must be among tensorboard, wandb, got 'nope'"):
+        fc.run("sre2l/digits-ipc10", track=["nope"])
+    with pytest.raises(ValueError, match="a path is empty"):
+        fc.run("sre2l/digits-ipc10", out="")
+
+
 def test_what_is_not_there_is_one_line(made, tmp_path):
     with pytest.raises(ValueError, match="the nearest is 'sre2l/digits'"):
         fc.run("sre2l/digit-ipc10")

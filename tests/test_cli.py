@@ -1,7 +1,9 @@
 """What the command line answers: without torch, help, completion, and one line about wrong input."""
 
 import contextlib
+import dataclasses
 import io
+import os
 import re
 import subprocess
 import sys
@@ -44,6 +46,11 @@ def test_what_needs_no_tensor_answers_without_torch(command, status, tmp_path):
     [
         (["rum"], "nearest is 'run'"),
         (["run"], "--recipe is missing"),
+        (["run", "--recipe", ""], "--recipe is empty"),
+        (["run", "--recipe", "sre2l/digits", "--out="], "--out is empty"),
+        (["run", "--recipe", "sre2l/digits", "--data", "", "--seed", "1"], "--data is empty"),
+        (["run", "--recipe", "sre2l/digits", "--out"], "--out: expected one argument"),
+        (["run", "--recipe", "sre2l/digits", "--ipc", "--out", "x"], "--ipc: expected one argument"),
         (["run", "--recipe", "sre2l/digit"], "nearest is 'sre2l/digits'"),
         (["run", "--recipe", "sre2l/digits", "--recover.iteration", "3"], "nearest is '--recover.iterations'"),
         (["run", "--recipe", "sre2l/digits", "--ipc", "0"], "ipc must be at least 1"),
@@ -193,3 +200,23 @@ def test_the_last_of_two_sizes_counts():
     assert (options.settings.ipc, options.settings.evaluate.sizes) == (1, ())
     options = parse_stage("evaluate", "", ["--recipe", "sre2l/digits", "--ipc", "4", "--ipc", "1,3"])
     assert options.settings.evaluate.sizes == (1, 3)
+
+
+def test_a_number_of_images_brings_its_table():
+    """As the name does: --ipc 50 is -ipc50, but for the name of the folder."""
+    of_name = load("cvdd/cifar10-ipc50")
+    for words in ("cvdd/cifar10-ipc10 --ipc 50", "cvdd/cifar10 --ipc=50"):
+        found = parse_stage("run", "", ["--recipe", *words.split()]).settings
+        assert dataclasses.replace(found, name=of_name.name) == of_name
+    resnet = ["--recipe", "cvdd/cifar10-ipc10", "--ipc", "50", "--train.student", "zoo/resnet50"]
+    assert parse_stage("run", "", resnet).settings.train == load("cvdd/cifar10-ipc50", "zoo/resnet50").train
+
+
+@pytest.mark.parametrize("stream", [">&-", "2>&-", "> /dev/null"])
+def test_closed_and_narrow_streams_take_what_is_said(stream, tmp_path):
+    (tmp_path / "recipe.toml").write_text("name = 'a\u00b1b'")
+    (tmp_path / "log.jsonl").write_text("")
+    command = f"{sys.executable} -m fastcondense.cli status {tmp_path} {stream}"
+    environment = os.environ | {"PYTHONIOENCODING": "ascii"}
+    done = subprocess.run(command, shell=True, capture_output=True, text=True, env=environment)
+    assert done.returncode == 0 and "Traceback" not in done.stderr

@@ -103,7 +103,7 @@ def test_the_order_is_that_of_torchs_sampler():
         assert [order(epoch).tolist() for epoch in (0, 1, 1, 2, 2, 2)] == [
             wanted[epoch] for epoch in (0, 1, 1, 2, 2, 2)
         ]
-    assert drawn.call_count == 4
+    assert sum(call.args[0] == 50 for call in drawn.call_args_list) == 4  # threads of other tests may draw too
     old = SamplerOrder(50, 1)
     assert old(0).tolist() == wanted[0] and old(1).tolist() != wanted[1] and old(2).tolist() == wanted[1]
 

@@ -4,12 +4,15 @@ from types import SimpleNamespace
 
 import pytest
 import torch
+from safetensors.torch import load_file
 from small import FLAGS, said
 
 from fastcondense.cli import main
 from fastcondense.labels.labels import OwnLabels
 
 FILE = """
+import sys
+
 import numpy as np
 import torch
 from torch import nn
@@ -85,6 +88,27 @@ def no_numbers(views, *_):
 
 def one_argument(views):
     return views.mean()
+
+
+def leaves(*_, **__):
+    sys.exit(0)
+
+
+def imaginary(views, *_):
+    return views.mean() * 1j
+
+
+def in_place(views, classes, partners, share):
+    logits = torch.stack((views.sum((1, 2, 3)), classes.float(), share), 1)
+    for part in (views, classes, partners, share):
+        part.zero_()
+    return logits
+
+
+def first_of_all(images, _):
+    first = images[0].float()
+    images.zero_()
+    return first
 """
 
 
@@ -132,6 +156,11 @@ def test_what_cannot_be_used_is_one_line(tmp_path, monkeypatch, capsys, setting,
             ["--recover.loss", "own.py:one_argument"],
             "recover.loss 'own.py:one_argument' raised TypeError: one_argument()",
         ),
+        (["--recover.loss", "own.py:leaves"], "recover.loss 'own.py:leaves' raised SystemExit: 0;"),
+        (
+            ["--recover.loss", "own.py:imaginary"],
+            "must give one number with a gradient in the images, got () of torch.c",
+        ),
     ],
 )
 def test_functions_of_recover_that_cannot_be_used_are_one_line(tmp_path, monkeypatch, capsys, flags, words):
@@ -149,12 +178,43 @@ def test_labels_that_are_no_logits_are_refused(tmp_path, monkeypatch, function, 
     monkeypatch.chdir(tmp_path)
     (tmp_path / "own.py").write_text(FILE)
     source = OwnLabels(f"own.py:{function}", 10)
-    batch = SimpleNamespace(images=torch.zeros(4, 3, 8, 8), labels=torch.arange(4), partners=None, share=None)
+    classes = torch.arange(4)
+    batch = SimpleNamespace(images=torch.zeros(4, 3, 8, 8), labels=classes, partners=classes, share=torch.ones(4))
     with pytest.raises(ValueError, match=f"^labels.source 'own.py:{function}' {words}"):
         source(batch)
 
 
-@pytest.mark.parametrize(("text", "words"), [("1 +", "SyntaxError: invalid syntax"), ("1 / 0", "ZeroDivisionError")])
+def test_functions_keep_what_they_change_to_themselves(tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    (tmp_path / "own.py").write_text(FILE)
+    seen = {
+        "images": torch.rand(4, 3, 8, 8) + 1,
+        "labels": torch.arange(1, 5),
+        "partners": torch.arange(1, 5),
+        "share": torch.ones(4),
+    }
+    before = {name: part.clone() for name, part in seen.items()}
+    OwnLabels("own.py:in_place", 3)(SimpleNamespace(**seen))
+    assert all(torch.equal(part, before[name]) for name, part in seen.items())
+    flags = ["recover", *FLAGS, "--squeeze.epochs", "1", "--squeeze.gate-images", "0", "--recover.iterations", "0"]
+    flags += ["--recover.initial.kind", "own.py:first_of_all", "--ipc", "2", "--out", "run"]
+    assert main(flags) == 0
+    found = [load_file(path) for path in (tmp_path / "run" / "condensed").glob("shard-*.safetensors")]
+    images, slots = (torch.cat([shard[name] for shard in found]) for name in ("images", "slots"))
+    classes = torch.cat([shard["classes"] for shard in found])
+    ordered = images[(classes * 2 + slots).argsort()].view(10, 2, -1)
+    assert torch.equal(ordered[:, 0], ordered[:, 1]) and bool(ordered.any())
+
+
+@pytest.mark.parametrize(
+    ("text", "words"),
+    [
+        ("raise ValueError('a')", "ValueError: a"),
+        ("exit(0)", "SystemExit: 0"),
+        ("1 +", "SyntaxError: invalid syntax"),
+        ("1 / 0", "ZeroDivisionError"),
+    ],
+)
 def test_a_file_that_is_no_module_is_one_line_each_time(tmp_path, monkeypatch, capsys, text, words):
     monkeypatch.chdir(tmp_path)
     (tmp_path / "own.py").write_text(text)

@@ -26,7 +26,8 @@ def num_anchors(recipe: Recipe, size: Extent) -> int:
 
 def makespan(seconds: Iterable[float], num_workers: int) -> float:
     """Time until the last job is done, where each worker takes the largest job that is left."""
-    ends = [0.0] * num_workers
-    for duration in sorted(seconds, reverse=True):
+    durations = sorted(seconds, reverse=True)
+    ends = [0.0] * max(1, min(num_workers, len(durations)))
+    for duration in durations:
         heapq.heapreplace(ends, ends[0] + duration)
     return max(ends)

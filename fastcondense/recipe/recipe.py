@@ -267,26 +267,26 @@ def _table(value: Any, key: str, source: str) -> dict[str, Any]:
     return value
 
 
-def load(name_or_file: str, student: str = "") -> Recipe:
-    """A recipe by name ("sre2l/digits-ipc10") or from a TOML file, of `student` if given. Raises ValueError with the
-    nearest known name."""
+def load(name_or_file: str, student: str = "", ipc: int | None = None) -> Recipe:
+    """A recipe by name ("sre2l/digits-ipc10") or TOML file, of `student` and with `ipc` images a class if given. Raises
+    ValueError with the nearest known name."""
     path = Path(name_or_file)
     if path.suffix == ".toml":
         if not path.is_file():
             raise ValueError(f"there is no recipe file {path}")
-        recipe = from_toml(path.read_bytes(), str(path), student=student)
+        recipe = from_toml(path.read_bytes(), str(path), ipc, student=student)
         name = recipe.name if recipe.name != Recipe.name else re.sub(r"[^\w.-]", "-", path.stem)
         return dataclasses.replace(recipe, name=name)
-    return _shipped(name_or_file, student)
+    return _shipped(name_or_file, student, ipc)
 
 
 @functools.cache
-def _shipped(name: str, student: str) -> Recipe:
-    """A recipe that ships; its files stay as they are."""
-    stem, ipc = split_name(name)
-    is_corrected = stem.endswith(f"-{CORRECTED}")
-    recipe = from_toml(file_of(stem).read_text(), f"recipe {stem}", ipc, corrected=is_corrected, student=student)
-    return dataclasses.replace(recipe, name=f"{stem}-ipc{recipe.ipc}")
+def _shipped(name: str, student: str, ipc: int | None) -> Recipe:
+    """A recipe that ships; its files stay as they are. Its name stays too, whatever ipc is."""
+    stem, own = split_name(name)
+    is_corrected, of = stem.endswith(f"-{CORRECTED}"), own if ipc is None else ipc
+    recipe = from_toml(file_of(stem).read_text(), f"recipe {stem}", of, corrected=is_corrected, student=student)
+    return dataclasses.replace(recipe, name=f"{stem}-ipc{own or recipe.ipc}")
 
 
 def split_name(name: str) -> tuple[str, int | None]:

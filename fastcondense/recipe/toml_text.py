@@ -21,7 +21,7 @@ _LONG_KEY = re.compile(rf"(?<![\w-])(?:[\w-]++[ \t]*+\.[ \t]*+){{{_DEEPEST}}}")
 def parse_toml(text: str | bytes, source: str) -> dict[str, Any]:
     """The tree of a TOML text. Raises ValueError that names the source and says what is wrong with it."""
     try:
-        text = text if isinstance(text, str) else text.decode()
+        text = (text if isinstance(text, str) else text.decode()).removeprefix("\ufeff")
         _check_depth(text)
         return tomllib.loads(text)
     except (ValueError, RecursionError) as error:

@@ -74,7 +74,7 @@ def _make(run: Run, start: Any, reference: str, folder: Path, label: int) -> Non
     made, pixels = list(_kept(run, folder, label)), _of_class(run, label)
     for slot in range(len(made), run.recipe.ipc):
         with Stream(run.recipe.seed, "initial/own").torch_generator(label, slot):
-            made.append(_checked(run, start(pixels, slot), (), f"recover.initial.kind {reference!r}"))
+            made.append(_checked(run, start(pixels.clone(), slot), (), f"recover.initial.kind {reference!r}"))
     write_tensors(_path(folder, label), {"images": torch.stack(made)}, {"class": run.real.classes[label]})
 
 

@@ -84,13 +84,14 @@ def own_loss(reference: str) -> Callable[[Tensor, Tensor, Tensor], Tensor]:
     function = load_function(reference, "recover.loss")
 
     def loss(views: Tensor, logits: Tensor, classes: Tensor) -> Tensor:
-        made = function(views, logits, classes)
-        if not isinstance(made, Tensor) or made.numel() != 1 or not made.requires_grad:
+        made = function(views, logits, classes.clone())
+        is_number = isinstance(made, Tensor) and made.numel() == 1 and made.is_floating_point()
+        if not is_number or not made.requires_grad:
             got = f"{tuple(made.shape)} of {made.dtype}" if isinstance(made, Tensor) else type(made).__name__
             raise ValueError(
                 f"recover.loss {reference!r} must give one number with a gradient in the images, got {got}"
             )
-        return made.reshape(())
+        return made.reshape(()).to(logits.dtype)
 
     return loss
 

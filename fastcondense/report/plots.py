@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import io
 import re
+import warnings
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
@@ -216,7 +217,9 @@ def _svg(figure: Figure, text: str) -> Html:
     """The drawing alone, as wide as the page allows; `text` is for those who do not see it."""
     file = io.StringIO()
     empty = dict.fromkeys(("Date", "Creator", "Format", "Type"))
-    figure.savefig(file, format="svg", transparent=True, metadata=empty)
+    with warnings.catch_warnings():
+        warnings.filterwarnings("ignore", "Glyph .* missing from font")  # of names in scripts that matplotlib has not
+        figure.savefig(file, format="svg", transparent=True, metadata=empty)
     width = figure.get_figwidth()
     written = file.getvalue()
     written = written[written.index("<svg") :]
