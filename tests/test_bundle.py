@@ -164,6 +164,10 @@ def test_verify_says_why_not(file, tmp_path, capsys):
         return change
 
     assert "class '3' are not those that were labelled" in why(flip_an_image)
+    for command in (["export", "--out", str(tmp_path / "out")], ["compare", str(file)]):
+        assert main([command[0], str(tmp_path / "changed.zip"), *command[1:]]) == 1
+        assert "changed.zip: the images of class '3' are not those that its manifest names" in said(capsys)
+    assert not (tmp_path / "out").exists()
     assert "is not the one that it was bundled with" in why(recipe(b'= "zoo/convnet1"', b'= "zoo/convnet3"'))
     assert "is not the one that it was bundled with" in why(recipe(b"ce_weight = 0.1", b"ce_weight = 0.2"))
     assert "sealed by sha256" in why(flip_an_image)

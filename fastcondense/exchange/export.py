@@ -21,7 +21,7 @@ from ..recipe.recipe import Recipe
 from ..records import Origin, Result, read_data
 from ..run import Run
 from ..sets import hub
-from ..sets.bundle import read_bundle, read_folder
+from ..sets.bundle import read_folder, read_verified
 from ..sets.condensed import CondensedSet
 from ..sets.encoded import encode
 from ..sets.parquet_sets import write_rows
@@ -82,7 +82,7 @@ def export(options: ExportOptions, log: Log) -> None:
     if options.push_to_hub:
         hub.check_name(options.push_to_hub)
     path, is_file = options.run, is_bundle(options.run)
-    contents = read_bundle(path) if is_file else read_folder(path)
+    contents = read_verified(path) if is_file else read_folder(path)
     settings, condensed = contents.recipe, contents.condensed.first(options.ipc or contents.condensed.ipc)
     if is_file and options.format in ("ddranking", "fkd"):
         raise ValueError(f"--format {options.format} needs a run: unpack {path} first (fastcondense relabel)")

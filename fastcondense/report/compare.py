@@ -13,7 +13,7 @@ from rich.table import Table
 from ..files import write_atomic
 from ..log import Log
 from ..records import Result
-from ..sets.bundle import Contents, read_bundle, read_folder
+from ..sets.bundle import Contents, read_folder, read_verified
 from ..sets.sealed_zip import is_bundle
 from ..words import bytes_in_words, seconds_in_words
 from . import html
@@ -57,7 +57,7 @@ def compare(options: CompareOptions, log: Log) -> Iterator[Table]:
         raise ValueError(f"compare --out is a page, whose name ends in .html, got {options.out}")
     names = names_of(options.sets)
     sets = [
-        Compared(name, read_bundle(path) if is_bundle(path) else read_folder(path))
+        Compared(name, read_verified(path) if is_bundle(path) else read_folder(path))
         for name, path in zip(names, options.sets, strict=True)
     ]
     head, rows = score_table(sets)

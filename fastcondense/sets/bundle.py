@@ -183,10 +183,8 @@ def unpack(path: Path, folder: Path) -> None:
 
     Raises ValueError if the folder holds another set, or the bundle's images are not those that it names.
     """
-    contents = read_bundle(path)
+    contents = read_verified(path)
     condensed, recipe = contents.condensed, contents.recipe
-    if wrong := first_wrong_class(contents):
-        raise ValueError(f"{path}: the images of class {wrong!r} are not those that its manifest names")
     target = folder / "condensed" / "manifest.json"
     if target.exists():
         if read_manifest(target).get("digests") != contents.manifest["digests"]:
@@ -201,6 +199,14 @@ def unpack(path: Path, folder: Path) -> None:
         write_shard(folder / "condensed", job, mine, torch.zeros(0, 3), {"seconds": f"{seconds:.3f}"})
     write_atomic(folder / "recipe.toml", recipe.to_toml().encode())
     write_json(target, {key: value for key, value in contents.manifest.items() if key != "bundle"})
+
+
+def read_verified(path: Path) -> Contents:
+    """A bundle, each of whose images was read. Raises ValueError if they are not those that its manifest names."""
+    contents = read_bundle(path)
+    if wrong := first_wrong_class(contents):
+        raise ValueError(f"{path}: the images of class {wrong!r} are not those that its manifest names")
+    return contents
 
 
 def first_wrong_class(contents: Contents) -> str:
