@@ -187,7 +187,7 @@ def _with_options(command: str, rest: list[str]) -> int:
         from .log import Log
 
         log = Log()
-        with trust.only(getattr(chosen, "code", ())):
+        with interrupt.listening(), trust.only(getattr(chosen, "code", ())):
             result = getattr(module, function)(chosen, log)
             if not isinstance(result, Iterator):
                 return int(result or 0)
@@ -199,7 +199,7 @@ def _with_options(command: str, rest: list[str]) -> int:
         from . import stages
         from .log import Log
 
-        with trust.only(planned.given):
+        with interrupt.listening(), trust.only(planned.given):
             stages.plan(planned, Log())
         return 0
     is_worker = is_launched()

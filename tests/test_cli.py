@@ -13,6 +13,7 @@ from small import said
 
 from fastcondense.cli import main
 from fastcondense.command_line import _blocks, flags
+from fastcondense.log import PlainConsole
 from fastcondense.options import COMMON, EXAMPLES, Options, parse_stage
 from fastcondense.recipe.recipe import load
 
@@ -220,3 +221,10 @@ def test_closed_and_narrow_streams_take_what_is_said(stream, tmp_path):
     environment = os.environ | {"PYTHONIOENCODING": "ascii"}
     done = subprocess.run(command, shell=True, capture_output=True, text=True, env=environment)
     assert done.returncode == 0 and "Traceback" not in done.stderr
+
+
+def test_a_table_that_nobody_reads_is_a_broken_pipe():
+    reading, writing = os.pipe()
+    os.close(reading)
+    with pytest.raises(BrokenPipeError), open(writing, "w") as file:
+        PlainConsole(file=file).print("a table")
