@@ -100,6 +100,7 @@ def test_hash_names_what_matters():
         ("seed = [", "not valid TOML"),
         ("[squeeze]\nweights = ['a', 'b']", "squeeze.weights needs one entry"),
         ("[labels]\ncrop_scale = [0.0, 1.0]", "crop_scale"),
+        ("[by_ipc.05.recover]\nlr = 0.1", "by_ipc.05 is for no number of images a class"),
         ("\ufeffipc = 0", "ipc must be at least 1"),
         ("ipc = 2\n[train]\nprefix = 3", "train.prefix is 3, more than the images of a class, ipc 2"),
         ("[labels]\npool = 0.0", "labels.pool must lie in (0, 1]"),

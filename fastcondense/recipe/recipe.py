@@ -220,12 +220,14 @@ def layers(
 ) -> list[Layer]:
     """What a recipe is put together from, first to last: shared files and its own, their tables, what was asked for.
 
-    Raises ValueError for what is no table where one must be.
+    Raises ValueError for what is no table where one must be, and for one of no number of images.
     """
     files, special = [], []
     keys = ("by_ipc", "by_student", CORRECTED)
     for where, tree in _files(text, source):
         special.append({key: (where, _table(tree.get(key, {}), key, source)) for key in keys})
+        if wrong := [number for number in special[-1]["by_ipc"][1] if not re.fullmatch(r"[1-9]\d*", number)]:
+            raise ValueError(f"{where}: by_ipc.{wrong[0]} is for no number of images a class")
         files.append((where, {key: value for key, value in tree.items() if key not in (*keys, "published")}))
 
     def tables(key: str, *path: str) -> list[Layer]:
@@ -238,15 +240,12 @@ def layers(
             found.append((f"{where}, [{'.'.join((key, *path))}]", table))
         return [layer for layer in found if layer[1]]
 
-    def now(key: str, default: Any) -> Any:
-        return merged(files).get(key, default)
-
-    ipc = ipc if ipc is not None else now("ipc", Recipe.ipc)
+    ipc = ipc if ipc is not None else merged(files).get("ipc", Recipe.ipc)
     files.append(("ipc", {"ipc": ipc}))
     files += tables(CORRECTED) if corrected else []
     files += tables("by_ipc", str(ipc))
     files += [("train.student", {"train": {"student": student}})] if student else []
-    student = str(_table(now("train", {}), "train", source).get("student", Train.student))
+    student = str(_table(merged(files).get("train", {}), "train", source).get("student", Train.student))
     for where, table in tables("by_student", student):
         files.append((where, {key: value for key, value in table.items() if key != "by_ipc"}))
     files += tables("by_student", student, "by_ipc", str(ipc))
