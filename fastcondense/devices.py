@@ -65,26 +65,25 @@ def fastest_arithmetic(
         major, minor = torch.cuda.get_device_capability(device)
         is_native, why = major >= 8, f"compute capability {major}.{minor}"
         return ("bf16" if is_native else "tf32"), "tf32", why
-    instructions, holding, why = _bf16_of_cpu()
+    isas, why = _bf16_of_cpu()
     limit = os.environ.get("ONEDNN_MAX_CPU_ISA", "").upper()
-    if instructions and limit and limit not in ("ALL", "DEFAULT") and not any(isa in limit for isa in holding):
+    if isas and limit and limit not in ("ALL", "DEFAULT") and not any(isa in limit for isa in isas):
         return "fp32", "fp32", f"ONEDNN_MAX_CPU_ISA {limit}"
-    return ("bf16" if instructions else "fp32"), "fp32", why
+    return ("bf16" if isas else "fp32"), "fp32", why
 
 
-def _bf16_of_cpu() -> tuple[str, tuple[str, ...], str]:
-    """The instructions that multiply bf16 faster than float32, none: "", which of oneDNN's ISAs hold them, and what the
-    CPU is called for it.
+def _bf16_of_cpu() -> tuple[tuple[str, ...], str]:
+    """Words of the oneDNN ISAs in which this CPU multiplies bf16 faster than float32, if any, and what it is called.
 
     AVX-512's bf16 instructions do so on AMD's CPUs alone, where they multiply twice as much as float32's; on Intel's
     they take longer.
     """
     found = torch.cpu.get_capabilities() if torch.backends.mkldnn.is_available() else {}
     if found.get("amx_bf16"):
-        return "amx_bf16", ("AMX", "AVX10_2"), "a CPU with AMX"
+        return ("AMX", "AVX10_2"), "a CPU with AMX"
     if found.get("avx512_bf16") and "AMD" in processor():
-        return "avx512_bf16", ("BF16", "FP16", "AVX10", "AMX"), "an AMD CPU with AVX-512 BF16"
-    return "", (), "a CPU without fast bf16"
+        return ("BF16", "FP16", "AVX10", "AMX"), "an AMD CPU with AVX-512 BF16"
+    return (), "a CPU without fast bf16"
 
 
 def versions() -> dict[str, str]:

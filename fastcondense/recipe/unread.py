@@ -46,10 +46,9 @@ def check_read(settings: Any, keys: Iterable[str]) -> None:
                 if isinstance(mark, ReadIf) and not mark.holds(part):
                     wanted = f"is {' or '.join(mark.values)}" if mark.values else "is set"
                     found = getattr(part, mark.other)
-                    raise ValueError(
-                        f"{key} is read where {where}{mark.other} {wanted}, and that is "
-                        f"{' '.join(map(str, found)) or 'empty' if isinstance(found, tuple) else found}; leave it out"
-                    )
+                    words = " ".join(map(str, found)) or "empty" if isinstance(found, tuple) else found
+                    other = f"{where}{mark.other}"
+                    raise ValueError(f"{key} is read where {other} {wanted}, and that is {words}; leave it out")
             if hint is None:
                 break
             part, where = getattr(part, name), f"{where}{name}."

@@ -49,8 +49,10 @@ class Compared:
 
 
 def compare(options: CompareOptions, log: Log) -> Iterator[Table]:
-    """Yields the table of all evaluations of the sets, and writes the page. Raises ValueError for fewer than
-    two, and for another kind of file to write to."""
+    """Yields the table of all evaluations of the sets, and writes the page.
+
+    Raises ValueError for fewer than two sets, and for another kind of file to write to.
+    """
     if len(options.sets) < 2:
         raise ValueError(f"compare needs two sets or more, folders of runs or bundles, got {len(options.sets)}")
     if options.out.suffix.lower() not in (".html", ".htm"):

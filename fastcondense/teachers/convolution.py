@@ -79,14 +79,14 @@ def adopt(module: nn.Module) -> None:
         module.__class__ = FrozenConvolution
         assert isinstance(module, FrozenConvolution)
         module._forget()
-    elif isinstance(module, (nn.Conv2d, nn.GroupNorm)) and not isinstance(module, _OwnForward):
+    elif isinstance(module, (nn.Conv2d, nn.GroupNorm)) and not isinstance(module, _FastBf16):
         kind: Any = type(module)
-        module.__class__ = _in_fast_bf16(kind)
+        module.__class__ = _with_fast_bf16(kind)
 
 
-class _OwnForward(nn.Module):
-    """In front of the class of group norms, or of convolutions that compute in their own way, such as timm's with
-    TensorFlow's padding."""
+class _FastBf16(nn.Module):
+    """In front of a class of group norms, or of convolutions with a forward of their own, as timm's with TensorFlow's
+    padding."""
 
     def forward(self, x: Tensor) -> Tensor:
         is_slow = x.device.type == "cpu" and x.dtype == torch.bfloat16
@@ -95,5 +95,5 @@ class _OwnForward(nn.Module):
 
 
 @functools.cache
-def _in_fast_bf16(kind: type[nn.Module]) -> Any:
-    return type(kind.__name__, (_OwnForward, kind), {})
+def _with_fast_bf16(kind: type[nn.Module]) -> Any:
+    return type(kind.__name__, (_FastBf16, kind), {})
