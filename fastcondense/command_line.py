@@ -64,7 +64,7 @@ def _check_places(arguments: list[str]) -> None:
     for word, following in itertools.zip_longest(arguments, arguments[1:]):
         flag, is_one_word, value = word.partition("=")
         if flag in ("--recipe", "--data", "--out") and (value if is_one_word else following) == "":
-            raise ValueError(f"{flag} is empty")
+            raise ValueError(f"{flag} is empty; is a variable of your script not set?")
 
 
 def flags(kind: type, prefix: str = "--") -> list[str]:
