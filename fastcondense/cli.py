@@ -13,6 +13,7 @@ import signal
 import subprocess
 import sys
 import traceback
+import warnings
 from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import Any, Literal, NoReturn, TextIO
@@ -104,6 +105,7 @@ def main(arguments: list[str] | None = None) -> int:
         # as long as with some microseconds. It is read when torch is loaded.
         os.environ.setdefault("GOMP_SPINCOUNT", "1000")
     sys.stdout, sys.stderr = map(_writable, (sys.stdout, sys.stderr))
+    warnings.filterwarnings("ignore", "Image size", module="PIL")  # Pillow's, of large images: the readers judge them
     try:
         status = _main(arguments)
         sys.stdout.flush()

@@ -1,6 +1,8 @@
 """Folders of image files of every awkward kind, for the loaders' tests."""
 
 import io
+import struct
+import zlib
 from pathlib import Path
 
 import numpy as np
@@ -24,6 +26,16 @@ def jpeg(image: Image.Image, **options) -> bytes:
     stream = io.BytesIO()
     image.save(stream, "JPEG", **options)
     return stream.getvalue()
+
+
+def png_file(width: int, height: int, rows: bytes = b"", bits: int = 8) -> bytes:
+    """A PNG file that claims to be RGB of that size, whatever its rows are; Pillow cannot write one of 16 bits."""
+    header = struct.pack(">IIBBBBB", width, height, bits, 2, 0, 0, 0)
+    chunks = {b"IHDR": header, b"IDAT": zlib.compress(rows) if rows else b"", b"IEND": b""}
+    return b"\x89PNG\r\n\x1a\n" + b"".join(
+        struct.pack(">I", len(data)) + kind + data + struct.pack(">I", zlib.crc32(kind + data))
+        for kind, data in chunks.items()
+    )
 
 
 def good_files() -> dict[str, bytes]:

@@ -9,6 +9,7 @@ import zipfile
 import numpy as np
 import pytest
 import torch
+from image_files import png_file
 from PIL import Image
 from small import fastcondense
 from torchvision.datasets import ImageFolder
@@ -213,7 +214,11 @@ def test_recover_makes_a_damaged_job_again(run, tmp_path, capsys):
     [
         (lambda members: members.update({"../evil.txt": b"x"}), "unexpected '../evil.txt'"),
         (lambda members: members.pop("images/00000-0/00000.png"), "lacks 'images/00000-0/00000.png'"),
-        (lambda members: members.update({"images/00000-0/00000.png": b"\x89PNG\r\n\x1a\n"}), "00000.png is damaged"),
+        (lambda members: members.update({"images/00000-0/00000.png": b""}), "00000.png is damaged: it is not an image"),
+        (
+            lambda members: members.update({"images/00000-0/00000.png": png_file(12000, 12000)}),
+            "00000.png is a PNG of 12000 x 12000 RGB, not a PNG of 8 x 8 RGB",
+        ),
         (lambda members: members.update({"manifest.json": b"{}"}), "missing required field `classes`"),
         (lambda members: members.pop("recipe.toml"), "it has no recipe.toml"),
     ],

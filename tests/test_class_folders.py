@@ -1,10 +1,8 @@
 """Image folders: what is a class, a split, an image; what is left out and said; pixels of every depth."""
 
-import struct
-import zlib
-
 import numpy as np
 import pytest
+from image_files import png_file
 from PIL import Image
 
 from fastcondense.data.datasets import load
@@ -168,18 +166,9 @@ def test_depths_of_unknown_range_are_refused_by_name(tmp_path, pixels, words):
 
 
 def deep_png(path, values):
-    """A PNG of 16 bits a channel, which Pillow cannot write. values: uint16 [H, W, 3]."""
+    """A PNG of 16 bits a channel. values: uint16 [H, W, 3]."""
     height, width, _ = values.shape
-    rows = b"".join(b"\0" + row.astype(">u2").tobytes() for row in values)
-    chunks = {
-        b"IHDR": struct.pack(">IIBBBBB", width, height, 16, 2, 0, 0, 0),
-        b"IDAT": zlib.compress(rows),
-        b"IEND": b"",
-    }
-    with path.open("wb") as file:
-        file.write(b"\x89PNG\r\n\x1a\n")
-        for kind, data in chunks.items():
-            file.write(struct.pack(">I", len(data)) + kind + data + struct.pack(">I", zlib.crc32(kind + data)))
+    path.write_bytes(png_file(width, height, b"".join(b"\0" + row.astype(">u2").tobytes() for row in values), bits=16))
 
 
 def test_colours_of_sixteen_bits_are_scaled_and_those_of_twelve_refused(tmp_path):

@@ -1,13 +1,11 @@
 """Image files: decoding, cutting and batching against torchvision's transforms; views of files and of memory agree."""
 
 import io
-import struct
-import zlib
 
 import numpy as np
 import pytest
 import torch
-from image_files import cut_window
+from image_files import cut_window, png_file
 from PIL import Image
 
 from fastcondense.data.datasets import Split
@@ -119,16 +117,6 @@ def test_cmyk_and_grey_jpeg_become_rgb(tmp_path):
     assert np.unique(np.asarray(decode(tmp_path / "x.jpg"))).tolist() == [77]
 
 
-def png_header(width, height):
-    """A PNG file that claims a size, with no pixels."""
-
-    def chunk(kind, data):
-        return struct.pack(">I", len(data)) + kind + data + struct.pack(">I", zlib.crc32(kind + data))
-
-    header = struct.pack(">IIBBBBB", width, height, 8, 2, 0, 0, 0)
-    return b"\x89PNG\r\n\x1a\n" + chunk(b"IHDR", header) + chunk(b"IDAT", b"") + chunk(b"IEND", b"")
-
-
 def broken_files():
     jpeg = io.BytesIO()
     noise(64, 64).save(jpeg, "JPEG")
@@ -139,7 +127,7 @@ def broken_files():
         "truncated.png": png.getvalue()[:-3000],
         "text.jpg": b"<html>404 not found</html>",
         "empty.jpg": b"",
-        "header.png": png_header(8, 8),
+        "header.png": png_file(8, 8),
     }
 
 
@@ -163,7 +151,7 @@ def test_a_file_that_vanished_is_named(tmp_path, workers):
 
 
 def test_an_image_beyond_pillows_limit_is_named(tmp_path):
-    (tmp_path / "huge.png").write_bytes(png_header(60000, 60000))
+    (tmp_path / "huge.png").write_bytes(png_file(60000, 60000))
     with pytest.raises(ValueError, match=r"huge\.png"):
         decode(tmp_path / "huge.png")
 

@@ -6,7 +6,7 @@ import pytest
 
 from fastcondense.options import parse_stage
 from fastcondense.recipe import recipe
-from fastcondense.recipe.recipe import Recipe, from_toml, load
+from fastcondense.recipe.recipe import RECIPES, Recipe, from_toml, load
 
 
 @pytest.mark.parametrize("name", recipe.names())
@@ -100,7 +100,8 @@ def test_hash_names_what_matters():
         ("seed = [", "not valid TOML"),
         ("[squeeze]\nweights = ['a', 'b']", "squeeze.weights needs one entry"),
         ("[labels]\ncrop_scale = [0.0, 1.0]", "crop_scale"),
-        ("[by_ipc.05.recover]\nlr = 0.1", "by_ipc.05 is for no number of images a class"),
+        ("[by_ipc.05.recover]\nlr = 0.1", "by_ipc.05 can never be read"),
+        ('[by_student."resnet18".train]\nlr = 0.1', "by_student.resnet18 can never be read"),
         ("\ufeffipc = 0", "ipc must be at least 1"),
         ("ipc = 2\n[train]\nprefix = 3", "train.prefix is 3, more than the images of a class, ipc 2"),
         ("[labels]\npool = 0.0", "labels.pool must lie in (0, 1]"),
@@ -122,6 +123,15 @@ def test_bad_recipes_are_refused(toml, message):
     with pytest.raises(ValueError) as caught:
         from_toml(toml, "mine.toml")
     assert message in str(caught.value) and "mine.toml" in str(caught.value)
+
+
+def test_a_file_is_corrected_by_its_name(tmp_path):
+    shipped = (RECIPES / "idc" / "digits.toml").read_text()
+    for name in ("mine", "mine-corrected"):
+        (tmp_path / f"{name}.toml").write_text(shipped)
+        expected = load(f"idc/digits{name.removeprefix('mine')}")
+        assert load(str(tmp_path / f"{name}.toml")).sha256() == expected.sha256()
+    assert load("idc/digits").sha256() != load("idc/digits-corrected").sha256()
 
 
 def test_unknown_names_give_the_nearest():

@@ -12,7 +12,7 @@ from typing import Any
 
 import tomli_w
 
-from .recipe import CORRECTED, file_of, layers, load, merged, names, published, split_name
+from .recipe import MARK, file_of, layers, load, merged, names, published, split_name
 from .settings import Dataset, Train
 
 
@@ -46,17 +46,17 @@ def find(pattern: str = "*") -> list[str]:
 def entry(name: str) -> Entry:
     """What the catalogue says of a recipe."""
     text = file_of(name).read_text()
-    tree = merged(layers(text, name, corrected=name.endswith(f"-{CORRECTED}")))
+    tree = merged(layers(text, name, corrected=name.endswith(MARK)))
     data, student = tree.get("dataset", {}), tree.get("train", {}).get("student", Train.student)
-    dataset = name.partition("/")[2].removesuffix(f"-{CORRECTED}")
+    dataset = name.partition("/")[2].removesuffix(MARK)
     of_sizes = {int(ipc): float(top1) for ipc, top1 in published(name).get(student, {}).items()}
     return Entry(name, description(name), dataset, data.get("image_size", Dataset.image_size), student, of_sizes)
 
 
 def description(name: str) -> str:
     """The first sentence of the header of a recipe's file; of a corrected one, what that is."""
-    if name.endswith(f"-{CORRECTED}"):
-        return f"{name.removesuffix(f'-{CORRECTED}')} without its code's known faults."
+    if name.endswith(MARK):
+        return f"{name.removesuffix(MARK)} without its code's known faults."
     lines = (line for line in file_of(name).read_text().split("\n\n")[0].splitlines() if line.startswith("#"))
     header = " ".join(line.lstrip("# ") for line in lines)
     sentence = re.match(r".*?(?<!et al)[.](?= |$)", header)
@@ -70,7 +70,7 @@ def resolved(name: str) -> str:
     Raises ValueError for names that are not known.
     """
     stem, ipc = split_name(name)
-    found = layers(file_of(stem).read_text(), stem, ipc, corrected=stem.endswith(f"-{CORRECTED}"))
+    found = layers(file_of(stem).read_text(), stem, ipc, corrected=stem.endswith(MARK))
     origins = {key: where for where, tree in found for key, _ in _leaves(tree)} | {"name": "name"}
     lines, table = [f"# {description(stem)}"], ""
     for key, value in _leaves(dataclasses.asdict(load(name))):

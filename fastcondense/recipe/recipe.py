@@ -31,7 +31,7 @@ from .toml_text import parse_toml
 from .typed import build
 
 RECIPES = Path(__file__).parents[1] / "recipes"
-CORRECTED = "corrected"
+CORRECTED, MARK = "corrected", "-corrected"  # a table, and the names that ask for it
 _NAME = re.compile(r"[\w.-]+(/[\w.-]+)*")
 
 
@@ -220,14 +220,15 @@ def layers(
 ) -> list[Layer]:
     """What a recipe is put together from, first to last: shared files and its own, their tables, what was asked for.
 
-    Raises ValueError for what is no table where one must be, and for one of no number of images.
+    Raises ValueError for what is no table where one must be, and for one of no number of images or no architecture.
     """
     files, special = [], []
     keys = ("by_ipc", "by_student", CORRECTED)
     for where, tree in _files(text, source):
         special.append({key: (where, _table(tree.get(key, {}), key, source)) for key in keys})
-        if wrong := [number for number in special[-1]["by_ipc"][1] if not re.fullmatch(r"[1-9]\d*", number)]:
-            raise ValueError(f"{where}: by_ipc.{wrong[0]} is for no number of images a class")
+        for key, pattern in ("by_ipc", r"[1-9]\d*"), ("by_student", r"(zoo|torchvision|timm)/.+|.+:.+"):
+            if wrong := [of for of in special[-1][key][1] if not re.fullmatch(pattern, of)]:
+                raise ValueError(f"{where}: {key}.{wrong[0]} can never be read")
         files.append((where, {key: value for key, value in tree.items() if key not in (*keys, "published")}))
 
     def tables(key: str, *path: str) -> list[Layer]:
@@ -273,7 +274,7 @@ def load(name_or_file: str, student: str = "", ipc: int | None = None) -> Recipe
     if path.suffix == ".toml":
         if not path.is_file():
             raise ValueError(f"there is no recipe file {path}")
-        recipe = from_toml(path.read_bytes(), str(path), ipc, student=student)
+        recipe = from_toml(path.read_bytes(), str(path), ipc, corrected=path.stem.endswith(MARK), student=student)
         name = recipe.name if recipe.name != Recipe.name else re.sub(r"[^\w.-]", "-", path.stem)
         return dataclasses.replace(recipe, name=name)
     return _shipped(name_or_file, student, ipc)
@@ -283,8 +284,8 @@ def load(name_or_file: str, student: str = "", ipc: int | None = None) -> Recipe
 def _shipped(name: str, student: str, ipc: int | None) -> Recipe:
     """A recipe that ships; its files stay as they are. Its name stays too, whatever ipc is."""
     stem, own = split_name(name)
-    is_corrected, of = stem.endswith(f"-{CORRECTED}"), own if ipc is None else ipc
-    recipe = from_toml(file_of(stem).read_text(), f"recipe {stem}", of, corrected=is_corrected, student=student)
+    of, text = own if ipc is None else ipc, file_of(stem).read_text()
+    recipe = from_toml(text, f"recipe {stem}", of, corrected=stem.endswith(MARK), student=student)
     return dataclasses.replace(recipe, name=f"{stem}-ipc{own or recipe.ipc}")
 
 
@@ -300,7 +301,7 @@ def split_name(name: str) -> tuple[str, int | None]:
 
 def file_of(stem: str) -> Path:
     """The file of a shipped recipe, whose name has no -ipc suffix."""
-    return RECIPES / f"{stem.removesuffix(f'-{CORRECTED}')}.toml"
+    return RECIPES / f"{stem.removesuffix(MARK)}.toml"
 
 
 @functools.cache
@@ -309,7 +310,7 @@ def names() -> tuple[str, ...]:
     found: list[str] = []
     for path in RECIPES.glob("*/*.toml"):
         name = path.relative_to(RECIPES).with_suffix("").as_posix()
-        found += [name, *([f"{name}-{CORRECTED}"] if CORRECTED in _tree(path.read_text(), name) else [])]
+        found += [name, *([name + MARK] if CORRECTED in _tree(path.read_text(), name) else [])]
     return tuple(sorted(found))
 
 

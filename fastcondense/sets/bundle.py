@@ -24,12 +24,12 @@ from typing import Literal
 
 import numpy as np
 import torch
-from PIL import Image
 from torch import Tensor
 
 from ..data.jobs import jobs
 from ..files import slug, write_atomic, write_json
 from ..leftovers import sweep
+from ..loaders.folder import open_image
 from ..loaders.reading import check_folder, naming, read_file
 from ..recipe.recipe import Recipe, from_toml
 from ..records import (
@@ -266,9 +266,10 @@ class _Pictures:
 
     def _decode(self, name: str, data: bytes) -> Tensor:
         source, size = f"{self.archive.path}: {name}", self.shape_of_one[1:]
-        with naming(source, "{path} is damaged: {error}"), Image.open(io.BytesIO(data), formats=("PNG",)) as image:
-            if image.size != size or image.mode != "RGB":
-                raise ValueError(f"{source} is {image.size} {image.mode}, not {size[0]} x {size[1]} RGB")
+        with naming(source, "{path} is damaged: {error}"), open_image(io.BytesIO(data)) as image:
+            if (image.format, image.size, image.mode) != ("PNG", size, "RGB"):
+                found = f"{image.format} of {image.size[0]} x {image.size[1]} {image.mode}"
+                raise ValueError(f"{source} is a {found}, not a PNG of {size[0]} x {size[1]} RGB")
             return torch.from_numpy(np.array(image)).permute(2, 0, 1)
 
 
