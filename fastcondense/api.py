@@ -99,7 +99,7 @@ def run(
     settings = recipe if isinstance(recipe, Recipe) else shipped.load(os.fspath(recipe))
     options = Options(
         data=_path(data),
-        out=_path(out) or Path("runs") / settings.name,
+        out=_path(out) or Path("runs", settings.name).absolute(),
         images=() if images is None else (os.fspath(images),),
         device=device,
         track=_trackers(track),
@@ -125,14 +125,14 @@ def load(
     data: default the one that it was made from. out: where the stages unpack a bundle, default runs/<file>. code: what
     its recipe names as module:function and you trust; no other code of it runs. Raises ValueError if there is none.
     """
-    place = take_run([os.fspath(path)])[0]
+    place = take_run([str(_path(path))])[0]
     assert place is not None
     options = options_of_run(place)
     return Condensation(
         dataclasses.replace(
             options,
             data=_path(data) or options.data,
-            out=_path(out) or options.out,
+            out=_path(out) or _path(options.out),
             device=device,
             given=frozenset(code),
         ),
@@ -149,7 +149,7 @@ class Condensation:
 
     def __init__(self, options: Options, *, is_silent: bool):
         assert options.out is not None
-        self._options, self._is_silent, self._run = options, is_silent, None
+        self._options, self._is_silent, self._run, self._is_begun = options, is_silent, None, False
         self.out: Path = options.out
         """The folder of the run."""
 
@@ -233,7 +233,9 @@ class Condensation:
     def _carry_out(self, stage: str, command: str = "") -> Run:
         from . import session
 
-        run = self._prepared()
+        if self._is_begun and not self.out.exists():  # somebody has deleted what the run remembers
+            self._run = None
+        run, self._is_begun = self._prepared(), True
         with trust.only(self._options.given, self.out):
             run.check()
             session.carry_out(stage, run, self._options, command)
@@ -316,7 +318,7 @@ def _trackers(names: str | Sequence[str]) -> tuple[TrackerName, ...]:
 def _path(path: AnyPath | None) -> Path | None:
     if path is not None and not os.fspath(path):
         raise ValueError("a path is empty; leave it out, or name a folder")
-    return None if path is None else Path(path)
+    return None if path is None else Path(path).absolute()  # a notebook may go to another folder
 
 
 def _rows(run: Run) -> list[Row]:

@@ -200,6 +200,19 @@ def test_importing_takes_no_time_and_hides_no_name():
         fc.nothing  # noqa: B018
 
 
+def test_a_run_stays_where_it_was_begun_and_begins_again_where_it_was_deleted(tmp_path, monkeypatch):
+    (tmp_path / "elsewhere").mkdir()
+    monkeypatch.chdir(tmp_path)
+    run = fc.run(fc.recipe("sre2l/digits-ipc1", **SMALL), out="mine", device="cpu", is_silent=True)
+    images = run.recover()
+    loaded = fc.load("mine", device="cpu", is_silent=True)
+    monkeypatch.chdir(tmp_path / "elsewhere")
+    assert torch.equal(run.images, images) and torch.equal(loaded.recover(), images)
+    assert not list((tmp_path / "elsewhere").iterdir())
+    shutil.rmtree(tmp_path / "mine")
+    assert torch.equal(run.recover(), images) and (tmp_path / "mine").is_dir()
+
+
 def test_the_notebook_runs_and_shows_what_it_says(tmp_path, monkeypatch, capsys):
     monkeypatch.chdir(tmp_path)
     cells = json.loads((ROOT / "docs" / "notebook.ipynb").read_text())["cells"]
