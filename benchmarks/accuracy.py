@@ -151,11 +151,16 @@ def ours(runs: list[Line], published: dict[str, float], notes: list[str]) -> str
         mine = [line for line in runs if line["ipc"] == ipc]
         for name in sorted({line["recipe"] for line in mine}):
             variant = [line for line in mine if line["recipe"] == name]
-            cells.append(cell(max(variant, key=lambda line: (fidelity(line), line["date"])), notes))
+            cells.append(cell(newest(variant), notes))
         missing += [str(ipc)] if not mine else []
     if missing:
         cells.append(f"not run ({', '.join(missing)})" if cells else "not run")
     return ", ".join(cells)
+
+
+def newest(runs: Iterable[Line]) -> Line:
+    """Of several runs of a cell, one of the highest fidelity."""
+    return max(runs, key=lambda line: (fidelity(line), line["date"]))
 
 
 def cell(line: Line, notes: list[str]) -> str:

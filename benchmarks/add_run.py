@@ -13,6 +13,7 @@ from __future__ import annotations
 import argparse
 import datetime
 import json
+import math
 import re
 import sys
 from pathlib import Path
@@ -22,6 +23,7 @@ from fastcondense.files import read_json, write_atomic
 from fastcondense.recipe import recipe
 from fastcondense.recipe.evaluation import with_evaluation
 from fastcondense.recipe.recipe import Recipe
+from fastcondense.report.report import margin
 
 RESULTS = Path(__file__).resolve().parent / "results"
 COPIED = (
@@ -84,7 +86,9 @@ def line_of(file: Path, reduced: str = "") -> Line:
         line["settings"] = {key: value for key, value in own.items() if value != defaults[key]}
         arms = sorted(found["baselines"].items())
         line["baselines"] = {
-            arm: {key: rounded(of[key]) for key in SCORES} | {key: of[key] for key in COSTS if key in of}
+            arm: {key: rounded(of[key]) for key in SCORES}
+            | {key: of[key] for key in COSTS if key in of}
+            | margin_over(found, of)
             for arm, of in arms
         }
         line["seconds"] = {stage: round(seconds, 1) for stage, seconds in found["seconds"].items()}
@@ -96,11 +100,17 @@ def line_of(file: Path, reduced: str = "") -> Line:
     }
 
 
+def margin_over(found: Settings, baseline: Settings) -> Settings:
+    """What the condensed images have more than a baseline, paired by seed, with its interval; nothing of one seed."""
+    mean, *ends = margin(found["top1_last"]["seeds"], baseline["top1_last"]["seeds"])
+    return {} if math.isnan(ends[0]) else {"margin": rounded([mean, *ends])}
+
+
 def rounded(scores: Any) -> Any:
     """All numbers of a tree to three digits behind the point, without those of single seeds."""
     if isinstance(scores, dict):
         return {key: rounded(value) for key, value in scores.items() if key != "seeds"}
-    return round(scores, 3)
+    return [rounded(value) for value in scores] if isinstance(scores, list) else round(scores, 3)
 
 
 def read_lines(path: Path) -> list[Line]:

@@ -3,8 +3,8 @@
     python benchmarks/tables.py            # writes them
     python benchmarks/tables.py --check    # fails if they are not up to date, or if a result file is gone
 
-A table stands between its markers on one of the pages (pages.py): speeds (throughput.py), accuracy (accuracy.py),
-probes of frozen backbones (frozen.py), ImageNet's shape (scale_table.py).
+A table stands between its markers on one of the pages (pages.py): speeds (throughput.py), accuracy (accuracy.py,
+cells.py), probes of frozen backbones (frozen.py), ImageNet's shape (scale_table.py).
 benchmarks/results/ gets index.md, which lists every result file with its hash, accuracy.md, costs.md, curves.md and
 profile.md (step_pages.py), and the plots, which are compared by the figures that they were drawn from.
 """
@@ -18,6 +18,7 @@ from pathlib import Path
 from typing import Any
 
 import accuracy
+import cells
 import curves
 import frozen
 import scale_table
@@ -50,6 +51,7 @@ def wanted(root: Path, folder: Path) -> tuple[dict[Path, str], dict[Path, Any]]:
         "costs.md": accuracy.costs(runs, over_costs),
         "curves.md": curves.page(sizes),
     }
+    pages = replaced(pages, "cells", cells.table(runs))
     texts = replaced(pages, "accuracy", accuracy.part(runs)) | {folder / name: text for name, text in made.items()}
     plots = {folder / name: of for name, of in (curves.figures(sizes) | over_costs).items()}
     plots |= {folder / "steps.svg": step_pages.bars(lines)}

@@ -2,8 +2,10 @@
 
 import dataclasses
 import json
+import statistics
 
 import add_run
+import cells
 import curves
 import pytest
 from accuracy import differences, is_reduced, page, table
@@ -23,7 +25,7 @@ def finished(folder, recipe_name, /, *, mean=50.04, std=0.26, time=DAY, **change
         owner = getattr(made, part) if part else made
         owner = dataclasses.replace(owner, **{field: value})
         made = dataclasses.replace(made, **{part: owner}) if part else owner
-    score = {"mean": mean, "std": std}
+    score = {"mean": mean, "std": std, "seeds": [mean] * made.train.seeds}
     scores = {"top1_last": score, "top1_best": {"mean": mean + 1, "std": std}, "top5_last": score}
     result = {
         "recipe": made.name,
@@ -68,6 +70,34 @@ def test_a_line_holds_the_figures_and_the_settings(tmp_path):
     assert line["settings"]["recover.iterations"] == 75 and "recover.match_weight" not in line["settings"]
     assert line["settings"]["squeeze.weights"] == ["net.pth"] and "/home" not in json.dumps(line)
     assert differences(line) == {"squeeze.weights": (["net.pth"], ["train"])}
+
+
+def test_whole_runs_stand_beside_real_images(tmp_path):
+    def line(name, recipe_name, **changes):
+        result = finished(tmp_path / name, recipe_name, train__seeds=3, **changes)
+        found = json.loads(result.read_text())
+        found["top1_last"]["seeds"] = [50.0, 52.0, 51.0]
+        found["baselines"]["random_soft"]["top1_last"] = {"mean": 47.0, "std": 1.0, "seeds": [46.0, 48.0, 47.0]}
+        found["baselines"]["random_hard"]["top1_last"] = {"mean": 50.5, "std": 1.0, "seeds": [51.0, 51.0, 49.5]}
+        found["baselines"]["best_soft"] = found["baselines"]["random_soft"] | {"chosen": "herding"}
+        result.write_text(json.dumps(found))
+        return line_of(result)
+
+    ours = line("a", "edc/cifar10-ipc10", squeeze__teachers=("zoo/resnet20",))
+    assert ours["baselines"]["random_soft"]["margin"] == [4.0, 4.0, 4.0]
+    mean, low, high = ours["baselines"]["random_hard"]["margin"]  # of differences -1, 1 and 1.5
+    half = 4.302653 * statistics.stdev([-1, 1, 1.5]) / 3**0.5  # Student's t of 2 degrees of freedom
+    assert (mean, low, high) == pytest.approx((0.5, 0.5 - half, 0.5 + half), abs=1e-3)
+    old = line("b", "edc/cifar10-ipc10", squeeze__teachers=("zoo/resnet20",), mean=40.0, time=DAY - 10**6)
+    single = line_of(finished(tmp_path / "c", "rded/cifar10-ipc1"))
+    others = [line("d", "sre2l/digits-ipc10"), line("e", "edc/cifar10-ipc1", train__epochs=5)]  # unpublished, reduced
+    rows = [text.split(" | ") for text in cells.table([old, ours, single, *others]).splitlines()]
+    assert [row[0].strip("| ") for row in rows[2:]] == ["`edc/cifar10-ipc10`", "`rded/cifar10-ipc1`"]
+    assert rows[2][1:] == [
+        *("resnet18", "79.1", "**50.0 ± 0.3** *other teacher*", "47.0 ± 1.0; +4.0 [+4.0, +4.0]"),
+        *("47.0 ± 1.0 (herding); +4.0 [+4.0, +4.0]", "not run", "50.5 ± 1.0; no difference [-2.8, +3.8] |"),
+    ]
+    assert rows[3][1:] == ["resnet18", "22.9", "**50.0**", "50.0", "not run", "not run", "50.0 |"]
 
 
 @pytest.mark.parametrize(

@@ -126,7 +126,11 @@ def margin(own: Sequence[float], other: Sequence[float]) -> tuple[float, float, 
 
 def margin_in_words(own: Sequence[float], other: Sequence[float]) -> str:
     """The margin and its interval, or that there is no difference: the interval holds 0."""
-    mean, low, high = margin(own, other)
+    return interval_in_words(*margin(own, other))
+
+
+def interval_in_words(mean: float, low: float, high: float) -> str:
+    """A margin and the ends of its interval, NaN for those of a single seed."""
     if math.isnan(low):
         return f"{mean:+.1f}"
     return f"{'no difference' if low <= 0 <= high else f'{mean:+.1f}'} [{low:+.1f}, {high:+.1f}]"
