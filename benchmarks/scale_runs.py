@@ -48,7 +48,8 @@ from fastcondense.run import Run
 from fastcondense.sets.condensed import read_set
 from fastcondense.squeeze.stage import squeeze
 from fastcondense.statistics.targets import complete
-from fastcondense.students.students import CONDENSED, Arm, train_arm
+from fastcondense.students.arms import CONDENSED, Arm
+from fastcondense.students.students import train_arm
 
 TEACHERS = "zoo/convnet1", "zoo/convnet2"
 POOLED = "scale_runs:pooled"

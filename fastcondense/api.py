@@ -195,7 +195,8 @@ class Condensation:
     def train(self) -> dict[str, list[Path]]:
         """Trains the students, on the condensed images and on the baselines. Returns the files of their weights, one a
         seed, by what they were trained on."""
-        from .students.students import arms, student_folder
+        from .students.arms import arms
+        from .students.kept import student_folder
 
         run = self._carry_out("train")
         seeds = range(run.recipe.train.seeds)
@@ -256,7 +257,8 @@ class Condensation:
         from .log import Log
         from .run import Run
         from .sets.bundle import needed_teachers
-        from .students.students import CONDENSED, task_of
+        from .students.arms import CONDENSED
+        from .students.students import task_of
 
         # views are images, also where the run's own students see features of them
         train = dataclasses.replace(self.recipe.train, frozen=False)

@@ -26,11 +26,11 @@ from .sets.condensed import shard_path
 from .sets.loss_bands import read_loss_band
 from .sets.results import read_results
 from .squeeze.stage import squeeze
+from .students.arms import arms
 from .students.best_subset import train_arms
 from .students.curve import evaluate_sizes
 from .students.evaluate import evaluate as evaluate_set
 from .students.ranking import rank as rank_students
-from .students.students import arms
 from .teachers.kept import labelling_teachers
 from .workers import distributed
 from .workers.cost import cost

@@ -105,6 +105,18 @@ def read_metadata(path: Path) -> dict[str, str]:
         return {key: value for key, value in (file.metadata() or {}).items() if key != DIGESTS}
 
 
+def read_digests(path: Path) -> dict[str, str]:
+    """The sha256 of its tensors that a file of `write_tensors` has in its metadata; no tensor is read.
+
+    Raises ValueError as `read_metadata`, and for a file of others.
+    """
+    with reading(path), safe_open(str(path), "pt") as file:
+        text = (file.metadata() or {}).get(DIGESTS)
+    if text is None:
+        raise ValueError(f"{path} has no digests of its tensors: another version wrote it, or it is damaged")
+    return checked(parse_json(text, path), dict[str, str], path)
+
+
 def _sha256(tensor: Tensor) -> str:
     digest = hashlib.sha256(f"{tensor.dtype} {tuple(tensor.shape)}\n".encode())
     digest.update(tensor.reshape(-1).view(torch.uint8).numpy().data)

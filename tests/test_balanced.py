@@ -18,9 +18,10 @@ from fastcondense.recover.representatives import Rule, representatives
 from fastcondense.rng import Stream
 from fastcondense.run import Run
 from fastcondense.sets.condensed import read_set
+from fastcondense.students.arms import Arm
 from fastcondense.students.best_subset import HELD_OUT, held_out
 from fastcondense.students.costs import needed_bytes, student_views
-from fastcondense.students.students import Arm, read_choice, read_student, student_folder
+from fastcondense.students.kept import read_choice, read_student, student_folder
 from fastcondense.teachers.kept import read_teachers
 from fastcondense.tensor_files import read_tensors
 

@@ -13,9 +13,10 @@ from fastcondense.recipe.recipe import from_toml, load
 from fastcondense.recover.feature_targets import backbone_of
 from fastcondense.run import Run
 from fastcondense.statistics.class_directions import class_directions
+from fastcondense.students.arms import CONDENSED
 from fastcondense.students.closest import closest_images
 from fastcondense.students.frozen import FrozenStudent
-from fastcondense.students.students import CONDENSED, student_folder
+from fastcondense.students.kept import student_folder
 from fastcondense.teachers.kept import read_teachers
 from fastcondense.tensor_files import read_tensors
 

@@ -19,7 +19,8 @@ from fastcondense.recipe.recipe import load
 from fastcondense.recipe.settings import Train
 from fastcondense.recover.stage import condensed_set
 from fastcondense.run import Run
-from fastcondense.students.students import CONDENSED, Arm, task_of
+from fastcondense.students.arms import CONDENSED, Arm
+from fastcondense.students.students import task_of
 from fastcondense.teachers.kept import labelling_teachers
 
 FLAGS = (

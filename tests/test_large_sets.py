@@ -26,8 +26,9 @@ from fastcondense.sets import stored_images
 from fastcondense.sets.condensed import CondensedSet, read_set, shard_path, write_shard
 from fastcondense.sets.loss_bands import read_loss_band
 from fastcondense.sets.stored_images import StoredImages
+from fastcondense.students.arms import Arm
 from fastcondense.students.real_views import real_views
-from fastcondense.students.students import Arm, task_of
+from fastcondense.students.students import task_of
 from fastcondense.tensor_files import read_tensors, write_tensors
 
 ROOT = Path(__file__).parents[1]

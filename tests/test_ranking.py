@@ -19,8 +19,8 @@ from fastcondense.recover.stage import condensed_set
 from fastcondense.run import Run
 from fastcondense.squeeze.stage import squeeze
 from fastcondense.students import students
+from fastcondense.students.arms import BASELINES, CONDENSED, Arm
 from fastcondense.students.ranking import augmentation_robust_score, label_robust_score, normalized
-from fastcondense.students.students import BASELINES, CONDENSED, Arm
 from fastcondense.tensor_files import read_tensors
 
 FAST = (

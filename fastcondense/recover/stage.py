@@ -8,12 +8,12 @@ from dataclasses import replace
 
 from ..data.jobs import Job, jobs
 from ..devices import stopwatch, versions
-from ..files import tree_sha256, write_json
+from ..files import write_json
 from ..log import Log
 from ..networks.precision import one_thread
 from ..records import read_manifest
 from ..run import Run
-from ..sets.condensed import CondensedSet, open_folder, read_set, shard_path, write_shard
+from ..sets.condensed import CondensedSet, identity_of, open_folder, read_set, shard_path, write_shard
 from ..sets.imported import check_order, read_imported, read_origin
 from ..statistics import pruning, targets
 from ..statistics.class_directions import class_directions
@@ -53,7 +53,7 @@ def recover(run: Run, teachers: list[Teacher]) -> None:
         "teachers": {teacher.name: teacher.sha256 for teacher in teachers},
     }
     begun_with = open_folder(folder, manifest, versions())
-    made = Made(run, tree_sha256(manifest))
+    made = Made(run, identity_of(manifest))
     everything = jobs(recipe, len(run.real.classes))
     if rank() == 0:
         made.drop_damaged(everything)

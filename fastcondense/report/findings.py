@@ -26,8 +26,9 @@ from ..sets.loss_bands import LossBand, read_loss_band
 from ..sets.record import LayerLosses, Snapshots
 from ..sets.results import read_results
 from ..student_records import RankedScores, SizeCurve
+from ..students.arms import CONDENSED, Arm, arms
 from ..students.costs import views_an_epoch_of
-from ..students.students import CONDENSED, Arm, Student, arms, read_student, student_folder
+from ..students.kept import Student, read_student, seen_otherwise, student_folder
 from ..teachers.kept import read_teacher, teacher_path
 from . import plots
 from .html import short
@@ -153,8 +154,9 @@ def read_findings(run: Run) -> Findings:
 
 
 def _finished(run: Run, arm: Arm) -> list[Student]:
-    numbers = range(run.recipe.train.seeds)
-    return [read_student(run, arm, n) for n in numbers if (student_folder(run, arm, n) / "student.json").exists()]
+    folders = {number: student_folder(run, arm, number) for number in range(run.recipe.train.seeds)}
+    numbers = [number for number, folder in folders.items() if (folder / "student.json").exists()]
+    return [read_student(run, arm, number) for number in numbers if not seen_otherwise(run, arm, folders[number])]
 
 
 def _others(run: Run, results: Sequence[Result]) -> dict[str, tuple[list[Student], int]]:

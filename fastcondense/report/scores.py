@@ -7,7 +7,8 @@ from collections.abc import Callable, Sequence
 
 from ..records import Result
 from ..student_records import SizeCurve
-from ..students.students import CONDENSED, Student
+from ..students.arms import CONDENSED
+from ..students.kept import Student
 from ..words import bytes_in_words, seconds_in_words
 from . import plots
 from .findings import Findings

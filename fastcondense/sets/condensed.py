@@ -13,9 +13,9 @@ import torch
 from torch import Tensor
 
 from ..data.jobs import Job
-from ..files import first_difference, write_json
-from ..loaders.reading import naming
-from ..records import ShardMetadata, checked, read_manifest
+from ..files import first_difference, tree_sha256, write_json
+from ..loaders.reading import naming, read_file
+from ..records import ShardMetadata, checked, parse_json, read_manifest
 from ..tensor_files import read_metadata, read_tensors, write_tensors
 from .record import Record
 from .stored_images import Images, StoredImages, find_images, read, read_shard, shard_path
@@ -140,7 +140,15 @@ def read_set(folder: Path, made: Sequence[Job], ipc: int, classes: tuple[str, ..
 
     Raises ValueError if a job is missing or damaged.
     """
-    return CondensedSet(find_images(folder, made, len(classes), ipc), classes)
+    path = folder / "manifest.json"
+    return CondensedSet(
+        find_images(folder, made, len(classes), ipc, identity_of(parse_json(read_file(path), path))), classes
+    )
+
+
+def identity_of(manifest: Mapping[str, Any]) -> str:
+    """Hash of all that decides the images of a set, as its manifest tells: classes, settings and teachers."""
+    return tree_sha256({key: manifest.get(key) for key in ("classes", "recipe", "teachers")})
 
 
 def read_present(

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import hashlib
 import math
 import os
 import tempfile
@@ -17,7 +18,7 @@ from torch import Tensor
 from ..data.jobs import Job
 from ..files import check_room
 from ..loaders.reading import naming, open_file, reading
-from ..tensor_files import DIGESTS, first_byte, read_tensors
+from ..tensor_files import first_byte, read_digests, read_metadata, read_tensors
 
 _TOGETHER = 1024
 """Images that are taken from a place at once, before they go to where they are wanted."""
@@ -153,19 +154,24 @@ def read_shard(folder: Path, job: Job, *prefixes: str) -> dict[str, Tensor]:
     return shard
 
 
+def pixels_sha256(paths: Sequence[Path]) -> str:
+    """SHA-256 of the digests of some shards' images, as their headers have them; no image is read."""
+    return hashlib.sha256("".join(read_digests(path).get("images", "") for path in paths).encode()).hexdigest()
+
+
 def _shape(path: Path) -> tuple[int, ...]:
     """Shape of a shard's images, which are not read. Raises ValueError as `read_shard`."""
+    read_digests(path)
     with reading(path), safe_open(str(path), "pt") as file:
-        if DIGESTS not in (file.metadata() or {}):
-            raise ValueError(f"{path} has no digests of its tensors: another version wrote it, or it is damaged")
         images = file.get_slice("images")
         if images.get_dtype() != "U8":
             raise ValueError(f"{path} is damaged: its images are {images.get_dtype()}, not U8")
         return tuple(images.get_shape())
 
 
-def find_images(folder: Path, made: Sequence[Job], num_classes: int, ipc: int) -> StoredImages:
-    """The first `ipc` slots among those of the jobs. Raises ValueError if a job is missing or damaged."""
+def find_images(folder: Path, made: Sequence[Job], num_classes: int, ipc: int, identity: str) -> StoredImages:
+    """The first `ipc` slots among those of the jobs. identity: of what decides the images; a shard of something else is
+    refused, but one of a bundle or an import tells of nothing. Raises ValueError if a job is missing or damaged."""
     wanted_jobs = [job for job in made if job.first_slot < ipc]
     for job in wanted_jobs:
         if not (path := shard_path(folder, job.index)).exists():
@@ -181,6 +187,8 @@ def find_images(folder: Path, made: Sequence[Job], num_classes: int, ipc: int) -
         shard, own = read_shard(folder, job), _shape(path)[1:]
         if paths and shape != own:
             raise ValueError(f"{path} is damaged: its images have another size than those of {paths[0].name}")
+        if read_metadata(path).get("recipe", identity) != identity:
+            raise ValueError(f"{path} is of another recipe than its manifest.json; move it away and run recover again")
         shape = own
         wanted = torch.nonzero(shard["slots"] < ipc)[:, 0]
         cells = shard["classes"][wanted], shard["slots"][wanted]

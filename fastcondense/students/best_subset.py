@@ -19,7 +19,9 @@ from ..rng import Stream
 from ..run import Run
 from ..sets.condensed import CondensedSet
 from ..teachers.teacher import Teacher
-from .students import Arm, baseline_rule, read_choice, score_on, train_arm, write_choice
+from .arms import Arm
+from .kept import arm_folder, begin, read_choice, write_choice
+from .students import baseline_rule, score_on, train_arm
 
 HELD_OUT = 5000
 """Training images that students are compared on, at most."""
@@ -35,6 +37,7 @@ def train_arms(run: Run, some: Iterable[Arm], condensed: CondensedSet, teachers:
 
 def _chosen(run: Run, arm: Arm, condensed: CondensedSet, teachers: Sequence[Teacher]) -> BaselineRule:
     """The rule of the best subset, which is written down; ties go to the first. bps needs a teacher."""
+    begin(run, arm, arm_folder(run, arm))
     if (known := read_choice(run, arm)) is not None:
         return known["chosen"]
     rules = [kind for kind in RULES if teachers or kind != "bps"]

@@ -7,7 +7,7 @@ from ..recipe.recipe import Recipe
 from ..recover.formation import Formation
 from ..run import Run
 from ..teachers.kept import teacher_bytes
-from .students import CONDENSED, Arm
+from .arms import CONDENSED, Arm
 
 
 def images_shown(recipe: Recipe, num_classes: int) -> int:

@@ -21,9 +21,9 @@ from ..sets.results import keep
 from ..squeeze.stage import squeeze
 from ..teachers.kept import chosen, teacher_path
 from ..workers.distributed import once
+from .arms import CONDENSED, arms
 from .best_subset import train_arms
 from .evaluate import scores
-from .students import CONDENSED, arms
 
 
 def evaluate_sizes(run: Run) -> dict[str, Any]:

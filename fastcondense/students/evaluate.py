@@ -18,8 +18,9 @@ from ..sets.results import keep
 from ..teachers.kept import teacher_bytes, teacher_seconds
 from ..user_functions import is_own, source_sha256
 from ..workers.distributed import once
+from .arms import CONDENSED, Arm, arms
 from .costs import needed_bytes, student_views
-from .students import CONDENSED, Arm, arms, read_choice, read_student
+from .kept import read_choice, read_student
 
 
 def evaluate(run: Run) -> dict[str, Any]:

@@ -23,8 +23,10 @@ from ..sets.results import keep
 from ..teachers.kept import labelling_teachers
 from ..teachers.teacher import Teacher
 from ..workers.distributed import once
+from .arms import Arm
 from .evaluate import spread
-from .students import Arm, Student, train_arm
+from .kept import Student
+from .students import train_arm
 
 Epoch = Literal["last", "best"]
 EPOCHS: tuple[Epoch, ...] = ("last", "best")

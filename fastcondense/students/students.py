@@ -4,16 +4,15 @@ from __future__ import annotations
 
 import json
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass, replace
-from pathlib import Path
-from typing import Any, Literal, cast
+from dataclasses import replace
+from typing import Any, cast
 
 import torch
 from torch import Tensor, nn
 
 from ..data.real import EvaluationImages
 from ..devices import stopwatch
-from ..files import slug, write_atomic, write_json
+from ..files import write_atomic, write_json
 from ..labels.labels import LabelSource, hard_labels, label_source, scheduled, student_loss
 from ..labels.resident import place
 from ..labels.stored_labels import read_labels
@@ -24,126 +23,28 @@ from ..networks import zoo
 from ..networks.fit import fit
 from ..networks.score import Labelled, per_class, score
 from ..networks.train_step import Batch, synchronised
-from ..recipe.evaluation import student_parts
-from ..recipe.recipe import sha256_of
 from ..recipe.settings import Labels, Optimization
 from ..recipe.shared import Views
-from ..records import read_checked
 from ..recover.formation import shown
 from ..recover.own import own_baseline
 from ..recover.representatives import RULES, Rule, RuleName, representative_images, unread_squares
 from ..rng import Stream
 from ..run import Run
 from ..sets.condensed import CondensedSet
-from ..sets.imported import read_origin
 from ..sets.stored_images import Images
-from ..student_records import Choice, Confusion, Epoch, StudentFile, Trained, check_confusion
+from ..student_records import Confusion, Epoch
 from ..teachers.teacher import Teacher
 from ..tensor_files import read_tensors, write_tensors
-from ..user_functions import is_own, source_sha256
+from ..user_functions import is_own
 from ..workers.distributed import once, rank, world_size
+from .arms import CONDENSED, Arm
 from .closest import closest_images
 from .frozen import FrozenStudent
+from .kept import Student, begin, read_student, student_folder
 from .real_views import Item, real_batches, real_views
 from .task import Task, why_not_captured
 
-CHOICE = "choice.json"
 WHOLE = Views(crop_scale=(1.0, 1.0), crop_ratio=(1.0, 1.0), flip=0.0)  # the largest central square
-
-
-@dataclass(frozen=True)
-class Arm:
-    """An arm of the comparison: what students are trained on, and at which learning rate."""
-
-    images: str = "condensed"
-    """condensed, or as many real ones: random, by a rule (herding, medoid, bps) or the best rule (best_subset.py), by
-    a class's mean (nearest, aligned: closest.py), or of the user's own function; full: all real ones, with soft labels
-    in as many views as the condensed set's, with hard ones as the teacher is trained, on squeeze's views, because a
-    condensed set's epochs would be hundreds of passes over all images."""
-    labels: Literal["soft", "hard"] = "soft"
-    """The teachers' answers to the views, or the classes."""
-    views: Literal["recipe", "plain"] = "recipe"
-    """plain: the whole image, neither changed nor mixed."""
-    lr: float | None = None
-    """Learning rate; None: the recipe's."""
-
-    @property
-    def name(self) -> str:
-        """Name of its folder, and of its scores in files."""
-        kind = self.images if is_own(self.images) else f"{self.images}_{self.labels}"
-        short = _SHORT.get(kind, kind)
-        return short + "_plain" * (self.views == "plain") + ("" if self.lr is None else f"_lr{self.lr}")
-
-
-_SHORT = {"condensed_soft": "condensed", "full_hard": "full", "nearest_hard": "nearest", "aligned_hard": "aligned"}
-CONDENSED = Arm()
-BASELINES = {
-    arm.name: arm
-    for arm in (
-        *(Arm(images, labels) for images in ("random", "herding") for labels in ("soft", "hard")),
-        *(Arm(images, "soft") for images in ("medoid", "bps", "best")),
-        *(Arm(images, "hard") for images in ("nearest", "aligned")),
-        Arm("full", "soft"),
-        Arm("full", "hard"),
-    )
-}
-
-
-@dataclass(frozen=True)
-class Student:
-    """One trained student: its folder and what was measured while it was trained."""
-
-    folder: Path
-    history: list[Epoch]
-    seconds: Trained
-    classes: Confusion | None = None
-    """What `score.per_class` tells of its last evaluation; older students have none."""
-    workers: int = 1
-    """How many trained it together, each on a share of the batches."""
-
-    @property
-    def top1_best(self) -> float:
-        return max(entry["top1"] for entry in self.history)
-
-
-def arms(run: Run) -> tuple[Arm, ...]:
-    """The condensed set and the recipe's baselines."""
-    return (CONDENSED, *(BASELINES.get(name) or Arm(name) for name in run.recipe.evaluate.baselines))
-
-
-def student_folder(run: Run, arm: Arm, number: int) -> Path:
-    """students/<student>-<hash of the settings>/<arm>/seed<number>; other settings get another folder.
-
-    So do imported images, which settings say nothing of. Of the best real subset: the folder of the rule's students
-    that was chosen, once it is.
-    """
-    if arm.images == "best" and (choice := read_choice(run, arm)) is not None:
-        arm = replace(arm, images=choice["chosen"])
-    return _arm_folder(run, arm) / f"seed{number}"
-
-
-def read_choice(run: Run, arm: Arm) -> Choice | None:
-    """Which rule chooses the best real subset of an arm, if that is known already."""
-    path = _arm_folder(run, arm) / CHOICE
-    return read_checked(path, Choice) if path.exists() else None
-
-
-def write_choice(run: Run, arm: Arm, choice: Choice) -> None:
-    """Writes down, once for all workers, what `read_choice` reads."""
-    once(lambda: write_json(_arm_folder(run, arm) / CHOICE, choice))
-
-
-def _arm_folder(run: Run, arm: Arm) -> Path:
-    recipe = run.recipe
-    student = recipe.train.student.replace("/", "-").replace(":", "-")
-    is_full = arm.images == "full" and arm.labels == "hard"
-    made_by = sha256_of(student_parts(recipe, is_full=is_full))[:8]
-    origin = read_origin(run.out / "condensed")
-    if arm.images == "condensed" and origin is not None:
-        made_by += f"-{origin['sha256'][:8]}"
-    for name, setting in ((arm.images, "evaluate.baselines"), (recipe.labels.source, "labels.source")):
-        made_by += f"-{source_sha256(name, setting)[:8]}" if is_own(name) else ""
-    return run.out / "students" / f"{student}-{made_by}" / slug(arm.name)
 
 
 def train_arm(
@@ -155,17 +56,6 @@ def train_arm(
     All ranks call this; when it returns, every student's files are there.
     """
     return [_student(run, arm, number, condensed, teachers) for number in range(count or run.recipe.train.seeds)]
-
-
-def read_student(run: Run, arm: Arm, number: int) -> Student:
-    """A finished student. Raises ValueError if it is not finished."""
-    folder = student_folder(run, arm, number)
-    if not (folder / "student.json").exists():
-        raise ValueError(f"{folder} holds no finished student; run train first")
-    tree = read_checked(folder / "student.json", StudentFile)
-    if (table := tree.get("classes")) is not None:
-        check_confusion(table, len(run.real.classes), folder / "student.json")
-    return Student(folder, tree["history"], tree["seconds"], table, tree.get("workers", 1))
 
 
 def score_on(run: Run, student: Student, images: EvaluationImages) -> dict[str, float]:
@@ -191,6 +81,7 @@ def _untrained(run: Run) -> tuple[nn.Module, tuple[Labelled, Callable[[Tensor], 
 
 def _student(run: Run, arm: Arm, number: int, condensed: CondensedSet, teachers: Sequence[Teacher]) -> Student:
     folder = student_folder(run, arm, number)
+    begin(run, arm, folder)
     if (folder / "student.json").exists():
         return read_student(run, arm, number)
     recipe, seed = run.recipe, run.recipe.seed + number
