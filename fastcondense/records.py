@@ -213,6 +213,7 @@ class TeacherMetadata(TypedDict):
     sha256: Sha256
     top1: Percent
     seconds: Duration
+    files: NotRequired[str]
 
 
 class CheckedFiles(TypedDict):

@@ -31,7 +31,7 @@ def pair(runs, tmp_path):
 
 def scores(run):
     result = read_json(run / "result.json")
-    return result["top1_last"], result["baselines"]["random_soft"]["top1_last"], result["baselines"]["full"]["top1_last"]
+    return [of["top1_last"] for of in (result, result["baselines"]["random_soft"], result["baselines"]["full"])]
 
 
 def trained(text):
@@ -74,6 +74,8 @@ def test_students_of_another_teacher_are_trained_again(runs, tmp_path, capsys):
     write_tensors(path, weights(runs[0]), {})
     assert fastcondense("run", run, *given) == 0
     write_tensors(path, weights(runs[1]), {})
+    assert fastcondense("run", run, *given) == 1
+    assert "was made when the file of squeeze.weights held something else" in capsys.readouterr().err
     for folder in ("condensed", "teachers"):
         shutil.rmtree(run / folder)
     capsys.readouterr()

@@ -26,9 +26,9 @@ from ..recipe.recipe import SQUEEZE_PARTS
 from ..records import CheckedFiles, read_checked
 from ..rng import Stream
 from ..run import Run
-from ..teachers.kept import check_kept, frozen, read_teachers, teacher_identity, teacher_path
+from ..teachers.kept import check_kept, files_sha256, frozen, probe_of, read_teachers, teacher_identity, teacher_path
 from ..teachers.teacher import Teacher, count_outputs, match_classes
-from ..teachers.weights import choose_state, head_size, load_weights
+from ..teachers.weights import checkpoint_of, choose_state, head_size, load_weights
 from ..tensor_files import read_checkpoint, write_tensors
 from ..workers.cost import cost
 from ..workers.distributed import all_sum, rank, world_size
@@ -37,8 +37,6 @@ from .gate import check_gate
 from .probe import read_probe, train_probe
 from .self_supervision import pretrain
 from .ssl_checkpoints import import_backbone, is_self_supervised
-
-_CHECKPOINTS = (".pt", ".pth", ".tar", ".th", ".ckpt", ".bin", ".safetensors")
 
 
 def squeeze(run: Run) -> list[Teacher]:
@@ -127,6 +125,7 @@ def _teacher(run: Run, number: int, architecture: str, weights: str) -> None:
         "sha256": teacher.sha256,
         "top1": f"{top1:.4f}",
         "seconds": f"{watch.seconds:.3f}",
+        "files": json.dumps(files_sha256(run, architecture)),
     }
     if teacher.normalization is not None:
         metadata["pixel_statistics"] = json.dumps(statistics)
@@ -147,7 +146,7 @@ def _obtain(
     if settings.classes_file:
         names = read_lines(trust.path(settings.classes_file, "squeeze.classes_file"), "squeeze.classes_file")
     method, is_trained = settings.self_supervision.method, weights == "train"
-    probe = next(iter(settings.probe_weights[number:] or settings.probe_weights[:1]), "")
+    probe = probe_of(settings, number)
     if is_trained:
         with Stream(run.recipe.seed, "squeeze/init").torch_generator(number):
             net = zoo.build(architecture, len(classes))
@@ -155,7 +154,7 @@ def _obtain(
         if method == "none":
             return _train(run, net, number, architecture, checkpoint), list(range(len(classes))), True
         net, probe = pretrain(run, net, number, architecture, checkpoint), "train"
-    elif (file := _file_of(weights)) is not None:
+    elif (file := checkpoint_of(weights)) is not None:
         trust.path(weights, "squeeze.weights")
         net = _read(run, architecture, *file, len(names or ()), bool(probe))
     else:
@@ -170,13 +169,6 @@ def _obtain(
         net.set_submodule(classifier, layer)
     num_outputs = count_outputs(net, run.recipe.dataset.image_size, architecture)
     return net, match_classes(num_outputs, names, classes, architecture), False
-
-
-def _file_of(weights: str) -> tuple[Path, str] | None:
-    """The checkpoint that squeeze.weights names, and the key in it: FILE or FILE:KEY; None if it names none."""
-    path, _, key = weights.rpartition(":")
-    named = [(Path(weights), "")] + ([(Path(path), key)] if path else [])
-    return next((pair for pair in named if pair[0].suffix in _CHECKPOINTS or pair[0].exists()), None)
 
 
 def _probe_path(checkpoint: Path) -> Path:

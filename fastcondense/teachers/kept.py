@@ -2,20 +2,23 @@
 
 from __future__ import annotations
 
+import hashlib
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
 from torch import Tensor, nn
 
+from .. import trust
 from ..files import first_difference, slug
-from ..loaders.reading import naming
+from ..loaders.reading import naming, read_file
 from ..networks import zoo
-from ..recipe.settings import PixelStatistics
-from ..records import Color, Count, Network, TeacherMetadata, checked, parse_json
+from ..recipe.settings import PixelStatistics, Squeeze
+from ..records import Color, Count, Network, Sha256, TeacherMetadata, checked, parse_json
 from ..run import Run
 from ..tensor_files import read_metadata, read_tensors, state_sha256
 from .teacher import Teacher
+from .weights import checkpoint_of
 
 
 def read_teachers(run: Run) -> list[Teacher]:
@@ -42,16 +45,41 @@ def check_kept(run: Run, architecture: str) -> None:
     path = teacher_path(run.out, architecture)
     if not path.exists():
         raise ValueError(f"there is no teacher {path}; run squeeze first")
-    kept = parse_json(read_teacher(path)["identity"], path)
-    if difference := first_difference(kept, teacher_identity(run, architecture)):
+    known = read_teacher(path)
+    if difference := first_difference(parse_json(known["identity"], path), teacher_identity(run, architecture)):
         raise ValueError(
             f"{path} is a teacher of another recipe ({difference}); choose another --out, or delete that file"
         )
+    before = checked(parse_json(known.get("files", "{}"), path), dict[str, Sha256], path)
+    for setting, sha256 in files_sha256(run, architecture).items():
+        if before.get(setting, sha256) != sha256:
+            raise ValueError(
+                f"{path} was made when the file of {setting} held something else; choose another --out, or delete "
+                f"{path.parent}"
+            )
 
 
 def teacher_identity(run: Run, architecture: str) -> dict[str, Any]:
     """All that decides a teacher: the settings of squeeze, the data's classes, and which network it is."""
     return run.identity("squeeze") | {"architecture": architecture, "classes": list(run.real.classes)}
+
+
+def files_sha256(run: Run, architecture: str) -> dict[str, str]:
+    """Hashes of the files that settings name for a teacher, by setting; a stranger's recipe has no file opened."""
+    settings = run.recipe.squeeze
+    checkpoint = checkpoint_of(settings.sources[architecture])
+    named = {
+        "squeeze.weights": (settings.sources[architecture], checkpoint[0] if checkpoint else None),
+        "squeeze.probe_weights": (probe := probe_of(settings, settings.teachers.index(architecture)), Path(probe)),
+        "squeeze.classes_file": (settings.classes_file, Path(settings.classes_file)),
+    }
+    opened = {key: path for key, (text, path) in named.items() if path is not None and trust.is_given(text)}
+    return {setting: hashlib.sha256(read_file(path)).hexdigest() for setting, path in opened.items() if path.is_file()}
+
+
+def probe_of(settings: Squeeze, number: int) -> str:
+    """The probe of a teacher, by its place among them, in squeeze.probe_weights; empty if it has none."""
+    return next(iter(settings.probe_weights[number:] or settings.probe_weights[:1]), "")
 
 
 def read_statistics(known: Network | TeacherMetadata, source: object) -> PixelStatistics | None:

@@ -10,8 +10,16 @@ from torch import Tensor, nn
 
 from ..loaders.reading import naming
 
+_CHECKPOINTS = (".pt", ".pth", ".tar", ".th", ".ckpt", ".bin", ".safetensors")
 _CONTAINERS = ("state_dict", "model", "model_state_dict", "net", "teacher")
 _PREFIXES = ("module.", "_orig_mod.", "model.", "net.", "backbone.", "encoder.")
+
+
+def checkpoint_of(weights: str) -> tuple[Path, str] | None:
+    """The checkpoint that squeeze.weights names, and the key in it: FILE or FILE:KEY; None if it names none."""
+    path, _, key = weights.rpartition(":")
+    named = [(Path(weights), "")] + ([(Path(path), key)] if path else [])
+    return next((pair for pair in named if pair[0].suffix in _CHECKPOINTS or pair[0].exists()), None)
 
 
 def load_weights(net: nn.Module, state: Mapping[str, Tensor], path: Path) -> None:
