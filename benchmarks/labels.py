@@ -32,8 +32,9 @@ from student import QUICK as SHORT
 
 from fastcondense.files import write_json
 from fastcondense.labels.fkd import FKDViews
+from fastcondense.labels.label_rows import array_shapes, compress
 from fastcondense.labels.labels import Wanted, hard_labels
-from fastcondense.labels.stored_labels import FORMAT, StoredLabels, array_shapes, compress, first_rows, stored_digest
+from fastcondense.labels.stored_labels import FORMAT, StoredLabels, first_rows, stored_digest
 from fastcondense.labels.view_tables import ViewBatch
 from fastcondense.labels.views import ReplayedViews
 from fastcondense.networks.precision import arithmetic

@@ -20,7 +20,8 @@ from fastcondense.data import datasets
 from fastcondense.data.jobs import Job
 from fastcondense.files import read_json
 from fastcondense.labels.fkd_files import read_batch
-from fastcondense.labels.stored_labels import StoredLabels, array_shapes, stored_digest
+from fastcondense.labels.label_rows import array_shapes
+from fastcondense.labels.stored_labels import StoredLabels, stored_digest
 from fastcondense.labels.view_tables import Span
 from fastcondense.loaders.beton import Sidecar
 from fastcondense.loaders.folder import ImageFile, decode

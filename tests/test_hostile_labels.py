@@ -14,8 +14,8 @@ from memory import begin_peak, peak
 from fastcondense.data.real import Normalization
 from fastcondense.labels.fkd import FKDViews
 from fastcondense.labels.fkd_files import is_fkd
+from fastcondense.labels.label_rows import array_shapes
 from fastcondense.labels.stored_labels import (
-    array_shapes,
     first_rows,
     read_labels,
     replay_specification,

@@ -14,9 +14,10 @@ from torch.nn import functional as F
 
 from fastcondense.files import read_json
 from fastcondense.labels.fkd import FKDViews, write_fkd
+from fastcondense.labels.label_rows import compress, expand
 from fastcondense.labels.labels import TeacherLabels
 from fastcondense.labels.relabel import relabel
-from fastcondense.labels.stored_labels import compress, expand, stored_bytes
+from fastcondense.labels.stored_labels import stored_bytes
 from fastcondense.recipe.recipe import load
 from fastcondense.tensor_files import read_tensors
 

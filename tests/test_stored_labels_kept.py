@@ -11,8 +11,9 @@ from labelled_runs import changed, on_the_fly, stored, write_condensed
 
 from fastcondense.files import read_json
 from fastcondense.labels import stored_labels
+from fastcondense.labels.label_rows import compress
 from fastcondense.labels.relabel import relabel
-from fastcondense.labels.stored_labels import compress, read_labels, replay_specification
+from fastcondense.labels.stored_labels import read_labels, replay_specification
 from fastcondense.recipe.recipe import load
 from fastcondense.recover.stage import condensed_set
 from fastcondense.sets.condensed import CondensedSet
@@ -126,6 +127,25 @@ def test_batches_epochs_and_temperature_count_where_labels_depend_on_them(labels
     teachers = [SimpleNamespace(name="t", sha256="0")]
     one, two = (json.dumps(replay_specification(r, ("a", "b"), "digest", teachers, 0)) for r in (recipe, other))
     assert (one != two) == decides
+
+
+@pytest.mark.parametrize("how", ["flipped", "cut", "missing"])
+def test_damaged_labels_are_stored_again(condensed_run, labelled, tmp_path, capsys, how):
+    folder = tmp_path / "labels"
+    shutil.copytree(labelled, folder)
+    path, run = folder / "seed0" / "logits.npy", changed(condensed_run, {"stored": str(folder)})
+    written = path.read_bytes()
+    relabel(run)
+    assert "stored again" not in capsys.readouterr().out
+    if how == "flipped":  # the last byte, of the last of four epochs
+        path.write_bytes(written[:-1] + bytes([written[-1] ^ 1]))
+    elif how == "cut":
+        path.write_bytes(written[:-1])
+    else:
+        path.unlink()
+    relabel(run)
+    assert f"from epoch {3 if how == 'flipped' else 0} on its labels are stored again" in capsys.readouterr().out
+    assert path.read_bytes() == written
 
 
 def test_a_damaged_array_is_named(condensed_run, labelled, tmp_path):

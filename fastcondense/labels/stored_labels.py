@@ -39,13 +39,13 @@ from ..sets.condensed import CondensedSet
 from ..teachers.teacher import Teacher
 from .fkd import read_fkd
 from .fkd_files import is_fkd, num_bytes
+from .label_rows import Shapes, array_shapes, compress, expand
 from .labels import LabelSource, TeacherLabels, Wanted
 from .resident import place
 from .view_tables import Span, ViewBatch
 from .views import ReplayedViews
 
 FORMAT = 2
-Shapes = Mapping[str, tuple[tuple[int, ...], Any]]
 
 
 def stored_folder(run: Run) -> Path:
@@ -124,7 +124,10 @@ def _store(
     if path.exists():
         stored = _read_manifest(path)
         _check_same(folder, stored, manifest["replay"])
-        done, digests = stored["epochs_done"], stored["digests"]
+        done = _num_sound(folder, stored)
+        if done < stored["epochs_done"]:
+            run.log.say(f"relabel: {folder} is damaged: from epoch {done} on its labels are stored again")
+        digests = stored["digests"][:done]
         if done >= train.epochs and stored["first_rows"][: len(rows)] == rows:
             return
         if stored["first_rows"] != rows:
@@ -158,41 +161,6 @@ def first_rows(views: ReplayedViews, train: Train) -> list[int]:
         for span in views.spans(epoch, train):
             counts[span.epoch] = max(counts[span.epoch], span.end)
     return [0, *itertools.accumulate(counts)]
-
-
-def array_shapes(num_views: int, num_classes: int, top_k: int) -> dict[str, tuple[tuple[int, ...], Any]]:
-    """Shapes and dtypes of the arrays."""
-    if not top_k:
-        return {"logits": ((num_views, num_classes), np.float16)}
-    return {
-        "classes": ((num_views, top_k), np.uint16 if num_classes <= 1 << 16 else np.uint32),
-        "logits": ((num_views, top_k), np.float16),
-        "rest": ((num_views,), np.float16),
-    }
-
-
-def compress(logits: Tensor, top_k: int, temperature: float | None) -> dict[str, Tensor]:
-    """The rows of the arrays for logits float32 [B, classes]. Raises ValueError if float16 cannot hold them."""
-    if not top_k:
-        rows = {"logits": logits.half()}
-    else:
-        largest, classes = logits.topk(top_k, 1)
-        num_others = logits.shape[1] - top_k
-        if temperature is None:
-            rest = logits.scatter(1, classes, 0.0).sum(1) / num_others
-        else:
-            others = logits.scatter(1, classes, -math.inf) / temperature
-            rest = temperature * (others.logsumexp(1) - math.log(num_others))
-        rows = {"classes": classes, "logits": largest.half(), "rest": rest.half()}
-    for name, values in rows.items():
-        if name != "classes" and not bool(values.isfinite().all()):
-            raise ValueError(f"logits up to {float(logits.abs().max()):g} cannot be stored in float16")
-    return rows
-
-
-def expand(classes: Tensor, logits: Tensor, rest: Tensor, num_classes: int) -> Tensor:
-    """Logits float32 [B, num_classes] of rows that `compress` made of the k largest ones."""
-    return rest.float()[:, None].repeat(1, num_classes).scatter_(1, classes.long(), logits.float())
 
 
 def replay_specification(
@@ -239,6 +207,17 @@ def stored_digest(arrays: Mapping[str, np.ndarray], first_rows: Sequence[int], e
     for _, array in sorted(arrays.items()):
         digest.update(array[first_rows[epoch] : first_rows[epoch + 1]].reshape(-1).view(np.uint8).data)
     return digest.hexdigest()
+
+
+def _num_sound(folder: Path, stored: StoredEpochs) -> int:
+    """How many of the finished epochs, from the first on, have the rows that were written."""
+    rows, replay = stored["first_rows"], stored["replay"]
+    try:
+        arrays = _open(folder, array_shapes(rows[-1], len(replay["classes"]), replay["labels"]["top_k"]), "r")
+    except ValueError:
+        return 0
+    written = (stored_digest(arrays, rows, epoch) == digest for epoch, digest in enumerate(stored["digests"]))
+    return sum(itertools.takewhile(bool, written))
 
 
 def _check_same(folder: Path, stored: StoredEpochs, replay: dict[str, Any]) -> None:

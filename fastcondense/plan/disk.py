@@ -7,7 +7,7 @@ from collections.abc import Sequence
 
 import numpy as np
 
-from ..labels.stored_labels import array_shapes
+from ..labels.label_rows import array_shapes
 from ..networks import zoo
 from ..networks.encoders import classifier_name, feature_size
 from ..recipe.recipe import Recipe
