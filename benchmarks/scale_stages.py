@@ -187,7 +187,7 @@ def _set(about: dict[str, Any]) -> None:
 def _bundle(about: dict[str, Any]) -> None:
     folder, recipe, manifest = _written(about)
     condensed = read_folder(folder).condensed
-    replay = {"replay": specification(recipe, condensed, ()), "digests": condensed.digests}
+    replay = {"replay": specification(recipe, condensed, {}), "digests": condensed.digests}
     write_json(folder / "condensed" / "manifest.json", manifest | replay)
     bundle = folder.with_suffix(".zip")
     tell("bundle", lambda: write_bundle(folder, bundle, "embed"))

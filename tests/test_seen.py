@@ -91,3 +91,25 @@ def test_a_shard_of_another_run_is_refused(pair, capsys):
     for command in ("relabel", "train", "inspect", "bundle", "verify"):
         assert main([command, str(run)]) == 1, command
         assert "shard-00000.safetensors is of another recipe" in capsys.readouterr().err
+
+
+def test_what_was_labelled_otherwise_is_not_bundled(pair, tmp_path, capsys):
+    run, other = pair
+    bundle = ["bundle", str(run), "--out", str(tmp_path / "set.zip")]
+
+    def said():
+        return capsys.readouterr().err.strip()
+
+    assert main(bundle) == 0
+    for folder in (tmp_path / "none", other):
+        assert main(["verify", str(tmp_path / "set.zip"), "--teachers", str(folder)]) == 1
+    assert f"--teachers {other} is not read: the set holds its teachers' weights; leave it out" in said()
+    (tmp_path / "set.zip").unlink()
+    shutil.move(run / "teachers", tmp_path / "own")
+    shutil.copytree(other / "teachers", run / "teachers")
+    assert main(bundle) == 1 and "teacher zoo/convnet3_w32 has other weights than when the set was labelled" in said()
+    shutil.rmtree(run / "teachers")
+    shutil.move(tmp_path / "own", run / "teachers")
+    with_pixels_changed(run)
+    assert main(bundle) == 1 and "the images of class '0' are not those that were labelled" in said()
+    assert not (tmp_path / "set.zip").exists()

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import hashlib
 import json
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Annotated, Literal
@@ -13,6 +13,7 @@ import torch
 import tyro
 from torch import Tensor
 
+from .. import trust
 from ..data.real import Normalization
 from ..devices import choose_device
 from ..files import first_difference
@@ -28,6 +29,7 @@ from ..sets.sealed_zip import is_bundle, is_sealed, read_seal
 from ..teachers.kept import read_statistics, read_teacher, rebuild, teacher_path
 from ..teachers.teacher import Teacher
 from ..tensor_files import read_tensors, state_sha256
+from ..user_functions import is_own
 from ..words import bytes_in_words
 
 
@@ -67,8 +69,10 @@ def bundle(options: BundleOptions, log: Log) -> None:
     path = options.out or run.with_name(f"{run.name}.zip")
     if path.exists() and not is_bundle(path):
         raise ValueError(f"{path} is there and is no bundle; choose another --out")
-    sizes = write_bundle(options.run, path, options.teachers)
-    manifest = read_run(options.run).manifest
+    contents = read_run(options.run)
+    if reason := disagreement(contents, lambda name: state_sha256(weights_of(contents, name, None)[0])):
+        raise ValueError(f"{options.run} cannot be bundled: {reason}; run recover and relabel again")
+    sizes, manifest = write_bundle(options.run, path, options.teachers), contents.manifest
     parts = ", ".join(f"{name} {bytes_in_words(size)}" for name, size in sizes.items())
     replay, fingerprint = num_bytes(manifest["replay"]), num_bytes(manifest.get("fingerprint", {}))
     log.say(
@@ -86,10 +90,19 @@ def verify(options: VerifyOptions, log: Log) -> int:
         verdict = Verdict("mismatch", "it was changed or damaged: its bytes have not the sha256 that it ends with")
     else:
         contents = read_bundle(path) if is_file else read_run(path)
+        _check_use(options.teachers, contents)
         verdict = check(contents, options.teachers, choose_device(options.device))
     seal = f"; sealed by sha256 {read_seal(path)}" if is_file else ""
     log.say(f"{path}: {verdict.kind}: {verdict.reason}{seal}")
     return 1 if verdict.kind == "mismatch" else 0
+
+
+def _check_use(teachers: Path | None, contents: Contents) -> None:
+    """Raises ValueError for --teachers that is no folder, or that nothing is read from."""
+    if teachers is not None and not teachers.is_dir():
+        raise ValueError(f"--teachers {teachers}: there is no such folder")
+    if teachers is not None and set(needed_teachers(contents.recipe)) <= contents.weights.keys():
+        raise ValueError(f"--teachers {teachers} is not read: the set holds its teachers' weights; leave it out")
 
 
 def check(contents: Contents, folder: Path | None, device: torch.device) -> Verdict:
@@ -97,36 +110,53 @@ def check(contents: Contents, folder: Path | None, device: torch.device) -> Verd
 
     Raises ValueError where a teacher's weights are neither there, nor in the folder, nor known by name.
     """
-    recipe, condensed, replay = contents.recipe, contents.condensed, contents.manifest["replay"]
-    if replay["transform"] != TRANSFORM:
-        return Verdict("mismatch", f"views are made as {replay['transform']!r}; here they are {TRANSFORM!r}")
-    if wrong := first_wrong_class(contents):
-        return Verdict("mismatch", f"the images of class {wrong!r} are not those that were labelled")
-    if hashlib.sha256(json.dumps(condensed.classes).encode()).hexdigest() != replay["classes"]:
-        return Verdict("mismatch", "the classes are in another order than when they were labelled")
-    inside = contents.manifest.get("bundle")
-    if inside is not None and inside["recipe_sha256"] != recipe.sha256():
-        return Verdict("mismatch", "its recipe is not the one that it was bundled with")
-    if not all(is_of(result, recipe) for result in contents.results):
-        return Verdict("mismatch", "its scores are those of another recipe")
-    if tuple(replay["teachers"]) != needed_teachers(recipe):
-        return Verdict("mismatch", "the teachers of the recipe are not those that the set was labelled by")
-    if len(replay["seeds"]) != recipe.train.seeds:
-        return Verdict("mismatch", f"the recipe has {recipe.train.seeds} seeds, its labels {len(replay['seeds'])}")
-    teachers = []
-    for name, sha256 in replay["teachers"].items():
-        state, known = weights_of(contents, name, folder)
-        if state_sha256(state) != sha256:
-            return Verdict("mismatch", f"teacher {name} has other weights than when the set was labelled")
-        teachers.append(labeller(contents, name, state, known).to(device))
-    if difference := first_difference(replay, specification(recipe, condensed, teachers)):
-        return Verdict("mismatch", f"the recipe is not the one that the set was labelled with: {difference}")
+    recipe, condensed, found = contents.recipe, contents.condensed, {}
+
+    def sha256_of(name: str) -> str:
+        found[name] = weights_of(contents, name, folder)
+        return state_sha256(found[name][0])
+
+    if reason := disagreement(contents, sha256_of):
+        return Verdict("mismatch", reason)
     if recipe.needs_no_teacher:
         return Verdict("match", "labels are the classes; images, classes and recipe are those of its manifest")
     if "fingerprint" not in contents.manifest:
         return Verdict("mismatch", "it has no fingerprint of its labels")
+    teachers = [labeller(contents, name, *weights).to(device) for name, weights in found.items()]
     seen = take_sample(recipe, condensed, teachers, Normalization.of(recipe.dataset, device))
     return compare(contents.manifest["fingerprint"], seen)
+
+
+def disagreement(contents: Contents, sha256_of: Callable[[str], str]) -> str:
+    """In what a set is not the one that its manifest tells of, before a teacher is asked; empty if it is that one.
+
+    sha256_of: the hash of a teacher's weights by its name, called for each that labels. Labels of code that nobody
+    vouches for are not compared.
+    """
+    recipe, condensed, replay = contents.recipe, contents.condensed, contents.manifest["replay"]
+    inside, source = contents.manifest.get("bundle"), recipe.labels.source
+    if replay["transform"] != TRANSFORM:
+        return f"views are made as {replay['transform']!r}; here they are {TRANSFORM!r}"
+    if wrong := first_wrong_class(contents):
+        return f"the images of class {wrong!r} are not those that were labelled"
+    if hashlib.sha256(json.dumps(condensed.classes).encode()).hexdigest() != replay["classes"]:
+        return "the classes are in another order than when they were labelled"
+    if inside is not None and inside["recipe_sha256"] != recipe.sha256():
+        return "its recipe is not the one that it was bundled with"
+    if not all(is_of(result, recipe) for result in contents.results):
+        return "its scores are those of another recipe"
+    if tuple(replay["teachers"]) != needed_teachers(recipe):
+        return "the teachers of the recipe are not those that the set was labelled by"
+    if len(replay["seeds"]) != recipe.train.seeds:
+        return f"the recipe has {recipe.train.seeds} seeds, its labels {len(replay['seeds'])}"
+    weights = {name: sha256_of(name) for name in replay["teachers"]}
+    for name, sha256 in replay["teachers"].items():
+        if weights[name] != sha256:
+            return f"teacher {name} has other weights than when the set was labelled"
+    if is_own(source) and not trust.is_given(source):
+        return ""
+    difference = first_difference(replay, specification(recipe, condensed, weights))
+    return f"the recipe is not the one that the set was labelled with: {difference}" if difference else ""
 
 
 def weights_of(

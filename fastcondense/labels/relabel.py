@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import hashlib
 import json
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -36,12 +36,13 @@ def relabel(run: Run) -> Replay:
     stays. With labels.source stored, the labels are written too. Returns the replay specification.
     """
     own, teachers, condensed = run.own_recipe(), labelling_teachers(run), condensed_set(run)
-    replay, path = specification(own, condensed, teachers), run.out / "condensed" / "manifest.json"
+    weights = {teacher.name: teacher.sha256 for teacher in teachers}
+    replay, path = specification(own, condensed, weights), run.out / "condensed" / "manifest.json"
     if label_parts(own) != label_parts(run.recipe):
         run.log.say("relabel: these are not the labels of the run's own recipe.toml; what replays those stays as it is")
         if run.recipe.labels.source == "stored":
             store_labels(run, condensed, teachers)
-        return specification(run.recipe, condensed, teachers)
+        return specification(run.recipe, condensed, weights)
     if run.recipe.needs_no_teacher:
         write_json(path, {**read_manifest(path), "replay": replay, "digests": condensed.digests})
         run.log.say("relabel: labels are the classes; no teacher is asked")
@@ -60,8 +61,9 @@ def relabel(run: Run) -> Replay:
     return replay
 
 
-def specification(recipe: Recipe, condensed: CondensedSet, teachers: Sequence[Teacher]) -> Replay:
-    """All that decides the labels of a set, beside its images, the order of its classes and the teachers' weights."""
+def specification(recipe: Recipe, condensed: CondensedSet, weights: Mapping[str, str]) -> Replay:
+    """All that decides the labels of a set, beside its images, the order of its classes and the teachers' weights, of
+    which `weights` has the sha256 by name."""
     source = recipe.labels.source
     own: Any = {"source_sha256": source_sha256(source, "labels.source")} if is_own(source) else {}
     return own | {
@@ -76,7 +78,7 @@ def specification(recipe: Recipe, condensed: CondensedSet, teachers: Sequence[Te
         "ipc": condensed.ipc,
         "images": hashlib.sha256("".join(condensed.digests).encode()).hexdigest(),
         "classes": hashlib.sha256(json.dumps(condensed.classes).encode()).hexdigest(),
-        "teachers": {teacher.name: teacher.sha256 for teacher in teachers},
+        "teachers": dict(weights),
     }
 
 
