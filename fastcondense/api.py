@@ -19,11 +19,12 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal, cast, get_args
 
+import numpy as np
 import tomli_w
 
 from . import trust
 from .files import read_json
-from .options import Options, for_student, take_run
+from .options import Options, take_run
 from .options import of_run as options_of_run
 from .recipe import catalogue
 from .recipe import recipe as shipped
@@ -58,10 +59,10 @@ def recipe(name_or_file: AnyPath, protocol: str = "", **settings: Any) -> Recipe
     recipe says of that student, as on the command line. Raises ValueError for what there is not, with the nearest name,
     and for values that no run could mean.
     """
-    ipc = settings.get("ipc")
-    found = shipped.load(os.fspath(name_or_file), ipc=ipc if isinstance(ipc, int) else None)
-    if isinstance(student := settings.get("train.student"), str):
-        found = for_student(found, student)
+    settings = {key: value.item() if isinstance(value, np.generic) else value for key, value in settings.items()}
+    ipc, student = settings.get("ipc"), settings.get("train.student")
+    known = student if isinstance(student, str) else "", ipc if isinstance(ipc, int) else None
+    found = shipped.load(os.fspath(name_or_file), *known)
     if protocol:
         found = with_protocol(found, protocol)
     tree = dataclasses.asdict(found)

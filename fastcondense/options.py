@@ -104,7 +104,7 @@ def parse_kind(kind: type[StageKind], command: str, description: str, arguments:
     first = _First(add_help=False, allow_abbrev=False)
     first.add_argument("--recipe")
     first.add_argument("--out", type=Path)
-    first.add_argument("--train.student", dest="student")
+    first.add_argument("--train.student", dest="student", default="")
     first.add_argument("--protocol")
     first.add_argument("--ipc", default="")
     named = first.parse_known_args(arguments)[0]
@@ -120,11 +120,11 @@ def parse_kind(kind: type[StageKind], command: str, description: str, arguments:
         raise ValueError(f"--recipe is missing, as {', '.join(EXAMPLES)}; `fastcondense recipes` lists all")
     if run is not None:
         default = kind(**vars(of_run(run)))
+        if named.student:
+            default = dataclasses.replace(default, settings=_for_student(default.settings, named.student))
     else:
         ipc = int(named.ipc) if named.ipc.isdecimal() else None
-        default = kind(name or "", settings=recipe.load(name, ipc=ipc) if name else Recipe())
-    if named.student:
-        default = dataclasses.replace(default, settings=for_student(default.settings, named.student))
+        default = kind(name or "", settings=recipe.load(name, named.student, ipc) if name else Recipe())
     if named.protocol:
         default = dataclasses.replace(default, settings=with_protocol(default.settings, named.protocol))
     options = parse(kind, f"fastcondense {command}", description, arguments, default, COMMON)
@@ -151,7 +151,7 @@ def keys_of(arguments: list[str]) -> list[str]:
     return [flag.replace("-", "_").replace(".no_", ".") for flag in flags]
 
 
-def for_student(settings: Recipe, student: str) -> Recipe:
+def _for_student(settings: Recipe, student: str) -> Recipe:
     """The settings with another student, and with what the shipped recipe of its name says of that student.
 
     Settings of train that are not the shipped recipe's own stay.

@@ -5,6 +5,7 @@ import shutil
 import sys
 from types import SimpleNamespace
 
+import numpy as np
 import pytest
 import torch
 from documents import ROOT, blocks
@@ -158,6 +159,7 @@ def test_wrong_settings_are_one_line(settings, message):
 def test_a_number_of_images_brings_its_table():
     assert fc.recipe("cvdd/cifar10-ipc10", ipc=50).recover == fc.recipe("cvdd/cifar10-ipc50").recover
     assert fc.recipe("cvdd/cifar10-ipc10").recover != fc.recipe("cvdd/cifar10-ipc50").recover
+    assert fc.recipe("cvdd/cifar10", ipc=np.int64(1), seed=np.int32(3)) == fc.recipe("cvdd/cifar10", ipc=1, seed=3)
 
 
 def test_wrong_words_of_the_interface_are_one_line(made):

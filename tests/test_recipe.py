@@ -4,6 +4,7 @@ import dataclasses
 
 import pytest
 
+import fastcondense as fc
 from fastcondense.options import parse_stage
 from fastcondense.recipe import recipe
 from fastcondense.recipe.recipe import RECIPES, Recipe, from_toml, load
@@ -42,8 +43,13 @@ def test_a_student_has_its_own_table(tmp_path):
     )
     train = load(str(file)).train
     assert (train.student, train.lr, train.epochs) == ("zoo/resnet18", 0.1, 8)
-    train = load(str(file), "zoo/resnet50").train
-    assert (train.student, train.lr, train.epochs) == ("zoo/resnet50", 0.2, 9)
+    flags = ["--recipe", str(file), "--train.student", "zoo/resnet50"]
+    for found in (
+        load(str(file), "zoo/resnet50"),
+        parse_stage("run", "", flags).settings,
+        fc.recipe(file, **{"train.student": "zoo/resnet50"}),
+    ):
+        assert (found.train.student, found.train.lr, found.train.epochs) == ("zoo/resnet50", 0.2, 9)
     assert load(str(file), "zoo/resnet20").train == dataclasses.replace(load(str(file)).train, student="zoo/resnet20")
     file.write_text(file.read_text().replace("student = 'zoo/resnet18'", "student = 'zoo/resnet50'"))
     assert load(str(file)).train.lr == 0.2
