@@ -157,6 +157,8 @@ def _main(arguments: list[str]) -> int:
     if command == "--version":
         sys.stdout.write(f"fastcondense {__version__}\n")
         return 0
+    if rest[:1] == [""]:
+        raise ValueError(f"the first argument of {command} is empty; is a variable of your script not set?")
     if command == "recipes":
         sys.stdout.write(_recipes(rest))
         return 0

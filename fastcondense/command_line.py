@@ -59,11 +59,14 @@ def parse(
     return options
 
 
+_PLACES = ("--recipe", "--data", "--out", "--images", "--teachers")
+
+
 def _check_places(arguments: list[str]) -> None:
-    """Raises ValueError for a recipe or folder whose name is empty, as a script's unset variable is."""
+    """Raises ValueError for a recipe, folder or file whose name is empty, as a script's unset variable is."""
     for word, following in itertools.zip_longest(arguments, arguments[1:]):
         flag, is_one_word, value = word.partition("=")
-        if flag in ("--recipe", "--data", "--out") and (value if is_one_word else following) == "":
+        if flag in _PLACES and (value if is_one_word else following) == "":
             raise ValueError(f"{flag} is empty; is a variable of your script not set?")
 
 

@@ -101,10 +101,18 @@ class ClassFolders:
 
 
 def folders_of(root: Path) -> list[Path]:
-    """The folders in a folder, without hidden ones and those of operating systems, sorted by name."""
+    """The folders in a folder, without hidden ones and those of operating systems, sorted by name.
+
+    Raises ValueError for a link to nothing that may have been one of them.
+    """
+    names = []
     with os.scandir(root) as entries:
-        names = sorted(entry.name for entry in entries if not is_hidden(entry.name) and entry.is_dir())
-    return [root / name for name in names]
+        for entry in entries:
+            if not is_hidden(entry.name) and entry.is_dir():
+                names.append(entry.name)
+            elif entry.is_symlink() and not os.path.exists(entry.path) and not is_read(_ending(entry.name)):
+                raise ValueError(f"{entry.path} is a link to what is not there: mend it, or take it away")
+    return [root / name for name in sorted(names)]
 
 
 def has_images(folder: Path) -> bool:
@@ -132,9 +140,12 @@ def index_classes(root: Path) -> ClassFolders:
         raise ValueError(f"{root} holds no class folders; expected {root}/<class>/<image>")
     names: list[str] = []
     counts: list[int] = []
+    around = _around(os.path.realpath(root))
     for folder in folders:
-        before = left_out.others.total()
-        found = list(_images(root, folder.name, os.path.realpath(folder), (), left_out, times))
+        before, real = left_out.others.total(), os.path.realpath(folder)
+        if real in around:
+            raise ValueError(f"class folder {folder} is a link to a folder around it")
+        found = list(_images(root, folder.name, real, around, left_out, times))
         if not found:
             others = left_out.others.total() - before
             has = f", but {others} files of other kinds ({left_out.last})" if others else ""
@@ -143,6 +154,11 @@ def index_classes(root: Path) -> ClassFolders:
         counts.append(len(found))
     labels, classes = np.repeat(np.arange(len(counts)), counts), tuple(folder.name for folder in folders)
     return ClassFolders(root, FileNames(root, names), labels, classes, left_out.said(root), times)
+
+
+def _around(folder: str) -> tuple[str, ...]:
+    """A folder, and all in which it lies."""
+    return (folder, *map(str, Path(folder).parents))
 
 
 def _in_parts(name: str) -> str:

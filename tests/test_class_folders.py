@@ -4,6 +4,7 @@ import numpy as np
 import pytest
 from image_files import png_file
 from PIL import Image
+from small import image_folder
 
 from fastcondense.data.datasets import load
 from fastcondense.loaders.class_folders import find_splits, index_classes
@@ -35,6 +36,22 @@ def test_hidden_and_system_folders_are_no_classes_and_no_images(tmp_path):
     found = index_classes(tmp_path)
     assert found.classes == ("a", "b") and found.labels.tolist() == [0, 0, 0, 1, 1, 1]
     assert found.said == (f"left out in {tmp_path}: 6 folders or files that are hidden or an operating system's",)
+
+
+def test_links_to_nothing_and_to_folders_around_are_not_classes(tmp_path):
+    image_folder(tmp_path, classes=2, train=3, test=1)
+    train = tmp_path / "train"
+    (train / "class0" / "up").symlink_to("..")
+    (train / "class0" / "top").symlink_to("/")
+    found = index_classes(train)
+    assert np.bincount(found.labels).tolist() == [3, 3]
+    (said,) = found.said
+    assert "2 links" in said and str(train / "class0" / "up") in said and "to a folder around it" in said
+    for target, words in (("nowhere", "is a link to what is not there"), ("..", "is a link to a folder around it")):
+        (train / "class2").symlink_to(target)
+        with pytest.raises(ValueError, match=f"class2 {words}"):
+            index_classes(train)
+        (train / "class2").unlink()
 
 
 def test_linked_folders_are_read_and_links_around_are_not(tmp_path):

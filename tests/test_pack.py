@@ -325,6 +325,11 @@ def test_splits_of_other_classes_are_refused(tmp_path):
         (["--data", "absent", "--out", "x.beton"], "no folder absent"),
         (["--data", "images", "--out", "x.beton"], "name one by --split"),
         (["--data", "images", "--out", "x.beton", "--split", "val", "--quality", "0"], "quality must be"),
+        (
+            ["--data", "images", "--out", "images/val/p"],
+            "images/val/p lies in images/val, whose folders are the classes",
+        ),
+        (["--data", "images/val", "--out", "images/val/class0/x.beton"], "lies in images/val, whose folders are the"),
         (["--dat", "images"], "nearest is '--data'"),
     ],
 )
@@ -335,3 +340,4 @@ def test_wrong_words_are_one_line(tmp_path, monkeypatch, capsys, arguments, word
     assert main(["pack", *arguments]) == 1
     said = capsys.readouterr().err.strip()
     assert words in said and "\n" not in said
+    assert len(list((tmp_path / "images").rglob("*"))) == 6

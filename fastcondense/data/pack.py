@@ -56,6 +56,10 @@ def pack_folders(options: PackOptions, log: Log) -> None:
     else:
         by_name = dict(zip(SPLITS, splits, strict=True))
         parts = {out: by_name[options.split]} if options.split else {out / f"{k}.beton": v for k, v in by_name.items()}
+    place = (out.parent if out.suffix == ".beton" else out).resolve()
+    for root in (found.root for found in splits or parts.values()):
+        if root.resolve() in place.parents:
+            raise ValueError(f"{out} lies in {root}, whose folders are the classes: choose another --out")
     for found in parts.values():
         for text in found.said:
             log.say(text)
