@@ -118,7 +118,7 @@ def load(
     out: AnyPath | None = None,
     *,
     device: str = "auto",
-    code: Sequence[str] = (),
+    code: str | Sequence[str] = (),
     is_silent: bool = False,
 ) -> Condensation:
     """A run that is there, or a bundle. Its images and views need no real data; its stages do, and go on in its folder.
@@ -135,7 +135,7 @@ def load(
             data=_path(data) or options.data,
             out=_path(out) or _path(options.out),
             device=device,
-            given=frozenset(code),
+            given=frozenset((code,) if isinstance(code, str) else code),
         ),
         is_silent=is_silent,
     )
@@ -298,8 +298,9 @@ def views(
 
     if labels not in ("probabilities", "logits"):
         raise ValueError(f"labels must be probabilities or logits, got {labels!r}")
-    if epochs is not None and epochs < 1:
-        raise ValueError(f"epochs must be at least 1, got {epochs}")
+    for name, value, least in (("epochs", epochs, 1), ("batch_size", batch_size, 1), ("student", student, 0)):
+        if value is not None and (not isinstance(value, int | np.integer) or value < least):
+            raise ValueError(f"{name} must be a whole number of at least {least}, got {value!r}")
     found = condensed if isinstance(condensed, Condensation) else load(condensed)
     train = found.recipe.train
     return EpochViews(

@@ -165,8 +165,9 @@ def test_a_number_of_images_brings_its_table():
 def test_wrong_words_of_the_interface_are_one_line(made):
     with pytest.raises(ValueError, match="labels must be probabilities or logits, got 'probability'"):
         fc.views(made, labels="probability")
-    with pytest.raises(ValueError, match="epochs must be at least 1, got 0"):
-        fc.views(made, epochs=0)
+    for wrong in ({"epochs": 0}, {"epochs": 1.5}, {"batch_size": 2.5}, {"student": -1}):
+        with pytest.raises(ValueError, match=f"{next(iter(wrong))} must be a whole number of at least"):
+            fc.views(made, **wrong)
     with pytest.raises(ValueError, match="track must be among tensorboard, wandb, got 'nope'"):
         fc.run("sre2l/digits-ipc10", track=["nope"])
     with pytest.raises(ValueError, match="a path is empty"):

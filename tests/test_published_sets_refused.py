@@ -134,7 +134,8 @@ WRONG = {
         npz_is("x.npz", lambda _, x: {"images": x, "labels": np.array(["a"])}),
         "x.npz needs class numbers as",
     ),
-    "no images in npz": (npz_is("x.npz", lambda _, x: {"X": x}), r"x\.npz holds no images and labels as tensors"),
+    "no images in npz": (npz_is("x.npz", lambda _, x: {"X": x}), r"but nothing called images or image or"),
+    "one label": (npz_is("x.npz", lambda _, x: {"x": x, "y": np.int64(3)}), r"x\.npz needs a label for each image"),
     "large npz": (large_npz, r"x\.npz cannot be read: it claims to hold 1,000,[\d,]+ bytes, many more than it has"),
     "whitened": (
         npz_is("kip_cifar10_ssize10_zca_nol.npz", lambda _, x: {"images": x, "labels": EACH}),

@@ -254,6 +254,8 @@ def _read(file: Path) -> _Found:
             raise ValueError(f"{partner} holds no labels")
         found = replace(found, labels=given)
     images, labels = found.images, found.labels
+    if labels is not None and not labels.dim():
+        raise ValueError(f"{file} needs a label for each image, and has one number")
     if images.dim() == 5:  # [classes, ipc, 3, S, S]
         if labels is None:
             labels = torch.arange(images.shape[0]).repeat_interleave(images.shape[1])
@@ -298,6 +300,7 @@ def _found(loaded: Any, file: Path) -> _Found:
         (images, labels), classes, statistics = (pair[0], _numbers(pair[1], file)), None, None
     if not isinstance(images, Tensor):
         what = ", ".join(map(str, loaded)) if isinstance(loaded, Mapping) else type(loaded).__name__
+        what = what or f"nothing called {' or '.join(_IMAGES)}"
         raise ValueError(f"{file} holds no images and labels as tensors, but {what:.80}")
     return _Found(images, labels, classes, statistics)
 
