@@ -72,6 +72,7 @@ def test_options_that_cannot_be(tmp_path, capsys):
     for options, text in {
         ("--gpus", "3"): "--gpus 3: this machine has 0; --gpus 0 --workers N starts CPU workers",
         ("--gpus", "0", "--workers", "0"): "--workers must be at least 1",
+        ("--gpus", "0", "--workers", "100000"): "are for 8 each at most",
         ("--gpus", "-1"): "--gpus and --restarts cannot be negative",
     }.items():
         assert fastcondense("recover", tmp_path / "run", *options) == 1

@@ -20,6 +20,7 @@ from .interrupt import PARENT, held, listening
 from .launched import ATTEMPT, LAUNCHER, NAME, launch_name
 
 _COMMAND = (sys.executable, "-m", "fastcondense.cli")
+_MOST_A_CORE = 8
 _SECONDS_TO_END = 7.0  # for workers that are told to; they themselves need six at most
 _SECONDS_BETWEEN_LOOKS = 0.1
 
@@ -48,6 +49,8 @@ class Launch:
             raise ValueError(f"--gpus {self.gpus}: this machine has {found}; --gpus 0 --workers N starts CPU workers")
         if (self.gpus or 0) < 0 or self.workers < 1 or self.restarts < 0:
             raise ValueError("--gpus and --restarts cannot be negative, and --workers must be at least 1")
+        if self.gpus == 0 and self.workers > _MOST_A_CORE * (cores := os.cpu_count() or 1):
+            raise ValueError(f"--workers {self.workers}: {cores} cores are for {_MOST_A_CORE} each at most")
 
 
 def launch(options: Launch, arguments: list[str], say: Callable[[str], None]) -> int:
