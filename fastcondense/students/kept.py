@@ -101,17 +101,29 @@ def seen_otherwise(run: Run, arm: Arm, folder: Path) -> str:
 
 def _seen(run: Run, arm: Arm) -> dict[str, str]:
     """SHA-256 of all that decides an arm's students and their scores, beside the settings, by its name."""
-    recipe, folder, found = run.recipe, run.out / "condensed", {"test images": run.real.test.digest}
+    recipe, found = run.recipe, {"test images": run.real.test.digest}
     if arm.images != "condensed":
         found["training images"] = run.real.train.digest
-    else:
-        paths = [shard_path(folder, job.index) for job in made_jobs(run) if job.first_slot < recipe.ipc]
-        if all(path.exists() for path in paths):
-            found["condensed images"] = pixels_sha256(paths)
+    elif pixels := _pixels(run):
+        found["condensed images"] = pixels
     no_teacher = recipe.needs_no_teacher or (arm.labels == "hard" and arm.images in ("random", "full"))
     for name in recipe.squeeze.teachers if recipe.train.frozen or not no_teacher else ():
         if (path := teacher_path(run.out, name)).exists():
             found[f"teacher {name}"] = read_teacher(path)["sha256"]
+    return found
+
+
+def _pixels(run: Run) -> str:
+    """SHA-256 of the run's condensed images, which is kept for as long as nothing is written beside them; empty if one
+    is missing."""
+    folder, ipc = run.out / "condensed", run.recipe.ipc
+    if not folder.is_dir():
+        return ""
+    as_of = folder, ipc, folder.stat().st_mtime_ns
+    if run.kept.get("pixels", ("", ()))[1] != as_of:
+        paths = [shard_path(folder, job.index) for job in made_jobs(run) if job.first_slot < ipc]
+        run.kept["pixels"] = pixels_sha256(paths) if all(path.exists() for path in paths) else "", as_of
+    found: str = run.kept["pixels"][0]
     return found
 
 
