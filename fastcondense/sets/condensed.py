@@ -141,9 +141,8 @@ def read_set(folder: Path, made: Sequence[Job], ipc: int, classes: tuple[str, ..
     Raises ValueError if a job is missing or damaged.
     """
     path = folder / "manifest.json"
-    return CondensedSet(
-        find_images(folder, made, len(classes), ipc, identity_of(parse_json(read_file(path), path))), classes
-    )
+    identity = identity_of(parse_json(read_file(path), path)) if path.exists() else ""
+    return CondensedSet(find_images(folder, made, len(classes), ipc, identity), classes)
 
 
 def identity_of(manifest: Mapping[str, Any]) -> str:

@@ -169,9 +169,10 @@ def _shape(path: Path) -> tuple[int, ...]:
         return tuple(images.get_shape())
 
 
-def find_images(folder: Path, made: Sequence[Job], num_classes: int, ipc: int, identity: str) -> StoredImages:
-    """The first `ipc` slots among those of the jobs. identity: of what decides the images; a shard of something else is
-    refused, but one of a bundle or an import tells of nothing. Raises ValueError if a job is missing or damaged."""
+def find_images(folder: Path, made: Sequence[Job], num_classes: int, ipc: int, identity: str = "") -> StoredImages:
+    """The first `ipc` slots among those of the jobs. identity: of what decides the images, if that is known; a shard of
+    something else is refused, one of a bundle or an import does not tell. Raises ValueError if a job is missing or
+    damaged."""
     wanted_jobs = [job for job in made if job.first_slot < ipc]
     for job in wanted_jobs:
         if not (path := shard_path(folder, job.index)).exists():
@@ -187,7 +188,7 @@ def find_images(folder: Path, made: Sequence[Job], num_classes: int, ipc: int, i
         shard, own = read_shard(folder, job), _shape(path)[1:]
         if paths and shape != own:
             raise ValueError(f"{path} is damaged: its images have another size than those of {paths[0].name}")
-        if read_metadata(path).get("recipe", identity) != identity:
+        if identity and read_metadata(path).get("recipe", identity) != identity:
             raise ValueError(f"{path} is of another recipe than its manifest.json; move it away and run recover again")
         shape = own
         wanted = torch.nonzero(shard["slots"] < ipc)[:, 0]
