@@ -159,7 +159,7 @@ def ours(runs: list[Line], published: dict[str, float], notes: list[str]) -> str
 
 
 def newest(runs: Iterable[Line]) -> Line:
-    """Of several runs of a cell, one of the highest fidelity."""
+    """Of several runs of a cell, the last of those of the highest fidelity."""
     return max(runs, key=lambda line: (fidelity(line), line["date"]))
 
 

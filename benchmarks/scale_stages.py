@@ -32,7 +32,7 @@ from fastcondense.loaders.source import Windowed
 from fastcondense.log import Log
 from fastcondense.recipe.recipe import Recipe, load
 from fastcondense.rng import Stream
-from fastcondense.sets.bundle import read_bundle, read_folder, write_bundle
+from fastcondense.sets.bundle import read_bundle, read_folder, read_run, write_bundle
 from fastcondense.sets.condensed import write_shard
 from fastcondense.sets.imported import import_images
 from fastcondense.sets.published_sets import read_published
@@ -190,7 +190,7 @@ def _bundle(about: dict[str, Any]) -> None:
     replay = {"replay": specification(recipe, condensed, {}), "digests": condensed.digests}
     write_json(folder / "condensed" / "manifest.json", manifest | replay)
     bundle = folder.with_suffix(".zip")
-    tell("bundle", lambda: write_bundle(folder, bundle, "embed"))
+    tell("bundle", lambda: write_bundle(read_run(folder), folder, bundle, "embed"))
     contents = tell("open the bundle", lambda: read_bundle(bundle))
     verdict = tell("verify the bundle", lambda: check(contents, None, torch.device("cpu")))
     if verdict.kind != "match":

@@ -15,6 +15,7 @@ import tyro
 
 Kind = TypeVar("Kind")
 _FRAME = "│╭╮╰╯─ "
+_PLACES = ("--recipe", "--data", "--out", "--images", "--teachers")
 
 
 class Help(Exception):
@@ -57,9 +58,6 @@ def parse(
         near = difflib.get_close_matches(given, flags(kind), 1, 0.0)[0]
         raise ValueError(f"unknown option {unknown[0]!r}; the nearest is {near!r}")
     return options
-
-
-_PLACES = ("--recipe", "--data", "--out", "--images", "--teachers")
 
 
 def _check_places(arguments: list[str]) -> None:

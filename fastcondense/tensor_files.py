@@ -108,10 +108,15 @@ def read_metadata(path: Path) -> dict[str, str]:
 def read_digests(path: Path) -> dict[str, str]:
     """The sha256 of its tensors that a file of `write_tensors` has in its metadata; no tensor is read.
 
-    Raises ValueError as `read_metadata`, and for a file of others.
+    Raises ValueError as `read_metadata` and `digests_of`.
     """
     with reading(path), safe_open(str(path), "pt") as file:
-        text = (file.metadata() or {}).get(DIGESTS)
+        return digests_of(file.metadata(), path)
+
+
+def digests_of(metadata: Mapping[str, str] | None, path: Path) -> dict[str, str]:
+    """The same, of metadata that are read already. Raises ValueError for those of another program's file."""
+    text = (metadata or {}).get(DIGESTS)
     if text is None:
         raise ValueError(f"{path} has no digests of its tensors: another version wrote it, or it is damaged")
     return checked(parse_json(text, path), dict[str, str], path)

@@ -72,7 +72,7 @@ def bundle(options: BundleOptions, log: Log) -> None:
     contents = read_run(options.run)
     if reason := disagreement(contents, lambda name: state_sha256(weights_of(contents, name, None)[0])):
         raise ValueError(f"{options.run} cannot be bundled: {reason}; run recover and relabel again")
-    sizes, manifest = write_bundle(options.run, path, options.teachers), contents.manifest
+    sizes, manifest = write_bundle(contents, options.run, path, options.teachers), contents.manifest
     parts = ", ".join(f"{name} {bytes_in_words(size)}" for name, size in sizes.items())
     replay, fingerprint = num_bytes(manifest["replay"]), num_bytes(manifest.get("fingerprint", {}))
     log.say(

@@ -100,9 +100,13 @@ def read_run(folder: Path) -> Contents:
     return contents
 
 
-def write_bundle(folder: Path, path: Path, teachers: Literal["embed", "reference"]) -> dict[str, int]:
-    """Bundles the run in `folder` as the file `path`; returns the bytes of images, labels, teachers and the rest."""
-    contents = read_run(folder)
+def write_bundle(
+    contents: Contents, folder: Path, path: Path, teachers: Literal["embed", "reference"]
+) -> dict[str, int]:
+    """Bundles the run in `folder`, of which `read_run` has given the contents, as the file `path`.
+
+    Returns the bytes of images, labels, teachers and the rest.
+    """
     recipe, condensed = contents.recipe, contents.condensed
     embedded = needed_teachers(recipe) if teachers == "embed" else ()
     files = {name: teacher_path(folder, name) for name in needed_teachers(recipe)}

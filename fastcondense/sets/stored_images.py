@@ -18,7 +18,7 @@ from torch import Tensor
 from ..data.jobs import Job
 from ..files import check_room
 from ..loaders.reading import naming, open_file, reading
-from ..tensor_files import first_byte, read_digests, read_metadata, read_tensors
+from ..tensor_files import digests_of, first_byte, read_digests, read_metadata, read_tensors
 
 _TOGETHER = 1024
 """Images that are taken from a place at once, before they go to where they are wanted."""
@@ -161,8 +161,8 @@ def pixels_sha256(paths: Sequence[Path]) -> str:
 
 def _shape(path: Path) -> tuple[int, ...]:
     """Shape of a shard's images, which are not read. Raises ValueError as `read_shard`."""
-    read_digests(path)
     with reading(path), safe_open(str(path), "pt") as file:
+        digests_of(file.metadata(), path)
         images = file.get_slice("images")
         if images.get_dtype() != "U8":
             raise ValueError(f"{path} is damaged: its images are {images.get_dtype()}, not U8")
