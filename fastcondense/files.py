@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import contextlib
-import errno
 import hashlib
 import json
 import os
@@ -13,7 +12,7 @@ from pathlib import Path
 from typing import Any, BinaryIO
 
 from .leftovers import hold, sweep, temporary_beside
-from .loaders.reading import read_file
+from .loaders.reading import read_file, writing
 from .records import parse_json
 
 
@@ -27,16 +26,14 @@ def new_file(path: Path) -> Iterator[BinaryIO]:
     path.parent.mkdir(parents=True, exist_ok=True)
     temporary = temporary_beside(path)
     try:
-        with temporary.open("wb") as file:
+        with writing(path), temporary.open("wb") as file:
             hold(file.fileno())
             yield file
             file.flush()
             os.fsync(file.fileno())
         temporary.replace(path)
-    except BaseException as error:
+    except BaseException:
         temporary.unlink(missing_ok=True)
-        if isinstance(error, OSError) and error.errno == errno.ENOSPC:
-            raise OSError(error.errno, error.strerror, str(path)) from None
         raise
 
 
@@ -56,7 +53,8 @@ def new_folder(path: Path) -> Iterator[Path]:
     held = os.open(temporary, os.O_RDONLY)
     try:
         hold(held)
-        yield temporary
+        with writing(path):
+            yield temporary
         temporary.replace(path)
     except BaseException:
         shutil.rmtree(temporary, ignore_errors=True)

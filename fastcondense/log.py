@@ -14,7 +14,7 @@ from rich.console import Console
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeElapsedColumn, TimeRemainingColumn
 from rich.text import Text
 
-from .loaders.reading import open_file
+from .loaders.reading import open_file, writing
 from .tracking import Tracker, scalars_of
 from .words import printable, seconds_in_words
 
@@ -72,7 +72,7 @@ class Log:
         """One JSON line: time, kind and the fields."""
         if self.path is not None:
             line = json.dumps({"time": round(time.time(), 3), "event": kind, **fields})
-            with self.path.open("a") as file:
+            with writing(self.path), self.path.open("a") as file:
                 file.write(line + "\n")
         if self.trackers:
             group, numbers, step = scalars_of(kind, fields)

@@ -14,7 +14,7 @@ from safetensors.torch import save as safetensors_bytes
 from torch import Tensor
 
 from . import restricted_pickle
-from .files import write_atomic
+from .files import new_file, write_atomic
 from .loaders.reading import open_file, reading
 from .records import checked, parse_json
 
@@ -126,6 +126,12 @@ def _sha256(tensor: Tensor) -> str:
     digest = hashlib.sha256(f"{tensor.dtype} {tuple(tensor.shape)}\n".encode())
     digest.update(tensor.reshape(-1).view(torch.uint8).numpy().data)
     return digest.hexdigest()
+
+
+def write_checkpoint(path: Path, tree: Any) -> None:
+    """A file of torch.save, atomically."""
+    with new_file(path) as file:
+        torch.save(tree, file)
 
 
 def read_checkpoint(path: Path) -> Any:

@@ -25,7 +25,7 @@ from PIL import Image
 
 from .beton import ALLOCATION, CRC, JPEG, RAW, SAMPLE, Sidecar, data_start, head, place, read_sidecar
 from .folder import ImageFile
-from .reading import read_file
+from .reading import read_file, writing
 
 _FORMAT = 2  # of .beton file, sidecar and journal
 CHUNK = 128  # files a chunk: at most so many are encoded again after a kill, a worker
@@ -126,7 +126,7 @@ def pack(
             return read_sidecar(out)
         raise ValueError(f"{out} exists and holds something else; remove it, or give another name")
     chunks = [files[k : k + CHUNK] for k in range(0, len(files), CHUNK)]
-    with _Partial(out, identity, len(files), _page_size(sizes, packing)) as partial:
+    with writing(out), _Partial(out, identity, len(files), _page_size(sizes, packing)) as partial:
         if on_error == "raise" and partial.skipped:
             raise ValueError(next(iter(partial.skipped.values())))
         todo = range(partial.chunks, len(chunks))

@@ -3,12 +3,14 @@
 from __future__ import annotations
 
 import contextlib
+import errno
 import os
 import stat
 from collections.abc import Iterator
 from pathlib import Path
 from typing import BinaryIO
 
+_OF_A_DISK = (errno.ENOSPC, errno.EDQUOT, errno.EFBIG, errno.EIO)
 _VALUE, _ROOM = 100, 150_000_000
 """Bytes in memory of a value of a JSON tree, about, and of a tree beyond twice its text."""
 _KINDS = {
@@ -46,6 +48,19 @@ def naming(path: object, problem: str = "{path} cannot be read: {error}") -> Ite
             raise
         said = f"{text or type(error).__name__:.300}"
         raise ValueError(problem.replace("{path}", str(path)).replace("{error}", said)) from error
+
+
+@contextlib.contextmanager
+def writing(path: Path) -> Iterator[None]:
+    """A block that writes `path`, or below it: an OSError of a disk that is full or fails names it, whatever part or
+    temporary of it was being written.
+    """
+    try:
+        yield
+    except OSError as error:
+        if error.errno not in _OF_A_DISK:
+            raise
+        raise OSError(error.errno, os.strerror(error.errno), str(path)) from None
 
 
 def check_values(size: int, values: int) -> None:

@@ -1,6 +1,7 @@
 """Exports are read back by the real libraries: torchvision, datasets, safetensors; and by ourselves."""
 
 import json
+import resource
 import shutil
 import sys
 import tomllib
@@ -211,6 +212,23 @@ def test_wrong_words_are_one_line_and_leave_nothing(run, tmp_path, monkeypatch, 
     assert main(["export", str(run), "--out", "x", *more]) == 1
     assert words in said(capsys)
     assert [path.name for path in tmp_path.iterdir()] == ["full"] and (tmp_path / "full" / "mine.txt").is_file()
+
+
+@pytest.mark.parametrize(
+    "command",
+    ["export --format folder", "export --format parquet", "export --format tensors", "export --format ddranking", "bundle"],
+)
+def test_a_file_that_cannot_be_written_whole_is_named(run, tmp_path, capsys, command):
+    """The system ends every file at 300 bytes, as a full disk would; what was begun is removed."""
+    verb, *more = command.split()
+    limits = resource.getrlimit(resource.RLIMIT_FSIZE)
+    resource.setrlimit(resource.RLIMIT_FSIZE, (300, limits[1]))
+    try:
+        assert main([verb, str(run), *more, "--out", str(tmp_path / "x.zip")]) == 1
+    finally:
+        resource.setrlimit(resource.RLIMIT_FSIZE, limits)
+    assert said(capsys).endswith(f"[Errno 27] File too large: '{tmp_path / 'x.zip'}'")
+    assert not list(tmp_path.iterdir())
 
 
 def test_unfinished_runs_are_named(run, tmp_path, capsys):

@@ -29,6 +29,7 @@ from ..sets.published_sets import CLASSES_FILE
 from ..sets.sealed_zip import is_bundle
 from ..sets.tensor_sets import ABOUT, write_image_tensors
 from ..teachers.kept import labelling_teachers, teacher_path
+from ..tensor_files import write_checkpoint
 from ..words import bytes_in_words
 from .hub_card import dataset_card
 
@@ -158,9 +159,9 @@ def _write_ddranking(run: Run, condensed: CondensedSet, folder: Path) -> None:
     for begin in range(0, len(labels), _LABELLED_TOGETHER):
         end = min(begin + _LABELLED_TOGETHER, len(labels))
         logits.append(source.logits(images[begin:end], Span(0, begin, end)).mean(0).cpu())
-    torch.save(images.cpu().contiguous(), folder / "images.pt")
-    torch.save(labels, folder / "labels.pt")
-    torch.save(torch.cat(logits), folder / "soft_labels.pt")
+    write_checkpoint(folder / "images.pt", images.cpu().contiguous())
+    write_checkpoint(folder / "labels.pt", labels)
+    write_checkpoint(folder / "soft_labels.pt", torch.cat(logits))
     about: dict[str, Any] = {"classes": condensed.classes, "ipc": condensed.ipc}
     about |= {"mean": settings.dataset.mean, "std": settings.dataset.std, "soft_labels": "logits"}
     write_json(folder / ABOUT, about)

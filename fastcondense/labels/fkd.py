@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import io
 import itertools
 from collections import OrderedDict
 from collections.abc import Iterator, Sequence
@@ -17,11 +16,12 @@ from scipy.special import bdtrc
 from torch import Tensor
 
 from ..data.real import split_batches
-from ..files import check_room, write_atomic
+from ..files import check_room
 from ..recipe.settings import Optimization
 from ..recover.stage import condensed_set
 from ..run import Run
 from ..teachers.kept import labelling_teachers
+from ..tensor_files import write_checkpoint
 from ..views.boxes import cutmix_boxes
 from .fkd_files import FKDBatch, Mix, SamplerOrder, check_settings, epoch_numbers, num_bytes, numbers_in, read_batch
 from .labels import TeacherLabels, Wanted
@@ -242,7 +242,6 @@ def write_fkd(run: Run, folder: Path, epochs: int) -> int:
         for number, batch in enumerate(views.batches(spans)):
             logits, fields = source.logits(batch.images, batch.span).float().mean(0), views.batch(batch.span)
             box = None if fields.box is None else list(fields.box)
-            file = io.BytesIO()
-            torch.save([fields.coords, fields.flip, fields.partner, fields.share, box, logits.half().cpu()], file)
-            write_atomic(folder / f"epoch_{epoch}" / f"batch_{number}.tar", file.getvalue())
+            written = [fields.coords, fields.flip, fields.partner, fields.share, box, logits.half().cpu()]
+            write_checkpoint(folder / f"epoch_{epoch}" / f"batch_{number}.tar", written)
     return num_bytes(folder, epochs)

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import io
 import math
 import time
 from collections.abc import Callable, Iterable, Sequence
@@ -12,12 +11,11 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from ..files import write_atomic
 from ..loaders.reading import naming
 from ..recipe.settings import Optimization
 from ..records import Duration, checked
 from ..rng import Stream
-from ..tensor_files import read_checkpoint
+from ..tensor_files import read_checkpoint, write_checkpoint
 from ..workers.distributed import rank
 from .muon import AnyOptimizer, MuonAndAdamW
 from .precision import arithmetic
@@ -209,7 +207,5 @@ def _restore(
 def _save(
     path: Path, net: nn.Module, average: nn.Module | None, optimizer: AnyOptimizer, progress: dict[str, Any]
 ) -> None:
-    file = io.BytesIO()
     state = {"net": net.state_dict(), "optimizer": optimizer.state_dict(), **progress}
-    torch.save(state | ({} if average is None else {"average": average.state_dict()}), file)
-    write_atomic(path, file.getvalue())
+    write_checkpoint(path, state | ({} if average is None else {"average": average.state_dict()}))

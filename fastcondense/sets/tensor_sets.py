@@ -21,7 +21,7 @@ from ..files import read_json
 from ..loaders.reading import naming, reading
 from ..recipe.settings import Dataset, PixelStatistics
 from ..records import parse_json
-from ..tensor_files import read_checkpoint, read_tensors, write_tensors
+from ..tensor_files import read_checkpoint, read_tensors, write_checkpoint, write_tensors
 from .condensed import CondensedSet
 from .listing import Listing, Picture, check_size, numbers_as_names
 from .parts import in_order
@@ -331,7 +331,7 @@ def write_image_tensors(condensed: CondensedSet, folder: Path, dataset: Dataset)
     paths = [folder / "condensed.pt", folder / "condensed.safetensors"]
     folder.mkdir(parents=True, exist_ok=True)
     classes, statistics = list(condensed.classes), [list(dataset.mean), list(dataset.std)]
-    torch.save({"images": images, "labels": labels, "classes": classes, _STATISTICS: statistics}, paths[0])
+    write_checkpoint(paths[0], {"images": images, "labels": labels, "classes": classes, _STATISTICS: statistics})
     said = {"classes": "\n".join(classes), _STATISTICS: json.dumps(statistics)}
     write_tensors(paths[1], {"images": images, "labels": labels}, said)
     return paths
