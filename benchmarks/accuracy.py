@@ -15,8 +15,9 @@ from add_run import Line, read_lines, settings
 from pages import markdown
 
 from fastcondense.recipe import recipe
+from fastcondense.recipe.layers import CORRECTED
 from fastcondense.recipe.precision import PARTS
-from fastcondense.recipe.recipe import CORRECTED, Recipe
+from fastcondense.recipe.recipe import Recipe
 
 __all__ = ["costs", "page", "part", "read_lines", "table"]
 

@@ -15,20 +15,20 @@ import typing
 from collections.abc import Iterator
 from typing import Any, Literal
 
-from fastcondense.recipe import recipe
+from fastcondense.recipe import layers, recipe
 
 
 def shipped() -> Iterator[recipe.Recipe]:
     """Yields every recipe, once for each student and number of images a class that it has settings for."""
     for name in recipe.names():
-        for student, ipc in {("", ""), *_variants(f"{name.removesuffix(f'-{recipe.CORRECTED}')}.toml")}:
+        for student, ipc in {("", ""), *_variants(f"{name.removesuffix(f'-{layers.CORRECTED}')}.toml")}:
             yield recipe.load(name + (f"-ipc{ipc}" if ipc else ""), student)
 
 
 @functools.cache
 def _variants(file: str) -> frozenset[tuple[str, str]]:
     """Students and numbers of images a class for which a recipe file, or one that it extends, has a table."""
-    tree = tomllib.loads((recipe.RECIPES / file).read_text())
+    tree = tomllib.loads((layers.RECIPES / file).read_text())
     extended = (_variants(f"shared/{name}.toml") for name in tree.get("extends", []))
     tables = {"": tree, **tree.get("by_student", {})}
     own = {(student, ipc) for student, table in tables.items() for ipc in ("", *table.get("by_ipc", {}))}

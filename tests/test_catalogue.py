@@ -5,7 +5,7 @@ import tomllib
 
 import pytest
 
-from fastcondense.recipe import catalogue, recipe
+from fastcondense.recipe import catalogue, layers, recipe
 from fastcondense.recipe.recipe import from_toml, load
 
 
@@ -23,7 +23,7 @@ def test_values_come_from_where_they_are_written():
         table = line.strip("[]") + "." if line.startswith("[") else table
         origins[table + value.partition(" = ")[0]] = origin.strip()
     assert origins["train.batch_size"] == "shared/rded/students, [by_ipc.1]"
-    students = tomllib.loads((recipe.RECIPES / "shared" / "rded" / "students.toml").read_text())
+    students = tomllib.loads((layers.RECIPES / "shared" / "rded" / "students.toml").read_text())
     assert students["by_ipc"]["1"]["train"] == {"batch_size": load("rded/cifar10-ipc1").train.batch_size}
     assert origins["squeeze.teachers"] == "shared/sre2l/teacher-cifar"
     assert origins["train.temperature"] == "shared/rded/students"

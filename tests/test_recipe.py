@@ -7,7 +7,8 @@ import pytest
 import fastcondense as fc
 from fastcondense.options import parse_stage
 from fastcondense.recipe import recipe
-from fastcondense.recipe.recipe import RECIPES, Recipe, from_toml, load
+from fastcondense.recipe.layers import RECIPES
+from fastcondense.recipe.recipe import Recipe, from_toml, load
 
 
 @pytest.mark.parametrize("name", recipe.names())
@@ -108,6 +109,13 @@ def test_hash_names_what_matters():
         ("[labels]\ncrop_scale = [0.0, 1.0]", "crop_scale"),
         ("[by_ipc.05.recover]\nlr = 0.1", "by_ipc.05 can never be read"),
         ('[by_student."resnet18".train]\nlr = 0.1', "by_student.resnet18 can never be read"),
+        ('[by_student."zoo/resnet18".by_ipc.x.train]\nlr = 0.1', "by_student.zoo/resnet18.by_ipc.x can never be read"),
+        ("[by_ipc]\n5 = 3", "by_ipc.5 must be a table, got 3"),
+        ("[by_ipc.1]\nipc = 5", "by_ipc.1 sets ipc, which says the tables that are read; set it outside of them"),
+        ("[corrected]\nipc = 5", "corrected sets ipc, which says the tables that are read"),
+        ('[by_student."zoo/resnet18"]\nipc = 5', "by_student.zoo/resnet18 sets ipc, which says the tables"),
+        ('[by_student."zoo/resnet18".train]\nstudent = "zoo/resnet20"', "by_student.zoo/resnet18 sets train.student"),
+        ("[ipc]\na = 1", "ipc must be of type int, got {'a': 1}"),
         ("\ufeffipc = 0", "ipc must be at least 1"),
         ("ipc = 2\n[train]\nprefix = 3", "train.prefix is 3, more than the images of a class, ipc 2"),
         ("[labels]\npool = 0.0", "labels.pool must lie in (0, 1]"),

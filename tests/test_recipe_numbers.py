@@ -12,9 +12,10 @@ from pathlib import Path
 from published_numbers import MOSAICS, RATES, RECOVER, SQUEEZE, STATISTICS, TRAIN
 
 from fastcondense.networks import zoo
-from fastcondense.recipe import recipe
+from fastcondense.recipe import layers, recipe
+from fastcondense.recipe.layers import RECIPES
 from fastcondense.recipe.protocol import PROTOCOLS
-from fastcondense.recipe.recipe import RECIPES, Recipe, from_toml, load
+from fastcondense.recipe.recipe import Recipe, from_toml, load
 from fastcondense.vision import timm, torchvision
 
 NETWORKS = {"zoo": zoo.ZOO, "torchvision": torchvision.models.list_models(), "timm": timm.list_models()}
@@ -116,7 +117,7 @@ def test_students_have_the_published_learning_rates():
 
 def test_rates_of_students_are_of_networks_that_exist():
     for name in recipe.names():
-        tree = recipe._tree(recipe.file_of(name).read_text(), name)
+        tree = layers.tree_of(recipe.file_of(name).read_text(), name)
         for student, table in tree.get("by_student", {}).items():
             assert set(table) <= {"train", "by_ipc"} and student != load(name).train.student, name
             library, _, model = student.partition("/")

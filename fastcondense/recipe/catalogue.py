@@ -12,7 +12,8 @@ from typing import Any
 
 import tomli_w
 
-from .recipe import MARK, file_of, layers, load, merged, names, published, split_name
+from .layers import layers, merged
+from .recipe import MARK, file_of, load, names, published, split_name
 from .settings import Dataset, Train
 
 

@@ -1,14 +1,10 @@
 """A recipe is one run: frozen dataclasses, TOML in and out. Papers are recipes (data), never branches of code.
 
-``load("edc/cifar10-corrected-ipc50")`` reads ``recipes/edc/cifar10.toml``, merges its ``[corrected]`` table, then its
-``[by_ipc.50]`` table if it has one, and sets ipc to 50; last comes the ``[by_student."zoo/resnet18"]`` table of the
-student, which may have by_ipc tables of its own. A file may begin with ``extends = ["data/cifar10"]``, the shared files
-(``recipes/shared/data/cifar10.toml``) that it adds to. A path to a TOML file works the same way.
+What a file and its tables come to is put together in layers.py.
 """
 
 from __future__ import annotations
 
-import copy
 import dataclasses
 import difflib
 import functools
@@ -23,16 +19,15 @@ from typing import Annotated, Any
 import tomli_w
 
 from .bounds import HOW, Count, Within, check_bounds, deciding
+from .layers import CORRECTED, IPC, NAME, RECIPES, layers, merged, tree_of
 from .means import check_frozen
 from .recover import Recover
 from .settings import Dataset, Evaluate, Labels, Ranking, Squeeze, Train
 from .shared import Views
-from .toml_text import parse_toml
 from .typed import build
 
-RECIPES = Path(__file__).parents[1] / "recipes"
-CORRECTED, MARK = "corrected", "-corrected"  # a table, and the names that ask for it
-_NAME = re.compile(r"[\w.-]+(/[\w.-]+)*")
+MARK = f"-{CORRECTED}"
+"""The end of the names that ask for that table."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -45,7 +40,7 @@ class Recipe:
     """Name of the method in tables."""
     seed: Annotated[int, Within(0, 2**64, "[)")] = 0
     """What every random choice of the run is drawn from."""
-    ipc: Count = 10
+    ipc: Count = IPC
     """Images per class."""
     dataset: Dataset = field(default_factory=Dataset)
     squeeze: Squeeze = field(default_factory=Squeeze)
@@ -58,7 +53,7 @@ class Recipe:
     def check(self) -> Recipe:
         """Returns self; raises ValueError for values that no run could mean."""
         check_bounds(self)
-        if not _NAME.fullmatch(self.name) or {".", ".."} & set(self.name.split("/")):
+        if not NAME.fullmatch(self.name) or {".", ".."} & set(self.name.split("/")):
             raise ValueError(f"name is part of paths: letters, digits, -_. and / between them, got {self.name!r}")
         parts: dict[str, Views] = {
             "squeeze": self.squeeze,
@@ -211,62 +206,6 @@ def from_toml(
         raise ValueError(f"{source}: {error}") from None
 
 
-Layer = tuple[str, dict[str, Any]]
-"""Where settings come from, and the settings as a tree; later layers replace what earlier ones say."""
-
-
-def layers(
-    text: str | bytes, source: str, ipc: int | None = None, *, corrected: bool = False, student: str = ""
-) -> list[Layer]:
-    """What a recipe is put together from, first to last: shared files and its own, their tables, what was asked for.
-
-    Raises ValueError for what is no table where one must be, and for one of no number of images or no architecture.
-    """
-    files, special = [], []
-    keys = ("by_ipc", "by_student", CORRECTED)
-    for where, tree in _files(text, source):
-        special.append({key: (where, _table(tree.get(key, {}), key, source)) for key in keys})
-        for key, pattern in ("by_ipc", r"[1-9]\d*"), ("by_student", r"(zoo|torchvision|timm)/.+|.+:.+"):
-            if wrong := [of for of in special[-1][key][1] if not re.fullmatch(pattern, of)]:
-                raise ValueError(f"{where}: {key}.{wrong[0]} can never be read")
-        files.append((where, {key: value for key, value in tree.items() if key not in (*keys, "published")}))
-
-    def tables(key: str, *path: str) -> list[Layer]:
-        """The tables of all files under special[key] and the further keys."""
-        found = []
-        for tables_of_file in special:
-            where, table = tables_of_file[key]
-            for name in path:
-                table = _table(table.get(name, {}), f"{key}.{name}", source)
-            found.append((f"{where}, [{'.'.join((key, *path))}]", table))
-        return [layer for layer in found if layer[1]]
-
-    ipc = ipc if ipc is not None else merged(files).get("ipc", Recipe.ipc)
-    files.append(("ipc", {"ipc": ipc}))
-    files += tables(CORRECTED) if corrected else []
-    files += tables("by_ipc", str(ipc))
-    files += [("train.student", {"train": {"student": student}})] if student else []
-    student = str(_table(merged(files).get("train", {}), "train", source).get("student", Train.student))
-    for where, table in tables("by_student", student):
-        files.append((where, {key: value for key, value in table.items() if key != "by_ipc"}))
-    files += tables("by_student", student, "by_ipc", str(ipc))
-    return files
-
-
-def merged(found: list[Layer]) -> dict[str, Any]:
-    """The layers as one tree."""
-    tree: dict[str, Any] = {}
-    for _, layer in found:
-        _merge(tree, copy.deepcopy(layer))
-    return tree
-
-
-def _table(value: Any, key: str, source: str) -> dict[str, Any]:
-    if not isinstance(value, dict):
-        raise ValueError(f"{source}: {key} must be a table, got {value!r:.80}")
-    return value
-
-
 def load(name_or_file: str, student: str = "", ipc: int | None = None) -> Recipe:
     """A recipe by name ("sre2l/digits-ipc10") or TOML file, of `student` and with `ipc` images a class if given. Raises
     ValueError with the nearest known name."""
@@ -310,41 +249,10 @@ def names() -> tuple[str, ...]:
     found: list[str] = []
     for path in RECIPES.glob("*/*.toml"):
         name = path.relative_to(RECIPES).with_suffix("").as_posix()
-        found += [name, *([name + MARK] if CORRECTED in _tree(path.read_text(), name) else [])]
+        found += [name, *([name + MARK] if CORRECTED in tree_of(path.read_text(), name) else [])]
     return tuple(sorted(found))
 
 
 def published(name: str) -> dict[str, Any]:
     """What the authors of the recipe `name` (without suffixes) published: source, and top-1 by student and ipc."""
-    return dict(_tree(file_of(name).read_text(), f"recipe {name}").get("published", {}))
-
-
-def _tree(text: str | bytes, source: str) -> dict[str, Any]:
-    """A TOML text over the shared files that it extends, in their order."""
-    return merged(_files(text, source))
-
-
-def _files(text: str | bytes, source: str) -> list[Layer]:
-    """The shared files that a TOML text extends, each after those that it extends itself, and the text last."""
-    own = parse_toml(text, source)
-    found: list[Layer] = []
-    extends = own.pop("extends", [])
-    for name in extends if isinstance(extends, list) else [extends]:
-        path = RECIPES / "shared" / f"{name}.toml"
-        if not isinstance(name, str) or not _NAME.fullmatch(name) or ".." in name or not path.is_file():
-            raise ValueError(f"{source} extends {name!r}, but there is no {path.name} among the shared recipes")
-        found += _shared(name)
-    return [*found, (source, own)]
-
-
-@functools.cache
-def _shared(name: str) -> list[Layer]:
-    return _files((RECIPES / "shared" / f"{name}.toml").read_text(), f"shared/{name}")
-
-
-def _merge(tree: dict[str, Any], over: dict[str, Any]) -> None:
-    for key, value in over.items():
-        if isinstance(value, dict) and isinstance(tree.get(key), dict):
-            _merge(tree[key], value)
-        else:
-            tree[key] = value
+    return dict(tree_of(file_of(name).read_text(), f"recipe {name}").get("published", {}))

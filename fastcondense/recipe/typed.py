@@ -27,7 +27,7 @@ def build(kind: Any, value: Any, where: str) -> Any:
     """
     if dataclasses.is_dataclass(kind):
         if not isinstance(value, dict):
-            raise ValueError(f"{where} must be a table, got {value!r}")
+            raise ValueError(f"{where} must be a table, got {value!r:.80}")
         hints = hints_of(kind)
         for key in value:
             if key not in hints:
@@ -41,13 +41,13 @@ def build(kind: Any, value: Any, where: str) -> Any:
     origin, args = typing.get_origin(kind), typing.get_args(kind)
     if origin is Literal:
         if value not in args:
-            raise ValueError(f"{where} must be one of {', '.join(map(str, args))}, got {value!r}")
+            raise ValueError(f"{where.rstrip('.')} must be one of {', '.join(map(str, args))}, got {value!r:.80}")
         return value
     if origin in (typing.Union, types.UnionType):  # a name or the user's own code, which `check` tells apart
         kind = str
     if origin is tuple:
         if not isinstance(value, list):
-            raise ValueError(f"{where} must be a list, got {value!r}")
+            raise ValueError(f"{where.rstrip('.')} must be a list, got {value!r:.80}")
         if args[-1] is Ellipsis:
             args = args[:1] * len(value)
         if len(args) != len(value):
@@ -56,5 +56,5 @@ def build(kind: Any, value: Any, where: str) -> Any:
     if kind is float and isinstance(value, int) and not isinstance(value, bool) and abs(value) < 2**63:
         return float(value)
     if not isinstance(value, kind) or (isinstance(value, bool) and kind is not bool):
-        raise ValueError(f"{where} must be of type {kind.__name__}, got {value!r}")
+        raise ValueError(f"{where.rstrip('.')} must be of type {kind.__name__}, got {value!r:.80}")
     return value
