@@ -134,15 +134,15 @@ def write_checkpoint(path: Path, tree: Any) -> None:
         torch.save(tree, file)
 
 
-def read_checkpoint(path: Path) -> Any:
+def read_checkpoint(path: Path, problem: str = "checkpoint {path} cannot be read as weights: {error}") -> Any:
     """A torch checkpoint, read without running any code in it (weights_only); safetensors files too.
 
     Numbers of numpy and argparse.Namespace of plain values, which published ones hold beside weights, are let through.
-    Raises ValueError that names a file which is missing, damaged or asks for code.
+    Raises ValueError that names a file which is missing, damaged or asks for code, as `problem` says it.
     """
     if path.suffix == ".safetensors":
         return read_tensors(path)[0]
-    with reading(path, "checkpoint {path} cannot be read as weights: {error}"):
+    with reading(path, problem):
         return restricted_pickle.load(path)
 
 

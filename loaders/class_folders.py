@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import os
 from collections import Counter
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, field
 from functools import cache
 from pathlib import Path
@@ -141,11 +141,15 @@ def index_classes(root: Path) -> ClassFolders:
     names: list[str] = []
     counts: list[int] = []
     around = _around(os.path.realpath(root))
+    reals: dict[str, Path] = {}
+    for folder in folders:
+        if (real := os.path.realpath(folder)) in around:
+            raise ValueError(f"class folder {folder} is a link to a folder around it")
+        reals.setdefault(real, folder)
     for folder in folders:
         before, real = left_out.others.total(), os.path.realpath(folder)
-        if real in around:
-            raise ValueError(f"class folder {folder} is a link to a folder around it")
-        found = list(_images(root, folder.name, real, around, left_out, times))
+        _check_of_one_class(folder, real, folder, reals)
+        found = list(_images(root, folder.name, real, around, reals, left_out, times))
         if not found:
             others = left_out.others.total() - before
             has = f", but {others} files of other kinds ({left_out.last})" if others else ""
@@ -154,6 +158,14 @@ def index_classes(root: Path) -> ClassFolders:
         counts.append(len(found))
     labels, classes = np.repeat(np.arange(len(counts)), counts), tuple(folder.name for folder in folders)
     return ClassFolders(root, FileNames(root, names), labels, classes, left_out.said(root), times)
+
+
+def _check_of_one_class(place: Path, real: str, of: Path, reals: Mapping[str, Path]) -> None:
+    """Raises ValueError for a folder of the class folder `of` that is another one, or lies in it: its images would be
+    of two classes. real: where it leads to; reals: where the class folders do."""
+    for folder in _around(real):
+        if reals.get(folder, of) != of:
+            raise ValueError(f"{place} is a link to class folder {reals[folder]}: its images would be of two classes")
 
 
 def _around(folder: str) -> tuple[str, ...]:
@@ -173,7 +185,13 @@ def index_folder(root: Path) -> tuple[FileNames, np.ndarray, tuple[str, ...]]:
 
 
 def _images(
-    root: Path, folder: str, real: str, around: tuple[str, ...], left_out: LeftOut, times: dict[str, int]
+    root: Path,
+    folder: str,
+    real: str,
+    around: tuple[str, ...],
+    reals: Mapping[str, Path],
+    left_out: LeftOut,
+    times: dict[str, int],
 ) -> Iterator[str]:
     """Images in root/folder and below, in any order; no file is asked for more than its name says. The folders'
     times go to `times`."""
@@ -195,7 +213,9 @@ def _images(
         if target == real or target in around:
             left_out.cycles.append(str(place))
         else:
-            yield from _images(root, f"{folder}/{name}", target, (*around, real), left_out, times)
+            if is_link:
+                _check_of_one_class(place, target, root / folder.partition("/")[0], reals)
+            yield from _images(root, f"{folder}/{name}", target, (*around, real), reals, left_out, times)
 
 
 def _ending(name: str) -> str:

@@ -57,15 +57,28 @@ def test_links_to_nothing_and_to_folders_around_are_not_classes(tmp_path):
 def test_linked_folders_are_read_and_links_around_are_not(tmp_path):
     classes(tmp_path / "data", "a", "b")
     image(tmp_path / "more" / "x.png")
+    image(tmp_path / "c" / "x.png")
     (tmp_path / "data" / "a" / "more").symlink_to(tmp_path / "more")
     (tmp_path / "data" / "a" / "up").symlink_to(tmp_path / "data" / "a")
     (tmp_path / "more" / "back").symlink_to(tmp_path / "data" / "a")
-    (tmp_path / "data" / "c").symlink_to(tmp_path / "more")
+    (tmp_path / "data" / "c").symlink_to(tmp_path / "c")
     found = index_classes(tmp_path / "data")
     assert found.classes == ("a", "b", "c")
     names = [path.relative_to(tmp_path / "data").as_posix() for path in found.files]
     assert names[:4] == ["a/0.png", "a/1.png", "a/2.png", "a/more/x.png"] and names[-1] == "c/x.png"
     assert len(set(names)) == len(names) and any("to a folder around it" in text for text in found.said)
+
+
+@pytest.mark.parametrize(("link", "target"), [("c", "b"), ("c", "b/in"), ("a/b", "../b"), ("a/in/c", "../../b/in")])
+def test_no_image_is_of_two_classes_by_a_link(tmp_path, link, target):
+    """A link to another class's folder, or into it, from the place of a class or from a folder of one."""
+    classes(tmp_path, "a", "b")
+    image(tmp_path / "a" / "in" / "x.png")
+    image(tmp_path / "b" / "in" / "x.png")
+    assert index_classes(tmp_path).labels.tolist() == [0, 0, 0, 0, 1, 1, 1, 1]
+    (tmp_path / link).symlink_to(target)
+    with pytest.raises(ValueError, match=f"{link} is a link to class folder {tmp_path / 'b'}: its images would"):
+        index_classes(tmp_path)
 
 
 def test_endings_that_pillow_reads_are_images_and_others_are_counted(tmp_path):

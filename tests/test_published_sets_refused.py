@@ -124,7 +124,7 @@ WRONG = {
     ),
     "code": (
         lambda root, images: tensors_are(lambda _: {"images": Bomb(root / "ran"), "labels": EACH})(root, images),
-        r"x\.pt cannot be read as weights: it asks for posix\.system, and only",
+        r"x\.pt cannot be read as tensors: it asks for posix\.system, and only",
     ),
     "code in npz": (
         npz_is("x.npz", lambda root, _: {"images": np.array([Bomb(root / "ran")], dtype=object), "labels": EACH}),

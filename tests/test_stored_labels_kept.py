@@ -157,7 +157,7 @@ def test_a_damaged_array_is_named(condensed_run, labelled, tmp_path):
         with pytest.raises(ValueError, match=rf"logits\.npy {message}"):
             stored(run)
     np.save(path, np.zeros((3, 10), np.float16))
-    with pytest.raises(ValueError, match=r"logits\.npy is damaged: float16 \(3, 10\), not \(80, 10\)"):
+    with pytest.raises(ValueError, match=r"logits\.npy is damaged: float16 \(3, 10\), not float16 \(80, 10\)"):
         stored(run)
     path.unlink()
     with pytest.raises(ValueError, match=r"logits\.npy cannot be read"):

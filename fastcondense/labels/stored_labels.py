@@ -29,7 +29,7 @@ from torch import Tensor
 from .. import trust
 from ..data.real import split_batches
 from ..files import check_room, first_difference, write_json
-from ..loaders.reading import check_folder, reading
+from ..loaders.reading import check_folder, reading, writing
 from ..recipe.evaluation import label_parts
 from ..recipe.recipe import Recipe, sha256_of
 from ..recipe.settings import Train
@@ -234,9 +234,10 @@ def _create(folder: Path, shapes: Shapes) -> dict[str, np.memmap]:
     arrays = {}
     for name, (shape, kind) in shapes.items():
         path = folder / f"{name}.npy"
-        arrays[name] = np.lib.format.open_memmap(path, "w+", kind, shape)
-        with path.open("r+b") as file:
-            os.posix_fallocate(file.fileno(), 0, path.stat().st_size)
+        with writing(path):
+            arrays[name] = np.lib.format.open_memmap(path, "w+", kind, shape)
+            with path.open("r+b") as file:
+                os.posix_fallocate(file.fileno(), 0, path.stat().st_size)
     return arrays
 
 
@@ -248,7 +249,7 @@ def _open(folder: Path, shapes: Shapes, mode: Any) -> dict[str, np.memmap]:
         with reading(path):
             found = np.lib.format.open_memmap(path, "r")  # "r+" would make a file as long as it claims to be
             if found.shape != shape or found.dtype != kind:
-                raise ValueError(f"{path} is damaged: {found.dtype} {found.shape}, not {shape}")
+                raise ValueError(f"{path} is damaged: {found.dtype} {found.shape}, not {np.dtype(kind)} {shape}")
             arrays[name] = found if mode == "r" else np.lib.format.open_memmap(path, mode)
     return arrays
 

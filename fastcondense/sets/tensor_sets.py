@@ -277,7 +277,7 @@ def _load(file: Path) -> Any:
             for name, array in native.items()
         }
     if file.suffix.lower() != ".safetensors":
-        return read_checkpoint(file)
+        return read_checkpoint(file, "{path} cannot be read as tensors: {error}")
     tensors, metadata = read_tensors(file)
     said: dict[str, Any] = {"classes": metadata["classes"].split("\n")} if "classes" in metadata else {}
     if _STATISTICS in metadata:
