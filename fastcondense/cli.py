@@ -157,6 +157,10 @@ def _main(arguments: list[str]) -> int:
     if command == "--version":
         sys.stdout.write(f"fastcondense {__version__}\n")
         return 0
+    try:
+        os.getcwd()
+    except FileNotFoundError:
+        raise ValueError("the current folder has been deleted; change to another one") from None
     if rest[:1] == [""]:
         raise ValueError(f"the first argument of {command} is empty; is a variable of your script not set?")
     if command == "recipes":

@@ -164,6 +164,15 @@ def test_a_run_without_a_recipe_gives_examples_or_the_run_that_is_there(tmp_path
     assert all(load(name).name == name for name in EXAMPLES)
 
 
+def test_a_current_folder_that_is_gone_is_said(tmp_path, capsys, monkeypatch):
+    gone = tmp_path / "gone"
+    gone.mkdir()
+    monkeypatch.chdir(gone)
+    gone.rmdir()
+    assert main(["recover", "--recipe", "sre2l/digits"]) == 1
+    assert said(capsys) == "fastcondense: the current folder has been deleted; change to another one"
+
+
 def test_the_first_line_comes_before_torch_is_loaded(tmp_path):
     code = (
         "import sys; sys.modules['torch'] = None\nfrom fastcondense.cli import main\n"

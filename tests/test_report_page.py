@@ -23,7 +23,7 @@ from fastcondense.recipe.evaluation import sha256_with
 from fastcondense.report.diversity import diversity
 from fastcondense.report.embedding import embed, image_features
 from fastcondense.report.findings import LayerMeans, class_titles, read_findings
-from fastcondense.report.html import tag
+from fastcondense.report.html import document, tag
 from fastcondense.report.images import animation, thumbnail
 from fastcondense.run import Run
 from fastcondense.sets.record import LayerLosses
@@ -35,6 +35,11 @@ FAST = (
     "--evaluate.baselines random_soft"
 ).split()
 IDC = "--squeeze.teachers --recover.objective gradients --labels.source hard --evaluate.baselines random_hard".split()
+
+
+def test_names_cannot_say_anything_to_a_terminal_that_shows_the_page():
+    page = document("r", tag("p", "\x1b]0;x\x07", "\x9b2J", "t\u00e4nch \u2009\n"))
+    assert "<p>\\x1b]0;x\\x07\\x9b2Jt\u00e4nch \u2009\n</p>" in page
 
 
 @pytest.fixture(scope="module")

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
 
@@ -9,6 +10,7 @@ from markupsafe import Markup as Html
 from markupsafe import escape
 
 __all__ = ["Html", "escape"]
+_CONTROLS = re.compile(r"[\x00-\x08\x0b-\x1f\x7f-\x9f]")
 _POLICY = "default-src 'none'; img-src data:; style-src 'unsafe-inline'"
 
 
@@ -84,7 +86,8 @@ def bar(share: float, color: str) -> Html:
 
 
 def document(title: str, *body: object) -> str:
-    """A whole page: it may show what is inside it and ask for nothing."""
+    """A whole page: it may show what is inside it and ask for nothing. Control characters, which names may hold, are
+    spelled out."""
     head = [
         Html('<meta charset="utf-8">'),
         Html('<meta name="viewport" content="width=device-width, initial-scale=1">'),
@@ -93,7 +96,8 @@ def document(title: str, *body: object) -> str:
         tag("title", title),
         tag("style", Html((Path(__file__).parent / "report.css").read_text())),
     ]
-    return f'<!doctype html>\n<html lang="en">{tag("head", *head)}\n{tag("body", *body)}</html>\n'
+    page = f'<!doctype html>\n<html lang="en">{tag("head", *head)}\n{tag("body", *body)}</html>\n'
+    return _CONTROLS.sub(lambda found: repr(found[0])[1:-1], page)
 
 
 def section(name: str, title: str, *content: object) -> Html:
