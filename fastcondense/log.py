@@ -45,6 +45,11 @@ class PlainConsole(Console):
         return super().render_str(printable(text), **{**more, "markup": False, "emoji": False})
 
 
+def plain(text: str) -> Text:
+    """The text as it is: what the console shows of a `str`, for tables that are made elsewhere."""
+    return Text(printable(text))
+
+
 class Log:
     """Writes to the console, once `path` is set to a file of JSON lines, and to the trackers that there are."""
 

@@ -8,7 +8,8 @@ from __future__ import annotations
 import itertools
 import json
 import re
-from collections.abc import Iterable
+import statistics
+from collections.abc import Iterable, Sequence
 from pathlib import Path
 from typing import Annotated, Any, Literal, NotRequired, TypedDict, TypeVar, cast
 
@@ -29,7 +30,7 @@ Name = Annotated[str, Meta(min_length=1, max_length=1000)]
 Percent = Annotated[float, Meta(ge=0, le=100)]
 Workers = Annotated[int, Meta(ge=1, le=1_000_000)]
 Digits = Annotated[str, Meta(pattern="^[0-9]{1,9}$")]
-MOST_SEEDS = 10_000
+MOST_SEEDS, _ROUNDING = 10_000, 1e-6
 Duration = Annotated[float, Meta(ge=0, le=1e12)]
 Color = Annotated[list[float], Meta(min_length=3, max_length=3)]
 
@@ -229,17 +230,6 @@ class ShardMetadata(TypedDict, total=False):
     seconds: Duration
 
 
-class PrunedLayer(TypedDict):
-    name: str
-    is_matched: bool
-
-
-class PrunedLayers(TypedDict):
-    """A file that says which layers of a teacher are matched."""
-
-    layers: list[PrunedLayer]
-
-
 class StoredEpochs(TypedDict):
     """manifest.json of stored labels."""
 
@@ -295,15 +285,26 @@ def read_manifest(path: Path) -> Manifest:
     return check_manifest(parse_json(read_file(path), path), path)
 
 
+def spread(values: Sequence[float]) -> dict[str, Any]:
+    """Mean, sample deviation, which is 0 for a single value, and the values, by seed."""
+    deviation = statistics.stdev(values) if len(values) > 1 else 0.0
+    return {"mean": statistics.fmean(values), "std": deviation, "seeds": list(values)}
+
+
 def check_result(tree: Any, source: object) -> Result:
-    """The result, if each of its scores has as many seeds as it says. Raises ValueError that names source and field."""
+    """The result, if each of its scores is that of as many seeds as it says. Raises ValueError that names source and
+    field."""
     result = checked(tree, Result, source)
     for arm, scores in {"": result, **{f"baselines.{arm}.": of for arm, of in result["baselines"].items()}}.items():
         for key in ("top1_last", "top1_best", "top5_last"):
-            if (count := len(scores[key]["seeds"])) != result["seeds"]:
+            score = scores[key]
+            if (count := len(score["seeds"])) != result["seeds"]:
                 raise ValueError(
                     f"{source} is damaged: field {arm}{key}.seeds: expected {result['seeds']}, got {count}"
                 )
+            made = spread(score["seeds"])
+            if max(abs(score["mean"] - made["mean"]), abs(score["std"] - made["std"])) > _ROUNDING:
+                raise ValueError(f"{source} is damaged: field {arm}{key}: mean and std are not those of its seeds")
     return result
 
 

@@ -19,7 +19,7 @@ from .data.datasets import RealData, Split
 from .data.jobs import kept_batch_size, makes_the_same, with_batch_size
 from .data.real import EvaluationImages, Normalization, square_batches, squares
 from .data.sources import choose, decoder_of, skipped
-from .data.splits import by_class
+from .data.splits import by_class, check_classes
 from .devices import fastest_arithmetic, versions
 from .files import first_difference, write_atomic, write_json
 from .loaders.reading import read_file
@@ -105,7 +105,9 @@ class Run:
         path = self.out / "condensed" / "manifest.json"
         if not self._has_images() or not path.exists():
             return
-        made_by: dict[str, Any] = dict(read_manifest(path)["recipe"])
+        manifest = read_manifest(path)
+        check_classes(manifest["classes"], self.real.classes, path.parent, self.data or self.real.name)
+        made_by: dict[str, Any] = dict(manifest["recipe"])
         now = self._settled(self._begun()).parts("seed", "dataset", "method", "recover")
         if now.keys() <= made_by.keys():  # imported images were made by nobody here
             if difference := first_difference({key: made_by[key] for key in now}, now):

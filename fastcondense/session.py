@@ -59,7 +59,7 @@ def carry_out(stage: str, run: Run, options: Options, command: str = "") -> None
     with contextlib.closing(run.log), lock.locked(run.out, _share(stage, options, run.device)) as is_helper:
         if options.bundle is not None:
             with distributed.first_alone():
-                unpack(options.bundle, run.out)
+                unpack(options.bundle, run.out, run.real.classes, run.data or run.real.name)
         run.open(is_helper=is_helper)
         if options.images:
             with distributed.first_alone():

@@ -51,6 +51,17 @@ def rewritten(file, path, change):
     return path
 
 
+def manifest_is(change):
+    """A change of members by one of the manifest's tree."""
+
+    def changed(members):
+        tree = json.loads(members["manifest.json"])
+        change(tree)
+        members["manifest.json"] = json.dumps(tree).encode()
+
+    return changed
+
+
 def seal(path):
     """Writes the digest that the file must end with."""
     content = path.read_bytes()[:-64]
@@ -117,6 +128,44 @@ def test_students_from_an_unpacked_bundle_are_the_same(run, file, tmp_path, caps
     assert "holds another condensed set" in said(capsys)
 
 
+def test_a_bundle_is_unpacked_for_data_of_its_classes_alone(file, tmp_path):
+    classes = read_bundle(file).condensed.classes
+    for wrong, words in (
+        (("0", "2", "1", *classes[3:]), r"differ in class 1: the first has '1' there, the second has '2' there"),
+        (classes[:7], r"differ in class 7: the first has '7' there, the second ends before"),
+        ((*classes, "ten"), r"differ in class 10: the first ends before, the second has 'ten' there"),
+    ):
+        with pytest.raises(ValueError, match=f"digits.zip and photos {words}; choose another --out, or give the data"):
+            bundle.unpack(file, tmp_path / "x", wrong, "photos")
+    assert not (tmp_path / "x").exists()
+
+
+def test_images_are_not_taken_for_those_of_other_classes(run, tmp_path, capsys):
+    shutil.copytree(run, tmp_path / "r")
+    manifest = tmp_path / "r" / "condensed" / "manifest.json"
+    tree = read_json(manifest)
+    manifest.write_text(json.dumps(tree | {"classes": [tree["classes"][1], tree["classes"][0], *tree["classes"][2:]]}))
+    for command in ("train", "evaluate", "inspect"):
+        assert main([command, str(tmp_path / "r")]) == 1
+        assert "condensed and digits differ in class 0: the first has '1' there, the second has '0'" in said(capsys)
+
+
+def test_a_bundle_with_other_teachers_is_not_taken_for_the_one_that_is_there(file, tmp_path):
+    """As of two runs of one recipe on two machines, whose images are the same real ones."""
+
+    relabelled = manifest_is(
+        lambda tree: tree["replay"].update(teachers=dict.fromkeys(tree["replay"]["teachers"], "0" * 64))
+    )
+    classes, out = read_bundle(file).condensed.classes, tmp_path / "out"
+    bundle.unpack(file, out, classes, "digits")
+    bundle.unpack(file, out, classes, "digits")
+    other = rewritten(file, tmp_path / "other.zip", relabelled)
+    with pytest.raises(
+        ValueError, match=r"out has the images of .*other\.zip, but other teachers; choose another --out"
+    ):
+        bundle.unpack(other, out, classes, "digits")
+
+
 def test_verify_matches_here(run, file, tmp_path, capsys):
     for path in (file, run):
         assert main(["verify", str(path), "--device", "cpu"]) == 0
@@ -143,11 +192,7 @@ def test_verify_says_why_not(file, tmp_path, capsys):
         members[name] = flipped.getvalue()
 
     def manifest(**changes):
-        def change(members):
-            tree = json.loads(members["manifest.json"])
-            members["manifest.json"] = json.dumps(tree | {k: v(tree[k]) for k, v in changes.items()}).encode()
-
-        return change
+        return manifest_is(lambda tree: tree.update({k: v(tree[k]) for k, v in changes.items()}))
 
     def other_weights(members):
         (name,) = (name for name in members if name.startswith("teachers/"))
@@ -218,6 +263,17 @@ def test_recover_makes_a_damaged_job_again(run, tmp_path, capsys):
         (
             lambda members: members.update({"images/00000-0/00000.png": png_file(12000, 12000)}),
             "00000.png is a PNG of 12000 x 12000 RGB, not a PNG of 8 x 8 RGB",
+        ),
+        (manifest_is(lambda tree: tree.update(ipc=10**9)), "field ipc: 1000000000, but its recipe has"),
+        (
+            manifest_is(lambda tree: tree["bundle"]["results"][0]["top1_last"].update(mean=99.9)),
+            "field top1_last: mean and std are not those of its seeds",
+        ),
+        (
+            manifest_is(
+                lambda tree: tree["bundle"]["results"][0]["baselines"]["random_soft"]["top1_best"].update(std=7)
+            ),
+            "field baselines.random_soft.top1_best: mean and std are not those of its seeds",
         ),
         (lambda members: members.update({"manifest.json": b"{}"}), "missing required field `classes`"),
         (lambda members: members.pop("recipe.toml"), "it has no recipe.toml"),

@@ -16,6 +16,7 @@ from fastcondense.command_line import _blocks, flags
 from fastcondense.log import PlainConsole
 from fastcondense.options import COMMON, EXAMPLES, Options, parse_stage
 from fastcondense.recipe.recipe import load
+from fastcondense.report.report import plain_table
 
 
 @pytest.mark.parametrize(
@@ -240,3 +241,12 @@ def test_a_table_that_nobody_reads_is_a_broken_pipe():
     os.close(reading)
     with pytest.raises(BrokenPipeError), open(writing, "w") as file:
         PlainConsole(file=file).print("a table")
+
+
+def test_names_in_texts_and_tables_command_no_terminal():
+    file = io.StringIO()
+    console, name = PlainConsole(file=file, width=80), "\x1b[31mtench\x9b2J [bold]:fish:"
+    console.print(name)
+    console.print(plain_table("scores", ["name"], [[name]], caption=name))
+    text = file.getvalue()
+    assert text.count("\\x1b[31mtench\\x9b2J [bold]:fish:") == 3 and text.replace("\n", "").isprintable()

@@ -50,7 +50,7 @@ def test_numbers_mean_imagenet_where_there_are_a_thousand():
         ([f"new{k:03d}" for k in range(11)], r"has no class 11 \('yak'\)"),
         ([f"{k + 1:05d}" for k in range(12)], r"has no class 0 \('cat'\)"),
         ([str(k) for k in range(13)], "has 13 numbered classes, the data set 12"),
-        ([*map(str, range(11)), "00"], "class 0 of the set has two folders"),
+        ([*map(str, range(11)), "00"], "class 0 of the set is there twice"),
         ([*NAMES, "cat"], "has class 'cat' twice"),
     ],
 )

@@ -19,6 +19,8 @@ from fastcondense.sets.published_sets import read_published
         (("images_0", "images_1"), r"each of images_0\.pt, images_1\.pt may be a set by itself"),
         (("images_0", "images_best"), "nothing says that they are parts of one set"),
         (("images-00000-of-00003", "images-00001-of-00003"), "but no number 2: lacks a part"),
+        (("images-00001-of-00002",), r"has one file, images-00001-of-00002\.pt, but no number 0: lacks a part"),
+        (("images-00000-of-00002",), r"has one file, images-00000-of-00002\.pt, but no number 1: lacks a part"),
     ],
 )
 @pytest.mark.parametrize("has_labels", [True, False])

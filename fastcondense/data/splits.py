@@ -4,7 +4,9 @@ from __future__ import annotations
 
 import contextlib
 import hashlib
+import itertools
 import os
+from collections.abc import Sequence
 from dataclasses import dataclass, field
 from functools import cached_property
 from pathlib import Path
@@ -117,4 +119,16 @@ class RealData:
         if counts[poorest] < needed:
             raise ValueError(
                 f"class {self.classes[poorest]!r} has {counts[poorest]} training images, but {purpose} needs {needed}"
+            )
+
+
+def check_classes(made: Sequence[str], real: Sequence[str], images: object, data: object) -> None:
+    """Raises ValueError, with the first difference, if the classes of condensed images are not those of the real data,
+    in their order: a class's number is its label."""
+    for number, (mine, other) in enumerate(itertools.zip_longest(made, real)):
+        if mine != other:
+            has = (f"has {name!r} there" if name is not None else "ends before" for name in (mine, other))
+            raise ValueError(
+                f"{images} and {data} differ in class {number}: the first {next(has)}, the second {next(has)}; choose "
+                "another --out, or give the data of these classes"
             )

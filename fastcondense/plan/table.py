@@ -3,8 +3,8 @@
 from __future__ import annotations
 
 from rich.console import Group, RenderableType
-from rich.text import Text
 
+from ..log import plain
 from ..report.report import plain_table
 from ..words import bytes_in_words, seconds_in_words
 from ..workers.cost import cost_unit
@@ -45,4 +45,4 @@ def tables(plan: Plan) -> RenderableType:
         [(names.get(what, what), bytes_in_words(size)) for what, size in plan.disk.items() if size],
         [("all", bytes_in_words(sum(plan.disk.values())))],
     )
-    return Group(times, memory, disk, *(Text(f"note: {note}") for note in (*plan.notes, *advice(plan))))
+    return Group(times, memory, disk, *(plain(f"note: {note}") for note in (*plan.notes, *advice(plan))))

@@ -8,8 +8,8 @@ from collections.abc import Iterable, Mapping, Sequence
 from typing import Any, Literal
 
 from rich.table import Table
-from rich.text import Text
 
+from ..log import plain
 from ..words import bytes_in_words, seconds_in_words
 
 ARMS = {
@@ -58,13 +58,13 @@ def plain_table(title: str, head: Sequence[str], *parts: Iterable[Sequence[str]]
     """
     all_rows = [[tuple(row) for row in rows] for rows in parts]
     longest = max((len(row[0]) for rows in all_rows for row in rows), default=0)
-    table = Table(title=Text(title), caption=Text(caption), title_justify="left", caption_justify="left")
+    table = Table(title=plain(title), caption=plain(caption), title_justify="left", caption_justify="left")
     for number, name in enumerate(head):
         side: Literal["right", "left"] = "right" if number and name not in _TEXT else "left"
-        table.add_column(Text(name), overflow="fold", justify=side, min_width=None if number else min(longest, 26))
+        table.add_column(plain(name), overflow="fold", justify=side, min_width=None if number else min(longest, 26))
     for rows in all_rows:
         for row in rows:
-            table.add_row(*map(Text, row))
+            table.add_row(*map(plain, row))
         table.add_section()
     return table
 

@@ -27,6 +27,7 @@ import torch
 from torch import Tensor
 
 from ..data.jobs import jobs
+from ..data.splits import check_classes
 from ..files import slug, write_atomic, write_json
 from ..leftovers import sweep
 from ..loaders.folder import open_image
@@ -180,19 +181,26 @@ def _check_claims(archive: SealedReader, manifest: Manifest, recipe: Recipe) -> 
     size, pixels = path.stat().st_size, claimed * 3 * recipe.dataset.image_size**2
     if pixels > max(_SMALL_SET, _MOST_COMPRESSED * size):
         raise ValueError(f"{path} has {size} bytes and claims to hold images of {pixels}")
+    if manifest.get("ipc", recipe.ipc) != recipe.ipc:
+        raise ValueError(f"{path} is damaged: field ipc: {manifest['ipc']}, but its recipe has {recipe.ipc}")
 
 
-def unpack(path: Path, folder: Path) -> None:
+def unpack(path: Path, folder: Path, classes: tuple[str, ...], data: object) -> None:
     """Makes the folder of a run from a bundle, with which every stage goes on. Again, it changes nothing.
 
-    Raises ValueError if the folder holds another set, or the bundle's images are not those that it names.
+    Raises ValueError if the folder holds another set, the bundle's images are not those that it names, or its classes
+    not those of the real `data`.
     """
     contents = read_verified(path)
+    check_classes(contents.manifest["classes"], classes, path, data)
     condensed, recipe = contents.condensed, contents.recipe
     target = folder / "condensed" / "manifest.json"
     if target.exists():
-        if read_manifest(target).get("digests") != contents.manifest["digests"]:
+        held, given = read_manifest(target), contents.manifest
+        if held.get("digests") != given["digests"]:
             raise ValueError(f"{folder} holds another condensed set than {path}; choose another --out")
+        if held.get("replay", {}).get("teachers") != given["replay"]["teachers"]:
+            raise ValueError(f"{folder} has the images of {path}, but other teachers; choose another --out")
         return
     for name, (state, metadata) in contents.weights.items():
         write_tensors(teacher_path(folder, name), state, metadata)

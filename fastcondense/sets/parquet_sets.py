@@ -96,6 +96,8 @@ def _opened(file: Path, *shared: str) -> Any:
     Raises ValueError for one that claims to be many times what it is.
     """
     found, size = need("pyarrow.parquet").ParquetFile(file, read_dictionary=shared), file.stat().st_size
+    if not found.metadata.num_rows:
+        raise ValueError("it has no rows")
     if (claimed := found.metadata.num_rows) > 1000 + size // _SMALLEST_ROW:
         raise ValueError(f"it claims {claimed:,} rows, more than it has room for")
     if (claimed := _claimed(found.metadata)) > 2 * size + _ROOM:

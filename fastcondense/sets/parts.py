@@ -12,13 +12,14 @@ _NUMBERED = re.compile(r"(?P<stem>.*?)[-_.]?(?P<index>\d+)(?:-of-(?P<count>\d+))
 def in_order(files: Sequence[Path]) -> list[Path]:
     """The files in the order of their numbers, from 0 or 1 on: images_0, images_1 ..., or train-00000-of-00002 ...
 
-    Raises ValueError that lists them if there are several and they are not numbered so, or if one is missing.
+    Raises ValueError that lists them if there are several and they are not numbered so, or if one is missing: a single
+    one is the whole, unless its name says that it is one of several.
     """
-    if len(files) <= 1:
+    found = {file: _NUMBERED.fullmatch(file.stem) for file in files}
+    if len(files) <= 1 and not any(match and int(match["count"] or 1) > 1 for match in found.values()):
         return list(files)
     listed = ", ".join(file.name for file in files[:4]) + f" and {len(files) - 4} more" * (len(files) > 4)
-    where = f"{files[0].parent} has several files"
-    found = {file: _NUMBERED.fullmatch(file.stem) for file in files}
+    where = f"{files[0].parent} has {'several files' if len(files) > 1 else 'one file'}"
     if len({(file.suffix, match and match["stem"], match and match["count"]) for file, match in found.items()}) > 1:
         raise ValueError(f"{where}, {listed}; nothing says that they are parts of one set: name one of them")
     numbered = {int(match["index"]): file for file, match in found.items() if match}

@@ -24,6 +24,7 @@ from ..data.sources import decoding_threads
 from ..files import read_json
 from ..loaders.class_folders import folders_of, has_images, index_classes
 from ..loaders.folder import ImageFile
+from ..loaders.reading import naming
 from ..recipe.settings import Dataset
 from . import parquet_sets, tensor_sets
 from .condensed import CondensedSet
@@ -63,7 +64,8 @@ def read_published(
     listing = list_images(path, len(classes), dataset)
     if listing.is_numbered and (listing.labels.min(), listing.labels.max()) == (1, len(classes)):
         raise ValueError(f"{path} has class numbers from 1 to {len(classes)}; they must count from 0")
-    order, said = class_order(listing.names, classes, listing.is_numbered, listing.stated)
+    with naming(path, "{path}: {error}"):
+        order, said = class_order(listing.names, classes, listing.is_numbered, listing.stated)
     members = [np.flatnonzero(listing.labels == row) for row in order]
     counts = [len(ids) for ids in members]
     poorest, richest = int(np.argmin(counts)), int(np.argmax(counts))
@@ -238,7 +240,7 @@ def _are_names(
 def _by_number(numbers: Sequence[int], numbered: Sequence[str]) -> list[str]:
     """The classes that the numbers are places of. Raises ValueError if some is missing, twice, or beyond them."""
     if len(set(numbers)) < len(numbers):
-        raise ValueError(f"class {Counter(numbers).most_common(1)[0][0]} of the set has two folders")
+        raise ValueError(f"class {Counter(numbers).most_common(1)[0][0]} of the set is there twice")
     if absent := sorted(set(range(len(numbered))) - set(numbers)):
         hint = ": do its numbers count from 1?" if absent == [0] and max(numbers) == len(numbered) else ""
         raise ValueError(f"the set has no class {absent[0]} ({numbered[absent[0]]!r}), but the data set has{hint}")

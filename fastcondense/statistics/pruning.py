@@ -14,6 +14,7 @@ from __future__ import annotations
 import math
 from collections.abc import Collection, Sequence
 from pathlib import Path
+from typing import TypedDict
 
 import numpy as np
 import torch
@@ -24,7 +25,7 @@ from ..data.noise import noise
 from ..devices import stopwatch
 from ..files import tree_sha256, write_json
 from ..networks.precision import arithmetic
-from ..records import PrunedLayers, read_checked
+from ..records import read_checked
 from ..run import Run
 from ..teachers.kept import teacher_path
 from ..teachers.moments import BatchNormKeeper, ConvolutionTap, Keeper, Moments
@@ -40,6 +41,19 @@ sum; a BatchNorm has the map at hand forward, and its backward reads it."""
 
 Map = tuple[Keeper, bool]
 """A map that moments are taken of: a keeper, and whether it is what the keeper writes."""
+
+
+class PrunedLayer(TypedDict):
+    """A layer of a teacher, and whether it is matched."""
+
+    name: str
+    is_matched: bool
+
+
+class PrunedLayers(TypedDict):
+    """The file of a teacher's choice."""
+
+    layers: list[PrunedLayer]
 
 
 def prune(run: Run, teachers: Sequence[Teacher]) -> None:

@@ -2,14 +2,13 @@
 
 from __future__ import annotations
 
-import statistics
-from collections.abc import Sequence
 from typing import Any
 
 from ..devices import versions
 from ..labels.stored_labels import stored_bytes
 from ..recipe.evaluation import PARTS
 from ..recipe.recipe import sha256_of
+from ..records import spread
 from ..recover.stage import made_jobs
 from ..run import Run
 from ..sets.condensed import read_seconds, shard_path
@@ -68,12 +67,6 @@ def evaluate(run: Run) -> dict[str, Any]:
     once(lambda: keep(run.out, "result", recipe, result, decided_by))
     run.log.event("result", **{key: result[key] for key in ("top1_last", "top1_best", "baselines")})
     return result
-
-
-def spread(values: Sequence[float]) -> dict[str, Any]:
-    """Mean, sample deviation, which is 0 for a single value, and the values, by seed."""
-    deviation = statistics.stdev(values) if len(values) > 1 else 0.0
-    return {"mean": statistics.fmean(values), "std": deviation, "seeds": list(values)}
 
 
 def scores(run: Run, arm: Arm) -> dict[str, Any]:

@@ -16,6 +16,7 @@ from ..devices import versions
 from ..networks.fit import Divergence
 from ..recipe.recipe import sha256_of
 from ..recipe.settings import Ranking
+from ..records import spread
 from ..recover.stage import condensed_set
 from ..run import Run
 from ..sets.condensed import CondensedSet
@@ -24,7 +25,6 @@ from ..teachers.kept import labelling_teachers
 from ..teachers.teacher import Teacher
 from ..workers.distributed import once
 from .arms import Arm
-from .evaluate import spread
 from .kept import Student
 from .students import train_arm
 
