@@ -131,7 +131,12 @@ def _sha256(tensor: Tensor) -> str:
 def write_checkpoint(path: Path, tree: Any) -> None:
     """A file of torch.save, atomically."""
     with new_file(path) as file:
-        torch.save(tree, file)
+        try:
+            torch.save(tree, file)
+        except RuntimeError as error:  # it closes its archive, which is too short, before it says why
+            if isinstance(error.__context__, OSError):
+                raise error.__context__ from None
+            raise
 
 
 def read_checkpoint(path: Path, problem: str = "checkpoint {path} cannot be read as weights: {error}") -> Any:

@@ -81,7 +81,8 @@ def imported(module: str) -> set[str]:
     package = module.split(".") if path.name == "__init__.py" and module != "__init__" else module.split(".")[:-1]
     for node in ast.walk(ast.parse(path.read_text())):
         if isinstance(node, ast.Import):
-            found |= {alias.name.removeprefix("fastcondense.") for alias in node.names}
+            names = {alias.name for alias in node.names} - sys.stdlib_module_names  # not ours, which may be called so
+            found |= {name.removeprefix("fastcondense.") for name in names}
         elif isinstance(node, ast.ImportFrom):
             base = package[: len(package) - node.level + 1] if node.level else []
             stem = ".".join(base + (node.module.split(".") if node.module else [])).removeprefix("fastcondense.")
