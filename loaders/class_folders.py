@@ -141,13 +141,12 @@ def index_classes(root: Path) -> ClassFolders:
     names: list[str] = []
     counts: list[int] = []
     around = _around(os.path.realpath(root))
-    reals: dict[str, Path] = {}
-    for folder in folders:
-        if (real := os.path.realpath(folder)) in around:
-            raise ValueError(f"class folder {folder} is a link to a folder around it")
-        reals.setdefault(real, folder)
-    for folder in folders:
-        before, real = left_out.others.total(), os.path.realpath(folder)
+    leads_to = {folder: os.path.realpath(folder) for folder in folders}
+    if wrong := next((folder for folder, real in leads_to.items() if real in around), None):
+        raise ValueError(f"class folder {wrong} is a link to a folder around it")
+    reals = {real: folder for folder, real in reversed(leads_to.items())}  # of several, the first
+    for folder, real in leads_to.items():
+        before = left_out.others.total()
         _check_of_one_class(folder, real, folder, reals)
         found = list(_images(root, folder.name, real, around, reals, left_out, times))
         if not found:

@@ -40,17 +40,17 @@ def layers(
     files, special = [], []
     keys = ("by_ipc", "by_student", CORRECTED)
     for where, tree in _files(text, source):
-        special.append({key: (where, _table(tree.get(key, {}), key, source)) for key in keys})
-        _check_tables({key: table for key, (_, table) in special[-1].items()}, where)
+        special.append((where, {key: _table(tree.get(key, {}), key, source) for key in keys}))
+        _check_tables(special[-1][1], where)
         files.append((where, {key: value for key, value in tree.items() if key not in (*keys, "published")}))
 
     def tables(key: str, *path: str) -> list[Layer]:
         """The tables of all files under special[key] and the further keys."""
         found = []
-        for tables_of_file in special:
-            where, table = tables_of_file[key]
+        for where, of_file in special:
+            table = of_file[key]
             for name in path:
-                table = _table(table.get(name, {}), f"{key}.{name}", source)
+                table = table.get(name, {})
             found.append((f"{where}, [{'.'.join((key, *path))}]", table))
         return [layer for layer in found if layer[1]]
 
