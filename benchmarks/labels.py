@@ -38,7 +38,7 @@ from fastcondense.labels.stored_labels import FORMAT, StoredLabels, first_rows, 
 from fastcondense.labels.view_tables import ViewBatch
 from fastcondense.labels.views import ReplayedViews
 from fastcondense.networks.precision import arithmetic
-from fastcondense.recipe.settings import Train
+from fastcondense.recipe.train import Train
 
 TOP_K, WARMUP_EPOCHS = 5, 1
 QUICK = SHORT | {"repeats": 4, "warmup": 1, "epoch_repeats": 2}

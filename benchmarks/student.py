@@ -20,7 +20,8 @@ from fastcondense.networks import zoo
 from fastcondense.networks.fit import make_optimizer
 from fastcondense.networks.precision import arithmetic
 from fastcondense.networks.train_step import Batch, CapturedStep, TrainStep
-from fastcondense.recipe.settings import Dataset, Labels, Train
+from fastcondense.recipe.settings import Dataset, Labels
+from fastcondense.recipe.train import Train
 from fastcondense.teachers.teacher import Teacher
 
 TEMPERATURE = 20.0

@@ -12,7 +12,8 @@ from fastcondense.data.real import Normalization
 from fastcondense.labels.views import ReplayedViews
 from fastcondense.log import Log
 from fastcondense.recipe.recipe import Recipe
-from fastcondense.recipe.settings import Dataset, Labels, Train
+from fastcondense.recipe.settings import Dataset, Labels
+from fastcondense.recipe.train import Train
 
 COUNT, SIZE, CLASSES, BATCH, EPOCHS = 21, 20, 7, 8, 3
 DATASET = Dataset(name="digits", image_size=SIZE, resize=SIZE)

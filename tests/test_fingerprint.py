@@ -14,7 +14,8 @@ from fastcondense.labels import views
 from fastcondense.labels.fingerprint import compare, fingerprint, sample_views
 from fastcondense.labels.labels import TeacherLabels
 from fastcondense.labels.views import ReplayedViews
-from fastcondense.recipe.settings import Dataset, Labels, Train
+from fastcondense.recipe.settings import Dataset, Labels
+from fastcondense.recipe.train import Train
 from fastcondense.teachers.teacher import Teacher
 
 CLASSES = [str(k) for k in range(5)]

@@ -15,7 +15,7 @@ from fastcondense.labels import views as module_of_views
 from fastcondense.labels.fkd import BatchMixedViews, FKDViews, read_fkd
 from fastcondense.labels.fkd_files import SamplerOrder, is_fkd, num_bytes
 from fastcondense.labels.view_tables import Span
-from fastcondense.recipe.settings import Train
+from fastcondense.recipe.train import Train
 from fastcondense.vision import torchvision
 
 F = torchvision.transforms.functional

@@ -10,7 +10,8 @@ from label_files import BATCH, CLASSES, COUNT, NORMALIZE, SIZE, image_set, run_o
 from fastcondense.labels.fkd import FKDViews, read_fkd
 from fastcondense.labels.fkd_files import check_settings, read_batch
 from fastcondense.labels.views import ReplayedViews
-from fastcondense.recipe.settings import Labels, Train
+from fastcondense.recipe.settings import Labels
+from fastcondense.recipe.train import Train
 
 
 @pytest.mark.parametrize(

@@ -16,7 +16,7 @@ from fastcondense.labels.views import ReplayedViews
 from fastcondense.plan.disk import disk_bytes
 from fastcondense.plan.extent import extent
 from fastcondense.recipe.recipe import load
-from fastcondense.recipe.settings import Train
+from fastcondense.recipe.train import Train
 from fastcondense.recover.stage import condensed_set
 from fastcondense.run import Run
 from fastcondense.students.arms import CONDENSED, Arm

@@ -12,7 +12,8 @@ from fastcondense.data.real import Normalization
 from fastcondense.labels.labels import TeacherLabels, Wanted, ensemble_scales, hard_labels, student_loss
 from fastcondense.labels.views import ReplayedViews
 from fastcondense.networks import zoo
-from fastcondense.recipe.settings import Dataset, Labels, Train
+from fastcondense.recipe.settings import Dataset, Labels
+from fastcondense.recipe.train import Train
 from fastcondense.rng import Stream
 from fastcondense.teachers.teacher import Teacher
 from fastcondense.vision import timm, torchvision

@@ -19,7 +19,8 @@ from fastcondense.labels import resident
 from fastcondense.labels.resident import HostImages, place
 from fastcondense.labels.views import ReplayedViews
 from fastcondense.recipe.recipe import load
-from fastcondense.recipe.settings import Dataset, Labels, Train
+from fastcondense.recipe.settings import Dataset, Labels
+from fastcondense.recipe.train import Train
 from fastcondense.recover import representatives
 from fastcondense.run import Run
 from fastcondense.sets import stored_images

@@ -14,7 +14,7 @@ from fastcondense.networks import zoo
 from fastcondense.networks.fit import fit, hidden_weights, make_optimizer, set_learning_rate
 from fastcondense.recipe.optimization import Optimization
 from fastcondense.recipe.recipe import Recipe
-from fastcondense.recipe.settings import Train
+from fastcondense.recipe.train import Train
 from fastcondense.rng import Stream
 from fastcondense.students.task import why_not_captured
 

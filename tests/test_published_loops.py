@@ -23,7 +23,8 @@ from torch.nn import functional as F
 from fastcondense.data.real import Normalization
 from fastcondense.labels.views import ReplayedViews
 from fastcondense.networks import zoo
-from fastcondense.recipe.settings import Dataset, Labels, Train
+from fastcondense.recipe.settings import Dataset, Labels
+from fastcondense.recipe.train import Train
 from fastcondense.vision import torchvision
 
 DATASET, CPU = Dataset(image_size=24, resize=24), torch.device("cpu")

@@ -20,7 +20,8 @@ from fastcondense.labels.views import ReplayedViews, share
 from fastcondense.networks.fit import fit
 from fastcondense.networks.train_step import Batch
 from fastcondense.recipe.recipe import Recipe
-from fastcondense.recipe.settings import Dataset, Labels, Squeeze, Train
+from fastcondense.recipe.settings import Dataset, Labels, Squeeze
+from fastcondense.recipe.train import Train
 from fastcondense.rng import Stream
 from fastcondense.teachers.teacher import Teacher
 from fastcondense.workers.distributed import average_buffers, join, world_size

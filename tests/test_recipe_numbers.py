@@ -97,6 +97,12 @@ SINGLE = [  # a number that belongs to one method, or to one recipe
     ("lpld/imagenet1k", "recover.classes_per_job", 1),
     ("lpld/tiny-imagenet", "train.warmup_epochs", 5),
     *(("hald/imagenet1k", f"train.{key}", value) for key, value in (("hard_share", 0.5), ("hard_smoothing", 0.8))),
+    *(
+        ("lpqld/imagenet1k", f"train.{key}", value)
+        for key, value in (("temperature", 20.0), ("anneal", (30, 0.7, 2.0)))
+    ),
+    *(("lpqld/imagenet1k", key, value) for key, value in (("labels.pool", 0.1), ("labels.top_k", 100))),
+    ("lpqld/imagenet1k", "train.label_classes", 100),
     *((f"hald/imagenet1k-ipc{ipc}", "labels.pool", 150 / ipc / 300) for ipc in (1, 10, 50)),  # 150 labels a class
 ]
 
@@ -212,7 +218,7 @@ def header(name: str) -> str:
 
 JPEG = {  # whose code writes .jpg; the others' writes .png, or tensors
     **dict.fromkeys(
-        ("sre2l", "cda", "scdd", "rded", "cvdd", "sre2l-plus-plus", "lpld", "delt", "hald"), "every data set"
+        ("sre2l", "cda", "scdd", "rded", "cvdd", "sre2l-plus-plus", "lpld", "lpqld", "delt", "hald"), "every data set"
     ),
     "edc": "cifar10 imagenet10 imagenette imagenet1k",
     "gvbsm": "imagenet10 imagenette imagenet1k",
@@ -279,6 +285,7 @@ def test_published_accuracies():
     assert of("cvdd/cifar100", "zoo/resnet50") == [15.5, 48.7, 64.8]
     assert of("cim/imagenet1k", "torchvision/resnet18") == [7.3, 48.7, 60.4, 62.4]
     assert of("lpld/imagenet1k", "torchvision/resnet18") == [20.2, 33.0, 46.7, 54.0, 59.6]
+    assert of("lpqld/imagenet1k", "torchvision/resnet18") == [29.6, 41.2, 51.3, 56.2, 59.9]
     assert of("scdd/imagenet1k", "torchvision/resnet18") == [32.1, 53.1, 57.9, 63.5]
 
 

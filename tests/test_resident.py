@@ -8,7 +8,8 @@ from fastcondense.data.real import Normalization
 from fastcondense.labels import resident
 from fastcondense.labels.resident import HostImages, place
 from fastcondense.labels.views import ReplayedViews
-from fastcondense.recipe.settings import Dataset, Labels, Train
+from fastcondense.recipe.settings import Dataset, Labels
+from fastcondense.recipe.train import Train
 
 CPU = torch.device("cpu")
 SIZE = 8

@@ -17,7 +17,8 @@ from fastcondense.networks.graph import WARM_UPS, Graphs
 from fastcondense.networks.precision import arithmetic
 from fastcondense.networks.train_step import Batch, CapturedStep, TrainStep
 from fastcondense.recipe.recipe import Recipe
-from fastcondense.recipe.settings import Dataset, Labels, Optimization, Train
+from fastcondense.recipe.settings import Dataset, Labels, Optimization
+from fastcondense.recipe.train import Train
 from fastcondense.rng import Stream
 from fastcondense.students.task import why_not_captured
 from fastcondense.teachers.teacher import Teacher

@@ -28,7 +28,6 @@ KEPT = {
     "Recover.flatness_weight": "EDC's paper has it, its code not: the recipes' headers name the value",
     "Recover.loss": "a loss of one's own",
     "Labels.stored": "labels of others, and stored ones",
-    "Labels.top_k": "stored labels, measured in docs/labels.md",
     "Train.sync_batch_norm": HOW,
     "Train.prefix": COMMAND,
     "Evaluate.sizes": COMMAND,

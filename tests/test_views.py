@@ -8,7 +8,8 @@ from fastcondense.data.real import Normalization, split_batches
 from fastcondense.kernels.crop import crop
 from fastcondense.labels.view_tables import Span
 from fastcondense.labels.views import ReplayedViews
-from fastcondense.recipe.settings import Dataset, Labels, Train
+from fastcondense.recipe.settings import Dataset, Labels
+from fastcondense.recipe.train import Train
 from fastcondense.rng import Stream
 from fastcondense.views.augment import augment, augmentations
 from fastcondense.views.boxes import cutmix_boxes

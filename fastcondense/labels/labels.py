@@ -20,11 +20,13 @@ from .. import vision
 from ..data.real import split_batches
 from ..kernels.soft_label import soft_label_loss
 from ..networks.precision import arithmetic, mixed, network_dtype
-from ..recipe.settings import Labels, Train
+from ..recipe.settings import Labels
+from ..recipe.train import Train
 from ..rng import Stream
 from ..teachers.teacher import Teacher
 from ..user_functions import is_own, load_function
 from ..workers.distributed import all_sum
+from .calibration import fitted_temperature, renormalised, temperature_in
 from .view_tables import Span, ViewBatch
 
 _PRIOR_TEMPERATURE = 10.0  # of CV-DD's weights
@@ -35,7 +37,8 @@ class Wanted:
     """What a student should answer: the teachers' logits [E, B, classes], or None for the classes alone.
 
     labels, partners: int64 [B] and share: float32 [B], the classes of a view and the part of it that is `labels`.
-    smoothing: share of a label without logits that all classes have alike.
+    smoothing: share of a label without logits that all classes have alike. temperature: of the epoch, where it is not
+    train.temperature.
     """
 
     logits: Tensor | None
@@ -43,10 +46,13 @@ class Wanted:
     partners: Tensor
     share: Tensor
     smoothing: float = 0.0
+    temperature: float | None = None
 
     def __getitem__(self, rows: slice) -> Wanted:
         logits = None if self.logits is None else self.logits[:, rows]
-        return Wanted(logits, self.labels[rows], self.partners[rows], self.share[rows], self.smoothing)
+        return replace(
+            self, logits=logits, labels=self.labels[rows], partners=self.partners[rows], share=self.share[rows]
+        )
 
 
 class LabelSource(Protocol):
@@ -200,21 +206,31 @@ def hard_labels(batch: ViewBatch) -> Wanted:
 
 
 def scheduled(source: LabelSource, train: Train) -> LabelSource:
-    """`source`, but for batches of the epochs of train.hard_share: of these, the classes, smoothed."""
+    """`source` as the epochs of training want it: the classes, smoothed, in those of train.hard_share; else soft labels
+    of train.label_classes, at the temperature that train.anneal has come to.
+    """
+
+    is_other = train.loss != "mse_ce" and bool(train.label_classes or train.anneal[0])
 
     def label(batch: ViewBatch) -> Wanted:
-        return replace(hard_labels(batch), smoothing=train.hard_smoothing) if batch.is_hard else source(batch)
+        if batch.is_hard:
+            return replace(hard_labels(batch), smoothing=train.hard_smoothing)
+        wanted = source(batch)
+        if wanted.logits is None or not is_other:
+            return wanted
+        logits = renormalised(wanted.logits, train.label_classes) if train.label_classes else wanted.logits
+        return replace(wanted, logits=logits, temperature=temperature_in(train, batch.epoch))
 
-    return label if train.hard_share else source
+    return label if train.hard_share or is_other else source
 
 
 def answers(wanted: Wanted, num_classes: int, temperature: float | None) -> Tensor:
-    """The labels of B views as float32 [B, classes]: probabilities at the temperature, of hard labels the classes'
-    shares; without one, the mean logits. Raises ValueError for logits of hard labels.
+    """The labels of B views as float32 [B, classes]: probabilities at the temperature, or at the epoch's own, of hard
+    labels the classes' shares; without one, the mean logits. Raises ValueError for logits of hard labels.
     """
     if wanted.logits is not None:
         mean = wanted.logits.float().mean(0)
-        return mean if temperature is None else (mean / temperature).softmax(1)
+        return mean if temperature is None else (mean / (wanted.temperature or temperature)).softmax(1)
     if temperature is None:
         raise ValueError("hard labels have no logits; ask for probabilities")
     own, other = (nn.functional.one_hot(labels, num_classes) for labels in (wanted.labels, wanted.partners))
@@ -225,9 +241,14 @@ def answers(wanted: Wanted, num_classes: int, temperature: float | None) -> Tens
 def student_loss(logits: Tensor, wanted: Wanted, train: Train) -> Tensor:
     """The recipe's loss, as `soft_label_loss` defines it; cross-entropy where there are hard labels only.
 
-    With ce_labels "own" the cross-entropy beside soft labels is that of the base image's class (spec gvbsm_edc 3).
+    With ce_labels "own" the cross-entropy beside soft labels is that of the base image's class (spec gvbsm_edc 3). With
+    student_temperature "fitted" the student's softmax is at its own temperature.
     """
     is_own = wanted.logits is not None and train.ce_labels == "own"
+    temperature = wanted.temperature or train.temperature
+    if wanted.logits is not None and train.student_temperature == "fitted" and train.loss != "mse_ce":
+        label = answers(wanted, logits.shape[1], temperature)
+        logits = logits * (temperature / fitted_temperature(logits, label))
     loss = soft_label_loss(
         logits,
         wanted.logits,
@@ -235,7 +256,7 @@ def student_loss(logits: Tensor, wanted: Wanted, train: Train) -> Tensor:
         wanted.partners,
         torch.ones_like(wanted.share) if is_own else wanted.share,
         kind="ce" if wanted.logits is None else train.loss,
-        temperature=train.temperature,
+        temperature=temperature,
         ce_weight=train.ce_weight,
     )
     if not wanted.smoothing:

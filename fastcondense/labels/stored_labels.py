@@ -32,7 +32,7 @@ from ..files import check_room, first_difference, write_json
 from ..loaders.reading import check_folder, reading, writing
 from ..recipe.evaluation import label_parts
 from ..recipe.recipe import Recipe, sha256_of
-from ..recipe.settings import Train
+from ..recipe.train import Train
 from ..records import StoredEpochs, read_checked
 from ..run import Run
 from ..sets.condensed import CondensedSet

@@ -37,6 +37,7 @@ class ViewBatch:
     span: Span
     whole: Span | None = None
     is_hard: bool = False
+    epoch: int = 0
 
 
 @dataclass(frozen=True)
@@ -85,7 +86,8 @@ class BatchTable:
     """All that a batch of views is made from, on the device: nothing else is needed from the host.
 
     span: which views, those of one rank; whole: those of all ranks. images: uint8 copies of the images `table.ids`, and
-    behind them of the partners if views are mixed; None where the whole set is on the device. is_hard: as ViewBatch's.
+    behind them of the partners if views are mixed; None where the whole set is on the device. is_hard, epoch: as
+    ViewBatch's.
     """
 
     table: ViewTable
@@ -93,6 +95,7 @@ class BatchTable:
     whole: Span
     images: Tensor | None = None
     is_hard: bool = False
+    epoch: int = 0
 
     @property
     def shape(self) -> tuple[int, int, bool]:

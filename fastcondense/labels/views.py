@@ -69,7 +69,7 @@ class ReplayedViews:
         wholes = self.spans(epoch, train)
         mine = [share(whole, rank, world, self.unit(len(whole), train, world)) for whole in wholes]
         is_hard = epoch in train.hard_epochs
-        return (replace(batch, is_hard=is_hard) for batch in self._batch_tables(wholes, mine))
+        return (replace(batch, is_hard=is_hard, epoch=epoch) for batch in self._batch_tables(wholes, mine))
 
     def batches(self, spans: Sequence[Span]) -> Iterator[ViewBatch]:
         """The views of some spans, one after another."""
@@ -201,7 +201,8 @@ class ReplayedViews:
             views = self._crop(images, rows, table.windows, **({} if self.settings.mix == "none" else mixed))
             views = self._augmented(views, table.augmentations)
         labels, partner_labels = self.labels[table.ids], self.labels[table.partners]
-        return ViewBatch(views, labels, partner_labels, table.share, batch.span, batch.whole, batch.is_hard)
+        what = batch.span, batch.whole, batch.is_hard, batch.epoch
+        return ViewBatch(views, labels, partner_labels, table.share, *what)
 
     def _prepared(
         self, epoch: int, ids: Tensor, partners: Tensor, taken: Tensor | None

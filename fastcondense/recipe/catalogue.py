@@ -14,7 +14,8 @@ import tomli_w
 
 from .layers import layers, merged
 from .recipe import MARK, file_of, load, names, published, split_name
-from .settings import Dataset, Train
+from .settings import Dataset
+from .train import Train
 
 
 @dataclass(frozen=True)

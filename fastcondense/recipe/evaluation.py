@@ -20,7 +20,7 @@ def label_parts(recipe: Recipe) -> dict[str, Any]:
     parts, train = recipe.parts("ipc", "labels"), recipe.parts("train")["train"]
     source = recipe.labels.source
     parts["labels"] |= {"source": "soft" if source in ("teachers", "stored") else source, "stored": ""}
-    names = ("epochs", "batch_size", "accumulate", "seeds", "loss", "temperature", "prefix", "hard_share")
+    names = "epochs batch_size accumulate seeds loss temperature anneal label_classes prefix hard_share".split()
     return parts | {"train": {name: train[name] for name in names}}
 
 

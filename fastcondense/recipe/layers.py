@@ -14,8 +14,8 @@ import re
 from pathlib import Path
 from typing import Any
 
-from .settings import Train
 from .toml_text import parse_toml
+from .train import Train
 
 RECIPES = Path(__file__).parents[1] / "recipes"
 CORRECTED = "corrected"

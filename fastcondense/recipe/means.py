@@ -7,7 +7,8 @@ from dataclasses import dataclass
 from typing import Literal
 
 from .bounds import Count, CountOrZero
-from .settings import Labels, Train
+from .settings import Labels
+from .train import Train
 
 
 @dataclass(frozen=True, kw_only=True)

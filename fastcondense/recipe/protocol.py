@@ -6,7 +6,7 @@ import dataclasses
 import difflib
 
 from .recipe import Recipe, from_toml
-from .settings import Train
+from .train import Train
 
 PROTOCOLS = ("rd3",)
 """Names of the protocols; each is a shared recipe file, and one of -large for images of 128 pixels and more."""

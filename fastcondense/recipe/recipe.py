@@ -22,8 +22,9 @@ from .bounds import HOW, Count, Within, check_bounds, deciding
 from .layers import CORRECTED, IPC, NAME, RECIPES, layers, merged, tree_of
 from .means import check_frozen
 from .recover import Recover
-from .settings import Dataset, Evaluate, Labels, Ranking, Squeeze, Train
+from .settings import Dataset, Evaluate, Labels, Ranking, Squeeze
 from .shared import Views
+from .train import Train
 from .typed import build
 
 MARK = f"-{CORRECTED}"
@@ -81,6 +82,7 @@ class Recipe:
             raise ValueError("squeeze.shared is for teachers trained on labels; leave it out for others")
         if (self.labels.stored or self.labels.top_k) and self.labels.source != "stored":
             raise ValueError(f"labels.stored and labels.top_k need labels.source stored, got {self.labels.source}")
+        self.train.check(self.labels.top_k)
         check_frozen(self.train, self.labels, self.evaluate.baselines)
         if self.train.prefix > self.ipc:
             raise ValueError(f"train.prefix is {self.train.prefix}, more than the images of a class, ipc {self.ipc}")

@@ -1,4 +1,4 @@
-"""The settings of a run, part by part (recover: recover.py); their docstrings are the command line's help.
+"""The settings of a run, part by part (recover, train: their own files); their docstrings are the command line's help.
 
 Whatever a paper or its published code fixes is a field here, so that a method is data and never a branch of code.
 """
@@ -13,7 +13,6 @@ from .bounds import (
     AtLeast,
     Count,
     CountOrZero,
-    Decay,
     NonNegativeFloat,
     PositiveFloat,
     Share,
@@ -271,46 +270,6 @@ class Labels(Views):
             raise ValueError(
                 f"labels.batch_norm train needs a batch_norm_size of 2 or more, got {self.batch_norm_size}"
             )
-
-
-@dataclass(frozen=True, kw_only=True)
-class Train(Optimization):
-    """Students on the condensed set."""
-
-    student: str = "torchvision/resnet18"
-    """Network that is trained, named as squeeze.teachers are."""
-    loss: Literal["kl", "kl_t2", "mse_ce"] = "kl"
-    """kl: KL(teacher || student) at `temperature`; kl_t2: times its square; mse_ce: MSE of logits + ce_weight * CE."""
-    temperature: Annotated[PositiveFloat, ReadIf("loss", ("kl", "kl_t2"))] = 20.0
-    """What logits are divided by before their softmax, in kl and kl_t2."""
-    ce_weight: Annotated[NonNegativeFloat, ReadIf("loss", ("mse_ce",))] = 0.1
-    """Weight of the cross-entropy in mse_ce."""
-    ce_labels: Annotated[Literal["mixed", "own"], ReadIf("loss", ("mse_ce",))] = "mixed"
-    """mse_ce's classes of a mixed view: both by their shares, or the base image's alone as published."""
-    hard_share: Decay = 0.0
-    """Share of the epochs, in their middle, in which soft labels give way to the classes, on new views where there is
-    a labels.pool (HALD's soft, hard, soft)."""
-    hard_smoothing: Annotated[Decay, ReadIf("hard_share")] = 0.0
-    """Share of the label that all classes have alike in those epochs; HALD's is 0.8."""
-    seeds: Count = 1
-    """Students, each from another seed."""
-    frozen: bool = False
-    """Whether the student is the teacher of that name, frozen, with a new linear layer that learns the classes from
-    features of views, which are made once: a linear probe."""
-    frozen_views: Annotated[Count, ReadIf("frozen")] = 50
-    """Views of each image that a frozen student learns from; an epoch is all of them. Of all real images, 2."""
-    sync_batch_norm: Annotated[bool, HOW] = False
-    """Whether BatchNorms see a batch of all ranks, as one rank's do, instead of each its share; with several
-    ranks, on GPUs."""
-    prefix: CountOrZero = 0
-    """Images of a class that are trained on, the first by rank, and as many random real ones; 0: all."""
-
-    @property
-    def hard_epochs(self) -> range:
-        """Those of hard_share: as many soft ones stand before as behind, or one less."""
-        hard = int(self.hard_share * self.epochs + 1e-6)  # a share's rounding error must not cost an epoch
-        first = (self.epochs - hard) // 2
-        return range(first, first + hard)
 
 
 @dataclass(frozen=True, kw_only=True)

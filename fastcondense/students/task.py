@@ -39,6 +39,8 @@ def why_not_captured(recipe: Recipe, source: LabelSource) -> str | None:
         return "labels.tile_shuffle and labels.rand_augment change images from the host"
     if source is not hard_labels and not isinstance(source, TeacherLabels):
         return "labels are read on the host, or are your own function's"
+    if recipe.train.anneal[0] or recipe.train.student_temperature == "fitted":
+        return "temperatures change on the host"
     if source is not hard_labels and labels.dropout:
         return "labels.dropout is seeded from the host"
     return None
