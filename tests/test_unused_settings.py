@@ -37,7 +37,6 @@ KEPT = {
     "Ranking.learning_rates": COMMAND,
 }
 KEPT_CHOICES = {
-    "Labels.source stored": "labels of others, and stored ones",
     "Optimization.precision tf32": "GPUs are made for it",
     "Optimization.precision bf16": "what auto becomes on most devices",
     "Recover.precision tf32": "GPUs are made for it",
