@@ -125,12 +125,19 @@ def main(arguments: list[str] | None = None) -> int:
             traceback.print_exc()
         from .workers.launch import refuse
 
-        text = f"{'not enough memory: ' if is_full else ''}{' '.join(str(error).split()) or type(error).__name__}"
+        text = f"{'not enough memory: ' if is_full else ''}{' '.join(_said(error).split()) or type(error).__name__}"
         if isinstance(error, SystemExit):
             text = f"code that is not fastcondense's called sys.exit({error.code!r})"
         if not refuse(text):
             _complain(text)
         return 1
+
+
+def _said(error: BaseException) -> str:
+    """An error's text; of the system's, the file first and what is wrong with it then."""
+    if isinstance(error, OSError) and error.filename is not None and error.filename2 is None:
+        return f"{error.filename}: {error.strerror}"
+    return str(error)
 
 
 def _writable(stream: TextIO | None) -> TextIO:
