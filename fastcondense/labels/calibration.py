@@ -40,8 +40,8 @@ def fitted_temperature(student: Tensor, label: Tensor) -> Tensor:
 
     student: logits [B, K]; label: probabilities [B, K]. A scalar on their device.
     """
-    grid = torch.arange(1, _FITTED + 1, device=student.device, dtype=torch.float64) / _FITTED
     logits = student.float()
-    agreement = (label.double() * logits).sum()
-    spread = torch.stack([(logits / float(t)).logsumexp(1).sum(dtype=torch.float64) for t in grid.cpu()])
-    return grid[(spread - agreement / grid).argmin()].float()
+    agreement = (label * logits).sum(dtype=torch.float64)
+    tried = (k / _FITTED for k in range(1, _FITTED + 1))
+    losses = [(logits / t).logsumexp(1).sum(dtype=torch.float64) - agreement / t for t in tried]
+    return (torch.stack(losses).argmin() + 1) / _FITTED

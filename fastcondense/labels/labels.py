@@ -248,7 +248,7 @@ def student_loss(logits: Tensor, wanted: Wanted, train: Train) -> Tensor:
     temperature = wanted.temperature or train.temperature
     if wanted.logits is not None and train.student_temperature == "fitted" and train.loss != "mse_ce":
         label = answers(wanted, logits.shape[1], temperature)
-        logits = logits * (temperature / fitted_temperature(logits, label))
+        logits = logits.float() * (temperature / fitted_temperature(logits, label))
     loss = soft_label_loss(
         logits,
         wanted.logits,
