@@ -292,9 +292,9 @@ def costs(found: DataFrame) -> Made:
 )
 def precision(found: DataFrame) -> Made:
     """Losses and scores of runs that differ in precision alone, and by how much they are apart."""
-    group, rows = ["device", "what", "iterations", "epochs"], []
+    group, rows = ["device", "what", "ipc", "student", "iterations", "epochs"], []
     used = newest(found, group, ["seed", "variant"])
-    for (device, name, iterations, epochs), lines in groups(used, group):
+    for (device, name, ipc, student, iterations, epochs), lines in groups(used, group):
         both = lines.pivot(index="seed", columns="variant", values=["loss", "top1"]).astype(float).dropna()
         cells = []
         for value in ("loss", "top1"):
@@ -304,7 +304,8 @@ def precision(found: DataFrame) -> Made:
             cells += [figure(one.mean(), digits) for one in (high, low)]
             spread = " to ".join(f"{end:+.{digits}f}" for end in (apart.min(), apart.max()))
             cells.append(spread)
-        about = f"`{name}`, {iterations} iterations, {epochs} epochs"
+        recipe = name.partition("-ipc")[0]
+        about = f"`{recipe}`, {ipc} images a class, {iterations} iterations, {short(student)}, {epochs} epochs"
         rows.append((device, about, str(len(both)), *cells))
     return rows, used
 
