@@ -105,12 +105,12 @@ def test_precisions_are_compared_seed_by_seed():
     """A seed that has run in one of them alone does not count."""
 
     def run(seed, variant, loss, top1):
-        about = {"what": "a/b-ipc1", "iterations": 10, "epochs": 5, "seed": seed, "variant": variant}
-        return result("precision", about | {"loss": loss, "top1": top1})
+        about = {"what": "a/b-ipc1", "ipc": 2, "student": "zoo/c", "iterations": 10, "epochs": 5}
+        return result("precision", about | {"seed": seed, "variant": variant, "loss": loss, "top1": top1})
 
     lines = [run(0, "fp32", 1.0, 50.0), run(0, "bf16", 1.25, 49.0), run(1, "bf16", 2.0, 60.0), run(1, "fp32", 2.5, 58)]
     (row,) = rows_of("precision", [*lines, run(2, "fp32", 9.0, 99.0)])
-    assert row[1:3] == ["`a/b-ipc1`, 10 iterations, 5 epochs", "2"]
+    assert row[1:3] == ["`a/b`, 2 images a class, 10 iterations, c, 5 epochs", "2"]
     assert row[3:6] == ["1.750", "1.625", "-0.500 to +0.250"] and row[6:] == ["54.0", "54.5", "-1.0 to +2.0"]
 
 
