@@ -200,5 +200,5 @@ def of_run(run: Path) -> Options:
         from .sets.bundle import read_recipe  # torch takes seconds
 
         return Options(out=Path("runs") / run.stem, bundle=run, settings=read_recipe(run))
-    settings = recipe.load(str(run / "recipe.toml"))
+    settings = recipe.own_recipe(run / "recipe.toml")
     return Options(data=read_data(run), out=run, settings=settings)

@@ -26,7 +26,8 @@ from .loaders.reading import read_file
 from .log import Log
 from .recipe.evaluation import remembered
 from .recipe.precision import PARTS, precisions, settled
-from .recipe.recipe import SQUEEZE_PARTS, Recipe, from_toml
+from .recipe.recipe import SQUEEZE_PARTS, Recipe, own_recipe
+from .recipe.train import check_fewer
 from .records import Environment, MadeFrom, check_names, read_checked, read_manifest
 from .rng import Stream
 from .tracking import open_trackers
@@ -64,6 +65,11 @@ class Run:
         if self.recipe.train.frozen and student not in self.recipe.squeeze.teachers:
             raise ValueError(f"train.frozen needs a train.student among squeeze.teachers, got {student!r}")
         check_names(self.real.classes, f"the classes of {self.data}")
+        for name, count in (
+            ("labels.top_k", self.recipe.labels.top_k),
+            ("train.label_classes", self.recipe.train.label_classes),
+        ):
+            check_fewer(name, count, len(self.real.classes))
         if self.recipe.recover.batch_size == 0:
             as_begun = self._settled(begun) if (begun := self._begun()) is not None else self.recipe
             self.recipe = with_batch_size(self.recipe, kept_batch_size(self.out, as_begun))
@@ -166,7 +172,7 @@ class Run:
     def _begun(self) -> Recipe | None:
         """The recipe that the run was begun with."""
         path = self.out / "recipe.toml"
-        return from_toml(read_file(path), str(path)) if path.exists() else None
+        return own_recipe(path) if path.exists() else None
 
     def _settled(self, begun: Recipe | None) -> Recipe:
         native, single, _ = fastest_arithmetic(self.device)

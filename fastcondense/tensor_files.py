@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import hashlib
+import io
 import json
+import zipfile
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
@@ -128,11 +130,19 @@ def _sha256(tensor: Tensor) -> str:
     return digest.hexdigest()
 
 
-def write_checkpoint(path: Path, tree: Any) -> None:
-    """A file of torch.save, atomically."""
+def write_checkpoint(path: Path, tree: Any, extra: Mapping[str, bytes] | None = None) -> None:
+    """A file of torch.save, atomically. extra: members of its zip archive that torch.load does not look at."""
     with new_file(path) as file:
         try:
-            torch.save(tree, file)
+            if extra:
+                made = io.BytesIO()
+                torch.save(tree, made)
+                with zipfile.ZipFile(made, "a") as archive:
+                    for name, data in extra.items():
+                        archive.writestr(name, data)
+                file.write(made.getbuffer())
+            else:
+                torch.save(tree, file)
         except RuntimeError as error:  # it closes its archive, which is too short, before it says why
             if isinstance(error.__context__, OSError):
                 raise error.__context__ from None

@@ -15,8 +15,7 @@ from pathlib import Path
 import torch
 from torch import Tensor
 
-from ..loaders.reading import read_file
-from ..recipe.recipe import Recipe, from_toml
+from ..recipe.recipe import Recipe, own_recipe
 from ..records import read_manifest
 
 _MOST = 2_000_000
@@ -113,7 +112,7 @@ def kept_batch_size(out: Path, recipe: Recipe) -> int:
             return size
     if not kept.exists():
         return 0
-    before = from_toml(read_file(kept), str(kept))
+    before = own_recipe(kept)
     return before.recover.batch_size if makes_the_same(before, recipe) else 0
 
 

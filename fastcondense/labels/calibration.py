@@ -8,7 +8,7 @@ from __future__ import annotations
 import torch
 from torch import Tensor
 
-from ..recipe.train import Train
+from ..recipe.train import Train, check_fewer
 
 _ABSENT = -1e30
 """A logit whose share of a softmax is 0, and which leaves no NaN behind where that is multiplied by its logarithm."""
@@ -27,8 +27,7 @@ def renormalised(logits: Tensor, num_classes: int) -> Tensor:
 
     Raises ValueError if there are no other classes.
     """
-    if num_classes >= logits.shape[2]:
-        raise ValueError(f"train.label_classes must be less than the {logits.shape[2]} classes, got {num_classes}")
+    check_fewer("train.label_classes", num_classes, logits.shape[2])
     mean = logits.float().mean(0, keepdim=True)
     largest, classes = mean.topk(num_classes, 2)
     return torch.full_like(mean, _ABSENT).scatter_(2, classes, largest)

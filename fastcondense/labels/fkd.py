@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import itertools
+import json
 from collections import OrderedDict
 from collections.abc import Iterator, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
@@ -23,7 +24,19 @@ from ..run import Run
 from ..teachers.kept import labelling_teachers
 from ..tensor_files import write_checkpoint
 from ..views.boxes import cutmix_boxes
-from .fkd_files import FKDBatch, Mix, SamplerOrder, check_settings, epoch_numbers, num_bytes, numbers_in, read_batch
+from .fkd_files import (
+    ABOUT,
+    About,
+    FKDBatch,
+    Mix,
+    SamplerOrder,
+    check_settings,
+    epoch_numbers,
+    num_bytes,
+    numbers_in,
+    read_about,
+    read_batch,
+)
 from .labels import TeacherLabels, Wanted
 from .resident import place
 from .view_tables import Span, ViewBatch, ViewTable
@@ -140,15 +153,26 @@ def _together(tables: Sequence[ViewTable]) -> ViewTable:
     return ViewTable(**columns)
 
 
-def read_fkd(run: Run, folder: Path, views: ReplayedViews) -> FKDViews:
+def read_fkd(run: Run, folder: Path, views: ReplayedViews, images_sha256: str = "") -> FKDViews:
     """The views and labels of FKD files, for the images of `views`, and for the run's settings.
 
     Where files do not say which images they are about, the order is that of torch's sampler, new or old: the one by
     which the labels name the images' classes more often. Raises ValueError if they name them no better than chance
-    (p > 0.001), if there are too few epochs, and if the settings ask for other batches or views.
+    (p > 0.001), if there are too few epochs, if the settings ask for other batches or views, and for files that say
+    that they are of other images, or of classes in another order.
     """
     recipe, num_classes = run.recipe, len(run.real.classes)
     check_settings(recipe.labels)
+    if (about := read_about(folder)) is not None:
+        pairs = itertools.zip_longest(about["classes"], run.real.classes)
+        for number, (theirs, ours) in enumerate(pairs):
+            if theirs != ours:
+                raise ValueError(
+                    f"the FKD files in {folder} have the classes in another order than the run, or others: class "
+                    f"{number} is {theirs!r} there, and {ours!r} here"
+                )
+        if images_sha256 not in ("", about["images_sha256"]):
+            raise ValueError(f"the FKD files in {folder} are labels of other images than the run's")
     found = FKDViews(folder, views, num_classes)
     epochs = min(max(2, -(-1000 // len(found.images))), found.num_epochs)
     hits, total, sampler = found.num_hits(epochs), epochs * len(found.images), "index in the files"
@@ -233,15 +257,18 @@ def write_fkd(run: Run, folder: Path, epochs: int) -> int:
     views = BatchMixedViews(place(pixels, run.device), classes.to(run.device), labels, run.normalize, recipe.seed)
     source, size = TeacherLabels(teachers, labels, recipe.seed), recipe.train.batch_size
     bounds = [*range(0, len(pixels), size), len(pixels)]
-    about = epochs * (len(pixels) * (2 * len(condensed.classes) + 25) + 2200 * (len(bounds) - 1))
-    run.log.say(f"FKD files: about {about:,} bytes")
+    size_of_all = epochs * (len(pixels) * (2 * len(condensed.classes) + 25) + 2200 * (len(bounds) - 1))
+    run.log.say(f"FKD files: about {size_of_all:,} bytes")
     folder.mkdir(parents=True, exist_ok=True)
-    check_room(folder, about)
+    check_room(folder, size_of_all)
+    about: About = {"classes": list(condensed.classes), "images_sha256": condensed.sha256}
     for epoch in run.log.track(range(epochs), "FKD files"):
         spans = [Span(epoch, begin, end) for begin, end in itertools.pairwise(bounds)]
         for number, batch in enumerate(views.batches(spans)):
             logits, fields = source.logits(batch.images, batch.span).float().mean(0), views.batch(batch.span)
             box = None if fields.box is None else list(fields.box)
             written = [fields.coords, fields.flip, fields.partner, fields.share, box, logits.half().cpu()]
-            write_checkpoint(folder / f"epoch_{epoch}" / f"batch_{number}.tar", written)
+            is_first = not epoch and not number
+            extra = {ABOUT: json.dumps(about).encode()} if is_first else {}
+            write_checkpoint(folder / f"epoch_{epoch}" / f"batch_{number}.tar", written, extra)
     return num_bytes(folder, epochs)

@@ -13,27 +13,40 @@
 
 An image's index is its place in torchvision's ImageFolder: by class, and in a class by the name of its file. So images
 stand in a condensed set, too. Sources: spec sre2l 1.5 and 1.6, gvbsm_edc 2, fadrm 1.3. Images are square here: EDC's
-coords, whose divisors are exchanged, need no care.
+coords, whose divisors are exchanged, need no care. The first file of ours says of what set it is, where torch.load does
+not look.
 """
 
 from __future__ import annotations
 
+import hashlib
 import re
+import zipfile
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Literal
+from typing import Literal, TypedDict
 
 import torch
 from torch import Tensor
 
 from .. import restricted_pickle
-from ..loaders.reading import naming, reading
+from ..loaders.reading import naming, read_file, reading
 from ..recipe.settings import Labels
+from ..records import Sha256, checked, parse_json
 from .view_tables import ViewTable
 
 Mix = Literal["none", "cutmix", "mixup"]
+ABOUT = "archive/fastcondense.json"
+"""Member of the first file's archive that says what the labels are of; files of published code have none."""
 _MOST_VIEWS = 1 << 20  # in a file
 _CHANGES = ("padding", "roll", "tile_shuffle", "tile_pick", "augment", "rand_augment", "pool")
+
+
+class About(TypedDict):
+    """What labels are of: the names of the classes, in their order, and the hash of the images."""
+
+    classes: list[str]
+    images_sha256: Sha256
 
 
 class SamplerOrder:
@@ -128,6 +141,34 @@ def is_fkd(folder: Path) -> bool:
 def num_bytes(folder: Path, epochs: int) -> int:
     """Size of the files of the first epochs."""
     return sum(path.stat().st_size for epoch in range(epochs) for path in (folder / f"epoch_{epoch}").glob("*"))
+
+
+def read_about(folder: Path) -> About | None:
+    """What the first file says of its set, which those that we write do. Raises ValueError for a damaged file."""
+    path = folder / "epoch_0" / "batch_0.tar"
+    with reading(path, "label file {path} cannot be read: {error}"):
+        if not zipfile.is_zipfile(path):
+            return None
+        with zipfile.ZipFile(path) as archive:
+            if ABOUT not in archive.namelist():
+                return None
+            if archive.getinfo(ABOUT).file_size > path.stat().st_size:
+                raise ValueError(f"{ABOUT} claims more bytes than it has")
+            data = archive.read(ABOUT)
+    source = f"{ABOUT} in {path}"
+    return checked(parse_json(data, source), About, source)
+
+
+def sampled_sha256(folder: Path) -> str:
+    """SHA-256 of names and sizes of all files, and of the bytes of one file an epoch: made anew, all would differ."""
+    digest = hashlib.sha256()
+    for epoch in epoch_numbers(folder):
+        paths = sorted((folder / f"epoch_{epoch}").glob("batch_*.tar"))
+        for path in paths:
+            digest.update(f"{epoch} {path.name} {path.stat().st_size}\n".encode())
+        for path in paths[:1]:
+            digest.update(read_file(path))
+    return digest.hexdigest()
 
 
 def epoch_numbers(folder: Path) -> list[int]:

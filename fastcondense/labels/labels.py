@@ -38,7 +38,7 @@ class Wanted:
 
     labels, partners: int64 [B] and share: float32 [B], the classes of a view and the part of it that is `labels`.
     smoothing: share of a label without logits that all classes have alike. temperature: of the epoch, where it is not
-    train.temperature.
+    train.temperature. label_classes: those of the largest logits that a label is the softmax of; 0: all.
     """
 
     logits: Tensor | None
@@ -47,6 +47,7 @@ class Wanted:
     share: Tensor
     smoothing: float = 0.0
     temperature: float | None = None
+    label_classes: int = 0
 
     def __getitem__(self, rows: slice) -> Wanted:
         logits = None if self.logits is None else self.logits[:, rows]
@@ -218,8 +219,7 @@ def scheduled(source: LabelSource, train: Train) -> LabelSource:
         wanted = source(batch)
         if wanted.logits is None or not is_other:
             return wanted
-        logits = renormalised(wanted.logits, train.label_classes) if train.label_classes else wanted.logits
-        return replace(wanted, logits=logits, temperature=temperature_in(train, batch.epoch))
+        return replace(wanted, temperature=temperature_in(train, batch.epoch), label_classes=train.label_classes)
 
     return label if train.hard_share or is_other else source
 
@@ -229,13 +229,20 @@ def answers(wanted: Wanted, num_classes: int, temperature: float | None) -> Tens
     labels the classes' shares; without one, the mean logits. Raises ValueError for logits of hard labels.
     """
     if wanted.logits is not None:
-        mean = wanted.logits.float().mean(0)
-        return mean if temperature is None else (mean / (wanted.temperature or temperature)).softmax(1)
+        if temperature is None:
+            return wanted.logits.float().mean(0)
+        return (_counted(wanted).float().mean(0) / (wanted.temperature or temperature)).softmax(1)
     if temperature is None:
         raise ValueError("hard labels have no logits; ask for probabilities")
     own, other = (nn.functional.one_hot(labels, num_classes) for labels in (wanted.labels, wanted.partners))
     share = wanted.share[:, None]
     return (1 - wanted.smoothing) * (share * own + (1 - share) * other) + wanted.smoothing / num_classes
+
+
+def _counted(wanted: Wanted) -> Tensor:
+    """The logits that a soft label is the softmax of."""
+    assert wanted.logits is not None
+    return renormalised(wanted.logits, wanted.label_classes) if wanted.label_classes else wanted.logits
 
 
 def student_loss(logits: Tensor, wanted: Wanted, train: Train) -> Tensor:
@@ -251,7 +258,7 @@ def student_loss(logits: Tensor, wanted: Wanted, train: Train) -> Tensor:
         logits = logits.float() * (temperature / fitted_temperature(logits, label))
     loss = soft_label_loss(
         logits,
-        wanted.logits,
+        None if wanted.logits is None else _counted(wanted),
         wanted.labels,
         wanted.partners,
         torch.ones_like(wanted.share) if is_own else wanted.share,

@@ -32,7 +32,7 @@ from ..files import check_room, first_difference, write_json
 from ..loaders.reading import check_folder, reading, writing
 from ..recipe.evaluation import label_parts
 from ..recipe.recipe import Recipe, sha256_of
-from ..recipe.train import Train
+from ..recipe.train import Train, check_fewer
 from ..records import StoredEpochs, read_checked
 from ..run import Run
 from ..sets.condensed import CondensedSet
@@ -82,11 +82,7 @@ def store_labels(run: Run, condensed: CondensedSet, teachers: Sequence[Teacher])
         run.log.say(f"relabel: the labels are the FKD files in {folder}")
         return
     check_folder(folder)
-    if recipe.labels.top_k >= len(condensed.classes):
-        raise ValueError(
-            f"labels.top_k must be less than the {len(condensed.classes)} classes, got {recipe.labels.top_k}; "
-            "0 keeps all of them"
-        )
+    check_fewer("labels.top_k", recipe.labels.top_k, len(condensed.classes))
     pixels, labels = condensed.unread()
     placed, labels = place(pixels, run.device), labels.to(run.device)
     views, rows, shapes = {}, {}, {}
@@ -310,7 +306,7 @@ def read_labels(
     """Views and labels of the student of a seed: the replayed views with our labels, or those of FKD files."""
     folder = stored_folder(run)
     if is_fkd(folder):
-        found = read_fkd(run, folder, views)
+        found = read_fkd(run, folder, views, condensed.sha256)
         return found, found.wanted
     check_folder(folder)
     replay = replay_specification(run.recipe, condensed.classes, condensed.sha256, teachers, seed)

@@ -18,6 +18,7 @@ from typing import Annotated, Any
 
 import tomli_w
 
+from ..loaders.reading import read_file
 from .bounds import HOW, Count, Within, check_bounds, deciding
 from .layers import CORRECTED, IPC, NAME, RECIPES, layers, merged, tree_of
 from .means import check_frozen
@@ -206,6 +207,22 @@ def from_toml(
         return recipe.check()
     except ValueError as error:
         raise ValueError(f"{source}: {error}") from None
+
+
+def whole_recipe(text: bytes, source: str) -> Recipe:
+    """The recipe of a run or a bundle, which is written in full. Raises ValueError as `from_toml`, and if parts of it
+    are missing: what was left of it would mean the defaults."""
+    recipe = from_toml(text, source)
+    held = tree_of(text, source)
+    for name, part in vars(recipe).items():
+        if dataclasses.is_dataclass(part) and name not in held:
+            raise ValueError(f"{source} is damaged: it lacks [{name}]")
+    return recipe
+
+
+def own_recipe(path: Path) -> Recipe:
+    """The recipe in the folder of a run."""
+    return whole_recipe(read_file(path), str(path))
 
 
 def load(name_or_file: str, student: str = "", ipc: int | None = None) -> Recipe:

@@ -72,3 +72,9 @@ class Train(Optimization):
                 "train.anneal needs train.label_classes where there is a labels.top_k: what other classes share is "
                 "stored for one temperature"
             )
+
+
+def check_fewer(name: str, count: int, num_classes: int) -> None:
+    """Raises ValueError for a setting of all classes or more."""
+    if count >= num_classes:
+        raise ValueError(f"{name} must be less than the {num_classes} classes, got {count}; 0 takes all of them")

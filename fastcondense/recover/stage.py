@@ -223,6 +223,8 @@ def condensed_set(run: Run) -> CondensedSet:
     """
     recipe, everything, classes = run.recipe, made_jobs(run), run.real.classes
     folder = run.out / "condensed"
+    if not (folder / "manifest.json").is_file():
+        raise ValueError(f"{run.out} has no condensed images; run recover first")
     if read_origin(folder) is not None:
         imported = read_imported(folder, recipe, classes)
         check_order(

@@ -32,7 +32,7 @@ from ..files import slug, write_atomic, write_json
 from ..leftovers import sweep
 from ..loaders.folder import open_image
 from ..loaders.reading import check_folder, naming, read_file
-from ..recipe.recipe import Recipe, from_toml
+from ..recipe.recipe import Recipe, own_recipe, whole_recipe
 from ..records import (
     Manifest,
     Network,
@@ -83,7 +83,7 @@ def read_folder(folder: Path) -> Contents:
         raise ValueError(f"{folder} is not the folder of a run: it has no recipe.toml")
     if not (folder / "condensed" / "manifest.json").is_file():
         raise ValueError(f"{folder} has no condensed images; run recover first")
-    recipe = from_toml(read_file(folder / "recipe.toml"), str(folder / "recipe.toml"))
+    recipe = own_recipe(folder / "recipe.toml")
     manifest = read_manifest(folder / "condensed" / "manifest.json")
     classes, made = tuple(manifest["classes"]), max(recipe.ipc, manifest.get("ipc", 0))
     everything = jobs(replace(recipe, ipc=made), len(classes))
@@ -139,7 +139,7 @@ def write_bundle(
 def read_recipe(path: Path) -> Recipe:
     """The recipe of a bundle."""
     with sealed_zip.reading(path, must_be_sealed=False) as archive:
-        return from_toml(_text(archive, "recipe.toml"), f"recipe.toml of {path}")
+        return whole_recipe(_text(archive, "recipe.toml"), f"recipe.toml of {path}")
 
 
 def read_bundle(path: Path) -> Contents:
@@ -154,7 +154,7 @@ def read_bundle(path: Path) -> Contents:
         inside, classes = manifest["bundle"], tuple(manifest["classes"])
         if inside["format"] != FORMAT:
             raise ValueError(f"{path} is a bundle of format {inside['format']}; this version reads format {FORMAT}")
-        recipe = from_toml(_text(archive, "recipe.toml"), f"recipe.toml of {path}")
+        recipe = whole_recipe(_text(archive, "recipe.toml"), f"recipe.toml of {path}")
         _check_claims(archive, manifest, recipe)
         names = [_image_name(classes, label, slot) for label in range(len(classes)) for slot in range(recipe.ipc)]
         expected = {"manifest.json", "recipe.toml", *names, *(_weights_name(name) for name in inside["embedded"])}

@@ -7,6 +7,8 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 
 from ..files import slug, write_json
+from ..labels.fkd_files import is_fkd, sampled_sha256
+from ..labels.stored_labels import stored_folder
 from ..recipe.evaluation import student_parts
 from ..recipe.recipe import sha256_of
 from ..records import Sha256, read_checked
@@ -104,8 +106,11 @@ def _seen(run: Run, arm: Arm) -> dict[str, str]:
     recipe, found = run.recipe, {"test images": run.real.test.digest}
     if arm.images != "condensed":
         found["training images"] = run.real.train.digest
-    elif pixels := _pixels(run):
-        found["condensed images"] = pixels
+    else:
+        if pixels := _pixels(run):
+            found["condensed images"] = pixels
+        if recipe.labels.source == "stored" and is_fkd(folder := stored_folder(run)):
+            found["stored labels"] = sampled_sha256(folder)
     no_teacher = recipe.needs_no_teacher or (arm.labels == "hard" and arm.images in ("random", "full"))
     for name in recipe.squeeze.teachers if recipe.train.frozen or not no_teacher else ():
         if (path := teacher_path(run.out, name)).exists():
