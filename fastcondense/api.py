@@ -292,10 +292,9 @@ def views(
     condensed: a condensation, or the folder of a run, or a bundle. batch_size, epochs, device: default its own.
     student: the number of the student that sees them, 0 the first. labels: probabilities at train.temperature, where
     labels are hard the classes' shares of a mixed view; or the teachers' mean logits, which mse_ce compares. Real
-    images are not needed. Raises ValueError if images or teachers are not there, for logits of hard labels, and
-    for other batches and more epochs than those that stored labels are of.
+    images are not needed. Raises ValueError for what is missing, logits of hard labels, and what is not stored.
     """
-    from .students.epochs import EpochViews
+    from .students.epochs import EpochViews, check_stored
 
     if labels not in ("probabilities", "logits"):
         raise ValueError(f"labels must be probabilities or logits, got {labels!r}")
@@ -305,9 +304,7 @@ def views(
     found = condensed if isinstance(condensed, Condensation) else load(condensed)
     train = found.recipe.train
     if found.recipe.labels.source == "stored":
-        for name, asked, kept in (("batch_size", batch_size, train.batch_size), ("epochs", epochs, train.epochs)):
-            if asked is not None and (asked > kept if name == "epochs" else asked != kept):
-                raise ValueError(f"{name} is {asked}, and labels are stored for train.{name} {kept}")
+        check_stored(train, batch_size, epochs)
     return EpochViews(
         found._task(batch_size, student, device),
         len(found.classes),

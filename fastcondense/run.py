@@ -264,7 +264,12 @@ class Run:
             chosen = [ids[:count] for ids in by_class(order, split.labels, len(self.real.classes))]
             ids = np.concatenate(chosen)
             if len(ids) < count * len(chosen):
-                raise ValueError(f"{purpose} needs {count} training images a class; too many of them cannot be read")
+                poorest = min(range(len(chosen)), key=lambda label: len(chosen[label]))
+                what = {"squeeze/gate": "the teacher gate (squeeze.gate_images)"}.get(purpose, purpose)
+                raise ValueError(
+                    f"{what} needs {count} training images a class; of class {self.real.classes[poorest]!r} "
+                    f"{len(chosen[poorest])} can be read"
+                )
             kept = self.readable(ids)
             if len(kept) == len(ids):
                 return ids

@@ -25,6 +25,11 @@ def printable(text: str) -> str:
     return "".join(letter if letter.isprintable() or letter in "\n\t" else repr(letter)[1:-1] for letter in text)
 
 
+def one_line(text: str) -> str:
+    """The same on one line, as names stand in lines and pictures."""
+    return " ".join(printable(text).split())
+
+
 def is_short_of_memory(error: BaseException) -> bool:
     """Whether the machine had too little memory, rather than something having been wrong."""
     torchs = ("out of memory", "can't allocate memory")  # of a GPU and of the host

@@ -10,8 +10,8 @@ import torch
 from PIL import Image
 
 from fastcondense.cli import main
-from fastcondense.data.survey import survey
-from fastcondense.plan.new import recipe_text
+from fastcondense.data.survey import decoded, survey
+from fastcondense.plan.new import recipe_text, seen_as
 from fastcondense.recipe import recipe
 
 COLORS = {"blue": (0, 0, 255), "red": (255, 0, 0), "white": (255, 255, 255)}
@@ -26,6 +26,12 @@ def photos(tmp_path, monkeypatch):
         for k in range(10):
             Image.new("RGB", (40 + k, 24 + k), color).save(tmp_path / "photos" / name / f"{k}.png")
     return tmp_path / "photos"
+
+
+def written(folder, device, ipc=0):
+    """The recipe for a folder."""
+    found = survey(folder)
+    return recipe_text(found, decoded(found.real, seen_as(found, device)), folder, device, ipc)
 
 
 def test_it_says_what_is_there_and_what_comes_next(photos, capsys):
@@ -54,7 +60,7 @@ def test_it_says_what_is_there_and_what_comes_next(photos, capsys):
 
 
 def test_mean_and_deviation_are_those_of_the_colours(photos):
-    text = recipe_text(survey(photos), photos, torch.device("cpu"))
+    text = written(photos, torch.device("cpu"))
     (photos.parent / "made.toml").write_text(text)
     made = recipe.load(str(photos.parent / "made.toml"))
     # of 8 images a class each: red is on in two of three classes, green in one, blue in two
@@ -71,7 +77,7 @@ def test_a_gpu_and_large_photographs_get_a_pretrained_teacher(photos):
         for k in range(10):
             path = photos / name / f"{k}.png"
             Image.open(path).resize((300, 200 + k)).save(path)
-    (photos.parent / "made.toml").write_text(recipe_text(survey(photos), photos, torch.device("cuda"), ipc=3))
+    (photos.parent / "made.toml").write_text(written(photos, torch.device("cuda"), ipc=3))
     made = recipe.load(str(photos.parent / "made.toml"))
     assert (made.dataset.image_size, made.dataset.resize, made.ipc) == (224, 256, 3)
     assert (made.squeeze.weights, made.squeeze.probe_weights) == (("default",), ("train",))
@@ -119,3 +125,35 @@ def test_postscript_that_is_called_an_image_is_not_opened_as_one(photos):
         (photos / name).rename(photos.parent / name)
     (unread,) = survey(photos).unread
     assert unread == f"{photos}/train/red/9.png cannot be read: it is not an image"
+
+
+def test_images_that_are_cut_are_named_and_not_counted_on(photos, capsys):
+    """Their headers are whole; one of them is a test image."""
+    for name in COLORS:
+        for number in range(10):
+            path = photos / ("val" if number > 7 else "train") / name / f"{number}.png"
+            path.parent.mkdir(parents=True, exist_ok=True)
+            noise = np.random.default_rng(number).integers(0, 256, (24, 24, 3), dtype=np.uint8)
+            Image.fromarray(noise).save(path)
+        (photos / name).rename(photos.parent / name)
+    cut = [photos / "train" / "red" / f"{k}.png" for k in range(5)] + [photos / "val" / "blue" / "9.png"]
+    for path in cut:
+        path.write_bytes(path.read_bytes()[:900])
+    assert main(["new", "--data", "photos", "--device", "cpu", "--seconds", "0"]) == 0
+    said = capsys.readouterr().out.replace("\n", "")
+    assert all(f"odd: {path.relative_to(photos.parent)} cannot be read" in said for path in cut)
+    made = recipe.load("photos.toml")
+    assert (made.ipc, made.squeeze.gate_images, made.dataset.on_error) == (1, 3, "skip")
+    fewer = "--squeeze.epochs 1 --train.epochs 1 --train.seeds 1 --device cpu --evaluate.baselines".split()
+    run = ["run", "--recipe", "photos.toml", "--data", "photos", *fewer, "--squeeze.gate-images"]
+    assert main([*run, "0"]) == 0
+    capsys.readouterr()
+    assert main([*run, "4", "--out", "other"]) == 1
+    said = capsys.readouterr().err
+    assert "gate (squeeze.gate_images) needs 4 training images a class; of class 'red' 3 can be read" in said
+
+
+def test_a_class_whose_name_is_no_text_is_refused(photos, capsys):
+    (photos / "red").rename(f"{photos}/c\udcff")
+    assert main(["new", "--data", "photos", "--device", "cpu"]) == 1
+    assert "is no UTF-8" in capsys.readouterr().err

@@ -97,12 +97,8 @@ SINGLE = [  # a number that belongs to one method, or to one recipe
     ("lpld/imagenet1k", "recover.classes_per_job", 1),
     ("lpld/tiny-imagenet", "train.warmup_epochs", 5),
     *(("hald/imagenet1k", f"train.{key}", value) for key, value in (("hard_share", 0.5), ("hard_smoothing", 0.8))),
-    *(
-        ("lpqld/imagenet1k", f"train.{key}", value)
-        for key, value in (("temperature", 20.0), ("anneal", (30, 0.7, 2.0)))
-    ),
-    *(("lpqld/imagenet1k", key, value) for key, value in (("labels.pool", 0.1), ("labels.top_k", 100))),
-    ("lpqld/imagenet1k", "train.label_classes", 100),
+    *(("lpqld/imagenet1k", f"train.{key}", value) for key, value in (("anneal", (30, 0.7, 2)), ("label_classes", 100))),
+    *(("lpqld/imagenet1k", f"labels.{key}", value) for key, value in (("pool", 0.1), ("top_k", 100))),
     *((f"hald/imagenet1k-ipc{ipc}", "labels.pool", 150 / ipc / 300) for ipc in (1, 10, 50)),  # 150 labels a class
 ]
 

@@ -260,7 +260,7 @@ def test_photographs_are_reduced_and_small():
     picture = decoded(thumbnail(noise))
     assert picture.size == (88, 88) and len(thumbnail(noise)) < 10_000
     frames = [noise[None, :, :64, :64].expand(3, -1, -1, -1)] * 2
-    moving, still, size = animation(frames, 2, ["a", "b" * 99, ""], ["first", "second"])
+    moving, still, size = animation(frames, 2, ["a\n\u2029\x1b", "b" * 99, ""], ["first", "second"])
     assert size == (2 * 128 + 8, 2 * 148 + 20) and decoded(moving).size == size and decoded(still).size == size
     assert np.asarray(decoded(still).convert("RGBA"))[200, 200, 3] == 0  # the fourth place is empty
 

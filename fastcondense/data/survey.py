@@ -11,7 +11,8 @@ import torch
 from ..loaders.folder import open_image
 from ..loaders.reading import open_file, reading
 from ..recipe.settings import Dataset
-from .datasets import RealData, load
+from ..records import check_names
+from .datasets import RealData, Split, load
 from .real import square_batches
 from .sources import skipped
 
@@ -32,7 +33,20 @@ class Survey:
     short_sides: tuple[int, int, int]
     """Smallest, median and largest short side, in pixels."""
     unread: tuple[str, ...]
-    """Why images of the sample cannot be read, one a file."""
+    """Why images of the sample cannot be opened, one a file."""
+
+
+@dataclass(frozen=True)
+class Decoded:
+    """What a sample of a folder's images is like once decoded, as the evaluation transform sees them."""
+
+    mean: list[float]
+    """Of red, green and blue of the training images, in [0, 1]."""
+    deviation: list[float]
+    unread: tuple[str, ...]
+    """Why training and test images of the sample cannot be decoded, one a file."""
+    train_counts: tuple[int, ...]
+    """Training images a class, without those."""
 
 
 def survey(data: Path) -> Survey:
@@ -43,7 +57,8 @@ def survey(data: Path) -> Survey:
     real = load(Dataset(name="folder", loader="folder"), data)
     if not real.train.files:
         raise ValueError(f"{data} holds packed images; `new` looks at image files")
-    sample = sampled(real)
+    check_names(real.classes, f"the classes of {data}")
+    sample = _sampled(real.train)
     sides, unread = [], []
     for path in (real.train.files[number] for number in sample):
         try:
@@ -59,20 +74,25 @@ def survey(data: Path) -> Survey:
     return Survey(real, train, test, len(sample), (smallest, middle, largest), tuple(unread))
 
 
-def sampled(real: RealData) -> np.ndarray:
-    """The training images that are looked at, ascending: all, or some spread over them."""
-    return np.unique(np.linspace(0, len(real.train) - 1, _LOOKED_AT).astype(np.int64))
-
-
-def mean_and_deviation(real: RealData, dataset: Dataset) -> tuple[list[float], list[float], tuple[str, ...]]:
-    """Mean and deviation of red, green and blue in [0, 1] over the sampled images, as the evaluation transform sees
-    them; and why some of them cannot be decoded.
-    """
-    split, sums, count = real.train.take(sampled(real)), torch.zeros(2, 3, dtype=torch.float64), 0
-    for pixels, _ in square_batches(split, replace(dataset, on_error="skip"), torch.device("cpu")):
-        x = pixels.double() / 255
-        sums += torch.stack((x.sum((0, 2, 3)), x.square().sum((0, 2, 3))))
-        count += x[:, 0].numel()
+def decoded(real: RealData, dataset: Dataset) -> Decoded:
+    """Decodes a sample of the training and of the test images."""
+    sums, count = torch.zeros(2, 3, dtype=torch.float64), 0
+    counts, unread = np.bincount(real.train.labels, minlength=len(real.classes)), dict[str, None]()
+    for split in (real.train, real.test):
+        taken = split.take(_sampled(split))
+        for pixels, _ in square_batches(taken, replace(dataset, on_error="skip"), torch.device("cpu")):
+            if split is real.train:
+                x = pixels.double() / 255
+                sums += torch.stack((x.sum((0, 2, 3)), x.square().sum((0, 2, 3))))
+                count += x[:, 0].numel()
+        for sample, why in skipped(taken).items():
+            unread[why] = None
+            counts[taken.labels[sample]] -= split is real.train
     mean, square = sums / max(count, 1)
     deviation = (square - mean.square()).clamp(min=0).sqrt()
-    return mean.tolist(), deviation.tolist(), tuple(skipped(split).values())
+    return Decoded(mean.tolist(), deviation.tolist(), tuple(unread), tuple(counts.tolist()))
+
+
+def _sampled(split: Split) -> np.ndarray:
+    """The images that are looked at, ascending: all, or some spread over them."""
+    return np.unique(np.linspace(0, max(0, len(split) - 1), min(_LOOKED_AT, len(split))).astype(np.int64))

@@ -9,13 +9,13 @@ from pathlib import Path
 
 import torch
 
-from ..data.survey import Survey, mean_and_deviation, survey
+from ..data.survey import Decoded, Survey, decoded, survey
 from ..devices import choose_device
 from ..files import write_atomic
 from ..log import Log
 from ..recipe.recipe import Recipe, from_toml
 from ..recipe.settings import Dataset
-from ..words import bytes_in_words, seconds_in_words
+from ..words import bytes_in_words, one_line, seconds_in_words
 from .advice import advice
 from .extent import Extent
 from .plan import Plan
@@ -55,9 +55,10 @@ def new(options: NewOptions, log: Log) -> None:
     if out.suffix != ".toml" or out.exists():
         raise ValueError(f"new writes a recipe, a new file that ends with .toml; choose another --out than {out}")
     found = survey(options.data)
-    text = recipe_text(found, options.data, device, options.ipc)
+    seen = decoded(found.real, seen_as(found, device))
+    text = recipe_text(found, seen, options.data, device, options.ipc)
     recipe = from_toml(text, str(out))
-    _describe(found, recipe, log)
+    _describe(found, seen, recipe, log)
     write_atomic(out, text.encode())
     log.say(f"{out}: a recipe for {'a GPU' if device.type == 'cuda' else 'a CPU'}; change it at will")
     if options.seconds > 0:
@@ -74,9 +75,21 @@ def new(options: NewOptions, log: Log) -> None:
     log.say(f"next: fastcondense run --recipe {shlex.quote(str(out))} --data {shlex.quote(str(options.data))}")
 
 
-def recipe_text(found: Survey, data: Path, device: torch.device, ipc: int = 0) -> str:
-    """The recipe as TOML with comments. Raises ValueError if a class has too few images for it."""
-    real, counts = found.real, found.train_counts
+def seen_as(found: Survey, device: torch.device) -> Dataset:
+    """How the recipe's networks see the images: in which size."""
+    side = found.short_sides[1]
+    size = 224 if _is_large(found, device) else 64 if side >= 64 else max(8, side // 8 * 8)
+    return Dataset(loader="folder", image_size=size, resize=round(size * 8 / 7) if size >= 64 else size)
+
+
+def _is_large(found: Survey, device: torch.device) -> bool:
+    """Whether a pretrained network of ImageNet's size is worth it."""
+    return device.type == "cuda" and found.short_sides[1] >= 112
+
+
+def recipe_text(found: Survey, seen: Decoded, data: Path, device: torch.device, ipc: int = 0) -> str:
+    """The recipe as TOML with comments. Raises ValueError if a class has too few images for it that can be read."""
+    real, counts = found.real, seen.train_counts
     poorest = min(range(len(counts)), key=counts.__getitem__)
     wanted = ipc or min(_IPC, max(1, counts[poorest] // 2))
     if len(counts) < 2 or not 0 < wanted <= counts[poorest]:
@@ -84,13 +97,10 @@ def recipe_text(found: Survey, data: Path, device: torch.device, ipc: int = 0) -
             f"new needs two classes or more, with --ipc training images each; {data} has {len(counts)}, the smallest "
             f"is {real.classes[poorest]!r} with {counts[poorest]} training images, and --ipc is {wanted}"
         )
-    side = found.short_sides[1]
-    is_large = device.type == "cuda" and side >= 112
-    size = 224 if is_large else 64 if side >= 64 else max(8, side // 8 * 8)
-    resize = round(size * 8 / 7) if size >= 64 else size
-    mean, deviation, broken = mean_and_deviation(real, Dataset(loader="folder", image_size=size, resize=resize))
-    has_bad = bool(broken or found.unread)
-    numbers = [", ".join(f"{value:.3f}" for value in values) for values in (mean, [max(d, 1e-3) for d in deviation])]
+    is_large, dataset = _is_large(found, device), seen_as(found, device)
+    has_bad = bool(seen.unread or found.unread)
+    colors = seen.mean, [max(deviation, 1e-3) for deviation in seen.deviation]
+    numbers = [", ".join(f"{value:.3f}" for value in values) for values in colors]
     epochs = min(100, max(20, round(_VIEWS / len(real.train))))
     least, _, most = found.short_sides
     teacher = (
@@ -113,8 +123,8 @@ def recipe_text(found: Survey, data: Path, device: torch.device, ipc: int = 0) -
         (f"ipc = {wanted}", "images of each class that are left"),
         ("[dataset]", ""),
         ('name = "folder"', ""),
-        (f"image_size = {size}", f"pixels; the short sides of these images are {least} to {most}"),
-        (f"resize = {resize}", ""),
+        (f"image_size = {dataset.image_size}", f"pixels; the short sides of these images are {least} to {most}"),
+        (f"resize = {dataset.resize}", ""),
         (f"mean = [{numbers[0]}]", ""),
         (f"std = [{numbers[1]}]", ""),
         *([('on_error = "skip"', "files that cannot be read are left out")] if has_bad else []),
@@ -139,20 +149,21 @@ def recipe_text(found: Survey, data: Path, device: torch.device, ipc: int = 0) -
     return head + "".join(f"{setting:<36} # {why}\n" if why else f"{setting}\n" for setting, why in lines)
 
 
-def _describe(found: Survey, recipe: Recipe, log: Log) -> None:
+def _describe(found: Survey, seen: Decoded, recipe: Recipe, log: Log) -> None:
     """What the folder holds, in a few lines."""
     real = found.real
     counted = list(zip(real.classes, found.train_counts, found.test_counts, strict=True))
-    named = ", ".join(f"{name} {train} + {test}" for name, train, test in counted[:_SHOWN])
+    named = ", ".join(f"{one_line(name)} {train} + {test}" for name, train, test in counted[:_SHOWN])
     more = f", and {len(counted) - _SHOWN} more" * (len(counted) > _SHOWN)
     log.say(f"{len(counted)} classes, training + test images: {named}{more}")
     least, middle, most = found.short_sides
     log.say(f"short sides of {found.num_opened - len(found.unread)} images: {least} to {most} pixels, median {middle}")
     for text in real.said:
         log.say(text)
-    for text in found.unread[:_SHOWN]:
+    unread = tuple(dict.fromkeys((*found.unread, *seen.unread)))
+    for text in unread[:_SHOWN]:
         log.say(f"odd: {text}")
-    if len(found.unread) > _SHOWN:
-        log.say(f"odd: {len(found.unread) - _SHOWN} more that cannot be read")
+    if len(unread) > _SHOWN:
+        log.say(f"odd: {len(unread) - _SHOWN} more that cannot be read")
     if least < recipe.dataset.image_size:
         log.say(f"odd: images smaller than {recipe.dataset.image_size} pixels, which are enlarged")

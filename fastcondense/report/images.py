@@ -15,6 +15,7 @@ from PIL import Image, ImageDraw, ImageFont
 from torch import Tensor
 
 from ..sets.condensed import CondensedSet
+from ..words import one_line
 
 THUMBNAIL = 88
 """Side of the largest thumbnails, in pixels."""
@@ -55,6 +56,7 @@ def _labelled(frame: Tensor, columns: int, names: Sequence[str], caption: str) -
     for k, (pixels, name) in enumerate(zip(large.permute(0, 2, 3, 1).numpy(), names, strict=True)):
         left, top = k % columns * (side + gap), k // columns * (side + LINE)
         picture.paste(Image.fromarray(pixels), (left, top))
+        name = one_line(name)  # letters alone can be drawn
         while name and font.getlength(name) > side:
             name = f"{name[:-2]}…" if len(name) > 2 else ""
         draw.text((left, top + side + 1), name, (*_GREY, 255), font)

@@ -7,6 +7,7 @@ from ..recipe.recipe import Recipe
 from ..recover.formation import Formation
 from ..run import Run
 from ..teachers.kept import teacher_bytes
+from ..user_functions import is_own
 from .arms import CONDENSED, Arm
 
 
@@ -42,12 +43,12 @@ def student_views(run: Run, arm: Arm) -> int:
 
 def needed_bytes(run: Run, arm: Arm) -> int:
     """Bytes that the training of an arm's students needs: images as uint8, and for soft labels the stored ones or the
-    weights of the teachers that replay them.
+    weights of the teachers that replay them. A function of the user's own needs what it knows itself.
     """
     recipe, num_classes = run.recipe, len(run.real.classes)
     count = len(run.real.train) if arm.images == "full" else num_classes * recipe.shown_ipc
     images = count * 3 * recipe.dataset.image_size**2
-    if arm.labels == "hard" or recipe.labels.source == "hard":
+    if arm.labels == "hard" or recipe.labels.source == "hard" or is_own(recipe.labels.source):
         return images
     if arm == CONDENSED and recipe.labels.source == "stored":
         return images + stored_bytes(run)

@@ -8,6 +8,7 @@ from typing import overload
 from torch import Tensor
 
 from ..labels.labels import answers
+from ..recipe.train import Train
 from .students import Task
 
 
@@ -49,3 +50,10 @@ class EpochViews(Sequence[SeenEpoch]):
         if isinstance(numbers, range):
             return [SeenEpoch(task, number, num_classes, temperature) for number in numbers]
         return SeenEpoch(task, numbers, num_classes, temperature)
+
+
+def check_stored(train: Train, batch_size: int | None, epochs: int | None) -> None:
+    """Raises ValueError for other batches, or more epochs, than those that stored labels are of."""
+    for name, asked, kept in (("batch_size", batch_size, train.batch_size), ("epochs", epochs, train.epochs)):
+        if asked is not None and (asked > kept if name == "epochs" else asked != kept):
+            raise ValueError(f"{name} is {asked}, and labels are stored for train.{name} {kept}")
