@@ -170,6 +170,8 @@ def test_what_students_on_all_real_images_cost(finished):
     assert (student_views(run, hard), needed_bytes(run, hard)) == (4 * total, total * pixels)
     assert (student_views(run, soft), needed_bytes(run, soft)) == (4 * 20, total * pixels + weights.stat().st_size)
     assert needed_bytes(run, Arm("random", "hard")) == 20 * pixels
+    labels = dataclasses.replace(run.recipe.labels, source="own.py:labels")
+    assert needed_bytes(Run(dataclasses.replace(run.recipe, labels=labels), finished), soft) == total * pixels
 
 
 @pytest.mark.parametrize(
