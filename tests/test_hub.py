@@ -12,6 +12,7 @@ from small import digits, fastcondense, shards
 
 from fastcondense.cli import main
 from fastcondense.files import read_json
+from fastcondense.recipe.recipe import load
 from fastcondense.sets import hub
 from fastcondense.sets.bundle import read_folder
 
@@ -129,7 +130,7 @@ def test_several_sets_are_scored_at_once_and_one_comes_back_from_the_hub(remote,
 
 
 def test_several_sets_need_a_folder_of_their_own(tmp_path, capsys):
-    (tmp_path / "recipe.toml").write_text('name = "mine"')
+    (tmp_path / "recipe.toml").write_text(load("sre2l/digits").to_toml())
     assert main(["evaluate", str(tmp_path), "--images", "a", "b"]) == 1
     assert "several --images make a run each, and" in capsys.readouterr().err
     assert fastcondense("recover", tmp_path / "x", "--images") == 1

@@ -172,7 +172,7 @@ def test_another_recipe_is_refused(finished, capsys, more, words):
 
 def test_train_before_recover_and_evaluate_before_train(tmp_path, capsys):
     assert fastcondense("train", tmp_path / "r") == 1
-    assert "run recover again" in said(capsys)
+    assert "run recover first" in said(capsys)
     assert fastcondense("recover", tmp_path / "r") == 0
     capsys.readouterr()
     assert fastcondense("evaluate", tmp_path / "r") == 1
