@@ -4,12 +4,12 @@ import dataclasses
 
 import pytest
 import torch
+from labelled_runs import made
 from small import fastcondense
 
 import fastcondense as fc
 from fastcondense.labels.calibration import fitted_temperature, temperature_in
 from fastcondense.labels.labels import Wanted, answers, student_loss
-from fastcondense.recipe.recipe import load
 from fastcondense.recipe.train import Train
 from fastcondense.recover.stage import condensed_set
 from fastcondense.run import Run
@@ -69,11 +69,7 @@ def test_a_fitted_temperature_is_between_its_bounds():
 
 @pytest.fixture(scope="module")
 def run(tmp_path_factory):
-    out = tmp_path_factory.mktemp("run") / "digits"
-    assert [fastcondense(stage, out, *FLAGS) for stage in ("recover", "relabel", "train")] == [0, 0, 0]
-    found = Run(load(str(out / "recipe.toml")), out)
-    found.open()
-    return found
+    return made(tmp_path_factory.mktemp("run") / "digits", FLAGS, "recover", "relabel", "train")
 
 
 @pytest.mark.parametrize("arm", [CONDENSED, Arm("random"), Arm("full")], ids=lambda arm: arm.name)

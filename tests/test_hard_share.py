@@ -5,6 +5,7 @@ import dataclasses
 import numpy as np
 import pytest
 import torch
+from labelled_runs import made
 from small import fastcondense
 from timm.data.mixup import mixup_target
 
@@ -15,10 +16,8 @@ from fastcondense.labels.stored_labels import first_rows
 from fastcondense.labels.views import ReplayedViews
 from fastcondense.plan.disk import disk_bytes
 from fastcondense.plan.extent import extent
-from fastcondense.recipe.recipe import load
 from fastcondense.recipe.train import Train
 from fastcondense.recover.stage import condensed_set
-from fastcondense.run import Run
 from fastcondense.students.arms import CONDENSED, Arm
 from fastcondense.students.students import task_of
 from fastcondense.teachers.kept import labelling_teachers
@@ -53,11 +52,7 @@ def test_smoothed_labels_are_timms():
 @pytest.fixture(scope="module")
 def run(tmp_path_factory):
     """Twenty images in batches of eight, so two batches an epoch; a pool of two batches; epochs 1 and 2 are hard."""
-    out = tmp_path_factory.mktemp("run") / "digits"
-    assert [fastcondense(stage, out, *FLAGS) for stage in ("recover", "relabel")] == [0, 0]
-    found = Run(load(str(out / "recipe.toml")), out)
-    found.open()
-    return found
+    return made(tmp_path_factory.mktemp("run") / "digits", FLAGS, "recover", "relabel")
 
 
 @pytest.mark.parametrize("arm", [CONDENSED, Arm("random"), Arm("full")], ids=lambda arm: arm.name)
