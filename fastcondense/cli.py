@@ -20,7 +20,7 @@ from typing import Any, Literal, NoReturn, TextIO
 
 from . import __version__, trust
 from .recipe import recipe
-from .words import is_short_of_memory, printable
+from .words import is_short_of_memory, one_line, printable
 from .workers import interrupt
 from .workers.launched import is_launched
 
@@ -125,7 +125,7 @@ def main(arguments: list[str] | None = None) -> int:
             traceback.print_exc()
         from .workers.launch import refuse
 
-        text = f"{'not enough memory: ' if is_full else ''}{' '.join(_said(error).split()) or type(error).__name__}"
+        text = f"{'not enough memory: ' if is_full else ''}{one_line(_said(error)) or type(error).__name__}"
         if isinstance(error, SystemExit):
             text = f"code that is not fastcondense's called sys.exit({error.code!r})"
         if not refuse(text):
