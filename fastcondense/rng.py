@@ -65,8 +65,15 @@ class Stream:
         unit = 2.0**-32
         return w0 * unit, w1 * unit, w2 * unit, w3 * unit
 
+    def part(self, name: str) -> Stream:
+        """The numbers of a part of this purpose: independent of its own."""
+        return Stream(self.seed, f"{self.purpose}/{name}")
+
     def permutation(self, count: int, b: int = 0) -> np.ndarray:
-        """A permutation of range(count), int64, uniform over all of them up to ties in 63-bit keys."""
+        """A permutation of range(count), int64, uniform over all of them up to ties in 63-bit keys.
+
+        It sorts by words (i, b, 0): what else is drawn from them, by `uniform` or `words`, comes out sorted.
+        """
         high, low, _, _ = self.words(np.arange(count), b)
         return np.argsort((high >> 1 << 32) | low, kind="stable")
 

@@ -110,7 +110,7 @@ def training_batches(
     Of every batch of `batch_size` images, `rank` gets its share.
     With dataset.on_error "skip", images that cannot be read are missing.
     """
-    order = stream.permutation(len(split), epoch)
+    order = stream.part("order").permutation(len(split), epoch)
     if classes is not None:
         order = order[np.isin(split.labels[order], classes)]
     batches = shares(split_batches(order, batch_size), rank, world)

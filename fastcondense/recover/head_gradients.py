@@ -55,7 +55,7 @@ class RealViews:
     def _rest_of_epoch(self, iteration: int) -> Iterator[tuple[Tensor, Tensor]]:
         run, split = self.run, self.run.real.train
         epoch, place = divmod(iteration, self.an_epoch)
-        order = self.stream.permutation(len(split), epoch)
+        order = self.stream.part("order").permutation(len(split), epoch)
         parts = [order[k * self.size : (k + 1) * self.size] for k in range(place, self.an_epoch)]
         labels = torch.from_numpy(split.labels).to(run.device)
 
