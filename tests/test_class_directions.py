@@ -18,6 +18,7 @@ from fastcondense.recover.head_gradients import HeadGradients, RealViews, head_g
 from fastcondense.rng import Stream
 from fastcondense.run import Run
 from fastcondense.statistics.class_directions import Directions, class_directions, ridge_weights
+from fastcondense.statistics.class_parts import clusters, part_means
 from fastcondense.teachers.teacher import Teacher
 
 CPU = torch.device("cpu")
@@ -72,14 +73,14 @@ def test_class_means_are_those_of_all_views_and_kept(tmp_path):
     assert counts.tolist() == (2 * np.bincount(run.real.train.labels)).tolist()
     means = sums / counts[:, None]
     torch.testing.assert_close(found.centre.double(), means.mean(0), rtol=1e-5, atol=1e-6)
-    torch.testing.assert_close(found.of_classes.double(), means - means.mean(0), rtol=1e-5, atol=1e-6)
+    torch.testing.assert_close(found.of_slots[:, 0].double(), means - means.mean(0), rtol=1e-5, atol=1e-6)
     (path,) = (tmp_path / "run").rglob("targets-*.safetensors")
     before = path.stat().st_mtime_ns
-    again = class_directions(run, [one])[0].of_classes
-    assert torch.equal(again, found.of_classes) and path.stat().st_mtime_ns == before
+    again = class_directions(run, [one])[0].of_slots
+    assert torch.equal(again, found.of_slots) and path.stat().st_mtime_ns == before
     assert not list((tmp_path / "run").rglob("parts*"))
     other = digits_run(tmp_path, means=Means(real_views=1))
-    assert not torch.equal(class_directions(other, other.kept["teachers"])[0].of_classes, found.of_classes)
+    assert not torch.equal(class_directions(other, other.kept["teachers"])[0].of_slots, found.of_slots)
 
 
 def test_ridge_directions_are_the_weights_of_ridge_regression(tmp_path):
@@ -99,11 +100,61 @@ def test_ridge_directions_are_the_weights_of_ridge_regression(tmp_path):
     penalty = (z.square().sum() / z.shape[1]).sqrt() * torch.eye(z.shape[1]).double()
     rows, aims = torch.cat((z, penalty)), torch.cat((y - y.mean(1, keepdim=True), torch.zeros(z.shape[1], 10).double()))
     weights = torch.linalg.lstsq(rows, aims).solution.T
-    cosines = F.cosine_similarity(found.of_classes.double(), weights, 1)
+    cosines = F.cosine_similarity(found.of_slots[:, 0].double(), weights, 1)
     assert float(cosines.min()) > 1 - 1e-6
     (path,) = (tmp_path / "run").rglob("targets-*.safetensors")
     before = path.stat().st_mtime_ns
-    assert torch.equal(class_directions(run, [one])[0].of_classes, found.of_classes)
+    assert torch.equal(class_directions(run, [one])[0].of_slots, found.of_slots)
     assert path.stat().st_mtime_ns == before
-    centred = Directions.between(torch.rand(10, 32)).of_classes
+    centred = Directions.between(torch.rand(10, 32)).of_slots
     torch.testing.assert_close(ridge_weights(centred, 3 * torch.eye(32)), centred / 6)
+
+
+def test_of_several_images_each_is_for_a_part_of_its_class(tmp_path):
+    """k-means: every view lies in the part whose mean is nearest, and the mean of those is the part's."""
+    run = digits_run(tmp_path, means=Means(target="class"))
+    run = dataclasses.replace(run, recipe=dataclasses.replace(run.recipe, ipc=3))
+    (one,) = run.kept["teachers"]
+    (found,) = class_directions(run, [one])
+    assert found.of_slots.shape == (10, 3, 32)
+    net, kept, labels = frozen_network("zoo/convnet3_w32", 10).double(), [], []
+    net.head.register_forward_pre_hook(lambda _, args: kept.append(args[0]))
+    for view in range(2):
+        what = run.real.train, run.recipe.dataset, run.recipe.recover, Stream(run.recipe.seed, "recover/means")
+        for images, of in training_batches(*what, view, 200, CPU):
+            net(images.double())
+            labels.append(of)
+    z, y, parts = torch.cat(kept), torch.cat(labels), found.of_slots.double() + found.centre
+    for label in range(10):
+        mine = z[y == label]
+        gaps = torch.cdist(mine, parts[label])
+        nearest, count = gaps.argmin(1), 0
+        for slot, mean in enumerate(parts[label]):
+            own = mine[nearest == slot]
+            torch.testing.assert_close(own.mean(0), mean, rtol=1e-4, atol=1e-4)
+            assert len(own) <= count or not count  # the largest part first
+            count = len(own)
+        assert gaps.min(1).values.square().mean() < 0.9 * mine.var(0, correction=0).sum()
+    before = [path.stat().st_mtime_ns for path in (tmp_path / "run").rglob("part-*.safetensors")]
+    assert torch.equal(class_directions(run, [one])[0].of_slots, found.of_slots)
+    assert len(before) == 10
+    assert before == [path.stat().st_mtime_ns for path in (tmp_path / "run").rglob("part-*.safetensors")]
+
+
+def test_parts_of_two_backbones_are_of_the_same_views(tmp_path):
+    run = digits_run(tmp_path, means=Means(target="class"))
+    run = dataclasses.replace(run, recipe=dataclasses.replace(run.recipe, ipc=2))
+    net = frozen_network("zoo/convnet3_w32", 10)
+    net.head.weight.data *= 2  # another network, whose features are the same
+    other = Teacher.of(net, "zoo/convnet3_w32", run.real.classes, range(10), run.recipe.dataset)
+    other.sha256 = "f" * 64
+    first, second = part_means(run, [run.kept["teachers"][0], other], [32, 32])
+    torch.testing.assert_close(first, second, rtol=1e-6, atol=1e-6)
+
+
+def test_a_class_without_as_many_parts_is_refused():
+    rows = np.repeat(np.eye(3, dtype=np.float32), 5, axis=0)
+    assert np.bincount(clusters(rows, 3, 0)).tolist() == [5, 5, 5]
+    assert clusters(np.concatenate((rows, rows[:1])), 3, 0)[0] == 0
+    with pytest.raises(ValueError, match="fewer than 4 of 15 differ"):
+        clusters(rows, 4, 0)

@@ -101,7 +101,7 @@ def test_nearest_and_aligned_are_what_they_say(out):
     def cosine(pixels):
         """Of the mean features of other views than those that the choice was made by, averaged over classes."""
         made = frozen.views(pixels, torch.arange(10), 7).vectors.unflatten(0, (-1, 10)).mean(0)
-        return float(F.cosine_similarity(made - wanted.centre, wanted.of_classes, 1).mean())
+        return float(F.cosine_similarity(made - wanted.centre, wanted.of_slots[:, 0], 1).mean())
 
     aligned = cosine(closest_images(run, "aligned", 1)[0])
     random = [cosine(run.real_images(1, "some", seed)[0]) for seed in range(5)]

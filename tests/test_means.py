@@ -71,19 +71,17 @@ def features(net, images, settings):
 
 
 def transcribed(settings, job, levels, num_in, t):
-    """The loss of iteration t: the sum over classes of 1 - cos(z_k - mu, mu_k - mu)."""
+    """The loss of iteration t: the sum over images of 1 - cos(z - mu, mu_k - mu)."""
     size, net = settings.dataset.image_size, frozen_network(ARCHITECTURE, CLASSES).double()
     images = formed(levels, num_in, settings.recover.pyramid.finest, size)
     table, wanted, total = view_table(settings, job)[t].tolist(), means_of().double(), 0
-    for k in range(job.num_classes):
+    for number, k in enumerate(job.classes().tolist()):
         seen = []
         for view in range(settings.recover.means.views):
-            for slot in range(job.num_slots):
-                number = k * job.num_slots + slot
-                top, left, height, width, flip, *_ = table[view * job.num_images + number]
-                one = resized_crop(images[number : number + 1], top, left, height, width, [size, size], antialias=True)
-                seen.append(features(net, one.flip(3) if flip else one, settings))
-        made, direction = torch.cat(seen).mean(0) - wanted.mean(0), wanted[job.first_class + k] - wanted.mean(0)
+            top, left, height, width, flip, *_ = table[view * job.num_images + number]
+            one = resized_crop(images[number : number + 1], top, left, height, width, [size, size], antialias=True)
+            seen.append(features(net, one.flip(3) if flip else one, settings))
+        made, direction = torch.cat(seen).mean(0) - wanted.mean(0), wanted[k] - wanted.mean(0)
         total = total + 1 - made @ direction / made.norm() / direction.norm()
     return total
 
@@ -102,7 +100,7 @@ def test_loss_and_gradient_equal_float64(num_in):
         exact = [level.detach().double().requires_grad_() for level in leaves]
         expected = transcribed(settings, job, exact, num_in, t)
         torch.testing.assert_close(total.double(), expected, rtol=1e-5, atol=1e-6)
-        assert mean.item() == pytest.approx(total.item() / 2)
+        assert mean.item() == pytest.approx(total.item() / 4)
         for made, wanted in zip(found, torch.autograd.grad(expected, exact, allow_unused=True), strict=True):
             # float32 through 20 layers, summed over all pixels: relative to the largest component
             reference = torch.zeros_like(made).double() if wanted is None else wanted

@@ -64,8 +64,10 @@ def disk_bytes(recipe: Recipe, size: Extent, matched: Sequence[Teacher]) -> dict
 def _target_bytes(recipe: Recipe, num_classes: int, matched: Sequence[Teacher]) -> int:
     """Statistics of the data set that BatchNorms do not hold, and those of each class; means of features."""
     recover = recipe.recover
-    if recover.objective == "means" and recover.means.target == "class":
-        return sum(2 * 4 * num_classes * _feature_size(teacher.name) + _HEADER for teacher in matched)
+    if recover.objective == "means" and recover.means.target != "gradient":
+        sizes = [_feature_size(teacher.name) for teacher in matched]
+        vectors = 2 * num_classes + (num_classes * recipe.ipc if recipe.ipc > 1 else 0)
+        return sum(4 * (vectors * size + size**2 * (recover.means.target == "ridge")) + _HEADER for size in sizes)
     if recover.objective != "statistics":
         return 0
     total = 0

@@ -170,9 +170,10 @@ class Plan:
             shared += self._forward(observers)(num_anchors(recipe, size) * size.num_classes)
             source += "; pools of anchors from a forward pass"
         if recover.objective == "means":
-            is_constant = recover.means.target == "class"
+            is_constant = recover.means.target != "gradient"
             count = size.num_train * recover.means.real_views if is_constant else recover.iterations * len(self.jobs)
-            shared += self._forward(self._matched())(count if is_constant else count * recover.means.real_batch)
+            count *= 1 + (recipe.ipc > 1) if is_constant else recover.means.real_batch  # means of classes, and of parts
+            shared += self._forward(self._matched())(count)
             source += f"; {'class means' if is_constant else 'real views'} from a forward pass"
         return StageTime("recover", one + shared, wall + shared / self.num_workers, source)
 

@@ -185,6 +185,7 @@ class Recipe:
         is_ranked = recover.initial.kind == "mosaic" and recover.initial.layout == "rank-major"
         has_groups = recover.slots_per_job != 1 or recover.objective == "features"
         has_groups |= recover.initial.kind == "difficulty" or "difficulty" in recover.targets
+        has_groups |= recover.objective == "means" and recover.means.target != "gradient"
         return (*SQUEEZE_PARTS, "method", "recover", *(["ipc"] if is_ranked or has_groups else []))
 
 

@@ -1,4 +1,4 @@
-"""What frozen backbones should see in condensed images: ours of it are directions, class by class."""
+"""What frozen backbones should see in condensed images: ours of it are directions, image by image."""
 
 from __future__ import annotations
 
@@ -30,27 +30,27 @@ class Target(Protocol):
         """Takes what an iteration needs, in place, before it."""
 
     def __call__(self, features: Tensor) -> Tensor:
-        """The loss of each class, or one of all of them, [any]. features: float32 [views, classes, slots, D]."""
+        """The loss of each image, or one of all of them, [any]. features: float32 [views, classes, slots, D]."""
 
 
 class ClassDirections:
-    """1 - cos(z_k - mu, d_k) of each class k of a job, with its direction d_k from the centre mu.
+    """1 - cos(z - mu, d) of each image of a job, with its direction d from the centre mu.
 
-    z_k: the mean feature of all views of its images.
+    z: the mean feature of all of its views.
     """
 
     def __init__(self, directions: Directions, job: Job, device: torch.device):
-        self.of_classes, self.centre = directions.of_classes, directions.centre.to(device)
-        self.wanted = torch.zeros(job.num_classes, len(self.centre), device=device)
+        self.directions, self.centre = directions, directions.centre.to(device)
+        self.wanted = torch.zeros(job.num_classes, job.num_slots, len(self.centre), device=device)
 
     def load(self, job: Job) -> None:
-        self.wanted.copy_(self.of_classes[job.first_class : job.first_class + job.num_classes])
+        self.wanted.copy_(self.directions.of(job.classes(), job.slots()).view(self.wanted.shape))
 
     def refresh(self, iteration: int) -> None:
         pass  # constant
 
     def __call__(self, features: Tensor) -> Tensor:
-        return 1 - F.cosine_similarity(features.mean((0, 2)) - self.centre, self.wanted, 1)
+        return 1 - F.cosine_similarity(features.mean(0) - self.centre, self.wanted, -1)
 
 
 def backbone_of(teacher: Teacher, precision: Precision) -> Backbone:

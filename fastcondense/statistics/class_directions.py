@@ -16,6 +16,7 @@ from ..run import Run
 from ..teachers.cut import backbone
 from ..teachers.kept import teacher_path
 from ..teachers.teacher import Teacher
+from .class_parts import part_means
 from .collection import Collection
 from .collector import Collector, Members, Pool
 from .targets import keep, read_targets
@@ -79,27 +80,32 @@ class FeatureCollector(Collector):
 
 @dataclass(frozen=True)
 class Directions:
-    """Where the features of each class should lie, seen from a centre: float32 [D] and [classes, D]."""
+    """Where the features of condensed images should lie, seen from a centre: float32 [D] and [classes, slots, D]."""
 
     centre: Tensor
-    of_classes: Tensor
+    of_slots: Tensor
 
     @staticmethod
     def between(means: Tensor) -> Directions:
-        """From the mean of all classes to the mean of each, float32 [classes, D]."""
+        """From the mean of all classes to the mean of each, float32 [classes, D], for one image a class."""
         centre = means.mean(0)
-        return Directions(centre, means - centre)
+        return Directions(centre, (means - centre)[:, None])
+
+    def of(self, classes: Tensor, slots: Tensor) -> Tensor:
+        """Those of some images, [n, D]; classes, slots: int64 [n]. Of one direction a class, that of its every slot."""
+        return self.of_slots[classes, slots if self.of_slots.shape[1] > 1 else 0 * slots]
 
     def to(self, device: torch.device) -> Directions:
-        return Directions(self.centre.to(device), self.of_classes.to(device))
+        return Directions(self.centre.to(device), self.of_slots.to(device))
 
 
 def class_directions(run: Run, teachers: Sequence[Teacher]) -> list[Directions]:
-    """Of each teacher before its classifier, on the host: the directions of recover.means.target, class by class.
+    """Of each teacher before its classifier, on the host: the directions of recover.means.target, slot by slot.
 
-    class: mu_k - mu, with mu_k the mean feature of a class and mu that of all classes. ridge: (S + s I)^-1 times it,
-    the weights that ridge regression gives a linear layer for the class, with S the covariance of the features of all
-    views and s the mean of its diagonal. Of gradient, which has none, those of class.
+    class: mu_k - mu, with mu_k the mean feature of a class, and of several images a class that of the image's part of
+    it (class_parts.py), and mu that of all classes. ridge: (S + s I)^-1 times it, the weights that ridge regression
+    gives a linear layer for the class, with S the covariance of the features of all views and s the mean of its
+    diagonal. Of gradient, which has none, those of whole classes.
 
     They are of recover.means.real_views views of every training image, of recover's crops and flips: read from the
     run's folder, or collected in one read for all teachers, and kept. All workers of a launch call this, and share the
@@ -126,20 +132,22 @@ def class_directions(run: Run, teachers: Sequence[Teacher]) -> list[Directions]:
             collection.collect()
             keep(collection, collection.joined)
         run.log.event("targets", teachers=len(missing), seconds=watch.seconds)
-    found = []
-    for path, collector in wanted.items():
-        vectors, tables = read_targets(path, collector, run.recipe.dataset.image_size)
-        directions = Directions.between(tables[_FEATURES][0])
-        if has_covariance:
-            covariance = vectors[_COVARIANCE][0].view(2 * directions.centre.shape)
-            weights = ridge_weights(directions.of_classes, covariance)
-            directions = Directions(directions.centre, weights)
-        found.append(directions)
+    read = [read_targets(path, of, run.recipe.dataset.image_size) for path, of in wanted.items()]
+    found = [Directions.between(tables[_FEATURES][0]) for _, tables in read]
+    if run.recipe.ipc > 1 and recover.means.target != "gradient":
+        parts = part_means(run, teachers, [len(of.centre) for of in found])
+        found = [Directions(of.centre, means - of.centre) for of, means in zip(found, parts, strict=True)]
+    if has_covariance:
+        pairs = zip(found, read, strict=True)
+        found = [
+            Directions(of.centre, ridge_weights(of.of_slots, vectors[_COVARIANCE][0])) for of, (vectors, _) in pairs
+        ]
     return found
 
 
 def ridge_weights(centred: Tensor, covariance: Tensor) -> Tensor:
-    """(S + s I)^-1 d of each row d, float32 [K, D]; S: float32 [D, D], s: the mean of its diagonal."""
-    wide = covariance.double()
-    ridged = wide + _RIDGE * wide.diagonal().mean() * torch.eye(len(wide), dtype=wide.dtype)
-    return torch.linalg.solve(ridged, centred.double().T).T.float()
+    """(S + s I)^-1 d of each vector d, float32 [..., D]; S: float32 [D * D] or [D, D], s: the mean of its diagonal."""
+    length = centred.shape[-1]
+    wide = covariance.double().view(length, length)
+    ridged = wide + _RIDGE * wide.diagonal().mean() * torch.eye(length, dtype=wide.dtype)
+    return torch.linalg.solve(ridged, centred.double().view(-1, length).T).T.float().view(centred.shape)

@@ -1,7 +1,7 @@
 """Real images that stand for their class as frozen backbones see them: nearest to its mean, or most in its direction.
 
 "nearest": least distance of an image's features to their mean over its class, images as the evaluation transform sees
-them (LGM's baseline). "aligned": largest cosine of the mean feature of an image's views and its class's direction, both
+them (LGM's baseline). "aligned": largest cosine of the mean feature of an image's views and the direction of its slot, both
 seen from the mean of all classes: the best real images by what recover.means makes condensed ones for.
 """
 
@@ -43,7 +43,7 @@ def closest_images(run: Run, kind: str, count: int) -> tuple[StoredImages, Tenso
     run's folder. Raises ValueError if a class has fewer images that can be read.
     """
     recipe, teachers = run.recipe, chosen(read_teachers(run), run.recipe.recover.teachers)
-    identity = recipe.parts("seed", "dataset") | {"kind": kind, "count": count, "images": run.real.about()}
+    identity = recipe.parts("seed", "dataset", "ipc") | {"kind": kind, "count": count, "images": run.real.about()}
     identity |= {"teachers": [teacher.sha256 for teacher in teachers], "means": recipe.parts("recover")["recover"]}
     path = run.out / "students" / "features" / f"{kind}-{tree_sha256(identity)[:8]}.safetensors"
     with first_alone():
@@ -76,16 +76,28 @@ def _closest(
         far = sum(gap / gap.mean() for gap in gaps)
         return ids[torch.as_tensor(far).argsort(stable=True).cpu().numpy()[:count]]
 
+    slots = torch.arange(count, device=run.device)
+
     def cosines(seen: Sequence[Tensor]) -> Tensor:
-        pairs = zip(seen, wanted, strict=True)
-        along = [F.cosine_similarity(features - of.centre, of.of_classes[label][None], 1) for features, of in pairs]
-        return torch.stack(along).mean(0)
+        aims = [of.of(torch.full_like(slots, label), slots) for of in wanted]
+        triples = zip(seen, wanted, aims, strict=True)
+        along = [F.cosine_similarity((z - of.centre)[None], aim[:, None], -1) for z, of, aim in triples]
+        return torch.stack(along).mean(0)  # [slots, images]
 
     few = run.recipe.recover.means.real_views
     rough = [(one + few * more) / (1 + few) for one, more in zip(whole, _views(run, backbones, ids, few), strict=True)]
-    likely = ids[cosines(rough).argsort(descending=True, stable=True).cpu().numpy()[: max(_LOOKED_AT, count)]]
-    best = cosines(_views(run, backbones, likely, _LOOKS)).argsort(descending=True, stable=True)
-    return likely[best.cpu().numpy()[:count]]
+    by_slot = cosines(rough).argsort(descending=True, stable=True)[:, : max(_LOOKED_AT, count)]
+    likely = ids[np.unique(by_slot.cpu().numpy())]
+    return likely[one_each(cosines(_views(run, backbones, likely, _LOOKS)).cpu().numpy())]
+
+
+def one_each(scores: np.ndarray) -> np.ndarray:
+    """An image for each slot in turn, the one that scores most of those that are left: [slots, images] -> [slots]."""
+    is_left, chosen = np.ones(scores.shape[1], dtype=bool), list[int]()
+    for row in scores:
+        chosen.append(int(np.where(is_left, row, -np.inf).argmax()))
+        is_left[chosen[-1]] = False
+    return np.array(chosen, dtype=np.int64)
 
 
 def _squares(run: Run, backbones: Sequence[Backbone], ids: np.ndarray) -> tuple[list[Tensor], np.ndarray]:

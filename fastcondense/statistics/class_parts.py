@@ -1,0 +1,98 @@
+"""Parts of a class, one for each of its condensed images: clusters of what frozen backbones see in its real images."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from pathlib import Path
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from ..data.real import training_batches
+from ..files import tree_sha256
+from ..networks.precision import arithmetic
+from ..rng import Stream
+from ..run import Run
+from ..teachers.cut import backbone
+from ..teachers.teacher import Teacher
+from ..tensor_files import Form, read_kept, write_tensors
+from ..workers.work import Items, shared
+
+_MOST_FILES = 64  # of some classes each
+_BATCH = 100  # views that go through the backbones together: fixed, because rounding depends on it
+
+
+def part_means(run: Run, teachers: Sequence[Teacher], lengths: Sequence[int]) -> list[Tensor]:
+    """Of each teacher before its classifier, mean features of the parts of each class: float32 [classes, ipc, D], host.
+    lengths: D of each.
+
+    A class's views, recover.means.real_views of each training image, go to recipe.ipc parts by k-means (Lloyd, from
+    k-means++) on the features of all teachers beside each other, those of each scaled to a variance of 1 in all. The
+    largest part comes first. Found once and kept in the run's folder; the workers of a launch share the classes.
+    Raises ValueError as `backbone` does, and if a class has fewer views that differ than parts.
+    """
+    classes = np.arange(len(run.real.classes))
+    files = [part.tolist() for part in np.array_split(classes, min(len(classes), _MOST_FILES))]
+    recover = run.recipe.recover
+    views = {name: getattr(recover, name) for name in ("crop_scale", "crop_ratio", "padding", "flip", "roll")}
+    identity = run.identity("squeeze") | {"views": views, "count": recover.means.real_views, "parts": run.recipe.ipc}
+    identity |= {"teachers": [teacher.sha256 for teacher in teachers]}
+    folder = run.out / f"class-parts-{tree_sha256(identity)[:8]}"
+
+    def path(number: int) -> Path:
+        return folder / f"part-{number:02d}.safetensors"
+
+    work = Items("class parts", folder, range(len(files)), lambda number: path(number).exists())
+    if not all(map(work.is_finished, work.items)):
+        with arithmetic("fp32"), torch.no_grad():
+            for number, _ in shared(run.log, "class parts", work):
+                write_tensors(path(number), _found(run, teachers, files[number]), {})
+    forms = [{f"{k}": _form(len(labels), run.recipe.ipc, n) for k, n in enumerate(lengths)} for labels in files]
+    every = [read_kept(path(number), form) for number, form in enumerate(forms)]
+    return [torch.cat([of[f"{k}"] for of in every]) for k in range(len(teachers))]
+
+
+def clusters(vectors: np.ndarray, count: int, seed: int) -> np.ndarray:
+    """The cluster of each vector, float32 [N, D] -> int64 [N], by k-means; cluster 0 has the most, and so on.
+
+    Raises ValueError if fewer than `count` vectors differ.
+    """
+    from sklearn.cluster import KMeans  # takes a second to import
+    from threadpoolctl import threadpool_limits
+
+    if len(np.unique(vectors, axis=0)) < count:
+        raise ValueError(f"fewer than {count} of {len(vectors)} differ")
+    with threadpool_limits(1):  # sums of several threads are rounded differently from time to time
+        labels = KMeans(count, n_init=1, random_state=seed).fit(vectors).labels_
+    ranked = np.argsort(-np.bincount(labels, minlength=count), kind="stable")
+    return np.argsort(ranked)[labels]
+
+
+def _form(num_classes: int, parts: int, length: int) -> Form:
+    return torch.float32, [num_classes, parts, length]
+
+
+def _found(run: Run, teachers: Sequence[Teacher], labels: Sequence[int]) -> dict[str, Tensor]:
+    """The means of some classes' parts by the number of the teacher, float32 [labels, parts, D] each."""
+    recipe, split, stream = run.recipe, run.real.train, Stream(run.recipe.seed, "recover/means")
+    backbones, seen, known = [backbone(teacher) for teacher in teachers], list[list[Tensor]](), list[Tensor]()
+    for view in range(recipe.recover.means.real_views):
+        what = split, recipe.dataset, recipe.recover, stream, view, _BATCH, run.device
+        for images, of in training_batches(*what, classes=labels):
+            seen.append([see(images).cpu() for see in backbones])
+            known.append(of.cpu())
+    run.report_skipped(split)
+    features, of_class = [torch.cat(of) for of in zip(*seen, strict=True)], torch.cat(known)
+    means = [torch.empty(len(labels), recipe.ipc, of.shape[1]) for of in features]
+    for row, label in enumerate(labels):
+        mine = [of[of_class == label] for of in features]
+        scaled = torch.cat([of / of.var(0, correction=0).sum().sqrt().clamp(min=1e-12) for of in mine], 1)
+        seed = int(Stream(recipe.seed, "recover/parts").words(label)[0][0])
+        try:
+            part = torch.from_numpy(clusters(scaled.numpy(), recipe.ipc, seed))
+        except ValueError as error:
+            raise ValueError(f"class {run.real.classes[label]!r} has no {recipe.ipc} parts: {error} (views)") from None
+        for k, of in enumerate(mine):
+            means[k][row] = torch.stack([of[part == number].double().mean(0).float() for number in range(recipe.ipc)])
+    return {f"{k}": of for k, of in enumerate(means)}
