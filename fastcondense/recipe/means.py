@@ -21,8 +21,9 @@ class Means:
     target: Literal["class", "ridge", "gradient"] = "class"
     """class: the mean feature of a class's views points where that of the real ones does, both seen from the mean of
     all classes; ridge: where the weights point that ridge regression on the real ones gives a linear layer for the
-    class. Of several images a class, each is for a part of it, found by k-means. No real image is read meanwhile, and classes do not know each other. gradient: the gradient of a new random
-    linear layer is that of a batch of real views, as published (LGM); a job has all classes."""
+    class. Of several images a class, each is for a part of it, found by k-means. No real image is read meanwhile, and
+    classes do not know each other. gradient: the gradient of a new random linear layer is that of a batch of real
+    views, as published (LGM); a job has all classes."""
     views: Count = 3
     """Views of each condensed image in an iteration."""
     real_views: Count = 2
