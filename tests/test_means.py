@@ -225,7 +225,12 @@ def test_a_network_that_cannot_be_traced_gives_the_same_features():
     settings = recipe()
     made = teacher(settings)
     images = torch.randn(3, 3, 18, 18, generator=torch.Generator().manual_seed(2))
-    torch.testing.assert_close(Hooked(made, "linear")(images), backbone_of(made, "fp32")(images))
+    hooked, idle = Hooked(made, "linear"), Hooked(made, "linear")
+    torch.testing.assert_close(hooked(images), backbone_of(made, "fp32")(images))
+    assert not made.fused.linear._forward_pre_hooks  # so that no idle one keeps what another has seen
+    with pytest.raises(RuntimeError):
+        idle(images[:, :2])
+    assert not made.fused.linear._forward_pre_hooks
 
 
 def test_a_vision_transformer_gives_what_its_head_reads():

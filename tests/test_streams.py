@@ -12,7 +12,7 @@ from fastcondense.recipe.shared import Views
 from fastcondense.rng import Stream
 
 RUNS = {
-    "labels": "--recipe sre2l/digits --recover.iterations 2 --evaluate.baselines random_soft random_hard full_soft full",
+    "labels": "--recipe sre2l/digits --recover.iterations 2 --evaluate.baselines random_soft full_soft full",
     "own labels": "--recipe hald/digits --squeeze.self-supervision.epochs 1 --evaluate.baselines",
     "gradient": "--recipe lgm/digits --recover.iterations 6 --recover.pyramid.every 1 --evaluate.baselines nearest",
 }
@@ -20,7 +20,7 @@ SHORT = "--ipc 1 --squeeze.epochs 1 --train.epochs 1 --train.seeds 1 --device cp
 
 
 def places_and_areas(count=3000, epochs=4):
-    """Of every image of an epoch, its place, and the height of its crop as a span of levels: they rise down an image."""
+    """Of every image of an epoch, its place, and the height of its crop: levels rise down an image."""
     ramp = np.arange(32, dtype=np.uint8) * 8
     images = np.broadcast_to(ramp[None, :, None, None], (count, 32, 32, 3))
     dataset = Dataset(image_size=8, mean=(0.0, 0.0, 0.0), std=(1.0, 1.0, 1.0), workers=0)

@@ -138,10 +138,9 @@ def class_directions(run: Run, teachers: Sequence[Teacher]) -> list[Directions]:
         parts = part_means(run, teachers, [len(of.centre) for of in found])
         found = [Directions(of.centre, means - of.centre) for of, means in zip(found, parts, strict=True)]
     if has_covariance:
-        pairs = zip(found, read, strict=True)
-        found = [
-            Directions(of.centre, ridge_weights(of.of_slots, vectors[_COVARIANCE][0])) for of, (vectors, _) in pairs
-        ]
+        covariances = [vectors[_COVARIANCE][0] for vectors, _ in read]
+        weights = [ridge_weights(of.of_slots, one) for of, one in zip(found, covariances, strict=True)]
+        found = [Directions(of.centre, to) for of, to in zip(found, weights, strict=True)]
     return found
 
 

@@ -1,8 +1,8 @@
 """Real images that stand for their class as frozen backbones see them: nearest to its mean, or most in its direction.
 
 "nearest": least distance of an image's features to their mean over its class, images as the evaluation transform sees
-them (LGM's baseline). "aligned": largest cosine of the mean feature of an image's views and the direction of its slot, both
-seen from the mean of all classes: the best real images by what recover.means makes condensed ones for.
+them (LGM's baseline). "aligned": largest cosine of the mean feature of an image's views and the direction of its slot,
+both seen from the mean of all classes: the best real images by what recover.means makes condensed ones for.
 """
 
 from __future__ import annotations

@@ -64,16 +64,17 @@ class Hooked(nn.Module):
 
     def __init__(self, teacher: Teacher, layer: str):
         super().__init__()
-        self.teacher, self.dtype, self.seen = teacher, teacher.dtype, list[Tensor]()
-        teacher.fused.get_submodule(layer).register_forward_pre_hook(lambda _, args: self.seen.append(args[0]))
+        self.teacher, self.dtype, self.layer = teacher, teacher.dtype, teacher.fused.get_submodule(layer)
 
     def forward(self, x: Tensor) -> Tensor:
-        self.seen.clear()
-        with idle(self.teacher.keepers, x.device):
-            self.teacher(x)
-        found, *_ = self.seen
-        self.seen.clear()
-        return found.float()
+        seen = list[Tensor]()
+        hook = self.layer.register_forward_pre_hook(lambda _, args: seen.append(args[0]))
+        try:
+            with idle(self.teacher.keepers, x.device):
+                self.teacher(x)
+        finally:
+            hook.remove()
+        return seen[0].float()
 
 
 def backbone(teacher: Teacher) -> Cut | Hooked:
@@ -88,11 +89,10 @@ def backbone(teacher: Teacher) -> Cut | Hooked:
 def penultimate(teacher: Teacher) -> tuple[Callable[[Tensor], Tensor], str]:
     """The function that gives what a teacher has before its classifier, of normalised images; the classifier's name.
 
-    Its logits and "" where these are not made by one nn.Linear, or where the network cannot be traced.
+    Its logits and "" where these are not made by one nn.Linear.
     """
     try:
-        classifier = classifier_name(teacher.name)
-        return Cut(teacher, classifier), classifier
+        return backbone(teacher), classifier_name(teacher.name)
     except ValueError:
         return teacher.logits, ""
 
