@@ -4,6 +4,7 @@ import json
 
 import pytest
 import torch
+from safetensors.torch import load_file
 from small import fastcondense
 
 from fastcondense.cli import main
@@ -48,6 +49,27 @@ def test_the_compared_sets_are_what_they_are_called(nested):
     assert torch.equal(images(nested / "compare" / "independent-ipc3", 3), mine)
     first, second = (images(nested / "compare" / f"stacked-{k}", 1) for k in (0, 1))
     assert torch.equal(first[:, 0], mine[:, 0]) and not torch.equal(second, first)
+
+
+def test_compared_sets_have_the_teachers_of_the_run(nested, tmp_path):
+    """With its own normalisation and order of outputs."""
+    state, weights = load_file(nested / "teachers" / "zoo-convnet3_w32" / "weights.safetensors"), tmp_path / "w.pt"
+    torch.save({name: tensor.flip(0) if name.startswith("head") else tensor for name, tensor in state.items()}, weights)
+    (tmp_path / "names.txt").write_text("".join(f"{k}\n" for k in reversed(range(10))))
+    foreign = f"--squeeze.weights {weights} --squeeze.normalization 0.2,0.2,0.2/0.5,0.5,0.5 --squeeze.classes-file"
+    flags = [*foreign.split(), str(tmp_path / "names.txt")]
+    out = tmp_path / "foreign"
+    assert fastcondense("recover", out, *flags, *SHORT, "--ipc", "2") == 0
+    more = "--ipc 1,2 --evaluate.compare independent --device cpu".split()
+    assert main(["evaluate", str(out), *more, *flags]) == 0
+    top1 = read_json(out / "curve.json")["top1_last"]
+    assert top1["nested"] == top1["independent"]
+    made = [load(str(out / "recipe.toml")), tuple("0123456789")]
+    one, other = (
+        read_set(folder / "condensed", jobs(made[0], 10), 2, made[1]).images
+        for folder in (out, out / "compare" / "independent-ipc2")
+    )
+    assert torch.equal(one, other)
 
 
 def test_a_smaller_ipc_reads_the_first_images(nested, capsys):

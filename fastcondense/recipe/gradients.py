@@ -1,4 +1,4 @@
-"""The settings of gradient matching: IDC's formation, networks and steps; MDC's subsets (see recover_settings.py)."""
+"""The settings of gradient matching: IDC's formation, networks and steps; MDC's subsets (see recover.py)."""
 
 from __future__ import annotations
 

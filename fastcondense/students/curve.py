@@ -19,7 +19,7 @@ from ..run import Run
 from ..sets.condensed import CondensedSet
 from ..sets.results import keep
 from ..squeeze.stage import squeeze
-from ..teachers.kept import chosen, teacher_path
+from ..teachers.kept import chosen, lend_teachers
 from ..workers.distributed import once
 from .arms import CONDENSED, arms
 from .best_subset import train_arms
@@ -77,11 +77,8 @@ def _sets(run: Run, size: int) -> Iterator[tuple[str, Run, CondensedSet]]:
 
 
 def _beside(run: Run, name: str, **changes: Any) -> Run:
-    """A run in compare/ of this run's folder with other settings and the same teachers, read from their files."""
-    recipe = run.recipe
-    weights = tuple(str(teacher_path(run.out, teacher).resolve()) for teacher in recipe.squeeze.teachers)
-    changes["squeeze"] = replace(recipe.squeeze, weights=weights, probe_weights=(), classes_file="")
-    settings = replace(recipe, evaluate=replace(recipe.evaluate, baselines=()), **changes).check()
+    """A run in compare/ of this run's folder with other settings and the same teachers."""
+    settings = replace(run.recipe, evaluate=replace(run.recipe.evaluate, baselines=()), **changes).check()
     other = replace(run, recipe=settings, out=run.out / "compare" / name, kept={})
-    other.out.mkdir(parents=True, exist_ok=True)
+    once(lambda: lend_teachers(run, other))
     return other

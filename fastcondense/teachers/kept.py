@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import hashlib
+import json
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
@@ -16,7 +17,7 @@ from ..networks import zoo
 from ..recipe.settings import PixelStatistics, Squeeze
 from ..records import Color, Count, Network, Sha256, TeacherMetadata, checked, parse_json
 from ..run import Run
-from ..tensor_files import read_metadata, read_tensors, state_sha256
+from ..tensor_files import read_metadata, read_tensors, state_sha256, write_tensors
 from .teacher import Teacher
 from .weights import checkpoint_of
 
@@ -57,6 +58,16 @@ def check_kept(run: Run, architecture: str) -> None:
                 f"{path} was made when the file of {setting} held something else; choose another --out, or delete "
                 f"{path.parent}"
             )
+
+
+def lend_teachers(run: Run, other: Run) -> None:
+    """Puts the finished teachers of a run into the folder of another one that lacks them, as if it had made them."""
+    for architecture in run.recipe.squeeze.teachers:
+        check_kept(run, architecture)
+        path = teacher_path(other.out, architecture)
+        if not path.exists():
+            state, metadata = read_tensors(teacher_path(run.out, architecture))
+            write_tensors(path, state, metadata | {"identity": json.dumps(teacher_identity(other, architecture))})
 
 
 def teacher_identity(run: Run, architecture: str) -> dict[str, Any]:
