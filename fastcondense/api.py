@@ -3,7 +3,7 @@
     import fastcondense as fc
 
     run = fc.run(fc.recipe("rded/cifar10-ipc10", **{"train.epochs": 50}), data="cifar", out="runs/mine")
-    images = run.recover()                      # uint8 [classes * ipc, 3, S, S]
+    images = run.recover()  # uint8 [classes * ipc, 3, S, S]
     for epoch in fc.views(run, batch_size=100):
         for views, labels in epoch: ...
 
@@ -190,8 +190,9 @@ class Condensation:
 
     def relabel(self) -> Mapping[str, Any]:
         """Writes what replays the labels, and with labels.source stored the labels. Returns what replays them."""
-        self._carry_out("relabel")
-        return self._contents().manifest["replay"]
+        from .labels.relabel import replay_of
+
+        return replay_of(self._carry_out("relabel"))
 
     def train(self) -> dict[str, list[Path]]:
         """Trains the students, on the condensed images and on the baselines. Returns the files of their weights, one a
@@ -269,10 +270,8 @@ class Condensation:
         with trust.only(self._options.given, self.out):
             contents = dataclasses.replace(self._contents(), recipe=settings)
             device = choose_device(device_name or self._options.device)
-            teachers = [
-                labeller(contents, name, *weights_of(contents, name, None)).to(device)
-                for name in needed_teachers(settings)
-            ]
+            names = needed_teachers(settings)
+            teachers = [labeller(contents, name, *weights_of(contents, name, None)).to(device) for name in names]
             seen = Run(settings, self.out, self._options.data, device, Log(is_silent=True))
             condensed = contents.condensed.first(settings.ipc)
             return task_of(seen, CONDENSED, settings.seed + student, condensed, teachers)

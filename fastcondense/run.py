@@ -21,7 +21,7 @@ from .data.real import EvaluationImages, Normalization, square_batches, squares
 from .data.sources import choose, decoder_of, skipped
 from .data.splits import by_class, check_classes
 from .devices import fastest_arithmetic, versions
-from .files import first_difference, write_atomic, write_json
+from .files import first_difference, tree_sha256, write_atomic, write_json
 from .loaders.reading import read_file
 from .log import Log
 from .recipe.evaluation import remembered
@@ -236,6 +236,11 @@ class Run:
         if stage == "recover" and is_own(recover.initial.kind):
             parts["initial_sha256"] = source_sha256(recover.initial.kind, "recover.initial.kind")
         return parts
+
+    def folder_of(self, kind: str, **decided_by: object) -> Path:
+        """The folder of what is found in the training images, class by class: named after all that decides it."""
+        of_data = {"dataset": self.recipe.parts("dataset"), "classes": self.real.classes, "images": self.real.about()}
+        return self.out / f"{kind}-{tree_sha256(of_data | decided_by)[:8]}"
 
     @cached_property
     def real(self) -> RealData:

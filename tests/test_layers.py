@@ -54,7 +54,7 @@ ROOMS = (
     "api",
     "cli",
 )
-"""Low to high. `recipe` is the first package: it imports nothing of ours, so that anything may read settings."""
+"""Low to high. `recipe` imports nothing of ours but how files are read, so that anything may read settings."""
 
 
 def modules() -> dict[str, Path]:

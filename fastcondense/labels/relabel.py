@@ -42,7 +42,7 @@ def relabel(run: Run) -> Replay:
         run.log.say("relabel: these are not the labels of the run's own recipe.toml; what replays those stays as it is")
         if run.recipe.labels.source == "stored":
             store_labels(run, condensed, teachers)
-        return specification(run.recipe, condensed, weights)
+        return replay_of(run)
     if run.recipe.needs_no_teacher:
         write_json(path, {**read_manifest(path), "replay": replay, "digests": condensed.digests})
         run.log.say("relabel: labels are the classes; no teacher is asked")
@@ -59,6 +59,11 @@ def relabel(run: Run) -> Replay:
         f"views the teachers name the image's class in {agreement:.1f} %, mean entropy {float(entropy):.2f} nats"
     )
     return replay
+
+
+def replay_of(run: Run) -> Replay:
+    """What replays the labels of a run's recipe on its condensed images."""
+    return specification(run.recipe, condensed_set(run), {one.name: one.sha256 for one in labelling_teachers(run)})
 
 
 def specification(recipe: Recipe, condensed: CondensedSet, weights: Mapping[str, str]) -> Replay:

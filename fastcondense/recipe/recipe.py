@@ -70,10 +70,12 @@ class Recipe:
         self._check_teachers()
         self._check_recover()
         trained: dict[str, Squeeze | Train] = {"squeeze": self.squeeze, "train": self.train}
-        for name, optimization in trained.items():
+        apart = {f"squeeze.{name}": getattr(self.squeeze, name) for name in ("self_supervision", "probe")}
+        for name, optimization in (trained | apart).items():
             milestones, is_multistep = optimization.milestones, optimization.schedule == "multistep"
             if is_multistep and not (milestones and all(0 < share < 1 for share in milestones)):
                 raise ValueError(f"{name}.schedule multistep needs {name}.milestones in (0, 1), got {milestones}")
+        for name, optimization in trained.items():
             if optimization.sync_batch_norm and optimization.accumulate > 1:
                 raise ValueError(f"{name}.sync_batch_norm needs {name}.accumulate 1: parts of a batch are seen alone")
         if self.squeeze.sync_batch_norm and not self.squeeze.shared:

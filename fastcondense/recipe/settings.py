@@ -29,10 +29,6 @@ _Chosen = Literal["random_soft", "random_hard", "herding_soft", "herding_hard", 
 Baseline = Literal[_Chosen, "nearest", "aligned", "full_soft", "full"]
 
 
-Turn = Annotated[float, Within(0, 0.5)]
-"""Of a hue, in whole ones."""
-
-
 @dataclass(frozen=True, kw_only=True)
 class Dataset:
     """The real images."""
@@ -120,7 +116,7 @@ class SelfSupervision(TeacherOptimization, Views):
         0.4,
         0.1,
     )
-    """Largest relative change of brightness, contrast and saturation, and largest turn of the hue."""
+    """Largest relative change of brightness, contrast and saturation, and largest turn of the hue, in whole ones."""
     grey: Share = 0.2
     """Probability that a view loses its colours."""
     blur: Share = 0.5
@@ -290,7 +286,7 @@ class Evaluate:
     """Sets scored beside them: those made for each size (A), and those put together from sets of one image a class of
     other seeds (B)."""
     full_epochs: CountOrZero = 0
-    """Epochs on the full data; 0 takes squeeze.epochs."""
+    """Epochs on the full data; 0 takes squeeze.epochs, and for frozen students train.epochs."""
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -8,7 +8,6 @@ it gives the formula). Its second part, a loss of persistent homology, is not he
 
 from __future__ import annotations
 
-import dataclasses
 from collections.abc import Callable
 from pathlib import Path
 
@@ -20,7 +19,6 @@ from torch.nn import functional as F
 from .. import vision
 from ..data.jobs import Job
 from ..data.real import square_batches
-from ..files import tree_sha256
 from ..networks.precision import arithmetic
 from ..rng import Stream
 from ..run import Run
@@ -68,16 +66,13 @@ class RetrievedAnchors:
         self.run, self.weight = run, weight
         self.features_of, _ = penultimate(teacher)
         self.sides = sorted({side for side, _ in stages(run.recipe)})
-        identity = {
-            "dataset": dataclasses.asdict(run.recipe.dataset),
-            "classes": run.real.classes,
-            "images": len(run.real.train),
-            "seed": run.recipe.seed,
-            "candidates": run.recipe.recover.initial.candidates,
-            "sides": self.sides,
-            "teacher": [teacher.name, teacher.sha256],
-        }
-        self.folder = run.out / f"anchors-{tree_sha256(identity)[:8]}"
+        self.folder = run.folder_of(
+            "anchors",
+            seed=run.recipe.seed,
+            candidates=run.recipe.recover.initial.candidates,
+            sides=self.sides,
+            teacher=[teacher.name, teacher.sha256],
+        )
         labels = range(len(run.real.classes))
         work = Items("pools", self.folder, labels, lambda label: self._path(label).exists())
         if not all(map(work.is_finished, labels)):

@@ -17,7 +17,7 @@ from ..networks.graph import Graphs
 from ..networks.precision import network_dtype
 from ..recipe.recipe import Recipe
 from ..sets.record import Record
-from ..statistics.difficulty import group_moments
+from ..statistics.difficulty import wanted_moments
 from ..statistics.matching import Matching, layer_weights
 from ..teachers.moments import Moments
 from ..teachers.teacher import Teacher
@@ -212,12 +212,7 @@ class RecoverStep:
 
     def _targets(self, teacher: Teacher, job: Job) -> list[Moments]:
         """Moments that the teacher's are compared with, for each of recover.targets."""
-        of: dict[str, Callable[[], Moments]] = {
-            "global": teacher.matched_targets,
-            "category": lambda: teacher.category_targets(job.classes()),
-            "difficulty": lambda: group_moments(teacher, job.first_slot),
-        }
-        return [of[kind]() for kind in self.recover.targets]
+        return [wanted_moments(teacher, kind, job) for kind in self.recover.targets]
 
     def _live(self, job: Job) -> list[Tensor]:
         return [

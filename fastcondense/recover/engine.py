@@ -1,7 +1,7 @@
 """The engine under every objective: one job after another, resumable, its images checked and stored.
 
-An objective says how an iteration is made (by_statistics.py, by_features.py, by_gradients.py); all else is here. What a
-job makes depends on the recipe, the seed and the job alone, and is the same however often it was stopped.
+An objective says how an iteration is made (by_statistics.py, by_features.py, by_gradients.py, by_means.py); all else is
+here. What a job makes depends on the recipe, the seed and the job alone, and is the same however often it was stopped.
 """
 
 from __future__ import annotations

@@ -18,7 +18,6 @@ from torch.nn import functional as F
 from ..data.jobs import Job
 from ..data.real import square_batches, window_batches
 from ..devices import stopwatch
-from ..files import tree_sha256
 from ..loaders.source import Windowed
 from ..networks.precision import arithmetic
 from ..recipe.recover import Initial
@@ -249,13 +248,13 @@ def _folder(run: Run, teachers: Sequence[Teacher]) -> Path:
     """The folder where rankings are kept, named after all that decides them."""
     initial = dataclasses.asdict(run.recipe.recover.initial)
     observers = chosen(teachers, initial["teachers"])
-    identity = run.identity("squeeze") | {
-        "classes": run.real.classes,
-        "images": len(run.real.train),
-        "observers": {teacher.name: teacher.sha256 for teacher in observers},
-        "initial": {k: v for k, v in initial.items() if k not in ("kind", "space", "teachers", "layout", "resize")},
-    }
-    return run.out / f"initial-{tree_sha256(identity)[:8]}"
+    left_out = ("kind", "space", "teachers", "layout", "resize")
+    return run.folder_of(
+        "initial",
+        squeeze=run.identity("squeeze"),
+        observers={teacher.name: teacher.sha256 for teacher in observers},
+        initial={key: value for key, value in initial.items() if key not in left_out},
+    )
 
 
 def _path(folder: Path, label: int) -> Path:

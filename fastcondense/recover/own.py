@@ -2,10 +2,7 @@
 
 from __future__ import annotations
 
-import dataclasses
 import functools
-import hashlib
-import json
 import math
 from pathlib import Path
 from typing import Any
@@ -32,15 +29,9 @@ def own_start(run: Run, reference: str) -> InitialImages:
     and kept in the run's folder. Raises ValueError for what is no such image.
     """
     recipe = run.recipe
-    identity = {
-        "dataset": dataclasses.asdict(recipe.dataset),
-        "classes": run.real.classes,
-        "images": run.real.train.digest,
-        "seed": recipe.seed,
-        "function": [reference, source_sha256(reference, "recover.initial.kind")],
-    }
-    digest = hashlib.sha256(json.dumps(identity, sort_keys=True).encode()).hexdigest()
-    folder, labels = run.out / f"initial-{digest[:8]}", range(len(run.real.classes))
+    function = [reference, source_sha256(reference, "recover.initial.kind")]
+    folder = run.folder_of("initial", seed=recipe.seed, function=function)
+    labels = range(len(run.real.classes))
     work = Items("starts", folder, labels, lambda label: len(_kept(run, folder, label)) >= recipe.ipc)
     if not all(map(work.is_finished, labels)):
         start = load_function(reference, "recover.initial.kind")

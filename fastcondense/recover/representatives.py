@@ -6,7 +6,6 @@ It is kept in the run's folder, as far as it was needed.
 
 from __future__ import annotations
 
-import dataclasses
 from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
@@ -17,7 +16,6 @@ import torch
 from torch import Tensor
 
 from ..data.real import square_batches
-from ..files import tree_sha256
 from ..networks.precision import arithmetic
 from ..run import Run
 from ..sets.stored_images import StoredImages
@@ -169,12 +167,6 @@ def _path(folder: Path, label: int) -> Path:
 
 def _folder(run: Run, rule: Rule) -> Path:
     """The folder where choices are kept, named after all that decides them."""
-    identity = {
-        "dataset": dataclasses.asdict(run.recipe.dataset),
-        "classes": run.real.classes,
-        "images": len(run.real.train),
-        "rule": rule.kind,
-        "teacher": None if rule.teacher is None else [rule.teacher.name, rule.teacher.sha256],
-        **({"patterns": PATTERNS} if rule.kind == "bps" else {}),
-    }
-    return run.out / f"initial-{tree_sha256(identity)[:8]}"
+    teacher = None if rule.teacher is None else [rule.teacher.name, rule.teacher.sha256]
+    more = {"patterns": PATTERNS} if rule.kind == "bps" else {}
+    return run.folder_of("initial", rule=rule.kind, teacher=teacher, **more)

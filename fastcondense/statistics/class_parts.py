@@ -10,7 +10,6 @@ import torch
 from torch import Tensor
 
 from ..data.real import training_batches
-from ..files import tree_sha256
 from ..networks.precision import arithmetic
 from ..rng import Stream
 from ..run import Run
@@ -36,9 +35,13 @@ def part_means(run: Run, teachers: Sequence[Teacher], lengths: Sequence[int]) ->
     files = [part.tolist() for part in np.array_split(classes, min(len(classes), _MOST_FILES))]
     recover = run.recipe.recover
     views = {name: getattr(recover, name) for name in ("crop_scale", "crop_ratio", "padding", "flip", "roll")}
-    identity = run.identity("squeeze") | {"views": views, "count": recover.means.real_views, "parts": run.recipe.ipc}
-    identity |= {"teachers": [teacher.sha256 for teacher in teachers]}
-    folder = run.out / f"class-parts-{tree_sha256(identity)[:8]}"
+    folder = run.folder_of(
+        "class-parts",
+        seed=run.recipe.seed,
+        views=views | {"count": recover.means.real_views},
+        parts=run.recipe.ipc,
+        teachers=[teacher.sha256 for teacher in teachers],
+    )
 
     def path(number: int) -> Path:
         return folder / f"part-{number:02d}.safetensors"

@@ -8,7 +8,6 @@ formulas. There the statistics are running averages over epochs of forward passe
 
 from __future__ import annotations
 
-import dataclasses
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 
@@ -16,8 +15,8 @@ import numpy as np
 import torch
 from torch import Tensor
 
+from ..data.jobs import Job
 from ..data.real import square_batches
-from ..files import tree_sha256
 from ..networks.precision import arithmetic
 from ..run import Run
 from ..teachers.moments import Moments
@@ -62,7 +61,12 @@ def grade(run: Run, teachers: Sequence[Teacher]) -> list[list[np.ndarray]]:
         raise ValueError("difficulty is told by the statistics of BatchNorms, and no teacher has one that is matched")
     classes = range(len(run.real.classes))
     parts = [part.tolist() for part in np.array_split(classes, min(len(classes), MOST_PARTS))]
-    folder = run.out / f"difficulty-{tree_sha256(_identity(run, graders))[:8]}"
+    folder = run.folder_of(
+        "difficulty",
+        groups=run.recipe.ipc,
+        statistics=sorted(run.recipe.recover.statistics),
+        teachers=[[teacher.name, teacher.sha256] for teacher in graders],
+    )
 
     def path(number: int) -> Path:
         return folder / f"part-{number:02d}.safetensors"
@@ -101,17 +105,6 @@ def _kept(run: Run, teachers: Sequence[Teacher], labels: Sequence[int], path: Pa
     return found
 
 
-def _identity(run: Run, teachers: Sequence[Teacher]) -> dict[str, object]:
-    return {
-        "dataset": dataclasses.asdict(run.recipe.dataset),
-        "classes": run.real.classes,
-        "images": len(run.real.train),
-        "groups": run.recipe.ipc,
-        "statistics": sorted(run.recipe.recover.statistics),
-        "teachers": [[teacher.name, teacher.sha256] for teacher in teachers],
-    }
-
-
 def _graded(run: Run, teachers: Sequence[Teacher], labels: Sequence[int]) -> dict[str, Tensor]:
     """Of some classes: the samples of each group, and what the pools of the groups hold of each teacher's layers."""
     split, groups, found = run.real.train, run.recipe.ipc, dict[str, Tensor]()
@@ -147,6 +140,13 @@ def _graded(run: Run, teachers: Sequence[Teacher], labels: Sequence[int]) -> dic
     for name, pool in pools.items():
         found |= {f"{name}/{key}": getattr(pool, key).cpu() for key in ("counts", "means", "squares")}
     return found
+
+
+def wanted_moments(teacher: Teacher, kind: str, job: Job) -> Moments:
+    """What a teacher's moments should be for the images of a job, by a kind of recover.targets, on its device."""
+    if kind == "difficulty":
+        return group_moments(teacher, job.first_slot)
+    return teacher.matched_targets() if kind == "global" else teacher.category_targets(job.classes())
 
 
 def group_moments(teacher: Teacher, group: int) -> Moments:

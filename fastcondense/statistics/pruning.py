@@ -20,7 +20,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from ..data.jobs import Job, jobs
+from ..data.jobs import jobs
 from ..data.noise import noise
 from ..devices import stopwatch
 from ..files import tree_sha256, write_json
@@ -28,8 +28,9 @@ from ..networks.precision import arithmetic
 from ..records import read_checked
 from ..run import Run
 from ..teachers.kept import teacher_path
-from ..teachers.moments import BatchNormKeeper, ConvolutionTap, Keeper, Moments
+from ..teachers.moments import BatchNormKeeper, ConvolutionTap, Keeper
 from ..teachers.teacher import Teacher
+from .difficulty import wanted_moments
 from .matching import Matching, layer_weights
 from .targets import class_images
 
@@ -103,13 +104,11 @@ def gradient_shares(run: Run, teacher: Teacher) -> np.ndarray:
     real_of, noise_of = class_images(run, "recover/pruning", 1), noise(run.recipe, run.device)
     weights = layer_weights(len(teacher.layers), run.device)
 
-    def targets(kind: str, job: Job) -> Moments:
-        return teacher.matched_targets() if kind == "global" else teacher.category_targets(job.classes())
-
     shares = np.zeros(len(teacher.layers))
     for k, noise_share in enumerate(NOISE_SHARES):
         job = everything[k * len(everything) // len(NOISE_SHARES)]
-        sets = [(w, targets(kind, job)) for w, kind in zip(recover.target_weights, recover.targets, strict=True)]
+        pairs = zip(recover.target_weights, recover.targets, strict=True)
+        sets = [(weight, wanted_moments(teacher, kind, job)) for weight, kind in pairs]
         real = real_of(job)
         images = math.sqrt(1 - noise_share) * real + math.sqrt(noise_share) * noise_of(job)[: len(real)]
         matching = Matching(sets, weights)

@@ -47,7 +47,7 @@ def evaluate(run: Run) -> dict[str, Any]:
         **condensed,
         "baselines": by_arm,
         "bytes": {
-            "images": len(run.real.classes) * recipe.ipc * 3 * recipe.dataset.image_size**2,
+            "images": len(run.real.classes) * recipe.shown_ipc * 3 * recipe.dataset.image_size**2,
             "labels": stored_bytes(run),
             "teachers": teacher_bytes(run, recipe.squeeze.teachers),
         },

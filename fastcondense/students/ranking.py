@@ -93,7 +93,7 @@ def rank(run: Run) -> dict[str, Any]:
         "recipe_sha256": recipe.sha256(),
         "dataset": recipe.dataset.name,
         "method": recipe.method,
-        "ipc": recipe.ipc,
+        "ipc": recipe.shown_ipc,
         "student": recipe.train.student,
         "teachers": list(recipe.squeeze.teachers),
         "epochs": recipe.train.epochs,
