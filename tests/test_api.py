@@ -120,6 +120,12 @@ def test_the_command_line_goes_on_with_a_run_and_the_other_way_round(made, tmp_p
     assert kept - {path.name for path in out.iterdir()} == set()
 
 
+def test_labels_of_other_settings_are_those_that_come_back(made):
+    recipe = fc.recipe("sre2l/digits-ipc2", **SMALL, **{"labels.flip": 0.0})
+    assert fc.run(recipe, out=made.out, device="cpu", is_silent=True).relabel()["views"]["flip"] == 0.0
+    assert made.run.relabel() == made.returned.replay
+
+
 def test_a_silent_run_prints_nothing_and_logs_everything(made, capfd):
     fc.load(made.out, is_silent=True).relabel()
     assert capfd.readouterr() == ("", "")

@@ -95,6 +95,10 @@ def test_every_bound_of_a_recipe_is_checked_and_parsed():
     ("flags", "message"),
     [
         ("--squeeze.lr -1", "squeeze.lr must be positive, got -1.0"),
+        (
+            "--squeeze.probe.schedule multistep",
+            "squeeze.probe.schedule multistep needs squeeze.probe.milestones in (0, 1), got ()",
+        ),
         ("--squeeze.schedule multistep --squeeze.gamma nan", "squeeze.gamma must be positive, got nan"),
         ("--train.schedule multistep --train.milestones 0.5 nan", "train.milestones must be finite, got (0.5, nan)"),
         ("--recover.lr inf", "recover.lr must be finite, got inf"),

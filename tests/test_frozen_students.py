@@ -17,7 +17,7 @@ from fastcondense.students.arms import CONDENSED
 from fastcondense.students.closest import closest_images
 from fastcondense.students.frozen import FrozenStudent
 from fastcondense.students.kept import student_folder
-from fastcondense.teachers.kept import read_teachers
+from fastcondense.teachers.kept import read_teachers, teacher_path
 from fastcondense.tensor_files import read_tensors
 
 FLAGS = (
@@ -45,6 +45,10 @@ def test_probes_are_scored_beside_every_baseline(out):
     assert list(scores) == ["random_hard", "nearest", "aligned", "full"]
     own = result["top1_last"]["mean"]
     assert own > 50 and scores["full"] > 90
+    real, weights = len(opened(out).real.train), teacher_path(out, "zoo/convnet3_w32").stat().st_size
+    assert (result["views"], result["needs"]) == (60 * 10 * 20, 10 * 3 * 8 * 8 + weights)
+    whole = result["baselines"]["full"]
+    assert (whole["views"], whole["needs"]) == (4 * 2 * real, real * 3 * 8 * 8 + weights)
     assert result["labels"] == "hard" and "nearest" in (out / "report.html").read_text()
 
 

@@ -122,11 +122,10 @@ class ReplayedViews:
         if self.settings.pool == 1:
             batches = split_batches(np.arange(count), size)
             return [Span(epoch, int(batch[0]), int(batch[-1]) + 1) for batch in batches]
-        num_full = max(1, count // size)
+        num_full = full_batches(count, size)
         if epoch in train.hard_epochs:
             return [Span(epoch, begin, min(begin + size, count)) for begin in range(0, num_full * size, size)]
-        # a share's rounding error must not cost a batch: 0.29 of 100 are 29
-        num_pooled = max(1, math.floor(self.settings.pool * train.epochs * num_full + 1e-6))
+        num_pooled = pooled_batches(self.settings.pool, train.epochs, num_full)
         drawn = np.floor(self.pool_stream.uniform(np.arange(num_full), epoch)[0] * num_pooled).astype(np.int64)
         places = [(int(index) // num_full, int(index) % num_full * size) for index in drawn]
         return [Span(drawn_epoch, begin, min(begin + size, count)) for drawn_epoch, begin in places]
@@ -264,5 +263,15 @@ def share(span: Span, rank: int, world: int, unit: int = 1) -> Span:
 
 
 @functools.lru_cache(maxsize=8)
+def full_batches(count: int, batch_size: int) -> int:
+    """Batches of an epoch of `count` views that are drawn from a pool: the full ones, or the one that there is."""
+    return max(1, count // batch_size)
+
+
+def pooled_batches(share: float, epochs: int, num_full: int) -> int:
+    """Batches in the pool: a share of all epochs' full ones."""
+    return max(1, math.floor(share * epochs * num_full + 1e-6))  # a rounding error must cost none: 0.29 of 100 are 29
+
+
 def _permutation(stream: Stream, count: int, epoch: int) -> np.ndarray:
     return stream.permutation(count, epoch)

@@ -8,6 +8,7 @@ from collections.abc import Sequence
 import numpy as np
 
 from ..labels.label_rows import array_shapes
+from ..labels.views import full_batches, pooled_batches
 from ..networks import zoo
 from ..networks.encoders import classifier_name, feature_size
 from ..recipe.recipe import Recipe
@@ -85,8 +86,8 @@ def _label_bytes(recipe: Recipe, num_classes: int) -> int:
         return 0
     views = views_an_epoch(recipe, num_classes)
     if recipe.labels.pool < 1:  # of all full batches that there are
-        num_full = max(1, views // recipe.train.batch_size)
-        pooled = max(1, math.floor(recipe.labels.pool * recipe.train.epochs * num_full + 1e-6))
+        num_full = full_batches(views, recipe.train.batch_size)
+        pooled = pooled_batches(recipe.labels.pool, recipe.train.epochs, num_full)
         rows = pooled * min(recipe.train.batch_size, views)
     else:
         rows = (recipe.train.epochs - len(recipe.train.hard_epochs)) * views

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from ..labels.stored_labels import stored_bytes
+from ..labels.views import full_batches
 from ..recipe.recipe import Recipe
 from ..recover.formation import Formation
 from ..run import Run
@@ -24,7 +25,7 @@ def images_shown(recipe: Recipe, num_classes: int) -> int:
 def views_an_epoch(recipe: Recipe, num_classes: int) -> int:
     """Views that a student is trained on in an epoch."""
     count, batch = images_shown(recipe, num_classes), recipe.train.batch_size
-    return count if recipe.labels.pool == 1 else max(1, count // batch) * min(batch, count)
+    return count if recipe.labels.pool == 1 else full_batches(count, batch) * min(batch, count)
 
 
 def views_an_epoch_of(run: Run, arm: Arm) -> int:
