@@ -244,8 +244,11 @@ class Run:
 
     @cached_property
     def real(self) -> RealData:
-        """The real images."""
-        return datasets.load(self.recipe.dataset, self.data)
+        """The real images. Raises ValueError as `datasets.load`, and for those of one class."""
+        real = datasets.load(self.recipe.dataset, self.data)
+        if len(real.classes) < 2:
+            raise ValueError(f"{self.data or real.name} has one class, {real.classes[0]!r}: two or more are needed")
+        return real
 
     @cached_property
     def normalize(self) -> Normalization:

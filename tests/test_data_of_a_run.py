@@ -92,6 +92,12 @@ def test_a_run_that_goes_on_with_another_decoder_says_so(tmp_path, images, made,
     assert json.loads((out / "environment.json").read_text())["decoder"] == "Pillow 99.1"
 
 
+def test_data_of_one_class_are_refused(tmp_path, capsys):
+    data = image_folder(tmp_path / "images", classes=1)
+    assert squeeze(tmp_path / "run", data) == 1
+    assert line(capsys) == f"fastcondense: {data} has one class, 'class0': two or more are needed"
+
+
 def test_digits_do_not_read_data(tmp_path, capsys):
     assert (
         main(["squeeze", "--recipe", "sre2l/digits-ipc1", "--data", str(tmp_path), "--out", str(tmp_path / "r")]) == 1
