@@ -40,6 +40,7 @@ if TYPE_CHECKING:
     from .students.epochs import EpochViews
     from .students.students import Task
 
+_DEEPEST = 9  # tables around a setting
 AnyPath = str | os.PathLike[str]
 Row = dict[str, str | float]
 
@@ -71,7 +72,7 @@ def recipe(name_or_file: AnyPath, protocol: str = "", **settings: Any) -> Recipe
         table: Any = tree
         for part in parts:
             table = table.setdefault(part, {}) if isinstance(table, dict) else None
-        if value is None or not isinstance(table, dict):
+        if value is None or not isinstance(table, dict) or len(parts) > _DEEPEST:
             raise ValueError(f"recipe {found.name}: {key} cannot be {value!r}")
         table[last] = os.fspath(value) if isinstance(value, os.PathLike) else value
     try:

@@ -19,6 +19,7 @@ from pathlib import Path
 from typing import Any, Literal, NoReturn, TextIO
 
 from . import __version__, trust
+from .files import is_filled, new_folder
 from .recipe import recipe
 from .words import is_short_of_memory, one_line, printable
 from .workers import interrupt
@@ -259,8 +260,9 @@ def _of_each_set(command: str, rest: list[str], images: Sequence[str], out: Path
     names = compare.names_of([Path(text) for text in images])
     for name, text in zip(names, images, strict=True):
         teachers = out / name / "teachers"
-        if name != names[0] and not teachers.exists() and (out / names[0] / "teachers").exists():
-            shutil.copytree(out / names[0] / "teachers", teachers)
+        if name != names[0] and not is_filled(teachers) and (out / names[0] / "teachers").exists():
+            with new_folder(teachers) as copied:
+                shutil.copytree(out / names[0] / "teachers", copied, dirs_exist_ok=True)
         sys.stdout.write(f"{out / name}: {text}\n")
         one = [*others, "--images", text, "--out", str(out / name)]
         if status := _with_options(command, one):

@@ -37,13 +37,18 @@ def new_file(path: Path) -> Iterator[BinaryIO]:
         raise
 
 
+def is_filled(path: Path) -> bool:
+    """Whether there is something at `path` other than an empty folder."""
+    return path.exists() and (not path.is_dir() or any(path.iterdir()))
+
+
 @contextlib.contextmanager
 def new_folder(path: Path) -> Iterator[Path]:
     """A temporary folder beside `path` to write into, which becomes `path` at the end; killed ones are removed first.
 
     Raises ValueError if `path` is there and is not an empty folder. After an error in the block nothing is left.
     """
-    if path.exists() and (not path.is_dir() or any(path.iterdir())):
+    if is_filled(path):
         raise ValueError(f"{path} is not empty; choose another --out")
     path = path.resolve()
     path.parent.mkdir(parents=True, exist_ok=True)
@@ -55,7 +60,12 @@ def new_folder(path: Path) -> Iterator[Path]:
         hold(held)
         with writing(path):
             yield temporary
-        temporary.replace(path)
+        try:
+            temporary.replace(path)
+        except OSError:
+            if is_filled(path):  # by another process meanwhile
+                raise ValueError(f"{path} is not empty; choose another --out") from None
+            raise
     except BaseException:
         shutil.rmtree(temporary, ignore_errors=True)
         raise

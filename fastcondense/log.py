@@ -37,6 +37,10 @@ _MORE = ("iteration", "iterations")  # of what is in hand, once it is told
 class PlainConsole(Console):
     """Shows texts and cells of tables as they are: names in them are no markup, no emoji and no terminal's commands."""
 
+    def __init__(self, **more: Any):
+        super().__init__(**more)
+        self._width = self._width or None  # COLUMNS=0 is no width
+
     def on_broken_pipe(self) -> None:
         """Whoever read our lines has gone: the command line ends as others do then, and not as rich does."""
         raise

@@ -175,6 +175,8 @@ def _sizes(arguments: list[str]) -> list[str]:
     value, rest = arguments[at + 1], [*arguments[:at], *arguments[at + 2 :]]
     if value.startswith("--"):
         return arguments
+    if rest[at:] and not rest[at].startswith("--"):
+        raise ValueError(f"--ipc takes one number, or some with commas between, got {value!r} and {rest[at]!r}")
     if "," not in value:
         return [*rest, "--ipc", value, "--evaluate.sizes"]
     sizes = value.split(",")

@@ -23,7 +23,7 @@ from ..log import Log
 from ..networks import zoo
 from ..records import Network, TeacherMetadata, checked
 from ..sets import hub
-from ..sets.bundle import Contents, first_wrong_class, needed_teachers, read_bundle, read_run, write_bundle
+from ..sets.bundle import Contents, digests_in, first_wrong_class, needed_teachers, read_bundle, read_run, write_bundle
 from ..sets.results import is_of
 from ..sets.sealed_zip import is_bundle, is_sealed, read_seal
 from ..teachers.kept import read_statistics, read_teacher, rebuild, teacher_path
@@ -67,9 +67,10 @@ def bundle(options: BundleOptions, log: Log) -> None:
         hub.check_name(options.push_to_hub)
     run = options.run.resolve()
     path = options.out or run.with_name(f"{run.name}.zip")
-    if path.exists() and not is_bundle(path):
-        raise ValueError(f"{path} is there and is no bundle; choose another --out")
+    before = digests_in(path) if path.exists() else None
     contents = read_run(options.run)
+    if before not in (None, contents.manifest["digests"]):
+        raise ValueError(f"{path} is a bundle of other images; choose another --out, or remove it")
     if reason := disagreement(contents, lambda name: state_sha256(weights_of(contents, name, None)[0])):
         raise ValueError(f"{options.run} cannot be bundled: {reason}; run recover and relabel again")
     sizes, manifest = write_bundle(contents, options.run, path, options.teachers), contents.manifest
@@ -173,7 +174,7 @@ def weights_of(
 
 def labeller(contents: Contents, name: str, state: dict[str, Tensor], known: Network | TeacherMetadata) -> Teacher:
     """The teacher of these weights, as it labels the images of a set."""
-    recipe, classes, source = contents.recipe, contents.condensed.classes, f"teacher {name}"
+    recipe, classes, source = contents.recipe, contents.condensed.classes, f"{contents.path}: teacher {name}"
     net, outputs = rebuild(name, state, known, len(classes), source)
     statistics, is_unfused = read_statistics(known, source), recipe.labels.is_in_training
     return Teacher.of(
@@ -187,7 +188,7 @@ def _weights(
     """The weights of a teacher from all places, the best first: the set itself, a folder, a library that knows them."""
     if name in contents.weights:
         state, metadata = contents.weights[name]
-        yield state, checked(metadata, TeacherMetadata, f"teacher {name}", is_text=True)
+        yield state, checked(metadata, TeacherMetadata, f"{contents.path}: teacher {name}", is_text=True)
     for root in () if folder is None else (folder, folder.parent):
         if (path := teacher_path(root, name)).exists():
             yield read_tensors(path)[0], read_teacher(path)

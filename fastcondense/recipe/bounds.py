@@ -79,6 +79,8 @@ class How:
 
 
 HOW = How()
+LARGEST = 2**31 - 1
+"""The largest whole number that a setting without bounds of its own may be: tables hold them in 32 bits."""
 Count = Annotated[int, AtLeast(1)]
 CountOrZero = Annotated[int, AtLeast(0)]
 PositiveFloat = Annotated[float, Positive()]
@@ -89,8 +91,8 @@ Decay = Annotated[float, Within(0, 1, "[)")]
 
 
 def check_bounds(settings: Any, where: str = "") -> None:
-    """Raises ValueError that names the first setting of a dataclass, and of those in it, that is beyond its bounds or
-    not finite.
+    """Raises ValueError that names the first setting of a dataclass, and of those in it, that is beyond its bounds, too
+    large or not finite.
 
     where: what names begin with. A bound inside a tuple's type is one of its elements.
     """
@@ -99,10 +101,14 @@ def check_bounds(settings: Any, where: str = "") -> None:
         name, value = f"{where}{field.name}", getattr(settings, field.name)
         if dataclasses.is_dataclass(value):
             check_bounds(value, f"{name}.")
-        for bound, part in _bounded(hints[field.name], value):
+        bounds = list(_bounded(hints[field.name], value))
+        for bound, part in bounds:
             if not bound.allows(part):
                 raise ValueError(f"{name} must {bound}, got {value}")
         numbers = value if isinstance(value, tuple) else (value,)
+        is_free = not any(isinstance(bound, Within) for bound, _ in bounds)
+        if is_free and any(abs(number) > LARGEST for number in numbers if isinstance(number, int)):
+            raise ValueError(f"{name} may be at most {LARGEST}, got {value}")
         if not all(math.isfinite(number) for number in numbers if isinstance(number, float)):
             raise ValueError(f"{name} must be finite, got {value}")
 

@@ -40,8 +40,8 @@ class Recipe:
     """Name of the recipe, and of its folder in runs/."""
     method: str = "custom"
     """Name of the method in tables."""
-    seed: Annotated[int, Within(0, 2**64, "[)")] = 0
-    """What every random choice of the run is drawn from."""
+    seed: Annotated[int, Within(0, 2**52)] = 0
+    """What every random choice of the run is drawn from; further students count on from it."""
     ipc: Count = IPC
     """Images per class."""
     dataset: Dataset = field(default_factory=Dataset)

@@ -44,7 +44,7 @@ from ..records import (
     read_manifest,
 )
 from ..teachers.kept import read_teacher, teacher_path
-from ..tensor_files import read_tensors, write_tensors
+from ..tensor_files import read_metadata, read_tensors, write_tensors
 from . import sealed_zip
 from .condensed import CondensedSet, read_set, write_shard
 from .encoded import encode
@@ -67,6 +67,8 @@ Weights = tuple[dict[str, Tensor], dict[str, str]]
 class Contents:
     """A condensed set with its recipe, its manifest, and those of its teachers' weights that are at hand."""
 
+    path: Path
+    """The bundle, or the folder of the run."""
     recipe: Recipe
     condensed: CondensedSet
     manifest: Manifest
@@ -90,7 +92,7 @@ def read_folder(folder: Path) -> Contents:
     condensed = read_set(folder / "condensed", everything, recipe.ipc, classes)
     paths = {name: teacher_path(folder, name) for name in recipe.squeeze.teachers}
     weights = {name: read_tensors(path) for name, path in paths.items() if path.exists()}
-    return Contents(recipe, condensed, manifest, weights, read_results(folder, recipe))
+    return Contents(folder, recipe, condensed, manifest, weights, read_results(folder, recipe))
 
 
 def read_run(folder: Path) -> Contents:
@@ -164,7 +166,7 @@ def read_bundle(path: Path) -> Contents:
         pictures = _Pictures(archive, names, recipe.dataset.image_size, stack.pop_all())
     rows = torch.arange(len(names)).view(len(classes), recipe.ipc)
     images = StoredImages(pictures, torch.zeros_like(rows), rows)
-    return Contents(recipe, CondensedSet(images, classes), manifest, weights, in_order(inside["results"], recipe))
+    return Contents(path, recipe, CondensedSet(images, classes), manifest, weights, in_order(inside["results"], recipe))
 
 
 def _check_claims(archive: SealedReader, manifest: Manifest, recipe: Recipe) -> None:
@@ -188,8 +190,8 @@ def _check_claims(archive: SealedReader, manifest: Manifest, recipe: Recipe) -> 
 def unpack(path: Path, folder: Path, classes: tuple[str, ...], data: object) -> None:
     """Makes the folder of a run from a bundle, with which every stage goes on. Again, it changes nothing.
 
-    Raises ValueError if the folder holds another set, the bundle's images are not those that it names, or its classes
-    not those of the real `data`.
+    Raises ValueError if the folder holds another set or run, the bundle's images are not those that it names, or its
+    classes not those of the real `data`.
     """
     contents = read_verified(path)
     check_classes(contents.manifest["classes"], classes, path, data)
@@ -202,6 +204,7 @@ def unpack(path: Path, folder: Path, classes: tuple[str, ...], data: object) -> 
         if held.get("replay", {}).get("teachers") != given["replay"]["teachers"]:
             raise ValueError(f"{folder} has the images of {path}, but other teachers; choose another --out")
         return
+    _check_free(path, folder, contents)
     for name, (state, metadata) in contents.weights.items():
         write_tensors(teacher_path(folder, name), state, metadata)
     everything = jobs(recipe, len(condensed.classes))
@@ -211,6 +214,29 @@ def unpack(path: Path, folder: Path, classes: tuple[str, ...], data: object) -> 
         write_shard(folder / "condensed", job, mine, torch.zeros(0, 3), {"seconds": f"{seconds:.3f}"})
     write_atomic(folder / "recipe.toml", recipe.to_toml().encode())
     write_json(target, {key: value for key, value in contents.manifest.items() if key != "bundle"})
+
+
+def _check_free(path: Path, folder: Path, contents: Contents) -> None:
+    """Raises ValueError if a folder without a set holds what was not unpacked from the bundle: another run's work."""
+    own, text = {teacher_path(folder, name): name for name in contents.weights}, contents.recipe.to_toml().encode()
+    others = [folder / "recipe.toml"] if (folder / "recipe.toml").exists() else []
+    others = [one for one in others if read_file(one) != text]
+    for one in sorted(folder.glob("teachers/*/weights.safetensors")):
+        if one not in own or read_metadata(one).get("sha256") != contents.weights[own[one]][1].get("sha256"):
+            others.append(one)
+    for one in sorted((folder / "condensed").glob("shard-*.safetensors")):
+        others += [one] * ("recipe" in read_metadata(one))  # what recover writes says so
+    if others:
+        raise ValueError(f"{folder} holds another run than {path}, as {others[0]} shows; choose another --out")
+
+
+def digests_in(path: Path) -> list[str]:
+    """The digests of the images, class by class, that a bundle names. Raises ValueError for any other file."""
+    try:
+        with sealed_zip.reading(path, must_be_sealed=False) as archive:
+            return check_manifest(parse_json(_text(archive, "manifest.json"), path), path)["digests"]
+    except (KeyError, ValueError):
+        raise ValueError(f"{path} is there and is no bundle; choose another --out") from None
 
 
 def read_verified(path: Path) -> Contents:

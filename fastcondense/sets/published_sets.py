@@ -145,7 +145,7 @@ def _list_folder(root: Path, workers: int) -> Listing:
 
 def _by_numbers(name: str) -> list[Any]:
     """What sorts names as their numbers count: 2.png before 10.png."""
-    return [int(part) if part.isdecimal() else part for part in re.split("([0-9]+)", name)]
+    return [int(part) if k % 2 else part for k, part in enumerate(re.split("([0-9]+)", name))]
 
 
 def _inside(root: Path) -> Path:

@@ -9,7 +9,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from ..data.real import training_batches
+from ..data.real import square_batches
 from ..networks.precision import arithmetic
 from ..rng import Stream
 from ..run import Run
@@ -19,29 +19,23 @@ from ..tensor_files import Form, read_kept, write_tensors
 from ..workers.work import Items, shared
 
 _MOST_FILES = 64  # of some classes each
-_BATCH = 100  # views that go through the backbones together: fixed, because rounding depends on it
+_BATCH = 100  # images that go through the backbones together: fixed, because rounding depends on it
 
 
-def part_means(run: Run, teachers: Sequence[Teacher], lengths: Sequence[int]) -> list[Tensor]:
-    """Of each teacher before its classifier, mean features of the parts of each class: float32 [classes, ipc, D], host.
-    lengths: D of each.
+def part_offsets(run: Run, teachers: Sequence[Teacher], lengths: Sequence[int]) -> list[Tensor]:
+    """Of each teacher before its classifier, mean features of the parts of each class, seen from the mean of the class:
+    float32 [classes, ipc, D], on the host. lengths: D of each.
 
-    A class's views, recover.means.real_views of each training image, go to recipe.ipc parts by k-means (Lloyd, from
-    k-means++) on the features of all teachers beside each other, those of each scaled to a variance of 1 in all. The
-    largest part comes first. Found once and kept in the run's folder; the workers of a launch share the classes.
-    Raises ValueError as `backbone` does, and if a class has fewer views that differ than parts.
+    Training images, as the evaluation transform sees them, go to recipe.ipc parts of their class by k-means (Lloyd,
+    from k-means++) on the features of all teachers beside each other, those of each scaled to a variance of 1 in all.
+    (Of crops from 0.08 of an image on, clusters are sizes of crops.) The largest part comes first. Found once and kept
+    in the run's folder; the workers of a launch share the classes. Raises ValueError as `backbone` does, and if a class
+    has fewer images that differ than parts.
     """
     classes = np.arange(len(run.real.classes))
     files = [part.tolist() for part in np.array_split(classes, min(len(classes), _MOST_FILES))]
-    recover = run.recipe.recover
-    views = {name: getattr(recover, name) for name in ("crop_scale", "crop_ratio", "padding", "flip", "roll")}
-    folder = run.folder_of(
-        "class-parts",
-        seed=run.recipe.seed,
-        views=views | {"count": recover.means.real_views},
-        parts=run.recipe.ipc,
-        teachers=[teacher.sha256 for teacher in teachers],
-    )
+    shas = [teacher.sha256 for teacher in teachers]
+    folder = run.folder_of("class-parts", seed=run.recipe.seed, parts=run.recipe.ipc, teachers=shas)
 
     def path(number: int) -> Path:
         return folder / f"part-{number:02d}.safetensors"
@@ -77,25 +71,29 @@ def _form(num_classes: int, parts: int, length: int) -> Form:
 
 
 def _found(run: Run, teachers: Sequence[Teacher], labels: Sequence[int]) -> dict[str, Tensor]:
-    """The means of some classes' parts by the number of the teacher, float32 [labels, parts, D] each."""
-    recipe, split, stream = run.recipe, run.real.train, Stream(run.recipe.seed, "recover/means")
-    backbones, seen, known = [backbone(teacher) for teacher in teachers], list[list[Tensor]](), list[Tensor]()
-    for view in range(recipe.recover.means.real_views):
-        what = split, recipe.dataset, recipe.recover, stream, view, _BATCH, run.device
-        for images, of in training_batches(*what, classes=labels):
-            seen.append([see(images).cpu() for see in backbones])
-            known.append(of.cpu())
+    """Those of some classes by the number of the teacher, float32 [labels, parts, D] each."""
+    recipe, split, backbones = run.recipe, run.real.train, [backbone(teacher) for teacher in teachers]
+    seen, read = list[list[Tensor]](), list[Tensor]()
+    members = np.flatnonzero(np.isin(split.labels, labels))
+    for pixels, ids in square_batches(split, recipe.dataset, run.device, _BATCH, ids=members):
+        images = run.normalize(pixels)
+        seen.append([see(images).cpu() for see in backbones])
+        read.append(ids.cpu())
     run.report_skipped(split)
-    features, of_class = [torch.cat(of) for of in zip(*seen, strict=True)], torch.cat(known)
-    means = [torch.empty(len(labels), recipe.ipc, of.shape[1]) for of in features]
+    if not read:
+        raise ValueError(f"none of the training images of class {run.real.classes[labels[0]]!r} can be read")
+    features, of_class = [torch.cat(of) for of in zip(*seen, strict=True)], split.labels[torch.cat(read).numpy()]
+    found = [torch.empty(len(labels), recipe.ipc, of.shape[1]) for of in features]
     for row, label in enumerate(labels):
-        mine = [of[of_class == label] for of in features]
+        mine = [of[torch.from_numpy(of_class == label)] for of in features]
         scaled = torch.cat([of / of.var(0, correction=0).sum().sqrt().clamp(min=1e-12) for of in mine], 1)
         seed = int(Stream(recipe.seed, "recover/parts").words(label)[0][0])
         try:
             part = torch.from_numpy(clusters(scaled.numpy(), recipe.ipc, seed))
         except ValueError as error:
-            raise ValueError(f"class {run.real.classes[label]!r} has no {recipe.ipc} parts: {error} (views)") from None
+            raise ValueError(f"class {run.real.classes[label]!r} has no {recipe.ipc} parts: {error}") from None
         for k, of in enumerate(mine):
-            means[k][row] = torch.stack([of[part == number].double().mean(0).float() for number in range(recipe.ipc)])
-    return {f"{k}": of for k, of in enumerate(means)}
+            wide = of.double()
+            means = torch.stack([wide[part == number].mean(0) for number in range(recipe.ipc)])
+            found[k][row] = (means - wide.mean(0)).float()
+    return {f"{k}": of for k, of in enumerate(found)}

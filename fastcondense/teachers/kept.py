@@ -15,7 +15,7 @@ from ..files import first_difference, slug
 from ..loaders.reading import naming, read_file
 from ..networks import zoo
 from ..recipe.settings import PixelStatistics, Squeeze
-from ..records import Color, Count, Network, Sha256, TeacherMetadata, checked, parse_json
+from ..records import Color, Network, Sha256, TeacherMetadata, checked, parse_json
 from ..run import Run
 from ..tensor_files import read_metadata, read_tensors, state_sha256, write_tensors
 from .teacher import Teacher
@@ -162,8 +162,8 @@ def rebuild(
     count, outputs = known["num_outputs"], parse_json(known["outputs"], source)
     if not any(count in tensor.shape[:1] for tensor in state.values()):  # before anything of that size is built
         raise ValueError(f"{source} is damaged: none of its weights has {count} outputs")
-    checked(outputs, list[Count], source)
-    if len(outputs) != num_classes or max(outputs) >= count:
+    is_list = isinstance(outputs, list) and all(type(output) is int and 0 <= output < count for output in outputs)
+    if not is_list or len(outputs) != num_classes:
         raise ValueError(f"{source} is damaged: field outputs: expected one of {count} a class, {num_classes} in all")
     for name, shape in zoo.shapes(architecture, count).items():  # before a network that may be larger is built
         if name not in state or state[name].shape != shape:

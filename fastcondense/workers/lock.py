@@ -19,6 +19,7 @@ from pathlib import Path
 from typing import Any, TextIO
 
 from ..leftovers import clean
+from ..loaders.reading import writing
 from .launched import launch_name
 
 _SECONDS_TO_WAIT = 20.0  # for a launch that is just ending
@@ -43,10 +44,9 @@ def locked(folder: Path, share: str = "", seconds: float = _SECONDS_TO_WAIT) -> 
                 break
             if is_mine:
                 clean(folder)
-                file.truncate(0)
-                file.seek(0)
-                file.write(json.dumps(me))
-                file.flush()
+                with writing(folder / _NAME):
+                    os.ftruncate(file.fileno(), 0)
+                    os.pwrite(file.fileno(), json.dumps(me).encode(), 0)
             holder = _read(file)
             if holder.get("launch") == me["launch"] or (share and holder.get("share") == share):
                 # the system lets go of one lock before it gives the other: who came between has written its name
