@@ -95,6 +95,17 @@ def test_a_bundle_is_called_as_its_run_and_replaces_bundles_alone(run, tmp_path,
     assert main(["bundle", str(run), "--out", str(tmp_path / "mine.txt")]) == 1
     assert "mine.txt is there and is no bundle; choose another --out" in said(capsys)
     assert (tmp_path / "mine.txt").read_text() == "mine"
+    with zipfile.ZipFile(tmp_path / "mine.zip", "w") as archive:
+        archive.writestr("a", "mine")
+    before = (tmp_path / "mine.zip").read_bytes()
+    assert main(["bundle", str(run), "--out", str(tmp_path / "mine.zip")]) == 1
+    assert "mine.zip is there and is no bundle; choose another --out" in said(capsys)
+    assert (tmp_path / "mine.zip").read_bytes() == before
+    others = rewritten(
+        tmp_path / "lr0.5.zip", tmp_path / "others.zip", manifest_is(lambda tree: tree["digests"].reverse())
+    )
+    assert main(["bundle", str(run), "--out", str(others)]) == 1
+    assert "others.zip is a bundle of other images; choose another --out" in said(capsys)
 
 
 def test_images_of_a_bundle_are_decoded_when_they_are_asked_for(file, monkeypatch):

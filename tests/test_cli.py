@@ -124,6 +124,7 @@ def test_every_option_has_a_text():
             "squeeze --recipe sre2l/digits --squeeze.crop-scale 0.1 1 2",
             "--squeeze.crop-scale takes no value, or no more",
         ),
+        ("run --recipe sre2l/digits --train.epochs 2 --ipc 1 2", "--ipc takes one number, or some with commas between"),
         ("bundle r s", "nothing is expected there: 's'"),
         ("recover --recipe sre2l/digits --workers 2", "--workers needs --gpus: --gpus 0 --workers N starts N workers"),
         ("squeeze --recipe sre2l/digits --restarts=0", "--restarts needs --gpus"),

@@ -49,6 +49,13 @@ def test_files_of_a_class_are_in_the_order_of_their_numbers(tmp_path):
     assert torch.equal(found, torch.from_numpy(images[:, :3]).permute(0, 1, 4, 2, 3))  # 0 1 2, not 0 1 10
 
 
+def test_digits_of_other_scripts_are_text(tmp_path):
+    images, endings = pixels(classes=2, count=3), ("1", "٢", "x")
+    write_folder(tmp_path, images, lambda k: NAMES[k], lambda _, i: f"1-{endings[i]}.png")
+    found = read_published(tmp_path, NAMES[:2], 1, DATASET).condensed.images
+    assert torch.equal(found[:, 0], torch.from_numpy(images[:, 0]).permute(0, 3, 1, 2))
+
+
 @pytest.mark.parametrize("is_inside", [False, True])
 def test_a_class_of_a_set_may_be_called_train(tmp_path, is_inside):
     images, names = pixels()[:2], ("plane", "train")

@@ -40,6 +40,11 @@ def test_plain_lines_without_a_terminal(monkeypatch):
     assert [line.split(",")[0] for line in lines] == ["job: 1 of 3", "job: 2 of 3"]
 
 
+def test_a_width_of_nothing_is_no_width(monkeypatch):
+    monkeypatch.setenv("COLUMNS", "0")
+    assert log.PlainConsole(file=io.StringIO()).width >= 80
+
+
 def test_the_item_in_hand_moves_the_bar_or_is_told():
     written = io.StringIO()
     log.Log(Console(file=written)).within(0.3, "job 7 is at 3 of 10")
