@@ -25,7 +25,7 @@ _STRING = re.compile(rb'"(?:[^"\\]|\\.)*+"?', re.DOTALL)
 _NO_BRACKETS = bytes(set(range(256)) - set(b"[]{}"))
 
 Sha256 = Annotated[str, Meta(pattern="^[0-9a-f]{64}$")]
-Count = Annotated[int, Meta(ge=0, le=2**53)]
+Natural = Annotated[int, Meta(ge=0, le=2**53)]
 Name = Annotated[str, Meta(min_length=1, max_length=1000)]
 Percent = Annotated[float, Meta(ge=0, le=100)]
 Workers = Annotated[int, Meta(ge=1, le=1_000_000)]
@@ -47,14 +47,14 @@ class Replay(TypedDict):
     """All that decides the labels of a set beside its images, its classes and the teachers' weights."""
 
     generator: str
-    seeds: Annotated[list[Count], Meta(min_length=1, max_length=100_000)]
+    seeds: Annotated[list[Natural], Meta(min_length=1, max_length=100_000)]
     views: dict[str, Any]
     transform: str
     mean: Color
     std: Color
-    epochs: Count
-    batch_size: Count
-    ipc: Count
+    epochs: Natural
+    batch_size: Natural
+    ipc: Natural
     images: Sha256
     classes: Sha256
     teachers: dict[Name, Sha256]
@@ -66,7 +66,7 @@ class Fingerprint(TypedDict):
 
     tables: Sha256
     pixels: Annotated[list[tuple[float, float]], Meta(min_length=1, max_length=4096)]
-    classes: list[Annotated[list[Count], Meta(min_length=1, max_length=64)]]
+    classes: list[Annotated[list[Natural], Meta(min_length=1, max_length=64)]]
     logits: list[Annotated[list[float], Meta(min_length=1, max_length=64)]]
 
 
@@ -95,9 +95,9 @@ class Scores(TypedDict):
     top5_last: Score
     workers: NotRequired[Annotated[list[Workers], Meta(min_length=1, max_length=MOST_SEEDS)]]
     """How many workers trained a student together: each number once."""
-    views: NotRequired[Count]
+    views: NotRequired[Natural]
     """Views that a student sees in its training."""
-    needs: NotRequired[Count]
+    needs: NotRequired[Natural]
     """Bytes that its training needs: images, stored labels or the weights of teachers that replay them."""
     chosen: NotRequired[Literal["herding", "medoid", "bps"]]
     """The rule of the best real subset."""
@@ -106,9 +106,9 @@ class Scores(TypedDict):
 class Sizes(TypedDict):
     """Bytes."""
 
-    images: Count
-    labels: Count
-    teachers: Count
+    images: Natural
+    labels: Natural
+    teachers: Natural
 
 
 class Seconds(TypedDict):
@@ -129,11 +129,11 @@ class Result(Scores):
     ipc: Annotated[int, Meta(ge=1, le=2**31)]
     student: Name
     teachers: Annotated[list[Name], Meta(max_length=1000)]
-    epochs: Count
+    epochs: Natural
     seed: int
     seeds: Annotated[int, Meta(ge=1, le=MOST_SEEDS)]
     labels: Name
-    test_images: Count
+    test_images: Natural
     baselines: dict[Name, Scores]
     bytes: Sizes
     seconds: Seconds
@@ -153,7 +153,7 @@ class Network(TypedDict):
 class Bundled(TypedDict):
     """The part of a bundle's manifest that says what else lies in the bundle."""
 
-    format: Count
+    format: Natural
     teachers: dict[Name, Network]
     embedded: list[Name]
     recipe_sha256: Sha256
@@ -168,7 +168,7 @@ class Manifest(TypedDict):
     recipe: MadeBy
     teachers: NotRequired[dict[str, Sha256]]
     versions: NotRequired[dict[str, str]]
-    ipc: NotRequired[Count]
+    ipc: NotRequired[Natural]
     origin: NotRequired[Origin]
     replay: NotRequired[Replay]
     digests: NotRequired[list[Sha256]]
@@ -187,7 +187,7 @@ class Environment(TypedDict, total=False):
 
 
 class SplitDigest(TypedDict):
-    images: Count
+    images: Natural
     sha256: Sha256
 
 
@@ -221,7 +221,7 @@ class CheckedFiles(TypedDict):
     """checked.json: how many files of which images were looked at."""
 
     images: dict[str, SplitDigest]
-    files: Count
+    files: Natural
 
 
 class ShardMetadata(TypedDict, total=False):
@@ -235,8 +235,8 @@ class StoredEpochs(TypedDict):
 
     format: int
     replay: dict[str, Any]
-    first_rows: Annotated[list[Count], Meta(min_length=1)]
-    epochs_done: Count
+    first_rows: Annotated[list[Natural], Meta(min_length=1)]
+    epochs_done: Natural
     digests: list[Sha256]
     """Of the rows of each epoch that is done."""
 

@@ -6,15 +6,15 @@ from typing import Annotated, Literal, NotRequired, TypedDict
 
 from msgspec import Meta
 
-from .records import Count, Digits, Percent, Score, Workers
+from .records import Digits, Percent, Score, Natural, Workers
 
 
 class Confusion(TypedDict):
     """Test images a class, those that were named right, and frequent wrong answers: class, answer, count."""
 
-    images: list[Count]
-    right: list[Count]
-    confused: list[tuple[Count, Count, Count]]
+    images: list[Natural]
+    right: list[Natural]
+    confused: list[tuple[Natural, Natural, Natural]]
 
 
 class Epoch(TypedDict):
@@ -58,15 +58,15 @@ class Choice(TypedDict):
 
     chosen: Literal["herding", "medoid", "bps"]
     top1: dict[str, Percent]
-    images: Count
+    images: Natural
 
 
 class SizeCurve(TypedDict):
     """curve.json."""
 
     student: str
-    epochs: Count
-    sizes: list[Count]
+    epochs: Natural
+    sizes: list[Natural]
     top1_last: dict[str, dict[Digits, Score]]
 
 

@@ -14,7 +14,7 @@ import json
 import os
 import zlib
 from collections import deque
-from collections.abc import Callable, Iterable, Iterator, Sequence
+from collections.abc import Iterator, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
 from dataclasses import asdict, dataclass
 from pathlib import Path
@@ -24,6 +24,7 @@ import numpy as np
 from PIL import Image
 
 from .beton import ALLOCATION, CRC, JPEG, RAW, SAMPLE, Sidecar, data_start, head, place, read_sidecar
+from .complete import Track
 from .folder import ImageFile
 from .reading import read_file, writing
 
@@ -34,7 +35,6 @@ PAGE = 1 << 23
 _LONGEST_PAGE = 1 << 31
 _SAMPLED = 32  # files whose bytes tell them from others
 _LONGEST_SIDE = 4096  # of pixels that are stored without a max_resolution
-Track = Callable[[Sequence[Any], str], Iterable[Any]]
 
 
 @dataclass(frozen=True)

@@ -18,7 +18,7 @@ from fastcondense.recover.head_gradients import HeadGradients, RealViews, head_g
 from fastcondense.rng import Stream
 from fastcondense.run import Run
 from fastcondense.statistics.class_directions import Directions, class_directions, ridge_weights
-from fastcondense.statistics.class_parts import clusters, part_offsets
+from fastcondense.statistics.class_parts import clusters, part_means
 from fastcondense.teachers.teacher import Teacher
 
 CPU = torch.device("cpu")
@@ -113,7 +113,6 @@ def test_ridge_directions_are_the_weights_of_ridge_regression(tmp_path):
 def test_of_several_images_each_is_for_a_part_of_its_class(tmp_path):
     """k-means: every image lies in the part whose mean is nearest, and the mean of those is the part's."""
     run = digits_run(tmp_path, means=Means(target="class"))
-    whole = class_directions(run, run.kept["teachers"])[0].of_slots
     run = dataclasses.replace(run, recipe=dataclasses.replace(run.recipe, ipc=3))
     (one,) = run.kept["teachers"]
     (found,) = class_directions(run, [one])
@@ -123,9 +122,10 @@ def test_of_several_images_each_is_for_a_part_of_its_class(tmp_path):
     pixels, ids = squares(run.real.train, run.recipe.dataset, CPU)
     net(run.normalize(pixels).double())
     (z,), y = kept, torch.from_numpy(run.real.train.labels[ids.numpy()])
+    centre = torch.stack([z[y == label].mean(0) for label in range(10)]).mean(0)
     for label in range(10):
         mine = z[y == label]
-        means = found.of_slots[label].double() - whole[label] + mine.mean(0)
+        means = found.of_slots[label].double() + centre
         gaps = torch.cdist(mine, means)
         nearest, sizes = gaps.argmin(1), []
         for slot, mean in enumerate(means):
@@ -144,7 +144,7 @@ def test_parts_of_two_backbones_are_of_the_same_images(tmp_path):
     run = digits_run(tmp_path, means=Means(target="class"))
     run = dataclasses.replace(run, recipe=dataclasses.replace(run.recipe, ipc=2))
     (one,) = run.kept["teachers"]
-    first, second = part_offsets(run, [one, dataclasses.replace(one, sha256="f" * 64)], [32, 32])
+    first, second = part_means(run, [one, dataclasses.replace(one, sha256="f" * 64)], [32, 32])
     assert torch.equal(first, second) and first.abs().max() > 1e-3
 
 

@@ -25,7 +25,7 @@ from fastcondense.sets.condensed import read_seconds
 from fastcondense.sets.parts import in_order
 from fastcondense.statistics import targets
 from fastcondense.statistics.class_directions import class_directions
-from fastcondense.statistics.class_parts import part_offsets
+from fastcondense.statistics.class_parts import part_means
 from fastcondense.statistics.collection import Collection
 from fastcondense.statistics.collector import Collector
 from fastcondense.statistics.difficulty import grade
@@ -87,7 +87,7 @@ READERS = {
             Run(dataclasses.replace(run.recipe, ipc=1), run.out, log=run.log), run.kept["teachers"]
         ),
     ),
-    "class parts": ("class-parts-*/part-03*", lambda run: part_offsets(run, run.kept["teachers"], [32])),
+    "class parts": ("class-parts-*/part-03*", lambda run: part_means(run, run.kept["teachers"], [32])),
     "mosaics": ("initial-*/class-00003*", lambda run: vars(mosaic.ranked(run, run.kept["teachers"], 3))),
     "herding": ("initial-*/class-00004*", lambda run: representatives(run, Rule("herding", None), 4, 2)),
     "own images": (

@@ -142,6 +142,10 @@ def test_a_class_name_occurs_once():
         for node in ast.walk(ast.parse(path.read_text())):
             if isinstance(node, ast.ClassDef):
                 files.setdefault(node.name, []).append(module)
+            if isinstance(node, ast.Assign) and isinstance(node.value, ast.Subscript):  # a type with a name
+                names = [target.id for target in node.targets if isinstance(target, ast.Name)]
+                for name in (name for name in names if name[:1].isupper() and not name.isupper()):
+                    files.setdefault(name, []).append(module)
     several = [sorted(found) for found in files.values() if len(found) > 1]
     operators = [found[0].removesuffix(".cpu") for found in several]
     assert several == [[f"{name}.cpu", f"{name}.gpu"] for name in operators]

@@ -16,7 +16,7 @@ from ..run import Run
 from ..teachers.cut import backbone
 from ..teachers.kept import teacher_path
 from ..teachers.teacher import Teacher
-from .class_parts import part_offsets
+from .class_parts import part_means
 from .collection import Collection
 from .collector import Collector, Members, Pool
 from .targets import keep, read_targets
@@ -103,9 +103,9 @@ def class_directions(run: Run, teachers: Sequence[Teacher]) -> list[Directions]:
     """Of each teacher before its classifier, on the host: the directions of recover.means.target, slot by slot.
 
     class: mu_k - mu, with mu_k the mean feature of a class, and mu that of all classes; of several images a class,
-    plus what the mean of the image's part of it differs by (class_parts.py). ridge: (S + s I)^-1 times it, the weights
-    that ridge regression gives a linear layer for the class, with S the covariance of the features of all views and s
-    the mean of its diagonal. Of gradient, which has none, those of whole classes.
+    m - m_0, with m the mean of whole images in a part of the class, and m_0 that of all classes (class_parts.py).
+    ridge: (S + s I)^-1 times it, the weights that ridge regression gives a linear layer for the class, with S the
+    covariance of the features of all views and s the mean of its diagonal. Of gradient, which has none, those of class.
 
     They are of recover.means.real_views views of every training image, of recover's crops and flips: read from the
     run's folder, or collected in one read for all teachers, and kept. All workers of a launch call this, and share the
@@ -135,8 +135,8 @@ def class_directions(run: Run, teachers: Sequence[Teacher]) -> list[Directions]:
     read = [read_targets(path, of, run.recipe.dataset.image_size) for path, of in wanted.items()]
     found = [Directions.between(tables[_FEATURES][0]) for _, tables in read]
     if run.recipe.ipc > 1 and recover.means.target != "gradient":
-        offsets = part_offsets(run, teachers, [len(of.centre) for of in found])
-        found = [Directions(of.centre, of.of_slots + more) for of, more in zip(found, offsets, strict=True)]
+        parts = part_means(run, teachers, [len(of.centre) for of in found])
+        found = [Directions(of.centre, means) for of, means in zip(found, parts, strict=True)]
     if has_covariance:
         covariances = [vectors[_COVARIANCE][0] for vectors, _ in read]
         weights = [ridge_weights(of.of_slots, one) for of, one in zip(found, covariances, strict=True)]

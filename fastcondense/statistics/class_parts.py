@@ -22,9 +22,9 @@ _MOST_FILES = 64  # of some classes each
 _BATCH = 100  # images that go through the backbones together: fixed, because rounding depends on it
 
 
-def part_offsets(run: Run, teachers: Sequence[Teacher], lengths: Sequence[int]) -> list[Tensor]:
-    """Of each teacher before its classifier, mean features of the parts of each class, seen from the mean of the class:
-    float32 [classes, ipc, D], on the host. lengths: D of each.
+def part_means(run: Run, teachers: Sequence[Teacher], lengths: Sequence[int]) -> list[Tensor]:
+    """Of each teacher before its classifier, mean features of the parts of each class, seen from the mean of all
+    classes: float32 [classes, ipc, D], on the host. lengths: D of each.
 
     Training images, as the evaluation transform sees them, go to recipe.ipc parts of their class by k-means (Lloyd,
     from k-means++) on the features of all teachers beside each other, those of each scaled to a variance of 1 in all.
@@ -47,7 +47,8 @@ def part_offsets(run: Run, teachers: Sequence[Teacher], lengths: Sequence[int]) 
                 write_tensors(path(number), _found(run, teachers, files[number]), {})
     forms = [{f"{k}": _form(len(labels), run.recipe.ipc, n) for k, n in enumerate(lengths)} for labels in files]
     every = [read_kept(path(number), form) for number, form in enumerate(forms)]
-    return [torch.cat([of[f"{k}"] for of in every]) for k in range(len(teachers))]
+    means = [torch.cat([of[f"{k}"] for of in every]) for k in range(len(teachers))]
+    return [of[:, :-1] - of[:, -1].mean(0) for of in means]
 
 
 def clusters(vectors: np.ndarray, count: int, seed: int) -> np.ndarray:
@@ -67,11 +68,13 @@ def clusters(vectors: np.ndarray, count: int, seed: int) -> np.ndarray:
 
 
 def _form(num_classes: int, parts: int, length: int) -> Form:
-    return torch.float32, [num_classes, parts, length]
+    return torch.float32, [num_classes, parts + 1, length]
 
 
 def _found(run: Run, teachers: Sequence[Teacher], labels: Sequence[int]) -> dict[str, Tensor]:
-    """Those of some classes by the number of the teacher, float32 [labels, parts, D] each."""
+    """The means of some classes' parts, and of the whole class after them, by the number of the teacher: float32
+    [labels, parts + 1, D] each.
+    """
     recipe, split, backbones = run.recipe, run.real.train, [backbone(teacher) for teacher in teachers]
     seen, read = list[list[Tensor]](), list[Tensor]()
     members = np.flatnonzero(np.isin(split.labels, labels))
@@ -83,7 +86,7 @@ def _found(run: Run, teachers: Sequence[Teacher], labels: Sequence[int]) -> dict
     if not read:
         raise ValueError(f"none of the training images of class {run.real.classes[labels[0]]!r} can be read")
     features, of_class = [torch.cat(of) for of in zip(*seen, strict=True)], split.labels[torch.cat(read).numpy()]
-    found = [torch.empty(len(labels), recipe.ipc, of.shape[1]) for of in features]
+    found = [torch.empty(len(labels), recipe.ipc + 1, of.shape[1]) for of in features]
     for row, label in enumerate(labels):
         mine = [of[torch.from_numpy(of_class == label)] for of in features]
         scaled = torch.cat([of / of.var(0, correction=0).sum().sqrt().clamp(min=1e-12) for of in mine], 1)
@@ -94,6 +97,6 @@ def _found(run: Run, teachers: Sequence[Teacher], labels: Sequence[int]) -> dict
             raise ValueError(f"class {run.real.classes[label]!r} has no {recipe.ipc} parts: {error}") from None
         for k, of in enumerate(mine):
             wide = of.double()
-            means = torch.stack([wide[part == number].mean(0) for number in range(recipe.ipc)])
-            found[k][row] = (means - wide.mean(0)).float()
+            means = [wide[part == number].mean(0) for number in range(recipe.ipc)]
+            found[k][row] = torch.stack([*means, wide.mean(0)]).float()
     return {f"{k}": of for k, of in enumerate(found)}

@@ -30,7 +30,7 @@ from ..tensor_files import read_kept, write_tensors
 from ..views.windows import windows
 from ..workers.distributed import first_alone
 
-Kind = Literal["nearest", "aligned"]
+Closeness = Literal["nearest", "aligned"]
 _BATCH = 100  # images that go through a backbone together: fixed, because rounding depends on it
 _LOOKS = 20  # views of each of a class's
 _LOOKED_AT = 15  # images that are most in its direction by a few views
@@ -52,7 +52,7 @@ def closest_images(run: Run, kind: str, count: int) -> tuple[StoredImages, Tenso
             wanted = [of.to(run.device) for of in class_directions(run, teachers)]
             with torch.no_grad(), arithmetic("fp32"):
                 classes = range(len(run.real.classes))
-                found = [_closest(run, cast(Kind, kind), backbones, wanted, label, count) for label in classes]
+                found = [_closest(run, cast(Closeness, kind), backbones, wanted, label, count) for label in classes]
             write_tensors(path, {"ids": torch.from_numpy(np.stack(found))}, {})
     num_classes = len(run.real.classes)
     ids = read_kept(path, {"ids": (torch.int64, [num_classes, count])})["ids"].flatten().numpy()
@@ -62,7 +62,7 @@ def closest_images(run: Run, kind: str, count: int) -> tuple[StoredImages, Tenso
 
 
 def _closest(
-    run: Run, kind: Kind, backbones: Sequence[Backbone], wanted: Sequence[Directions], label: int, count: int
+    run: Run, kind: Closeness, backbones: Sequence[Backbone], wanted: Sequence[Directions], label: int, count: int
 ) -> np.ndarray:
     """The first `count` training samples of a class, int64 [count]."""
     members = run.real.train.of_class(label)

@@ -28,8 +28,8 @@ from .arms import Arm
 from .kept import Student
 from .students import train_arm
 
-Epoch = Literal["last", "best"]
-EPOCHS: tuple[Epoch, ...] = ("last", "best")
+LastOrBest = Literal["last", "best"]
+EPOCHS: tuple[LastOrBest, ...] = ("last", "best")
 
 
 def normalized(difference: float) -> float:
@@ -153,11 +153,11 @@ def _students(run: Run, arm: Arm, condensed: CondensedSet, teachers: Sequence[Te
     return students
 
 
-def _top1(student: Student, epoch: Epoch) -> float:
+def _top1(student: Student, epoch: LastOrBest) -> float:
     return student.top1_best if epoch == "best" else student.history[-1]["top1"]
 
 
-def _scores(arms: Arms, measured: dict[Arm, dict[str, Any]], epoch: Epoch) -> dict[str, Any]:
+def _scores(arms: Arms, measured: dict[Arm, dict[str, Any]], epoch: LastOrBest) -> dict[str, Any]:
     """The differences in percentage points, the two scores in [0, 1], each as mean, deviation and seed by seed."""
     accuracies = {
         name: [top1 / 100 for top1 in measured[arm][f"top1_{epoch}"]["seeds"]] for name, arm in vars(arms).items()

@@ -20,7 +20,7 @@ from ..rng import Stream
 from ..run import Run
 from ..workers.distributed import rank, world_size
 
-Item = tuple[ReplayedViews, BatchTable]
+RealBatch = tuple[ReplayedViews, BatchTable]
 """A batch's table, and what makes its views."""
 
 
@@ -36,7 +36,7 @@ def ids_of_epoch(stream: Stream, total: int, count: int, epoch: int) -> np.ndarr
     return found
 
 
-def real_views(run: Run, seed: int, settings: Labels) -> Callable[[int], Iterator[Item]]:
+def real_views(run: Run, seed: int, settings: Labels) -> Callable[[int], Iterator[RealBatch]]:
     """The batches of an epoch: real images take the places of the condensed ones; windows, partners and boxes stay.
 
     Images that cannot be read are left out, where they may be (dataset.on_error).
@@ -44,7 +44,7 @@ def real_views(run: Run, seed: int, settings: Labels) -> Callable[[int], Iterato
     split, stream = run.real.train, Stream(seed, "baselines/full_soft")
     count = run.recipe.shown_ipc * len(run.real.classes)
 
-    def batches(epoch: int) -> Iterator[Item]:
+    def batches(epoch: int) -> Iterator[RealBatch]:
         ids = run.readable(ids_of_epoch(stream, len(split), count, epoch))
         placed, labels = place(unread_squares(run, ids), run.device), torch.from_numpy(split.labels[ids])
         views = ReplayedViews(placed, labels.to(run.device), settings, run.normalize, seed)

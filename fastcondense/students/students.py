@@ -41,7 +41,7 @@ from .arms import CONDENSED, Arm
 from .closest import closest_images
 from .frozen import FrozenStudent
 from .kept import Student, begin, read_student, student_folder
-from .real_views import Item, real_batches, real_views
+from .real_views import RealBatch, real_batches, real_views
 from .task import Task, why_not_captured
 
 WHOLE = Views(crop_scale=(1.0, 1.0), crop_ratio=(1.0, 1.0), flip=0.0)  # the largest central square
@@ -169,7 +169,7 @@ def task_of(run: Run, arm: Arm, seed: int, condensed: CondensedSet, teachers: Se
 
         label = scheduled(source, recipe.train)
 
-        def make_view(item: Item) -> Batch:
+        def make_view(item: RealBatch) -> Batch:
             batch = item[0].make(item[1])
             return Batch(batch.images, label(batch), item[1].num_views)
 
