@@ -28,7 +28,7 @@ Sha256 = Annotated[str, Meta(pattern="^[0-9a-f]{64}$")]
 Natural = Annotated[int, Meta(ge=0, le=2**53)]
 Name = Annotated[str, Meta(min_length=1, max_length=1000)]
 Percent = Annotated[float, Meta(ge=0, le=100)]
-Workers = Annotated[int, Meta(ge=1, le=1_000_000)]
+NumWorkers = Annotated[int, Meta(ge=1, le=1_000_000)]
 Digits = Annotated[str, Meta(pattern="^[0-9]{1,9}$")]
 MOST_SEEDS, _ROUNDING = 10_000, 1e-6
 Duration = Annotated[float, Meta(ge=0, le=1e12)]
@@ -93,7 +93,7 @@ class Scores(TypedDict):
     top1_last: Score
     top1_best: Score
     top5_last: Score
-    workers: NotRequired[Annotated[list[Workers], Meta(min_length=1, max_length=MOST_SEEDS)]]
+    workers: NotRequired[Annotated[list[NumWorkers], Meta(min_length=1, max_length=MOST_SEEDS)]]
     """How many workers trained a student together: each number once."""
     views: NotRequired[Natural]
     """Views that a student sees in its training."""

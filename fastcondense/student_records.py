@@ -6,7 +6,7 @@ from typing import Annotated, Literal, NotRequired, TypedDict
 
 from msgspec import Meta
 
-from .records import Digits, Percent, Score, Natural, Workers
+from .records import Digits, Natural, NumWorkers, Percent, Score
 
 
 class Confusion(TypedDict):
@@ -40,7 +40,7 @@ class StudentFile(TypedDict):
     history: Annotated[list[Epoch], Meta(min_length=1)]
     seconds: Trained
     classes: NotRequired[Confusion | None]
-    workers: NotRequired[Workers]
+    workers: NotRequired[NumWorkers]
 
 
 def check_confusion(table: Confusion, num_classes: int, source: object) -> None:

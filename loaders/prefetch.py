@@ -7,10 +7,10 @@ from collections.abc import Iterator
 import torch
 from torch import Tensor
 
-Batch = tuple[Tensor, Tensor]
+Loaded = tuple[Tensor, Tensor]
 
 
-def on_device(batches: Iterator[Batch], device: torch.device) -> Iterator[Batch]:
+def on_device(batches: Iterator[Loaded], device: torch.device) -> Iterator[Loaded]:
     """The batches' pixels and ids on `device`, in order; they belong to the caller.
 
     For a GPU, batches go through two pinned buffers and a stream of their own, one batch ahead of the caller. For the
@@ -31,7 +31,7 @@ def on_device(batches: Iterator[Batch], device: torch.device) -> Iterator[Batch]
         yield _ready(*waiting)
 
 
-def _ready(pixels: Tensor, ids: Tensor, is_copied: torch.cuda.Event) -> Batch:
+def _ready(pixels: Tensor, ids: Tensor, is_copied: torch.cuda.Event) -> Loaded:
     current = torch.cuda.current_stream(pixels.device)
     current.wait_event(is_copied)
     for tensor in (pixels, ids):
@@ -47,7 +47,7 @@ class _Buffer:
         self.pinned = torch.empty(0, dtype=torch.uint8)
         self.is_copied = torch.cuda.Event()
 
-    def copy(self, pixels: Tensor, ids: Tensor) -> Batch:
+    def copy(self, pixels: Tensor, ids: Tensor) -> Loaded:
         """Starts the copy of a batch on the stream: ids first, which do not wait for the pixels' whole copy then."""
         self.is_copied.synchronize()  # of the batch before the last
         self.is_copied = torch.cuda.Event()

@@ -26,13 +26,13 @@ NAME = re.compile(r"[\w.-]+(/[\w.-]+)*")
 _BY_IPC = re.compile(r"[1-9]\d*")
 _BY_STUDENT = re.compile(r"(zoo|torchvision|timm)/.+|.+:.+")
 
-Layer = tuple[str, dict[str, Any]]
+Sourced = tuple[str, dict[str, Any]]
 """Where settings come from, and the settings as a tree; later layers replace what earlier ones say."""
 
 
 def layers(
     text: str | bytes, source: str, ipc: int | None = None, *, corrected: bool = False, student: str = ""
-) -> list[Layer]:
+) -> list[Sourced]:
     """What a recipe is put together from, first to last: shared files and its own, their tables, what was asked for.
 
     Raises ValueError for what is no table where one must be, and for one of no number of images or no architecture.
@@ -44,7 +44,7 @@ def layers(
         _check_tables(special[-1][1], where)
         files.append((where, {key: value for key, value in tree.items() if key not in (*keys, "published")}))
 
-    def tables(key: str, *path: str) -> list[Layer]:
+    def tables(key: str, *path: str) -> list[Sourced]:
         """The tables of all files under special[key] and the further keys."""
         found = []
         for where, of_file in special:
@@ -83,7 +83,7 @@ def _check_tables(tables: dict[str, dict[str, Any]], where: str) -> None:
             raise ValueError(f"{where}: {name} sets train.student, which says the tables that are read; set it outside")
 
 
-def _numbered(table: dict[str, Any], name: str, where: str) -> list[Layer]:
+def _numbered(table: dict[str, Any], name: str, where: str) -> list[Sourced]:
     """The tables by number of images a class, by their names."""
     for number, inner in table.items():
         if not _BY_IPC.fullmatch(number):
@@ -92,7 +92,7 @@ def _numbered(table: dict[str, Any], name: str, where: str) -> list[Layer]:
     return [(f"{name}.{number}", inner) for number, inner in table.items()]
 
 
-def merged(found: list[Layer]) -> dict[str, Any]:
+def merged(found: list[Sourced]) -> dict[str, Any]:
     """The layers as one tree."""
     tree: dict[str, Any] = {}
     for _, layer in found:
@@ -111,10 +111,10 @@ def tree_of(text: str | bytes, source: str) -> dict[str, Any]:
     return merged(_files(text, source))
 
 
-def _files(text: str | bytes, source: str) -> list[Layer]:
+def _files(text: str | bytes, source: str) -> list[Sourced]:
     """The shared files that a TOML text extends, each after those that it extends itself, and the text last."""
     own = parse_toml(text, source)
-    found: list[Layer] = []
+    found: list[Sourced] = []
     extends = own.pop("extends", [])
     for name in extends if isinstance(extends, list) else [extends]:
         path = RECIPES / "shared" / f"{name}.toml"
@@ -125,7 +125,7 @@ def _files(text: str | bytes, source: str) -> list[Layer]:
 
 
 @functools.cache
-def _shared(name: str) -> list[Layer]:
+def _shared(name: str) -> list[Sourced]:
     return _files((RECIPES / "shared" / f"{name}.toml").read_text(), f"shared/{name}")
 
 
