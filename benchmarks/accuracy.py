@@ -190,7 +190,9 @@ def seeds_of(line: Line) -> str:
 
 
 def note(line: Line) -> str:
-    """What a figure belongs to: recipe, seeds, date, device, the best epoch, baselines, and what was reduced."""
+    """What a figure belongs to: recipe, seeds, date, device, the best epoch, baselines, what was reduced, and what was
+    found out since (a line's `remark`).
+    """
     arms = [(name, line["baselines"][arm]) for arm, name in BASELINES.items() if arm in line["baselines"]]
     scores = [("best epoch", line["top1_best"]), *((name, found["top1_last"]) for name, found in arms)]
     stated = ", ".join(f"{name} {found['mean']:.1f}" for name, found in scores)
@@ -198,7 +200,8 @@ def note(line: Line) -> str:
     changes = [f"{key} {shown(run)} (recipe: {shown(own)})" for key, (run, own) in differences(line).items()]
     changes += [line["reduced"]] if line["reduced"] else []
     what = "reduced" if is_reduced(line) else "other teacher"
-    return text + (f"; {what}: {'; '.join(changes)}" if changes else "")
+    remark = f"; {line['remark']}" if "remark" in line else ""
+    return text + (f"; {what}: {'; '.join(changes)}" if changes else "") + remark
 
 
 def shown(value: Any) -> str:
