@@ -22,6 +22,7 @@ from .records import read_data
 from .sets.sealed_zip import is_bundle
 from .tracking import TrackerName
 from .workers.launch import Launch
+from .workers.lock import is_held
 
 StageKind = TypeVar("StageKind", bound="Options")
 COMMON = [
@@ -192,7 +193,8 @@ def take_run(arguments: list[str]) -> tuple[Path | None, list[str]]:
     run = Path(arguments[0])
     check_folder(run)
     if not is_bundle(run) and not (run / "recipe.toml").is_file():
-        raise ValueError(f"{run} is neither the folder of a run, with a recipe.toml, nor a bundle")
+        yet = ", yet: another launch has just begun there" if is_held(run) else ""
+        raise ValueError(f"{run} is neither the folder of a run, with a recipe.toml, nor a bundle{yet}")
     return run, arguments[1:]
 
 

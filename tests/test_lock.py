@@ -9,6 +9,7 @@ import time
 
 import pytest
 
+from fastcondense.options import take_run
 from fastcondense.workers import lock
 from fastcondense.workers.lock import is_held, locked
 
@@ -144,3 +145,12 @@ def test_many_at_once_agree_on_one(tmp_path, monkeypatch):
     for thread in threads:
         thread.join()
     assert most == [1] * 6
+
+
+def test_a_run_that_has_just_begun_is_told_from_no_run(tmp_path):
+    process = holder(tmp_path / "run")
+    with pytest.raises(ValueError, match="nor a bundle, yet: another launch has just begun there"):
+        take_run([str(tmp_path / "run")])
+    end(process)
+    with pytest.raises(ValueError, match="nor a bundle$"):
+        take_run([str(tmp_path / "run")])
