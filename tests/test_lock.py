@@ -152,5 +152,5 @@ def test_a_run_that_has_just_begun_is_told_from_no_run(tmp_path):
     with pytest.raises(ValueError, match="nor a bundle, yet: another launch has just begun there"):
         take_run([str(tmp_path / "run")])
     end(process)
-    with pytest.raises(ValueError, match="nor a bundle$"):
+    with pytest.raises(ValueError, match=r"nor a bundle$"):
         take_run([str(tmp_path / "run")])
