@@ -17,27 +17,36 @@ NETWORKS = {"tests/architectures.py:fd_mobilenet": "FD-MobileNet", "timm/tf_effi
 
 
 def table(lines: Iterable[Line]) -> str:
-    """A row for each recipe and target, backbones condensed for, probed backbone and view of the probe.
+    """A row for each recipe and target, backbones condensed for, images a class, probed backbone and view of the probe.
 
     Runs of a row differ by their seed.
 
     Top-1 in % of the last epoch, mean and deviation over runs, each the mean of its students; below each baseline the
     condensed images minus it, paired by run, with the 95 % interval.
     """
-    groups: dict[tuple[str, ...], list[Line]] = {}
+    groups: dict[tuple[str | int, ...], list[Line]] = {}
     for line in filter(is_probe, lines):
         groups.setdefault(_group(line), []).append(line)
     rows = []
-    for (data, recipe, made_for, probed, crops, reduced), runs in sorted(groups.items()):
+    for (data, recipe, made_for, ipc, probed, crops, reduced), runs in sorted(groups.items()):
         runs = sorted(runs, key=lambda line: line["seed"])
         own = [line["top1_last"]["mean"] for line in runs]
         cells = []
         for arm in ARMS:
             of = [line["baselines"][arm]["top1_last"]["mean"] for line in runs if arm in line["baselines"]]
             cells.append(f"{_score(of)}; {margin_in_words(own, of)}" if len(of) == len(own) else "not run")
-        about = f"{recipe}, {made_for}", probed, crops, str(len(runs))
-        rows.append((data + f", {reduced}" * bool(reduced), *about, f"**{_score(own)}**", *cells))
-    head = ["data", "condensed by, for", "probed on", "probe's crops", "runs", "condensed", *ARMS.values()]
+        about = f"{recipe}, {made_for}", str(ipc), probed, crops, str(len(runs))
+        rows.append((f"{data}, {reduced}" if reduced else str(data), *about, f"**{_score(own)}**", *cells))
+    head = [
+        "data",
+        "condensed by, for",
+        "images a class",
+        "probed on",
+        "probe's crops",
+        "runs",
+        "condensed",
+        *ARMS.values(),
+    ]
     return markdown(head, rows) if rows else ""
 
 
@@ -46,14 +55,15 @@ def is_probe(line: Line) -> bool:
     return bool(line["settings"].get("train.frozen"))
 
 
-def _group(line: Line) -> tuple[str, ...]:
+def _group(line: Line) -> tuple[str | int, ...]:
     known = line["settings"]
     made_for = known.get("recover.teachers") or line["teachers"]
     crops = known.get("labels.crop_scale", [0.08, 1.0])[0]
     method, _, data = line["recipe"].partition("/")
-    names = " + ".join(map(_network, made_for)), _network(line["student"])
+    made_for, probed = " + ".join(map(_network, made_for)), _network(line["student"])
     target = known.get("recover.means.target", "class")
-    return DATA.get(data, data), f"`{method}` {target}", *names, f"from {crops:g}", line["reduced"]
+    about = made_for, line["ipc"], probed, f"from {crops:g}", line["reduced"]
+    return DATA.get(data, data), f"`{method}` {target}", *about
 
 
 def _network(name: str) -> str:
