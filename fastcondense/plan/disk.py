@@ -12,7 +12,7 @@ from ..labels.views import full_batches, pooled_batches
 from ..networks import zoo
 from ..networks.encoders import classifier_name, feature_size
 from ..recipe.recipe import Recipe
-from ..statistics.difficulty import MOST_PARTS
+from ..statistics.class_files import MOST_FILES
 from ..students.costs import views_an_epoch
 from ..students.frozen import REAL_VIEWS
 from ..teachers.teacher import Teacher
@@ -77,7 +77,7 @@ def _target_bytes(recipe: Recipe, num_classes: int, matched: Sequence[Teacher]) 
             length = sum(len(vector) for vector in teacher.targets[layer.name])
             total += 4 * length * (not layer.is_batch_norm) + 4 * length * num_classes * ("category" in recover.targets)
             if "difficulty" in recover.targets:
-                total += 8 * length * recipe.ipc * min(num_classes, MOST_PARTS)
+                total += 8 * length * recipe.ipc * min(num_classes, MOST_FILES)
     return total
 
 

@@ -2,8 +2,8 @@
 
 from __future__ import annotations
 
+import functools
 from collections.abc import Sequence
-from pathlib import Path
 
 import numpy as np
 import torch
@@ -15,10 +15,9 @@ from ..rng import Stream
 from ..run import Run
 from ..teachers.cut import backbone
 from ..teachers.teacher import Teacher
-from ..tensor_files import Form, read_kept, write_tensors
-from ..workers.work import Items, shared
+from ..tensor_files import Form, read_kept
+from .class_files import class_files
 
-_MOST_FILES = 64  # of some classes each
 _BATCH = 100  # images that go through the backbones together: fixed, because rounding depends on it
 
 
@@ -32,21 +31,12 @@ def part_means(run: Run, teachers: Sequence[Teacher], lengths: Sequence[int]) ->
     in the run's folder; the workers of a launch share the classes. Raises ValueError as `backbone` does, and if a class
     has fewer images that differ than parts.
     """
-    classes = np.arange(len(run.real.classes))
-    files = [part.tolist() for part in np.array_split(classes, min(len(classes), _MOST_FILES))]
     shas = [teacher.sha256 for teacher in teachers]
     folder = run.folder_of("class-parts", seed=run.recipe.seed, parts=run.recipe.ipc, teachers=shas)
-
-    def path(number: int) -> Path:
-        return folder / f"part-{number:02d}.safetensors"
-
-    work = Items("class parts", folder, range(len(files)), lambda number: path(number).exists())
-    if not all(map(work.is_finished, work.items)):
-        with arithmetic("fp32"), torch.no_grad():
-            for number, _ in shared(run.log, "class parts", work):
-                write_tensors(path(number), _found(run, teachers, files[number]), {})
-    forms = [{f"{k}": _form(len(labels), run.recipe.ipc, n) for k, n in enumerate(lengths)} for labels in files]
-    every = [read_kept(path(number), form) for number, form in enumerate(forms)]
+    every = [
+        read_kept(path, {f"{k}": _form(len(labels), run.recipe.ipc, length) for k, length in enumerate(lengths)})
+        for path, labels in class_files(run, "class parts", folder, functools.partial(_found, run, teachers))
+    ]
     means = [torch.cat([of[f"{k}"] for of in every]) for k in range(len(teachers))]
     return [of[:, :-1] - of[:, -1].mean(0) for of in means]
 
@@ -78,10 +68,11 @@ def _found(run: Run, teachers: Sequence[Teacher], labels: Sequence[int]) -> dict
     recipe, split, backbones = run.recipe, run.real.train, [backbone(teacher) for teacher in teachers]
     seen, read = list[list[Tensor]](), list[Tensor]()
     members = np.flatnonzero(np.isin(split.labels, labels))
-    for pixels, ids in square_batches(split, recipe.dataset, run.device, _BATCH, ids=members):
-        images = run.normalize(pixels)
-        seen.append([see(images).cpu() for see in backbones])
-        read.append(ids.cpu())
+    with arithmetic("fp32"), torch.no_grad():
+        for pixels, ids in square_batches(split, recipe.dataset, run.device, _BATCH, ids=members):
+            images = run.normalize(pixels)
+            seen.append([see(images).cpu() for see in backbones])
+            read.append(ids.cpu())
     run.report_skipped(split)
     if not read:
         raise ValueError(f"none of the training images of class {run.real.classes[labels[0]]!r} can be read")

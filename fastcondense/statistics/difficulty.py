@@ -8,6 +8,7 @@ formulas. There the statistics are running averages over epochs of forward passe
 
 from __future__ import annotations
 
+import functools
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 
@@ -21,13 +22,12 @@ from ..networks.precision import arithmetic
 from ..run import Run
 from ..teachers.moments import Moments
 from ..teachers.teacher import Teacher
-from ..tensor_files import Form, read_kept, write_tensors
-from ..workers.work import Items, shared
+from ..tensor_files import Form, read_kept
+from .class_files import class_files
 from .collector import Members, Pool
 
 _BATCH = 100  # images that go through the teachers together: fixed, because rounding depends on it
 _EPSILON = 1e-6
-MOST_PARTS = 64  # files, of some classes each
 
 
 def distances(moments: Moments, targets: Moments) -> Tensor:
@@ -59,29 +59,20 @@ def grade(run: Run, teachers: Sequence[Teacher]) -> list[list[np.ndarray]]:
     graders = [teacher for teacher in teachers if any(layer.is_batch_norm for layer in teacher.layers)]
     if not graders:
         raise ValueError("difficulty is told by the statistics of BatchNorms, and no teacher has one that is matched")
-    classes = range(len(run.real.classes))
-    parts = [part.tolist() for part in np.array_split(classes, min(len(classes), MOST_PARTS))]
     folder = run.folder_of(
         "difficulty",
         groups=run.recipe.ipc,
         statistics=sorted(run.recipe.recover.statistics),
         teachers=[[teacher.name, teacher.sha256] for teacher in graders],
     )
-
-    def path(number: int) -> Path:
-        return folder / f"part-{number:02d}.safetensors"
-
-    work = Items("difficulties", folder, range(len(parts)), lambda number: path(number).exists())
-    if not all(map(work.is_finished, work.items)):
-        for number, _ in shared(run.log, "difficulties", work):
-            write_tensors(path(number), _graded(run, graders, parts[number]), {})
-    found = [_kept(run, graders, part, path(number)) for number, part in enumerate(parts)]
+    files = class_files(run, "difficulties", folder, functools.partial(_graded, run, graders))
+    found = [_kept(run, graders, labels, path) for path, labels in files]
     for which, teacher in enumerate(graders):
         for layer in teacher.layers:
             teacher.group_targets[layer.name] = _joined(found, f"{which}/{layer.name}")
     return [
         [part[f"ids/{label}/{group}"].numpy() for group in range(run.recipe.ipc)]
-        for part, labels in zip(found, parts, strict=True)
+        for part, (_, labels) in zip(found, files, strict=True)
         for label in labels
     ]
 
