@@ -9,7 +9,7 @@ from small import frozen_network
 from torch.nn import functional as F
 
 from fastcondense.data.jobs import Job
-from fastcondense.data.real import squares, training_batches
+from fastcondense.data.real import training_batches
 from fastcondense.log import Log
 from fastcondense.recipe.means import Means
 from fastcondense.recipe.recipe import load
@@ -111,17 +111,20 @@ def test_ridge_directions_are_the_weights_of_ridge_regression(tmp_path):
 
 
 def test_of_several_images_each_is_for_a_part_of_its_class(tmp_path):
-    """k-means: every image lies in the part whose mean is nearest, and the mean of those is the part's."""
+    """k-means: every view lies in the part whose mean is nearest, and the mean of those is the part's."""
     run = digits_run(tmp_path, means=Means(target="class"))
     run = dataclasses.replace(run, recipe=dataclasses.replace(run.recipe, ipc=3))
     (one,) = run.kept["teachers"]
     (found,) = class_directions(run, [one])
     assert found.of_slots.shape == (10, 3, 32)
-    net, kept = frozen_network("zoo/convnet3_w32", 10).double(), []
+    net, kept, labels = frozen_network("zoo/convnet3_w32", 10).double(), [], []
     net.head.register_forward_pre_hook(lambda _, args: kept.append(args[0]))
-    pixels, ids = squares(run.real.train, run.recipe.dataset, CPU)
-    net(run.normalize(pixels).double())
-    (z,), y = kept, torch.from_numpy(run.real.train.labels[ids.numpy()])
+    for view in range(2):
+        what = run.real.train, run.recipe.dataset, run.recipe.labels, Stream(run.recipe.seed, "recover/parts/views")
+        for images, of in training_batches(*what, view, 200, CPU):
+            net(images.double())
+            labels.append(of)
+    z, y = torch.cat(kept), torch.cat(labels)
     centre = torch.stack([z[y == label].mean(0) for label in range(10)]).mean(0)
     for label in range(10):
         mine = z[y == label]
@@ -140,7 +143,7 @@ def test_of_several_images_each_is_for_a_part_of_its_class(tmp_path):
     assert before == [path.stat().st_mtime_ns for path in (tmp_path / "run").rglob("part-*.safetensors")]
 
 
-def test_parts_of_two_backbones_are_of_the_same_images(tmp_path):
+def test_parts_of_two_backbones_are_of_the_same_views(tmp_path):
     run = digits_run(tmp_path, means=Means(target="class"))
     run = dataclasses.replace(run, recipe=dataclasses.replace(run.recipe, ipc=2))
     (one,) = run.kept["teachers"]

@@ -103,7 +103,7 @@ def class_directions(run: Run, teachers: Sequence[Teacher]) -> list[Directions]:
     """Of each teacher before its classifier, on the host: the directions of recover.means.target, slot by slot.
 
     class: mu_k - mu, with mu_k the mean feature of a class, and mu that of all classes; of several images a class,
-    m - m_0, with m the mean of whole images in a part of the class, and m_0 that of all classes (class_parts.py).
+    m - m_0, with m the mean of the views in a part of the class, and m_0 that of all classes (class_parts.py).
     ridge: (S + s I)^-1 times it, the weights that ridge regression gives a linear layer for the class, with S the
     covariance of the features of all views and s the mean of its diagonal. Of gradient, which has none, those of class.
 

@@ -9,7 +9,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from ..data.real import square_batches
+from ..data.real import training_batches
 from ..networks.precision import arithmetic
 from ..rng import Stream
 from ..run import Run
@@ -18,21 +18,23 @@ from ..teachers.teacher import Teacher
 from ..tensor_files import Form, read_kept
 from .class_files import class_files
 
-_BATCH = 100  # images that go through the backbones together: fixed, because rounding depends on it
+_BATCH = 100  # views that go through the backbones together: fixed, because rounding depends on it
 
 
 def part_means(run: Run, teachers: Sequence[Teacher], lengths: Sequence[int]) -> list[Tensor]:
     """Of each teacher before its classifier, mean features of the parts of each class, seen from the mean of all
     classes: float32 [classes, ipc, D], on the host. lengths: D of each.
 
-    Training images, as the evaluation transform sees them, go to recipe.ipc parts of their class by k-means (Lloyd,
-    from k-means++) on the features of all teachers beside each other, those of each scaled to a variance of 1 in all.
-    (Of crops from 0.08 of an image on, clusters are sizes of crops.) The largest part comes first. Found once and kept
-    in the run's folder; the workers of a launch share the classes. Raises ValueError as `backbone` does, and if a class
-    has fewer images that differ than parts.
+    A class's views, recover.means.real_views of each training image with the crops and flips of labels, as probes see
+    them, go to recipe.ipc parts by k-means (Lloyd, from k-means++) on the features of all teachers beside each other,
+    those of each scaled to a variance of 1 in all. (Of recover's crops, which begin at 0.08 of an image, clusters are
+    sizes of crops.) The largest part comes first. Found once and kept in the run's folder; the workers of a launch
+    share the classes. Raises ValueError as `backbone` does, and if a class has fewer views that differ than parts.
     """
     shas = [teacher.sha256 for teacher in teachers]
-    folder = run.folder_of("class-parts", seed=run.recipe.seed, parts=run.recipe.ipc, teachers=shas)
+    views = {name: getattr(run.recipe.labels, name) for name in ("crop_scale", "crop_ratio", "padding", "flip", "roll")}
+    views["count"] = run.recipe.recover.means.real_views
+    folder = run.folder_of("class-parts", seed=run.recipe.seed, parts=run.recipe.ipc, views=views, teachers=shas)
     every = [
         read_kept(path, {f"{k}": _form(len(labels), run.recipe.ipc, length) for k, length in enumerate(lengths)})
         for path, labels in class_files(run, "class parts", folder, functools.partial(_found, run, teachers))
@@ -65,21 +67,21 @@ def _found(run: Run, teachers: Sequence[Teacher], labels: Sequence[int]) -> dict
     """The means of some classes' parts, and of the whole class after them, by the number of the teacher: float32
     [labels, parts + 1, D] each.
     """
-    recipe, split, backbones = run.recipe, run.real.train, [backbone(teacher) for teacher in teachers]
-    seen, read = list[list[Tensor]](), list[Tensor]()
-    members = np.flatnonzero(np.isin(split.labels, labels))
+    recipe, split, stream = run.recipe, run.real.train, Stream(run.recipe.seed, "recover/parts/views")
+    backbones, seen, known = [backbone(teacher) for teacher in teachers], list[list[Tensor]](), list[Tensor]()
     with arithmetic("fp32"), torch.no_grad():
-        for pixels, ids in square_batches(split, recipe.dataset, run.device, _BATCH, ids=members):
-            images = run.normalize(pixels)
-            seen.append([see(images).cpu() for see in backbones])
-            read.append(ids.cpu())
+        for view in range(recipe.recover.means.real_views):
+            what = split, recipe.dataset, recipe.labels, stream, view, _BATCH, run.device
+            for images, of in training_batches(*what, classes=labels):
+                seen.append([see(images).cpu() for see in backbones])
+                known.append(of.cpu())
     run.report_skipped(split)
-    if not read:
+    if not known:
         raise ValueError(f"none of the training images of class {run.real.classes[labels[0]]!r} can be read")
-    features, of_class = [torch.cat(of) for of in zip(*seen, strict=True)], split.labels[torch.cat(read).numpy()]
+    features, of_class = [torch.cat(of) for of in zip(*seen, strict=True)], torch.cat(known)
     found = [torch.empty(len(labels), recipe.ipc + 1, of.shape[1]) for of in features]
     for row, label in enumerate(labels):
-        mine = [of[torch.from_numpy(of_class == label)] for of in features]
+        mine = [of[of_class == label] for of in features]
         scaled = torch.cat([of / of.var(0, correction=0).sum().sqrt().clamp(min=1e-12) for of in mine], 1)
         seed = int(Stream(recipe.seed, "recover/parts").words(label)[0][0])
         try:
