@@ -8,7 +8,9 @@ import pytest
 import torch
 from torch.nn import functional as F
 
+from fastcondense.cli import main
 from fastcondense.data.jobs import jobs
+from fastcondense.files import read_json
 from fastcondense.recipe import recipe
 from fastcondense.recipe.gradients import Gradients
 from fastcondense.recover import by_gradients, matched_networks
@@ -229,6 +231,30 @@ def test_students_see_a_prefix_of_any_set(tmp_path):
     assert labels.tolist() == [0] * 8 + [1] * 8 + [2] * 8 and first.shown_ipc == 2 and run.recipe.shown_ipc == 4
     other = dataclasses.replace(recipe.load("rded/digits-ipc4"), train=first.train)
     assert torch.equal(shown(other, condensed)[0], images[:, :2].flatten(0, 1))
+
+
+def test_a_size_of_a_set_of_scattered_tiles_is_its_first_tiles(tmp_path, capsys):
+    """MDC's subset of n is the first n factor^2 tiles, which lie in many of the set's images (spec 5.2)."""
+    out = tmp_path / "run"
+    flags = "--recipe mdc/digits --recover.gradients.factor 2 --recover.iterations 1 --recover.gradients.inner 1"
+    flags += " --recover.gradients.net-images 64 --train.epochs 1 --train.seeds 1 --evaluate.baselines random_hard"
+    assert main(["run", *flags.split(), "--ipc", "4", "--out", str(out)]) == 0
+    result = read_json(out / "result.json")
+    assert (result["views"], result["baselines"]["random_hard"]["views"]) == (10 * 4 * 4, 10 * 4)
+    assert main(["train", str(out), "--train.prefix", "1"]) == 0
+    assert main(["evaluate", str(out), "--train.prefix", "1"]) == 0
+    alone = read_json(out / "result.json")
+    assert alone["ipc"] == 1 and alone["views"] == 10 * 4
+    assert main(["evaluate", str(out), "--ipc", "1,4"]) == 0
+    curve = read_json(out / "curve.json")["top1_last"]["nested"]
+    assert curve["1"]["mean"] == alone["top1_last"]["mean"] and curve["4"]["mean"] == result["top1_last"]["mean"]
+    capsys.readouterr()
+    for command in (
+        ["train", str(out), "--ipc", "1"],
+        ["export", str(out), "--ipc", "1", "--out", str(tmp_path / "x")],
+    ):
+        assert main(command) == 1
+        assert "tiles of" in capsys.readouterr().err
 
 
 def test_settings_that_no_job_could_mean(tmp_path):

@@ -67,6 +67,12 @@ def test_hard_epochs_show_their_own_views_and_the_classes(run, arm):
             assert (batch.wanted.logits is None) == is_hard and batch.wanted.smoothing == 0.8 * is_hard
 
 
+def test_hard_labels_are_the_classes_in_every_epoch(run):
+    task = task_of(run, Arm("random", "hard"), 0, condensed_set(run), labelling_teachers(run))
+    wanted = [task.make(item).wanted for epoch in range(5) for item in task.batches(epoch)]
+    assert {(of.logits is None, of.smoothing) for of in wanted} == {(True, 0.0)}
+
+
 def test_a_loop_of_ones_own_gets_the_smoothed_classes(run):
     for epoch, batches in enumerate(fc.views(run.out)):
         for _, labels in batches:
@@ -88,3 +94,10 @@ def test_no_label_of_a_hard_epoch_is_stored(run):
         assert first_rows(views, run.recipe.train)[-1] == rows
         planned = disk_bytes(dataclasses.replace(run.recipe, labels=labels), extent(run.recipe, None), [])
         assert planned["labels"] == rows * 20
+
+
+def test_labels_of_the_first_images_alone_are_stored(run):
+    flags = [*FLAGS, "--labels.source", "stored", "--train.prefix", "1"]
+    assert fastcondense("relabel", run.out, *flags) == fastcondense("train", run.out, *flags) == 0
+    rows = [read_json(path)["first_rows"][-1] for path in run.out.glob("labels/**/seed0/manifest.json")]
+    assert sorted(rows) == [8, 16]  # one batch of ten images an epoch, where twenty have two

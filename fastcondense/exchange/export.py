@@ -19,6 +19,7 @@ from ..loaders.class_folders import is_hidden
 from ..log import Log
 from ..recipe.recipe import Recipe
 from ..records import Origin, Result, read_data
+from ..recover.formation import has_scattered_subsets
 from ..run import Run
 from ..sets import hub
 from ..sets.bundle import read_folder, read_verified
@@ -85,6 +86,8 @@ def export(options: ExportOptions, log: Log) -> None:
     path, is_file = options.run, is_bundle(options.run)
     contents = read_verified(path) if is_file else read_folder(path)
     settings, condensed = contents.recipe, contents.condensed.first(options.ipc or contents.condensed.ipc)
+    if condensed.ipc < contents.condensed.ipc and has_scattered_subsets(settings):
+        raise ValueError(f"the set of {condensed.ipc} images a class is tiles of all images of {path}; leave out --ipc")
     if is_file and options.format in ("ddranking", "fkd"):
         raise ValueError(f"--format {options.format} needs a run: unpack {path} first (fastcondense relabel)")
     with new_folder(options.out) as folder:

@@ -250,6 +250,8 @@ def write_fkd(run: Run, folder: Path, epochs: int) -> int:
     """
     recipe, labels = run.recipe, run.recipe.labels
     check_settings(labels)
+    if recipe.recover.objective == "gradients" or recipe.train.prefix:
+        raise ValueError("FKD files are of all images as they are; leave out train.prefix, and sets of tiles")
     if folder.exists() and any(folder.iterdir()):
         raise ValueError(f"{folder} is not empty; FKD files need a folder of their own")
     teachers, condensed = labelling_teachers(run), condensed_set(run)

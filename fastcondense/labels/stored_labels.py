@@ -34,6 +34,7 @@ from ..recipe.evaluation import label_parts
 from ..recipe.recipe import Recipe, sha256_of
 from ..recipe.train import Train, check_fewer
 from ..records import StoredEpochs, read_checked
+from ..recover.formation import shown
 from ..run import Run
 from ..sets.condensed import CondensedSet
 from ..teachers.teacher import Teacher
@@ -83,7 +84,7 @@ def store_labels(run: Run, condensed: CondensedSet, teachers: Sequence[Teacher])
         return
     check_folder(folder)
     check_fewer("labels.top_k", recipe.labels.top_k, len(condensed.classes))
-    pixels, labels = condensed.unread()
+    pixels, labels = shown(recipe, condensed)
     placed, labels = place(pixels, run.device), labels.to(run.device)
     views, rows, shapes = {}, {}, {}
     for seed in (recipe.seed + number for number in range(recipe.train.seeds)):
@@ -181,6 +182,7 @@ def replay_specification(
         "batch_size": train.batch_size if is_batched else None,
         "epochs": train.epochs if is_pooled else None,
         "temperature": _temperature(train) if recipe.labels.top_k else None,
+        **({"prefix": train.prefix} if train.prefix else {}),
     }
 
 

@@ -97,11 +97,31 @@ def shown(recipe: Recipe, condensed: CondensedSet) -> tuple[Images, Tensor]:
     return condensed.first(count).unread()
 
 
-def shown_tiles(settings: Gradients, images: Tensor, count: int) -> tuple[Tensor, Tensor]:
-    """The tiles of the subset of `count` of a set uint8 [classes, K, 3, S, S], rounded, by class, and their labels."""
+def num_shown(recipe: Recipe, num_classes: int) -> int:
+    """How many images `shown` gives."""
+    count = recipe.shown_ipc
+    if recipe.recover.objective == "gradients":
+        levels = _as_shown(recipe.recover.gradients, recipe.ipc, recipe.dataset.image_size).levels
+        count = int((levels <= count).sum())
+    return num_classes * count
+
+
+def has_scattered_subsets(recipe: Recipe) -> bool:
+    """Whether a smaller set is tiles of many images of a larger one, and not its first images."""
+    gradients = recipe.recover.gradients
+    return recipe.recover.objective == "gradients" and gradients.factor > 1 and gradients.layout == "tile-major"
+
+
+def _as_shown(settings: Gradients, num_images: int, size: int) -> Formation:
+    """The formation that students see, whose tiles are all of one kind."""
     if settings.formation == "bound":
         settings = dataclasses.replace(settings, formation="single")
-    formation = Formation(settings, images.shape[1], images.shape[-1])
+    return Formation(settings, num_images, size)
+
+
+def shown_tiles(settings: Gradients, images: Tensor, count: int) -> tuple[Tensor, Tensor]:
+    """The tiles of the subset of `count` of a set uint8 [classes, K, 3, S, S], rounded, by class, and their labels."""
+    formation = _as_shown(settings, images.shape[1], images.shape[-1])
     is_shown = formation.levels <= count
     tiles = [255 * formation(of_class.float() / 255)[is_shown] for of_class in images]
     labels = torch.arange(len(images)).repeat_interleave(int(is_shown.sum()))

@@ -32,6 +32,7 @@ from .by_means import ByMeans
 from .by_statistics import ByStatistics
 from .engine import Recovered, RecoverJob, kept_as_begun
 from .feature_targets import ClassDirections, backbone_of
+from .formation import has_scattered_subsets
 from .head_gradients import HeadGradients, RealViews
 from .mosaic import Mosaics
 from .unfinished import Unfinished
@@ -219,7 +220,8 @@ def made_jobs(run: Run) -> list[Job]:
 def condensed_set(run: Run) -> CondensedSet:
     """The finished condensed images of the run, the first `ipc` of each class.
 
-    Imported ones are shown to the teachers that the run has by now.
+    Imported ones are shown to the teachers that the run has by now. Raises ValueError if there are none, or if the
+    first of a class are no set.
     """
     recipe, everything, classes = run.recipe, made_jobs(run), run.real.classes
     folder = run.out / "condensed"
@@ -235,5 +237,11 @@ def condensed_set(run: Run) -> CondensedSet:
             recipe.dataset,
             run.device,
             run.log,
+        )
+    made = max(job.first_slot + job.num_slots for job in everything)
+    if recipe.ipc < made and has_scattered_subsets(recipe):
+        raise ValueError(
+            f"{run.out} has {made} images a class, and its set of {recipe.ipc} is tiles of them all: "
+            f"--ipc {made} --train.prefix {recipe.ipc}"
         )
     return read_set(folder, everything, recipe.ipc, classes)

@@ -5,7 +5,7 @@ from __future__ import annotations
 from ..labels.stored_labels import stored_bytes
 from ..labels.views import full_batches
 from ..recipe.recipe import Recipe
-from ..recover.formation import Formation
+from ..recover.formation import num_shown
 from ..run import Run
 from ..teachers.kept import teacher_bytes
 from ..user_functions import is_own
@@ -13,18 +13,14 @@ from .arms import CONDENSED, Arm
 from .frozen import REAL_VIEWS
 
 
-def images_shown(recipe: Recipe, num_classes: int) -> int:
-    """Images that students see views of."""
-    count = recipe.shown_ipc
-    if recipe.recover.objective == "gradients":
-        formation = Formation(recipe.recover.gradients, recipe.ipc, recipe.dataset.image_size)
-        count = int((formation.levels <= count).sum())
-    return num_classes * count
-
-
 def views_an_epoch(recipe: Recipe, num_classes: int) -> int:
-    """Views that a student is trained on in an epoch."""
-    count, batch = images_shown(recipe, num_classes), recipe.train.batch_size
+    """Views that a student of condensed images is trained on in an epoch."""
+    return _views(recipe, num_shown(recipe, num_classes))
+
+
+def _views(recipe: Recipe, count: int) -> int:
+    """Views of `count` images in an epoch."""
+    batch = recipe.train.batch_size
     return count if recipe.labels.pool == 1 else full_batches(count, batch) * min(batch, count)
 
 
@@ -32,10 +28,12 @@ def views_an_epoch_of(run: Run, arm: Arm) -> int:
     """The same of an arm: all real images with hard labels are seen once an epoch. A frozen student's layer is shown
     the features of all views in each.
     """
-    train = run.recipe.train
+    train, num_classes = run.recipe.train, len(run.real.classes)
     if arm.images == "full" and arm.labels == "hard":
         return len(run.real.train) * (REAL_VIEWS if train.frozen else 1)
-    return views_an_epoch(run.recipe, len(run.real.classes)) * (train.frozen_views if train.frozen else 1)
+    is_as_many = arm.images in ("condensed", "full")  # tiles are more than images; other real ones are whole
+    count = num_shown(run.recipe, num_classes) if is_as_many else num_classes * run.recipe.shown_ipc
+    return _views(run.recipe, count) * (train.frozen_views if train.frozen else 1)
 
 
 def student_views(run: Run, arm: Arm) -> int:

@@ -13,7 +13,8 @@ from typing import Any
 import torch
 
 from ..devices import versions
-from ..recipe.recipe import sha256_of
+from ..recipe.recipe import Recipe, sha256_of
+from ..recover.formation import has_scattered_subsets
 from ..recover.stage import condensed_set, made_jobs, recover
 from ..run import Run
 from ..sets.condensed import CondensedSet
@@ -37,7 +38,7 @@ def evaluate_sizes(run: Run) -> dict[str, Any]:
         raise ValueError(f"the set has {made} images a class, --ipc asks for {sizes[-1]}")
     curves: dict[str, dict[str, Any]] = {}
     for size in sizes:
-        for name, of_size, condensed in _sets(run, size):
+        for name, of_size, condensed in _sets(run, size, made):
             teachers = chosen(squeeze(of_size), of_size.recipe.labels.teachers)
             for arm in arms(of_size) if name == "nested" else (CONDENSED,):
                 train_arms(of_size, [arm], condensed, teachers)
@@ -59,9 +60,11 @@ def evaluate_sizes(run: Run) -> dict[str, Any]:
     return result
 
 
-def _sets(run: Run, size: int) -> Iterator[tuple[str, Run, CondensedSet]]:
-    """The sets that are compared at a size: a name, the run whose folder keeps the students, and the images."""
-    of_size = replace(run, recipe=replace(run.recipe, ipc=size))
+def _sets(run: Run, size: int, made: int) -> Iterator[tuple[str, Run, CondensedSet]]:
+    """The sets that are compared at a size, of a set of `made` images a class: a name, the run whose folder keeps the
+    students, and the images.
+    """
+    of_size = replace(run, recipe=_of_size(run.recipe, size, made))
     yield "nested", of_size, condensed_set(of_size)
     for kind in run.recipe.evaluate.compare:
         if kind == "independent":
@@ -76,9 +79,17 @@ def _sets(run: Run, size: int) -> Iterator[tuple[str, Run, CondensedSet]]:
             yield kind, _beside(run, "stacked", ipc=size), CondensedSet(images, run.real.classes)
 
 
+def _of_size(recipe: Recipe, size: int, made: int) -> Recipe:
+    """The recipe whose students see the set of a size: its first images, or if these are no set its first tiles."""
+    is_whole = size == made or not has_scattered_subsets(recipe)
+    train = replace(recipe.train, prefix=0 if is_whole else size)
+    return replace(recipe, ipc=size if is_whole else made, train=train)
+
+
 def _beside(run: Run, name: str, **changes: Any) -> Run:
     """A run in compare/ of this run's folder with other settings and the same teachers."""
-    settings = replace(run.recipe, evaluate=replace(run.recipe.evaluate, baselines=()), **changes).check()
+    settings = replace(run.recipe, evaluate=replace(run.recipe.evaluate, baselines=()), **changes)
+    settings = replace(settings, train=replace(settings.train, prefix=0)).check()
     other = replace(run, recipe=settings, out=run.out / "compare" / name, kept={})
     once(lambda: lend_teachers(run, other))
     return other

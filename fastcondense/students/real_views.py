@@ -15,6 +15,7 @@ from ..labels.view_tables import BatchTable, Span, ViewBatch
 from ..labels.views import ReplayedViews
 from ..recipe.settings import Labels
 from ..recipe.shared import Views
+from ..recover.formation import num_shown
 from ..recover.representatives import unread_squares
 from ..rng import Stream
 from ..run import Run
@@ -42,7 +43,7 @@ def real_views(run: Run, seed: int, settings: Labels) -> Callable[[int], Iterato
     Images that cannot be read are left out, where they may be (dataset.on_error).
     """
     split, stream = run.real.train, Stream(seed, "baselines/full_soft")
-    count = run.recipe.shown_ipc * len(run.real.classes)
+    count = num_shown(run.recipe, len(run.real.classes))
 
     def batches(epoch: int) -> Iterator[RealBatch]:
         ids = run.readable(ids_of_epoch(stream, len(split), count, epoch))

@@ -189,7 +189,7 @@ def task_of(run: Run, arm: Arm, seed: int, condensed: CondensedSet, teachers: Se
             f"train: images on the {where}; " + (f"no CUDA graph: {reason}" if reason else "steps as CUDA graphs")
         )
 
-    label = scheduled(source, recipe.train)
+    label = source if labels == "hard" else scheduled(source, recipe.train)
 
     def make(item: BatchTable) -> Batch:
         batch = views.make(item)
