@@ -33,6 +33,18 @@ def digits_run(tmp_path, **changes):
     return run
 
 
+def seen(run, views, purpose):
+    """What the network's head reads of two views of every training image, float64 [N, 32], and their classes."""
+    net, kept, labels = frozen_network("zoo/convnet3_w32", 10).double(), [], []
+    net.head.register_forward_pre_hook(lambda _, args: kept.append(args[0]))
+    for view in range(2):
+        what = run.real.train, run.recipe.dataset, views, Stream(run.recipe.seed, purpose)
+        for images, of in training_batches(*what, view, 200, CPU):
+            net(images.double())
+            labels.append(of)
+    return torch.cat(kept), torch.cat(labels)
+
+
 def test_the_published_target_is_one_cosine_of_all_gradients(tmp_path):
     run = digits_run(tmp_path, means=Means(target="gradient", real_batch=30))
     (one,) = run.kept["teachers"]
@@ -61,17 +73,9 @@ def test_class_means_are_those_of_all_views_and_kept(tmp_path):
     run = digits_run(tmp_path, means=Means(target="class"))
     (one,) = run.kept["teachers"]
     (found,) = class_directions(run, [one])
-    net, sums, counts = frozen_network("zoo/convnet3_w32", 10).double(), torch.zeros(10, 32).double(), torch.zeros(10)
-    kept = []
-    net.head.register_forward_pre_hook(lambda _, args: kept.append(args[0]))
-    for view in range(2):
-        what = run.real.train, run.recipe.dataset, run.recipe.recover, Stream(run.recipe.seed, "recover/means")
-        for images, labels in training_batches(*what, view, 200, CPU):
-            net(images.double())
-            sums.index_add_(0, labels, kept.pop())
-            counts.index_add_(0, labels, torch.ones(len(labels)))
-    assert counts.tolist() == (2 * np.bincount(run.real.train.labels)).tolist()
-    means = sums / counts[:, None]
+    z, y = seen(run, run.recipe.recover, "recover/means")
+    assert y.bincount().tolist() == (2 * np.bincount(run.real.train.labels)).tolist()
+    means = torch.stack([z[y == label].mean(0) for label in range(10)])
     torch.testing.assert_close(found.centre.double(), means.mean(0), rtol=1e-5, atol=1e-6)
     torch.testing.assert_close(found.of_slots[:, 0].double(), means - means.mean(0), rtol=1e-5, atol=1e-6)
     (path,) = (tmp_path / "run").rglob("targets-*.safetensors")
@@ -88,14 +92,8 @@ def test_ridge_directions_are_the_weights_of_ridge_regression(tmp_path):
     run = digits_run(tmp_path, means=Means(target="ridge"))
     (one,) = run.kept["teachers"]
     (found,) = class_directions(run, [one])
-    net, kept, labels = frozen_network("zoo/convnet3_w32", 10).double(), [], []
-    net.head.register_forward_pre_hook(lambda _, args: kept.append(args[0]))
-    for view in range(2):
-        what = run.real.train, run.recipe.dataset, run.recipe.recover, Stream(run.recipe.seed, "recover/means")
-        for images, of in training_batches(*what, view, 200, CPU):
-            net(images.double())
-            labels.append(of)
-    z, y = torch.cat(kept), F.one_hot(torch.cat(labels)).double()
+    z, labels = seen(run, run.recipe.recover, "recover/means")
+    y = F.one_hot(labels).double()
     z, y = z - z.mean(0), y / y.sum(0)  # a class's share of the images does not count
     penalty = (z.square().sum() / z.shape[1]).sqrt() * torch.eye(z.shape[1]).double()
     rows, aims = torch.cat((z, penalty)), torch.cat((y - y.mean(1, keepdim=True), torch.zeros(z.shape[1], 10).double()))
@@ -117,14 +115,7 @@ def test_of_several_images_each_is_for_a_part_of_its_class(tmp_path):
     (one,) = run.kept["teachers"]
     (found,) = class_directions(run, [one])
     assert found.of_slots.shape == (10, 3, 32)
-    net, kept, labels = frozen_network("zoo/convnet3_w32", 10).double(), [], []
-    net.head.register_forward_pre_hook(lambda _, args: kept.append(args[0]))
-    for view in range(2):
-        what = run.real.train, run.recipe.dataset, run.recipe.labels, Stream(run.recipe.seed, "recover/parts/views")
-        for images, of in training_batches(*what, view, 200, CPU):
-            net(images.double())
-            labels.append(of)
-    z, y = torch.cat(kept), torch.cat(labels)
+    z, y = seen(run, run.recipe.labels, "recover/parts/views")
     centre = torch.stack([z[y == label].mean(0) for label in range(10)]).mean(0)
     for label in range(10):
         mine = z[y == label]
