@@ -18,7 +18,7 @@ from fastcondense.recover.head_gradients import HeadGradients, RealViews, head_g
 from fastcondense.rng import Stream
 from fastcondense.run import Run
 from fastcondense.statistics.class_directions import Directions, class_directions, ridge_weights
-from fastcondense.statistics.class_parts import clusters, part_means
+from fastcondense.statistics.class_parts import clusters, part_means, part_views
 from fastcondense.teachers.teacher import Teacher
 
 CPU = torch.device("cpu")
@@ -115,7 +115,7 @@ def test_of_several_images_each_is_for_a_part_of_its_class(tmp_path):
     (one,) = run.kept["teachers"]
     (found,) = class_directions(run, [one])
     assert found.of_slots.shape == (10, 3, 32)
-    z, y = seen(run, run.recipe.labels, "recover/parts/views")
+    z, y = seen(run, part_views(run.recipe.recover), "recover/parts/views")
     centre = torch.stack([z[y == label].mean(0) for label in range(10)]).mean(0)
     for label in range(10):
         mine = z[y == label]

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, fields
 from typing import Annotated, Literal
 
 from .bounds import CountOrZero, Share, Within
@@ -29,11 +29,16 @@ class Views:
     crop_ratio: tuple[float, float] = (3 / 4, 4 / 3)
     """RandomResizedCrop: range of width / height."""
     padding: CountOrZero = 0
-    """Pixels of black padding, if positive: then RandomCrop of the image's own size, instead of the above."""
+    """Pixels of zeros around an image, if positive: then RandomCrop of the image's own size, instead of the above. They
+    are black but in recover, whose images are normalised."""
     flip: Share = 0.5
     """Probability of a horizontal mirror."""
     roll: tuple[Pixels, Pixels] = (0, 0)
     """Circular shift in rows and in columns, uniform over this range, both ends included."""
+
+    def alone(self) -> Views:
+        """These settings without what a part of the recipe says beside them."""
+        return Views(**{field.name: getattr(self, field.name) for field in fields(Views)})
 
     def check(self, where: str, image_size: int) -> None:
         """Raises ValueError if the ranges make no sense, where being what the settings' names begin with."""

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import asdict, dataclass
 
 import torch
 from torch import Tensor
@@ -113,12 +113,11 @@ def class_directions(run: Run, teachers: Sequence[Teacher]) -> list[Directions]:
     """
     recover = run.recipe.recover
     has_covariance = recover.means.target == "ridge"
-    views = {name: getattr(recover, name) for name in ("crop_scale", "crop_ratio", "padding", "flip", "roll")}
     wanted = {}
     for teacher in teachers:
         identity = run.identity("squeeze") | {
             "teacher": teacher.sha256,
-            "views": views,
+            "views": asdict(recover.alone()),
             "count": recover.means.real_views,
         }
         identity |= {"covariance": True} if has_covariance else {}

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import functools
 from collections.abc import Sequence
+from dataclasses import asdict, replace
 
 import numpy as np
 import torch
@@ -11,6 +12,7 @@ from torch import Tensor
 
 from ..data.real import training_batches
 from ..networks.precision import arithmetic
+from ..recipe.shared import Views
 from ..rng import Stream
 from ..run import Run
 from ..teachers.cut import backbone
@@ -18,6 +20,7 @@ from ..teachers.teacher import Teacher
 from ..tensor_files import Form, read_kept
 from .class_files import class_files
 
+_LEAST = 0.8  # share of an image's area
 _BATCH = 100  # views that go through the backbones together: fixed, because rounding depends on it
 
 
@@ -25,22 +28,31 @@ def part_means(run: Run, teachers: Sequence[Teacher], lengths: Sequence[int]) ->
     """Of each teacher before its classifier, mean features of the parts of each class, seen from the mean of all
     classes: float32 [classes, ipc, D], on the host. lengths: D of each.
 
-    A class's views, recover.means.real_views of each training image with the crops and flips of labels, as probes see
-    them, go to recipe.ipc parts by k-means (Lloyd, from k-means++) on the features of all teachers beside each other,
-    those of each scaled to a variance of 1 in all. (Of recover's crops, which begin at 0.08 of an image, clusters are
-    sizes of crops.) The largest part comes first. Found once and kept in the run's folder; the workers of a launch
-    share the classes. Raises ValueError as `backbone` does, and if a class has fewer views that differ than parts.
+    A class's views, recover.means.real_views of each training image, go to recipe.ipc parts by k-means (Lloyd, from
+    k-means++) on the features of all teachers beside each other, those of each scaled to a variance of 1 in all. The
+    largest part comes first. Found once and kept in the run's folder; the workers of a launch share the classes. Raises
+    ValueError as `backbone` does, and if a class has fewer views that differ than parts.
     """
-    shas = [teacher.sha256 for teacher in teachers]
-    views = {name: getattr(run.recipe.labels, name) for name in ("crop_scale", "crop_ratio", "padding", "flip", "roll")}
-    views["count"] = run.recipe.recover.means.real_views
-    folder = run.folder_of("class-parts", seed=run.recipe.seed, parts=run.recipe.ipc, views=views, teachers=shas)
+    folder = run.folder_of(
+        "class-parts",
+        seed=run.recipe.seed,
+        parts=run.recipe.ipc,
+        views=asdict(part_views(run.recipe.recover)),
+        count=run.recipe.recover.means.real_views,
+        teachers=[teacher.sha256 for teacher in teachers],
+    )
     every = [
         read_kept(path, {f"{k}": _form(len(labels), run.recipe.ipc, length) for k, length in enumerate(lengths)})
         for path, labels in class_files(run, "class parts", folder, functools.partial(_found, run, teachers))
     ]
     means = [torch.cat([of[f"{k}"] for of in every]) for k in range(len(teachers))]
     return [of[:, :-1] - of[:, -1].mean(0) for of in means]
+
+
+def part_views(views: Views) -> Views:
+    """The views with crops of 0.8 of an image at least: clusters of small ones are sizes of crops."""
+    low, high = views.crop_scale
+    return replace(views.alone(), crop_scale=(max(low, _LEAST), max(high, _LEAST)))
 
 
 def clusters(vectors: np.ndarray, count: int, seed: int) -> np.ndarray:
@@ -71,7 +83,7 @@ def _found(run: Run, teachers: Sequence[Teacher], labels: Sequence[int]) -> dict
     backbones, seen, known = [backbone(teacher) for teacher in teachers], list[list[Tensor]](), list[Tensor]()
     with arithmetic("fp32"), torch.no_grad():
         for view in range(recipe.recover.means.real_views):
-            what = split, recipe.dataset, recipe.labels, stream, view, _BATCH, run.device
+            what = split, recipe.dataset, part_views(recipe.recover), stream, view, _BATCH, run.device
             for images, of in training_batches(*what, classes=labels):
                 seen.append([see(images).cpu() for see in backbones])
                 known.append(of.cpu())
