@@ -29,7 +29,7 @@ NOT_RUN = {
     r"--data DIR --out DIR-packed": "run in test_pack.py",
     r"hf://": "run in test_hub.py, beside a stub of the Hub",
     r"runs/sizes": "a curve of many students: run in test_curve.py",
-    r"--help$": "parsed in test_documented.py",
+    r"--help(-all)?$": "parsed in test_documented.py",
 }
 BEFORE = {
     "verify RUN.zip": ["bundle RUN"],
