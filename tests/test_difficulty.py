@@ -18,7 +18,8 @@ from fastcondense.recipe.settings import Dataset, Squeeze
 from fastcondense.recover import initial
 from fastcondense.recover.by_statistics import RecoverStep
 from fastcondense.run import Run
-from fastcondense.statistics.difficulty import grade, group_moments
+from fastcondense.statistics.difficulty import grade
+from fastcondense.statistics.targets import group_moments
 from fastcondense.teachers.teacher import Teacher
 
 DIGITS = Dataset(name="digits", image_size=8, resize=8, mean=(0.3, 0.4, 0.5), std=(0.3, 0.2, 0.25))

@@ -17,8 +17,8 @@ from ..networks.graph import Graphs
 from ..networks.precision import network_dtype
 from ..recipe.recipe import Recipe
 from ..sets.record import Record
-from ..statistics.difficulty import wanted_moments
 from ..statistics.matching import Matching, layer_weights
+from ..statistics.targets import wanted_moments
 from ..teachers.moments import Moments
 from ..teachers.teacher import Teacher
 from .anchors import AnchorsOf

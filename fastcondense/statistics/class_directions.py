@@ -115,12 +115,8 @@ def class_directions(run: Run, teachers: Sequence[Teacher]) -> list[Directions]:
     has_covariance = recover.means.target == "ridge"
     wanted = {}
     for teacher in teachers:
-        identity = run.identity("squeeze") | {
-            "teacher": teacher.sha256,
-            "views": asdict(recover.alone()),
-            "count": recover.means.real_views,
-        }
-        identity |= {"covariance": True} if has_covariance else {}
+        about = {"teacher": teacher.sha256, "views": asdict(recover.alone()), "count": recover.means.real_views}
+        identity = run.identity("squeeze") | about | ({"covariance": True} if has_covariance else {})
         name = f"targets-{tree_sha256(identity)[:8]}.safetensors"
         path = teacher_path(run.out, teacher.name).with_name(name)
         wanted[path] = FeatureCollector(teacher, len(run.real.classes), has_covariance=has_covariance)

@@ -16,7 +16,6 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from ..data.jobs import Job
 from ..data.real import square_batches
 from ..networks.precision import arithmetic
 from ..run import Run
@@ -131,24 +130,6 @@ def _graded(run: Run, teachers: Sequence[Teacher], labels: Sequence[int]) -> dic
     for name, pool in pools.items():
         found |= {f"{name}/{key}": getattr(pool, key).cpu() for key in ("counts", "means", "squares")}
     return found
-
-
-def wanted_moments(teacher: Teacher, kind: str, job: Job) -> Moments:
-    """What a teacher's moments should be for the images of a job, by a kind of recover.targets, on its device."""
-    if kind == "difficulty":
-        return group_moments(teacher, job.first_slot)
-    return teacher.matched_targets() if kind == "global" else teacher.category_targets(job.classes())
-
-
-def group_moments(teacher: Teacher, group: int) -> Moments:
-    """What a teacher's moments should be for images of a group, on its device. Raises ValueError if `grade` was not
-    asked, or the group is none of its.
-    """
-    if teacher.layers and group >= min((len(v[0]) for v in teacher.group_targets.values()), default=0):
-        raise ValueError(f"teacher {teacher.name} has no statistics of group {group} of difficulty")
-    return [
-        tuple(v[group].to(teacher.outputs.device) for v in teacher.group_targets[one.name]) for one in teacher.layers
-    ]
 
 
 def _joined(parts: Sequence[Mapping[str, Tensor]], name: str) -> tuple[Tensor, Tensor]:

@@ -30,9 +30,8 @@ from ..run import Run
 from ..teachers.kept import teacher_path
 from ..teachers.moments import BatchNormKeeper, ConvolutionTap, Keeper
 from ..teachers.teacher import Teacher
-from .difficulty import wanted_moments
 from .matching import Matching, layer_weights
-from .targets import class_images
+from .targets import class_images, wanted_moments
 
 NOISE_SHARES = (1.0, 0.75, 0.5, 0.25, 0.0)
 """Share of noise in the variance of the images, for each batch that is looked at."""

@@ -18,6 +18,7 @@ from ..networks.precision import arithmetic
 from ..rng import Stream
 from ..run import Run
 from ..teachers.kept import teacher_path
+from ..teachers.moments import Moments
 from ..teachers.teacher import Teacher
 from ..tensor_files import Form, read_kept, write_tensors
 from ..workers.work import Items, draw
@@ -136,6 +137,24 @@ def _imported(run: Run, missing: Mapping[Path, Collector]) -> dict[Path, tuple[N
         published = _published(run, collector)
         found[path] = published.targets(size), published.class_targets(size, run.log)
     return found
+
+
+def wanted_moments(teacher: Teacher, kind: str, job: Job) -> Moments:
+    """What a teacher's moments should be for the images of a job, by a kind of recover.targets, on its device."""
+    if kind == "difficulty":
+        return group_moments(teacher, job.first_slot)
+    return teacher.matched_targets() if kind == "global" else teacher.category_targets(job.classes())
+
+
+def group_moments(teacher: Teacher, group: int) -> Moments:
+    """What a teacher's moments should be for images of a group, on its device. Raises ValueError if `grade` was not
+    asked, or the group is none of its.
+    """
+    if teacher.layers and group >= min((len(v[0]) for v in teacher.group_targets.values()), default=0):
+        raise ValueError(f"teacher {teacher.name} has no statistics of group {group} of difficulty")
+    return [
+        tuple(v[group].to(teacher.outputs.device) for v in teacher.group_targets[one.name]) for one in teacher.layers
+    ]
 
 
 def _of_classes(name: str) -> str:
