@@ -37,16 +37,8 @@ def table(lines: Iterable[Line]) -> str:
             cells.append(f"{_score(of)}; {margin_in_words(own, of)}" if len(of) == len(own) else "not run")
         about = f"{recipe}, {made_for}", str(ipc), probed, crops, str(len(runs))
         rows.append((f"{data}, {reduced}" if reduced else str(data), *about, f"**{_score(own)}**", *cells))
-    head = [
-        "data",
-        "condensed by, for",
-        "images a class",
-        "probed on",
-        "probe's crops",
-        "runs",
-        "condensed",
-        *ARMS.values(),
-    ]
+    head = ["data", "condensed by, for", "images a class", "probed on", "probe's crops", "runs", "condensed"]
+    head += ARMS.values()
     return markdown(head, rows) if rows else ""
 
 

@@ -42,7 +42,7 @@ def relabel(run: Run) -> Replay:
         run.log.say("relabel: these are not the labels of the run's own recipe.toml; what replays those stays as it is")
         if run.recipe.labels.source == "stored":
             store_labels(run, condensed, teachers)
-        return replay_of(run)
+        return specification(run.recipe, condensed, weights)
     if run.recipe.needs_no_teacher:
         write_json(path, {**read_manifest(path), "replay": replay, "digests": condensed.digests})
         run.log.say("relabel: labels are the classes; no teacher is asked")

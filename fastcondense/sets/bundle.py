@@ -219,8 +219,7 @@ def unpack(path: Path, folder: Path, classes: tuple[str, ...], data: object) -> 
 def _check_free(path: Path, folder: Path, contents: Contents) -> None:
     """Raises ValueError if a folder without a set holds what was not unpacked from the bundle: another run's work."""
     own, text = {teacher_path(folder, name): name for name in contents.weights}, contents.recipe.to_toml().encode()
-    others = [folder / "recipe.toml"] if (folder / "recipe.toml").exists() else []
-    others = [one for one in others if read_file(one) != text]
+    others = [one for one in folder.glob("recipe.toml") if read_file(one) != text]
     for one in sorted(folder.glob("teachers/*/weights.safetensors")):
         if one not in own or read_metadata(one).get("sha256") != contents.weights[own[one]][1].get("sha256"):
             others.append(one)
