@@ -48,8 +48,14 @@ lanes = _compiled(
 NUM_CHUNKS = 64
 
 
-ELEMENTS = {torch.float32: np.empty(0, np.float32), torch.bfloat16: np.empty(0, np.uint16)}
-"""What tells a kernel the type of a map's elements: an array that is empty; bfloat16 as uint16."""
+Elements = np.ndarray[tuple[int], np.dtype[Any]]
+
+ELEMENTS: dict[torch.dtype, Elements] = {
+    torch.float32: np.empty(0, np.float32),
+    torch.bfloat16: np.empty(0, np.uint16),
+    torch.uint8: np.empty(0, np.uint8),
+}
+"""What tells a kernel the type of a tensor's elements: an array that is empty; bfloat16 as uint16."""
 
 
 def launch(function: Function, *arguments: Tensor | int | float | bool) -> None:
@@ -57,8 +63,8 @@ def launch(function: Function, *arguments: Tensor | int | float | bool) -> None:
     _call(function, [array(value) if isinstance(value, Tensor) else value for value in arguments])
 
 
-def launch_at(function: Function, dtype: torch.dtype, *arguments: Tensor | int | None) -> None:
-    """Calls a `kernel` with ELEMENTS of the dtype, then the address of each tensor, 0 for None, integers as they are.
+def launch_at(function: Function, dtype: torch.dtype, *arguments: Tensor | Elements | int | None) -> None:
+    """Calls a `kernel` with ELEMENTS of the dtype, then the address of each tensor, 0 for None, all else as it is.
 
     The kernel makes its arrays by `memory`, for nothing, where a numpy view of a tensor takes 3 us: most of the fixed
     cost of an operator with twenty of them. The caller answers for types, shapes and layouts. Raises ValueError for a
