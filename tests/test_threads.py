@@ -1,6 +1,7 @@
 """How numba kernels run: over torch's memory, on torch's threads, cached where that can be; memory that is kept."""
 
 import os
+import shutil
 import subprocess
 import sys
 from pathlib import Path
@@ -11,7 +12,8 @@ import pytest
 import torch
 
 from fastcondense.kernels.common.memory import memory
-from fastcondense.kernels.common.threads import NUM_CHUNKS, chunk_length, kernel, launch, launch_at, part, planes
+from fastcondense.kernels.common.threads import NUM_CHUNKS, array, chunk_length, kernel, launch, launch_at, part, planes
+from fastcondense.kernels.common.vectors import LANES, keep, load, splat, sum_lanes
 
 ROOT = Path(__file__).parents[1]
 SOURCE = "def add(x, y):\n    for i in numba.prange(x.size):\n        x[i] += y\n"
@@ -95,3 +97,42 @@ print(-faults() + faults())
     environment = {key: value for key, value in os.environ.items() if not key.startswith("MALLOC_")} | given
     done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True, env=environment)
     assert (int(done.stdout) < 500) == is_kept
+
+
+def test_kept_code_is_not_used_once_what_it_calls_has_changed(tmp_path):
+    package = tmp_path / "fastcondense"
+    shutil.copytree(ROOT / "fastcondense", package, ignore=shutil.ignore_patterns("__pycache__", "recipes"))
+    called = package / "kernels" / "common" / "called.py"
+    (package / "kernels" / "calling.py").write_text(
+        "import torch\nfrom numba import prange\nfrom .common.called import change\n"
+        "from .common.threads import kernel, launch\n\n\n@kernel\ndef run(x):\n"
+        "    for i in prange(x.size):\n        x[i] = change(x[i])\n\n\n"
+        "x = torch.ones(3)\nlaunch(run, x)\nprint(x.sum().item(), sum(run.stats.cache_hits.values()))\n"
+    )
+    code, found = "import fastcondense.kernels.calling", []
+    for term in (1.0, 1.0, 2.0):
+        called.write_text(f"from .threads import part\n\n\n@part\ndef change(value):\n    return value + {term}\n")
+        kept = os.environ | {"NUMBA_CACHE_DIR": str(tmp_path / "kept")}
+        os.utime(called, ns=(int(term) * 10**9,) * 2)  # the same file, the second time
+        done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, env=kept, cwd=tmp_path)
+        assert not done.returncode, done.stderr
+        found.append(done.stdout.split())
+    assert found == [["6.0", "0"], ["6.0", "1"], ["9.0", "0"]]
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
+def test_vectors(dtype):
+    @numba.njit
+    def run(x, y):
+        total = splat(np.float32(3)) - load(x, 1) * load(x, 2)
+        keep(y, 1, total)
+        return sum_lanes(total)
+
+    x = torch.randn(LANES + 3, generator=torch.Generator().manual_seed(0)).to(dtype)
+    y = torch.zeros(LANES + 2)
+    total = run(array(x), y.numpy())
+    wide = x.double()
+    right = 3 - wide[1 : LANES + 1] * wide[2 : LANES + 2]
+    assert y[0] == y[-1] == 0
+    assert torch.allclose(y[1:-1].double(), right, rtol=0, atol=1e-6)
+    assert abs(total - float(right.sum())) < 1e-5

@@ -8,8 +8,9 @@ import numpy as np
 
 from .bfloat16 import store
 from .threads import part
-from .vectors import LANES, add_product, keep, load, zeros
+from .vectors import LANES, keep, load, splat
 
+ZERO = np.float32(0)
 STEP = 2
 """Positions that are read together: a block reads a multiple of it, so that a line needs as many more elements."""
 
@@ -53,19 +54,19 @@ def fill_blocks(position, weight, taps, first, length, lanes):
 @part
 def _three_rows(line0, line1, line2, first, length, weights, num_taps, row0, row1, row2):
     for b in range(first.size):
-        sum0 = sum1 = sum2 = zeros()
+        sum0 = sum1 = sum2 = splat(ZERO)
         own, start = b * num_taps, first[b]
         for j in range(0, length[b], STEP):
             here = load(weights, (own + j) * LANES)
             at = np.uint64(start + j)
-            sum0 = add_product(sum0, here, line0[at])
-            sum1 = add_product(sum1, here, line1[at])
-            sum2 = add_product(sum2, here, line2[at])
+            sum0 += here * splat(line0[at])
+            sum1 += here * splat(line1[at])
+            sum2 += here * splat(line2[at])
             here = load(weights, (own + j + 1) * LANES)
             at = np.uint64(start + j + 1)
-            sum0 = add_product(sum0, here, line0[at])
-            sum1 = add_product(sum1, here, line1[at])
-            sum2 = add_product(sum2, here, line2[at])
+            sum0 += here * splat(line0[at])
+            sum1 += here * splat(line1[at])
+            sum2 += here * splat(line2[at])
         keep(row0, b * LANES, sum0)
         keep(row1, b * LANES, sum1)
         keep(row2, b * LANES, sum2)
@@ -74,9 +75,9 @@ def _three_rows(line0, line1, line2, first, length, weights, num_taps, row0, row
 @part
 def _one_row(line, first, length, weights, num_taps, row):
     for b in range(first.size):
-        total, own, start = zeros(), b * num_taps, first[b]
+        total, own, start = splat(ZERO), b * num_taps, first[b]
         for j in range(length[b]):
-            total = add_product(total, load(weights, (own + j) * LANES), line[np.uint64(start + j)])
+            total += load(weights, (own + j) * LANES) * splat(line[np.uint64(start + j)])
         keep(row, b * LANES, total)
 
 

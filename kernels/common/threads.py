@@ -7,6 +7,7 @@ numba shares torch's OpenMP pool, so the two do not wait for each other's spinni
 from __future__ import annotations
 
 from collections.abc import Callable
+from pathlib import Path
 from typing import Any
 
 import numba
@@ -19,6 +20,9 @@ _config.THREADING_LAYER_PRIORITY = ["omp", "tbb", "workqueue"]
 
 Function = Callable[..., Any]
 
+_SOURCES = [path.stat() for path in sorted(Path(__file__).parents[1].rglob("*.py"))]
+_STAMP = [(source.st_mtime_ns, source.st_size) for source in _SOURCES]
+
 
 def _compiled(**options: Any) -> Callable[[Function], Function]:
     """numba.njit with machine code kept on disk, where there is a folder that can be written for it.
@@ -29,9 +33,12 @@ def _compiled(**options: Any) -> Callable[[Function], Function]:
     def compile_(function: Function) -> Function:
         settings: dict[str, Any] = {"nogil": True, "fastmath": {"contract"}} | options
         try:
-            return numba.njit(cache=True, **settings)(function)
+            compiled: Any = numba.njit(cache=True, **settings)(function)
         except RuntimeError:  # no such folder
             return numba.njit(**settings)(function)
+        # What is kept is good for these files alone: numba looks at the function's own, not at those of what it calls.
+        compiled._cache._cache_file._source_stamp = _STAMP
+        return compiled
 
     return compile_
 

@@ -1,17 +1,18 @@
-# ruff: noqa: ARG001, ARG005 - signatures are those of what numba compiles
-"""Vectors of float32 as values in numba's loops, which make none of a sum whose terms are weighed lane by lane.
+# ruff: noqa: ARG001 - signatures are those of what numba compiles
+"""Vectors of LANES float32 as values in numba's loops, which can be added, subtracted and multiplied.
 
-LLVM gives them the processor's registers, whatever their width. A product is fused with a sum where the processor does.
+For sums that numba's compiler makes no vectors of: weighed lane by lane, or of arrays that might overlap. LLVM gives
+them the processor's registers, whatever their width; a product is fused with a sum where the processor does that.
 """
 
+import operator
 from typing import Any
 
 from llvmlite import ir
 from numba.core import types
-from numba.extending import intrinsic, models, register_model
+from numba.extending import intrinsic, models, overload, register_model
 
 LANES = 8
-_FUSED = ("contract",)
 
 
 class _Vector(types.Type):
@@ -20,51 +21,89 @@ class _Vector(types.Type):
 
 
 _vector = _Vector()
-_ir: Any = ir.VectorType(ir.FloatType(), LANES)
+_floats: Any = ir.VectorType(ir.FloatType(), LANES)
+_words: Any = ir.VectorType(ir.IntType(32), LANES)
+_undefined: Any = ir.Constant(_floats, ir.Undefined)
 
 
 @register_model(_Vector)
 class _VectorModel(models.PrimitiveModel):
     def __init__(self, manager: Any, front_end: Any) -> None:
-        super().__init__(manager, front_end, _ir)
+        super().__init__(manager, front_end, _floats)
 
 
-def _address(context, builder, array_type, array, i):
+def _address(context, builder, array_type, element, array, i):
     data = context.make_array(array_type)(context, builder, array).data
-    return builder.bitcast(builder.gep(data, [i]), _ir.as_pointer())
-
-
-def _zeros(_context):
-    return _vector(), lambda context, builder, signature, arguments: ir.Constant(_ir, [0.0] * LANES)
+    return builder.bitcast(builder.gep(data, [i]), ir.VectorType(element, LANES).as_pointer())
 
 
 def _load(_context, array, i):
     def generate(context, builder, signature, arguments):
-        return builder.load(_address(context, builder, signature.args[0], *arguments), align=4)
+        if array.dtype == types.float32:
+            return builder.load(_address(context, builder, array, ir.FloatType(), *arguments), align=4)
+        bits = builder.load(_address(context, builder, array, ir.IntType(16), *arguments), align=2)
+        return builder.bitcast(builder.shl(builder.zext(bits, _words), ir.Constant(_words, [16] * LANES)), _floats)
 
     return _vector(array, types.intp), generate
 
 
 def _keep(_context, array, i, vector):
     def generate(context, builder, signature, arguments):
-        builder.store(arguments[2], _address(context, builder, signature.args[0], *arguments[:2]), align=4)
+        builder.store(arguments[2], _address(context, builder, array, ir.FloatType(), *arguments[:2]), align=4)
         return context.get_dummy_value()
 
     return types.void(array, types.intp, _vector), generate
 
 
-def _add_product(_context, total, weights, value):
+def _splat(_context, value):
     def generate(context, builder, signature, arguments):
-        total, weights, value = arguments
-        lanes = ir.VectorType(ir.IntType(32), LANES)
-        first = builder.insert_element(ir.Constant(_ir, ir.Undefined), value, ir.Constant(ir.IntType(32), 0))
-        values = builder.shuffle_vector(first, ir.Constant(_ir, ir.Undefined), ir.Constant(lanes, [0] * LANES))
-        return builder.fadd(builder.fmul(weights, values, flags=_FUSED), total, flags=_FUSED)
+        first = builder.insert_element(_undefined, arguments[0], ir.Constant(ir.IntType(32), 0))
+        return builder.shuffle_vector(first, _undefined, ir.Constant(_words, [0] * LANES))
 
-    return _vector(_vector, _vector, types.float32), generate
+    return _vector(types.float32), generate
 
 
-zeros: Any = intrinsic(_zeros)  # zeros()
-load: Any = intrinsic(_load)  # load(array, i): elements i, i + 1, ... of a contiguous float32 array
-keep: Any = intrinsic(_keep)  # keep(array, i, vector) stores it there
-add_product: Any = intrinsic(_add_product)  # add_product(total, weights, value): total + weights * value
+def _sum_lanes(_context, vector):
+    def generate(context, builder, signature, arguments):
+        total, width = arguments[0], LANES
+        while width > 1:  # halves, which every processor adds alike
+            width //= 2
+            lanes = ir.VectorType(ir.IntType(32), width)
+            low, high = (
+                builder.shuffle_vector(total, ir.Constant(total.type, ir.Undefined), ir.Constant(lanes, list(places)))
+                for places in (range(width), range(width, 2 * width))
+            )
+            total = builder.fadd(low, high)
+        return builder.extract_element(total, ir.Constant(ir.IntType(32), 0))
+
+    return types.float32(_vector), generate
+
+
+def _arithmetic(symbol: Any, name: str) -> None:
+    def typed(_context, first, second):
+        def generate(context, builder, signature, arguments):
+            return getattr(builder, name)(*arguments, flags=("contract",))
+
+        return _vector(_vector, _vector), generate
+
+    compute: Any = intrinsic(typed)
+
+    @overload(symbol)
+    def _(first, second):
+        if first == second == _vector:
+            return lambda first, second: compute(first, second)
+        return None
+
+
+for _name, _symbols in {
+    "fadd": (operator.add, operator.iadd),
+    "fsub": (operator.sub, operator.isub),
+    "fmul": (operator.mul, operator.imul),
+}.items():
+    for _symbol in _symbols:
+        _arithmetic(_symbol, _name)
+
+load: Any = intrinsic(_load)  # load(array, i): elements i, i + 1, ... of contiguous float32 or bfloat16 (uint16)
+keep: Any = intrinsic(_keep)  # keep(array, i, vector) stores it in contiguous float32
+splat: Any = intrinsic(_splat)  # splat(value): a float32 in all lanes
+sum_lanes: Any = intrinsic(_sum_lanes)  # sum_lanes(vector): float32
