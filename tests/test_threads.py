@@ -12,8 +12,7 @@ import pytest
 import torch
 
 from fastcondense.kernels.common.memory import memory
-from fastcondense.kernels.common.threads import NUM_CHUNKS, array, chunk_length, kernel, launch, launch_at, part, planes
-from fastcondense.kernels.common.vectors import LANES, keep, load, splat, sum_lanes
+from fastcondense.kernels.common.threads import NUM_CHUNKS, chunk_length, kernel, launch, launch_at, part, planes
 
 ROOT = Path(__file__).parents[1]
 SOURCE = "def add(x, y):\n    for i in numba.prange(x.size):\n        x[i] += y\n"
@@ -118,21 +117,3 @@ def test_kept_code_is_not_used_once_what_it_calls_has_changed(tmp_path):
         assert not done.returncode, done.stderr
         found.append(done.stdout.split())
     assert found == [["6.0", "0"], ["6.0", "1"], ["9.0", "0"]]
-
-
-@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
-def test_vectors(dtype):
-    @numba.njit
-    def run(x, y):
-        total = splat(np.float32(3)) - load(x, 1) * load(x, 2)
-        keep(y, 1, total)
-        return sum_lanes(total)
-
-    x = torch.randn(LANES + 3, generator=torch.Generator().manual_seed(0)).to(dtype)
-    y = torch.zeros(LANES + 2)
-    total = run(array(x), y.numpy())
-    wide = x.double()
-    right = 3 - wide[1 : LANES + 1] * wide[2 : LANES + 2]
-    assert y[0] == y[-1] == 0
-    assert torch.allclose(y[1:-1].double(), right, rtol=0, atol=1e-6)
-    assert abs(total - float(right.sum())) < 1e-5

@@ -55,14 +55,8 @@ lanes = _compiled(
 NUM_CHUNKS = 64
 
 
-Elements = np.ndarray[tuple[int], np.dtype[Any]]
-
-ELEMENTS: dict[torch.dtype, Elements] = {
-    torch.float32: np.empty(0, np.float32),
-    torch.bfloat16: np.empty(0, np.uint16),
-    torch.uint8: np.empty(0, np.uint8),
-}
-"""What tells a kernel the type of a tensor's elements: an array that is empty; bfloat16 as uint16."""
+ELEMENTS = {torch.float32: np.empty(0, np.float32), torch.bfloat16: np.empty(0, np.uint16)}
+"""What tells a kernel the type of a map's elements: an array that is empty; bfloat16 as uint16."""
 
 
 def launch(function: Function, *arguments: Tensor | int | float | bool) -> None:
@@ -70,8 +64,8 @@ def launch(function: Function, *arguments: Tensor | int | float | bool) -> None:
     _call(function, [array(value) if isinstance(value, Tensor) else value for value in arguments])
 
 
-def launch_at(function: Function, dtype: torch.dtype, *arguments: Tensor | Elements | int | None) -> None:
-    """Calls a `kernel` with ELEMENTS of the dtype, then the address of each tensor, 0 for None, all else as it is.
+def launch_at(function: Function, dtype: torch.dtype, *arguments: Tensor | int | None) -> None:
+    """Calls a `kernel` with ELEMENTS of the dtype, then the address of each tensor, 0 for None, integers as they are.
 
     The kernel makes its arrays by `memory`, for nothing, where a numpy view of a tensor takes 3 us: most of the fixed
     cost of an operator with twenty of them. The caller answers for types, shapes and layouts. Raises ValueError for a
