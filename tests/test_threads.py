@@ -109,9 +109,9 @@ def test_kept_code_is_not_used_once_what_it_calls_has_changed(tmp_path):
         "x = torch.ones(3)\nlaunch(run, x)\nprint(x.sum().item(), sum(run.stats.cache_hits.values()))\n"
     )
     code, found = "import fastcondense.kernels.calling", []
+    kept = os.environ | {"NUMBA_CACHE_DIR": str(tmp_path / "kept")}
     for term in (1.0, 1.0, 2.0):
         called.write_text(f"from .threads import part\n\n\n@part\ndef change(value):\n    return value + {term}\n")
-        kept = os.environ | {"NUMBA_CACHE_DIR": str(tmp_path / "kept")}
         os.utime(called, ns=(int(term) * 10**9,) * 2)  # the same file, the second time
         done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, env=kept, cwd=tmp_path)
         assert not done.returncode, done.stderr

@@ -20,8 +20,8 @@ _config.THREADING_LAYER_PRIORITY = ["omp", "tbb", "workqueue"]
 
 Function = Callable[..., Any]
 
-_SOURCES = [path.stat() for path in sorted(Path(__file__).parents[1].rglob("*.py"))]
-_STAMP = [(source.st_mtime_ns, source.st_size) for source in _SOURCES]
+_SOURCES = sorted(Path(__file__).parents[1].rglob("*.py"))
+_STAMP = [(path.stat().st_mtime_ns, path.stat().st_size) for path in _SOURCES]
 
 
 def _compiled(**options: Any) -> Callable[[Function], Function]:
