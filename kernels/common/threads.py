@@ -27,11 +27,12 @@ _STAMP = [(path.stat().st_mtime_ns, path.stat().st_size) for path in _SOURCES]
 def _compiled(**options: Any) -> Callable[[Function], Function]:
     """numba.njit with machine code kept on disk, where there is a folder that can be written for it.
 
-    contract: a * b + c may become one instruction, as on the GPU; sums keep the order in which they are written.
+    No fast math: every operation is rounded, and every sum taken, as it is written, or the bits would hang on what the
+    compiler saw at once, which differs between code that was compiled here and code that was loaded.
     """
 
     def compile_(function: Function) -> Function:
-        settings: dict[str, Any] = {"nogil": True, "fastmath": {"contract"}} | options
+        settings: dict[str, Any] = {"nogil": True} | options
         try:
             compiled: Any = numba.njit(cache=True, **settings)(function)
         except RuntimeError:  # no such folder
@@ -48,15 +49,18 @@ def _compiled(**options: Any) -> Callable[[Function], Function]:
 kernel = _compiled(parallel=True)
 inline = _compiled(inline="always")
 part = _compiled(error_model="numpy", no_cpython_wrapper=True, no_cfunc_wrapper=True)
-lanes = _compiled(
-    fastmath={"contract", "reassoc"}, error_model="numpy", no_cpython_wrapper=True, no_cfunc_wrapper=True
-)  # a sum along a row may be taken in the lanes of a vector register
 
 NUM_CHUNKS = 64
 
 
-ELEMENTS = {torch.float32: np.empty(0, np.float32), torch.bfloat16: np.empty(0, np.uint16)}
-"""What tells a kernel the type of a map's elements: an array that is empty; bfloat16 as uint16."""
+Elements = np.ndarray[tuple[int], np.dtype[Any]]
+
+ELEMENTS: dict[torch.dtype, Elements] = {
+    torch.float32: np.empty(0, np.float32),
+    torch.bfloat16: np.empty(0, np.uint16),
+    torch.uint8: np.empty(0, np.uint8),
+}
+"""What tells a kernel the type of a tensor's elements: an array that is empty; bfloat16 as uint16."""
 
 
 def launch(function: Function, *arguments: Tensor | int | float | bool) -> None:
@@ -64,8 +68,8 @@ def launch(function: Function, *arguments: Tensor | int | float | bool) -> None:
     _call(function, [array(value) if isinstance(value, Tensor) else value for value in arguments])
 
 
-def launch_at(function: Function, dtype: torch.dtype, *arguments: Tensor | int | None) -> None:
-    """Calls a `kernel` with ELEMENTS of the dtype, then the address of each tensor, 0 for None, integers as they are.
+def launch_at(function: Function, dtype: torch.dtype, *arguments: Tensor | Elements | int | None) -> None:
+    """Calls a `kernel` with ELEMENTS of the dtype, then the address of each tensor, 0 for None, all else as it is.
 
     The kernel makes its arrays by `memory`, for nothing, where a numpy view of a tensor takes 3 us: most of the fixed
     cost of an operator with twenty of them. The caller answers for types, shapes and layouts. Raises ValueError for a

@@ -12,70 +12,114 @@ from numba import prange
 from ..common.bfloat16 import round_, wide_of, widen
 from ..common.launch import cdiv
 from ..common.memory import memory
-from ..common.threads import NUM_CHUNKS, kernel, lanes, launch_at, part
+from ..common.threads import NUM_CHUNKS, kernel, launch_at, part
+from ..common.vectors import LANES, fused, keep, load, splat, sum_lanes
 
 TASK = 16384  # elements that are worth a task of their own
+ZERO, TWO = np.float32(0), np.float32(2)
 
 
-@lanes
-def sum_pixel(x, center, n, h, w, channels):
-    """Sums over the channels of x[n, h, w] - center and of its square."""
-    sum1 = sum2 = np.float32(0)
-    for c in range(channels):
-        deviation = widen(x[n, h, w, c]) - center
+@part
+def sum_pixel(x, center, here, channels):
+    """Sums over the channels of a pixel's x - center and of its square."""
+    centers, sums1, sums2 = splat(center), splat(ZERO), splat(ZERO)
+    whole = channels // LANES * LANES
+    for c in range(0, whole, LANES):
+        d = load(x, here + c) - centers
+        sums1 += d
+        sums2 = fused(d, d, sums2)
+    sum1, sum2 = sum_lanes(sums1), sum_lanes(sums2)
+    for c in range(whole, channels):
+        deviation = widen(x[here + c]) - center
         sum1 += deviation
-        sum2 += deviation * deviation
+        sum2 = fused(deviation, deviation, sum2)
     return sum1, sum2
 
 
-@lanes
-def multiply_pixel(x, center, n, h, w, down, left, right):
-    """Sums over the channels of x[n, h, w] - center times the same of four neighbours."""
-    sum1 = sum2 = sum3 = sum4 = np.float32(0)
-    for c in range(x.shape[3]):
-        deviation = widen(x[n, h, w, c]) - center
-        sum1 += deviation * (widen(x[n, h, right, c]) - center)
-        sum2 += deviation * (widen(x[n, down, w, c]) - center)
-        sum3 += deviation * (widen(x[n, down, right, c]) - center)
-        sum4 += deviation * (widen(x[n, down, left, c]) - center)
-    return sum1, sum2, sum3, sum4
+@part
+def multiply_pixel(x, center, here, right, down, down_right, down_left, channels):
+    """Sums over the channels of a pixel's d = x - center, of d^2, and of d times those at four other places."""
+    centers = splat(center)
+    sums1 = sums2 = products1 = products2 = products3 = products4 = splat(ZERO)
+    whole = channels // LANES * LANES
+    for c in range(0, whole, LANES):
+        d = load(x, here + c) - centers
+        sums1 += d
+        sums2 = fused(d, d, sums2)
+        products1 = fused(d, load(x, right + c) - centers, products1)
+        products2 = fused(d, load(x, down + c) - centers, products2)
+        products3 = fused(d, load(x, down_right + c) - centers, products3)
+        products4 = fused(d, load(x, down_left + c) - centers, products4)
+    sum1, sum2 = sum_lanes(sums1), sum_lanes(sums2)
+    product1, product2 = sum_lanes(products1), sum_lanes(products2)
+    product3, product4 = sum_lanes(products3), sum_lanes(products4)
+    for c in range(whole, channels):
+        deviation = widen(x[here + c]) - center
+        sum1 += deviation
+        sum2 = fused(deviation, deviation, sum2)
+        product1 = fused(deviation, widen(x[right + c]) - center, product1)
+        product2 = fused(deviation, widen(x[down + c]) - center, product2)
+        product3 = fused(deviation, widen(x[down_right + c]) - center, product3)
+        product4 = fused(deviation, widen(x[down_left + c]) - center, product4)
+    return sum1, sum2, product1, product2, product3, product4
 
 
 @part
 def add_sums(x, center, n, h, maps, channels):
     """maps[0 : 2, h] += the sums of row h of image n."""
-    for w in range(x.shape[2]):
-        sum1, sum2 = sum_pixel(x, center, n, h, w, channels)
+    height, width = x.shape[1:3]
+    row, flat = (n * height + h) * width, x.ravel()
+    for w in range(width):
+        sum1, sum2 = sum_pixel(flat, center, (row + w) * channels, channels)
         maps[0, h, w] += sum1
         maps[1, h, w] += sum2
 
 
 @part
 def add_products(x, center, n, h, maps):
-    """maps[2 : 6, h] += the products of row h of image n with what is right of it and below it."""
-    bottom, end = x.shape[1] - 1, x.shape[2] - 1
-    down = min(h + 1, bottom)
-    for w in range(x.shape[2]):
+    """maps[:, h] += the sums of row h of image n and its products with what is right of it and below it."""
+    height, width, channels = x.shape[1:]
+    bottom, end, flat = height - 1, width - 1, x.ravel()
+    row, below = (n * height + h) * width, (n * height + min(h + 1, bottom)) * width
+    for w in range(width):
         left, right = max(w - 1, 0), min(w + 1, end)
-        sum1, sum2, sum3, sum4 = multiply_pixel(x, center, n, h, w, down, left, right)
+        sum1, sum2, product1, product2, product3, product4 = multiply_pixel(
+            flat, center, (row + w) * channels, (row + right) * channels, (below + w) * channels,
+            (below + right) * channels, (below + left) * channels, channels,
+        )  # fmt: skip
+        maps[0, h, w] += sum1
+        maps[1, h, w] += sum2
         if w < end:
-            maps[2, h, w] += sum1
+            maps[2, h, w] += product1
         if h < bottom:
-            maps[3, h, w] += sum2
+            maps[3, h, w] += product2
             if w < end:
-                maps[4, h, w] += sum3
+                maps[4, h, w] += product3
             if w > 0:
-                maps[5, h, w] += sum4
+                maps[5, h, w] += product4
 
 
 @part
-def add_channels(x, center, n, h, sums, channels):
-    """sums[0 : 2, w] += x - center and its square, of row h of image n."""
-    for w in range(x.shape[2]):
-        for c in range(channels):
-            deviation = widen(x[n, h, w, c]) - center[c]
-            sums[0, w, c] += deviation
-            sums[1, w, c] += deviation * deviation
+def add_channels(row, center, sums):
+    """sums[0], sums[1] += x - center and its square, of a row of pixels."""
+    channels = center.size
+    whole = channels // LANES * LANES
+    for c in range(0, whole, LANES):
+        centers, sums1, sums2 = load(center, c), splat(ZERO), splat(ZERO)
+        for i in range(c, row.size, channels):
+            d = load(row, i) - centers
+            sums1 += d
+            sums2 = fused(d, d, sums2)
+        keep(sums[0], c, load(sums[0], c) + sums1)
+        keep(sums[1], c, load(sums[1], c) + sums2)
+    for c in range(whole, channels):
+        sum1 = sum2 = ZERO
+        for i in range(c, row.size, channels):
+            deviation = widen(row[i]) - center[c]
+            sum1 += deviation
+            sum2 = fused(deviation, deviation, sum2)
+        sums[0, c] += sum1
+        sums[1, c] += sum2
 
 
 @part
@@ -87,24 +131,16 @@ def add_task(like, x, center, map_center, partial, moments, N, C, H, W, images, 
     maps, has_channels = partial[chunk], center != 0
     center = memory(center, C, np.float32)
     maps[:, first:last] = 0
-    sums = np.zeros((2, W if has_channels else 0, C), np.float32)
     for n in range(chunk * images, min(chunk * images + images, N)):
         for h in range(first, last):
-            if C == 3:  # a constant, which makes the pixels of an image the lanes
+            if maps.shape[0] == 6:
+                add_products(x, map_center, n, h, maps)
+            elif C == 3:  # a constant, which makes the pixels of an image the lanes
                 add_sums(x, map_center, n, h, maps, 3)
             else:
                 add_sums(x, map_center, n, h, maps, C)
-            if maps.shape[0] == 6:
-                add_products(x, map_center, n, h, maps)
             if has_channels:
-                if C == 3:
-                    add_channels(x, center, n, h, sums, 3)
-                else:
-                    add_channels(x, center, n, h, sums, C)
-    for k in range(2):
-        for w in range(sums.shape[1]):
-            for c in range(C):
-                moments[task, k, c] += sums[k, w, c]
+                add_channels(x[n, h].ravel(), center, moments[task])
 
 
 @part
@@ -154,42 +190,60 @@ def forward_kernel(like, x, center, map_center, maps, mean, var, N, C, H, W, num
 def pull_sums(dy, x, center, offset, slope, mean, dmaps, n, h, row, channels, has_channels):
     """Row h of image n of dx, float32 [W, C]: dy and the gradients through sums of one element."""
     for w in range(x.shape[2]):
-        constant, factor = dmaps[0, h, w], np.float32(2) * dmaps[1, h, w]
+        constant, factor = dmaps[0, h, w], TWO * dmaps[1, h, w]
         for c in range(channels):
             here = widen(x[n, h, w, c])
-            value = widen(dy[n, h, w, c]) + (constant + factor * (here - center))
+            value = widen(dy[n, h, w, c]) + fused(factor, here - center, constant)
             if has_channels:
-                value += offset[c] + slope[c] * (here - mean[c])
+                value += fused(slope[c], here - mean[c], offset[c])
             row[w, c] = value
 
 
 @part
-def pull_products(x, center, dmaps, n, h, row):
-    """row += the gradient through products. A neighbour beyond the edge has the weight zero."""
-    bottom, end = x.shape[1] - 1, x.shape[2] - 1
+def pull_products(x, center, dmaps, n, h, dx):
+    """dx [W * C] += the gradient through products, of row h of image n. What is beyond the edge has the weight zero."""
+    height, width, channels = x.shape[1:]
+    bottom, end, flat = height - 1, width - 1, x.ravel()
     up, down = max(h - 1, 0), min(h + 1, bottom)
-    zero = np.float32(0)
-    for w in range(x.shape[2]):
+    above, row, below = (n * height + up) * width, (n * height + h) * width, (n * height + down) * width
+    whole, centers = channels // LANES * LANES, splat(center)
+    for w in range(width):
         left, right = max(w - 1, 0), min(w + 1, end)
-        to_right = dmaps[2, h, w] if w < end else zero
-        to_left = dmaps[2, h, left] if w > 0 else zero
-        to_down = dmaps[3, h, w] if h < bottom else zero
-        to_up = dmaps[3, up, w] if h > 0 else zero
-        to_down_right = dmaps[4, h, w] if h < bottom and w < end else zero
-        to_up_left = dmaps[4, up, left] if h > 0 and w > 0 else zero
-        to_down_left = dmaps[5, h, w] if h < bottom and w > 0 else zero
-        to_up_right = dmaps[5, up, right] if h > 0 and w < end else zero
-        for c in range(x.shape[3]):
-            value = row[w, c]
-            value += to_left * (widen(x[n, h, left, c]) - center) + to_right * (widen(x[n, h, right, c]) - center)
-            value += to_up_left * (widen(x[n, up, left, c]) - center) + to_up * (widen(x[n, up, w, c]) - center)
-            value += to_up_right * (widen(x[n, up, right, c]) - center) + to_down_left * (
-                widen(x[n, down, left, c]) - center
-            )
-            value += to_down * (widen(x[n, down, w, c]) - center) + to_down_right * (
-                widen(x[n, down, right, c]) - center
-            )
-            row[w, c] = value
+        has_up, has_down, has_left, has_right = h > 0, h < bottom, w > 0, w < end
+        to_right = dmaps[2, h, w] if has_right else ZERO
+        to_left = dmaps[2, h, left] if has_left else ZERO
+        to_down = dmaps[3, h, w] if has_down else ZERO
+        to_up = dmaps[3, up, w] if has_up else ZERO
+        to_down_right = dmaps[4, h, w] if has_down and has_right else ZERO
+        to_up_left = dmaps[4, up, left] if has_up and has_left else ZERO
+        to_down_left = dmaps[5, h, w] if has_down and has_left else ZERO
+        to_up_right = dmaps[5, up, right] if has_up and has_right else ZERO
+        at_left, at_right = (row + left) * channels, (row + right) * channels
+        at_up_left, at_up, at_up_right = (above + left) * channels, (above + w) * channels, (above + right) * channels
+        at_down_left, at_down = (below + left) * channels, (below + w) * channels
+        at_down_right = (below + right) * channels
+        for c in range(0, whole, LANES):
+            total = load(dx, w * channels + c)
+            total = fused(splat(to_left), load(flat, at_left + c) - centers, total)
+            total = fused(splat(to_right), load(flat, at_right + c) - centers, total)
+            total = fused(splat(to_up_left), load(flat, at_up_left + c) - centers, total)
+            total = fused(splat(to_up), load(flat, at_up + c) - centers, total)
+            total = fused(splat(to_up_right), load(flat, at_up_right + c) - centers, total)
+            total = fused(splat(to_down_left), load(flat, at_down_left + c) - centers, total)
+            total = fused(splat(to_down), load(flat, at_down + c) - centers, total)
+            total = fused(splat(to_down_right), load(flat, at_down_right + c) - centers, total)
+            keep(dx, w * channels + c, total)
+        for c in range(whole, channels):
+            value = dx[w * channels + c]
+            value = fused(to_left, widen(flat[at_left + c]) - center, value)
+            value = fused(to_right, widen(flat[at_right + c]) - center, value)
+            value = fused(to_up_left, widen(flat[at_up_left + c]) - center, value)
+            value = fused(to_up, widen(flat[at_up + c]) - center, value)
+            value = fused(to_up_right, widen(flat[at_up_right + c]) - center, value)
+            value = fused(to_down_left, widen(flat[at_down_left + c]) - center, value)
+            value = fused(to_down, widen(flat[at_down + c]) - center, value)
+            value = fused(to_down_right, widen(flat[at_down_right + c]) - center, value)
+            dx[w * channels + c] = value
 
 
 @part
@@ -207,7 +261,7 @@ def pull_task(like, dy, x, map_center, offset, slope, mean, dmaps, dx, N, C, H, 
         else:
             pull_sums(dy, x, center, offset, slope, mean, dmaps, n, h, row, C, has_channels)
         if num_maps == 6:
-            pull_products(x, center, dmaps, n, h, row)
+            pull_products(x, center, dmaps, n, h, row.ravel())
         round_(row.ravel(), dx[n, h].ravel())
 
 

@@ -15,6 +15,7 @@ from ..common.bfloat16 import as_stored, round_, store, wide_of, widen, widened
 from ..common.channel_moments_cpu import FIRST, SECOND, store_moments
 from ..common.memory import memory
 from ..common.threads import inline, kernel, part
+from ..common.vectors import fused
 from .definition import ACTIVATIONS
 
 # int64, as the argument is: for a literal of Python's numba would compile a part once more
@@ -32,11 +33,12 @@ E2, E3, E4, E5, E6, E7 = (np.float32(1 / math.factorial(k)) for k in range(2, 8)
 def _sigmoid(z):
     """1 / (1 + exp(-z)); exp(t) = 2^n exp(r) with |r| <= log(2) / 2 (Cody and Waite), in operations that vectorise."""
     t = min(max(-z, -LARGEST), LARGEST)
-    n = np.floor(t * LOG2E + HALF)
-    r = t - n * LOG2_HIGH - n * LOG2_LOW
-    series = ((((((E7 * r + E6) * r + E5) * r + E4) * r + E3) * r + E2) * r + ONE) * r + ONE
+    n = np.floor(fused(t, LOG2E, HALF))
+    r = fused(-n, LOG2_LOW, fused(-n, LOG2_HIGH, t))
+    series = fused(fused(fused(fused(E7, r, E6), r, E5), r, E4), r, E3)
+    series = fused(fused(fused(series, r, E2), r, ONE), r, ONE)
     power = np.int32((np.int32(n) + np.int32(127)) << np.int32(23)).view(np.float32)
-    return ONE / (ONE + series * power)
+    return ONE / fused(series, power, ONE)
 
 
 @inline
@@ -69,9 +71,9 @@ def _derivative(z, activation):
         slope = ONE if (z > ZERO) & (z < SIX) else ZERO
     elif activation == SILU:
         sigmoid = _sigmoid(z)
-        slope = sigmoid * (ONE + z * (ONE - sigmoid))
+        slope = sigmoid * fused(z, ONE - sigmoid, ONE)
     elif activation == HARDSWISH:
-        slope = ZERO if z <= -THREE else (z * THIRD + HALF if z < THREE else ONE)
+        slope = ZERO if z <= -THREE else (fused(z, THIRD, HALF) if z < THREE else ONE)
     return slope
 
 
@@ -89,10 +91,10 @@ def _normalize(x, scale, shift, z, activation):
     """z = x * scale + shift, and the ReLU of it if that is the activation."""
     if activation == RELU:
         for i in range(x.size):
-            z[i] = _relu(widen(x[i]) * scale[i] + shift[i])
+            z[i] = _relu(fused(widen(x[i]), scale[i], shift[i]))
     else:
         for i in range(x.size):
-            z[i] = widen(x[i]) * scale[i] + shift[i]
+            z[i] = fused(widen(x[i]), scale[i], shift[i])
 
 
 @part
@@ -123,7 +125,7 @@ def _sum_four(row0, row1, row2, row3, center, sum1, sum2):
         d0, d1 = widen(row0[i]) - center[i], widen(row1[i]) - center[i]
         d2, d3 = widen(row2[i]) - center[i], widen(row3[i]) - center[i]
         sum1[i] = (((sum1[i] + d0) + d1) + d2) + d3
-        sum2[i] = (((sum2[i] + d0 * d0) + d1 * d1) + d2 * d2) + d3 * d3
+        sum2[i] = fused(d3, d3, fused(d2, d2, fused(d1, d1, fused(d0, d0, sum2[i]))))
 
 
 @part
@@ -141,13 +143,13 @@ def _sum(x, center, sum1, sum2):
         for i in range(row.size):
             deviation = widen(row[i]) - center[i]
             sum1[i] += deviation
-            sum2[i] += deviation * deviation
+            sum2[i] = fused(deviation, deviation, sum2[i])
 
 
 @part
 def _add_moments_gradient(dy, y, mean, offset, slope, dz):
     for i in range(dz.size):
-        dz[i] = widen(dy[i]) + ((y[i] - mean[i]) * slope[i] + offset[i])
+        dz[i] = widen(dy[i]) + fused(y[i] - mean[i], slope[i], offset[i])
 
 
 @part
@@ -164,7 +166,7 @@ def _differentiate(dy, z, dz, activation):
 def _scale(dz, x, scale, mean, offset, slope, dx):
     for i in range(x.size):
         # not x * slope - mean * slope: that cancels when the mean is large
-        store(dx, i, widen(dz[i]) * scale[i] + ((widen(x[i]) - mean[i]) * slope[i] + offset[i]))
+        store(dx, i, fused(widen(dz[i]), scale[i], fused(widen(x[i]) - mean[i], slope[i], offset[i])))
 
 
 @part

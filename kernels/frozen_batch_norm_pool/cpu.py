@@ -15,6 +15,7 @@ from ..common.bfloat16 import as_stored, store, widen
 from ..common.channel_moments_cpu import FIRST, SECOND, store_moments
 from ..common.memory import memory
 from ..common.threads import chunk_length, kernel, launch_at, part
+from ..common.vectors import fused
 from .definition import output_size
 
 ZERO = np.float32(0)
@@ -31,7 +32,7 @@ def neighbours(i, extent):
 @part
 def take(best, place, x, scale, shift, here):
     """The maximum and its place after one more value of a window; a NaN wins."""
-    y = widen(x) * scale + shift
+    y = fused(widen(x), scale, shift)
     wins = (y > best) | (y != y)
     return y if wins else best, np.int32(here) if wins else place
 
@@ -68,7 +69,7 @@ def add_row(x, center, sums):
         for c in range(x.shape[1]):
             deviation = widen(x[j, c]) - center[c]
             sums[0, c] += deviation
-            sums[1, c] += deviation * deviation
+            sums[1, c] = fused(deviation, deviation, sums[1, c])
 
 
 @part
@@ -140,13 +141,13 @@ def spread_row(x, dy0, dy1, argmax0, argmax1, row0, row1, scale, shift, input_li
             extra, x_c = ZERO, widen(x_w[c])
             if output_line.size:
                 # y where the pixel is the maximum; elsewhere nobody picks it
-                y = as_stored(dx_w, x_c * scale[c] + shift[c])
-                extra = output_line[1, c] + output_line[2, c] * (y - output_line[0, c])
+                y = as_stored(dx_w, fused(x_c, scale[c], shift[c]))
+                extra = fused(output_line[2, c], y - output_line[0, c], output_line[1, c])
             gradient = pick(widen(dy00[c]) + extra, at00[c], here00) + pick(widen(dy01[c]) + extra, at01[c], here01)
             gradient += pick(widen(dy10[c]) + extra, at10[c], here10) + pick(widen(dy11[c]) + extra, at11[c], here11)
             gradient *= scale[c]
             if input_line.size:
-                gradient += input_line[1, c] + input_line[2, c] * (x_c - input_line[0, c])
+                gradient += fused(input_line[2, c], x_c - input_line[0, c], input_line[1, c])
             store(dx_w, c, gradient)
 
 

@@ -8,6 +8,7 @@ from numba import prange
 
 from ..common.bfloat16 import round_, wide_of, widened
 from ..common.threads import chunk_length, inline, kernel, launch, part
+from ..common.vectors import fused
 from .definition import scales
 
 _LANES = 16  # partial sums of a row, each in index order: so they are vectorised, and no thread count moves a bit
@@ -17,11 +18,11 @@ _LANES = 16  # partial sums of a row, each in index order: so they are vectorise
 def _exp(x):
     """e^x for x <= 0, to the last bit or two: 2^n e^r with |r| <= log(2) / 2; e^-87 for less."""
     x = np.float32(-87) if x < np.float32(-87) else x
-    n = np.int32(x * np.float32(1.4426950408889634) - np.float32(0.5))
-    r = x - np.float32(n) * np.float32(0.693359375) + np.float32(n) * np.float32(2.1219444e-4)
-    y = np.float32(1 / 720) + r * np.float32(1 / 5040)
-    y = np.float32(1 / 6) + r * (np.float32(1 / 24) + r * (np.float32(1 / 120) + r * y))
-    y = np.float32(1) + r * (np.float32(1) + r * (np.float32(1 / 2) + r * y))
+    n = np.int32(fused(x, np.float32(1.4426950408889634), np.float32(-0.5)))
+    r = fused(np.float32(n), np.float32(2.1219444e-4), fused(np.float32(n), np.float32(-0.693359375), x))
+    y = fused(r, np.float32(1 / 5040), np.float32(1 / 720))
+    y = fused(r, fused(r, fused(r, y, np.float32(1 / 120)), np.float32(1 / 24)), np.float32(1 / 6))
+    y = fused(r, fused(r, fused(r, y, np.float32(1 / 2)), np.float32(1)), np.float32(1))
     return y * np.int32((n + 127) << 23).view(np.float32)
 
 
@@ -80,13 +81,13 @@ def _diverge(z, t, factor, scale, p, q, gradient):
         pk, qk = p[k] * share_p, q[k] * share_q
         # y = log(q / p). The row's terms p (exp(y) - 1 - y) sum up to the divergence, none of them is negative, and
         # near 0 their series keeps the digits that q - p loses.
-        y = (z[k] - t[k] - top) * factor + shift
-        series = np.float32(1 / 5040) + y * (np.float32(1 / 40320) + y * np.float32(1 / 362880))
-        series = np.float32(1 / 24) + y * (np.float32(1 / 120) + y * (np.float32(1 / 720) + y * series))
-        excess = pk * (y * y) * (np.float32(1 / 2) + y * (np.float32(1 / 6) + y * series))
+        y = fused(z[k] - t[k] - top, factor, shift)
+        series = fused(y, fused(y, np.float32(1 / 362880), np.float32(1 / 40320)), np.float32(1 / 5040))
+        series = fused(y, fused(y, fused(y, series, np.float32(1 / 720)), np.float32(1 / 120)), np.float32(1 / 24))
+        excess = pk * (y * y) * fused(y, fused(y, series, np.float32(1 / 6)), np.float32(1 / 2))
         is_near = abs(y) < np.float32(0.5)
-        gradient[k] = scale * (excess + pk * y if is_near else qk - pk)
-        p[k] = excess if is_near else qk - pk - pk * y
+        gradient[k] = scale * (fused(pk, y, excess) if is_near else qk - pk)
+        p[k] = excess if is_near else fused(-pk, y, qk - pk)
     return _sum(p)
 
 
@@ -109,7 +110,7 @@ def _square(z, t, scale, squares, gradient):
     factor = np.float32(2 * scale / len(z))
     for k in range(len(z)):
         difference = z[k] - t[k]
-        gradient[k] += factor * difference
+        gradient[k] = fused(factor, difference, gradient[k])
         squares[k] = difference * difference
     return _sum(squares) / len(z)
 
@@ -122,7 +123,7 @@ def _average(teachers, b, out):
     for e in range(len(teachers)):
         row = teachers[e, b]
         for k in range(len(out)):
-            out[k] += factor * row[k]
+            out[k] = fused(factor, row[k], out[k])
     return out
 
 
