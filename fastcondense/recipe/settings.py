@@ -243,7 +243,8 @@ class Labels(Views):
     tile_shuffle: Annotated[int, Within(1, 64)] = 1
     """Columns, and rows, of tiles an image that are permuted before the crop (RDED)."""
     tile_pick: Annotated[int, Within(1, 64)] = 1
-    """Tiles a side: a view shows one tile, enlarged, or with probability 1 / tile_pick^2 the whole image (CIM)."""
+    """Tiles a side: a view shows one tile, enlarged, or with probability 1 / tile_pick^2 the whole image (CIM). Real
+    images of the baselines are not made of tiles, and are seen whole."""
     augment: tuple[Operation, ...] = ()
     """Differentiable siamese augmentations of the normalised view (Zhao and Bilen, ICML'21), one draw an image; where
     images are mixed, before that."""

@@ -2,11 +2,14 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Literal
 
+from ..recipe.settings import Labels, Views
 from ..run import Run
 from ..user_functions import is_own
+
+WHOLE = Views(crop_scale=(1.0, 1.0), crop_ratio=(1.0, 1.0), flip=0.0)  # the largest central square
 
 
 @dataclass(frozen=True)
@@ -31,6 +34,14 @@ class Arm:
         kind = self.images if is_own(self.images) else f"{self.images}_{self.labels}"
         short = _SHORT.get(kind, kind)
         return short + "_plain" * (self.views == "plain") + ("" if self.lr is None else f"_lr{self.lr}")
+
+    def seen(self, labels: Labels) -> Labels:
+        """How the arm's images are seen where condensed ones are as `labels` say: real ones are not made of tiles."""
+        if self.images != "condensed":
+            labels = replace(labels, tile_pick=1)
+        if self.views == "recipe":
+            return labels
+        return replace(labels, **vars(WHOLE), mix="none", tile_shuffle=1, tile_pick=1, augment=(), rand_augment=(0, 0))
 
 
 _SHORT = {"condensed_soft": "condensed", "full_hard": "full", "nearest_hard": "nearest", "aligned_hard": "aligned"}

@@ -68,7 +68,8 @@ def arm_folder(run: Run, arm: Arm) -> Path:
     recipe = run.recipe
     student = recipe.train.student.replace("/", "-").replace(":", "-")
     is_full = arm.images == "full" and arm.labels == "hard"
-    made_by = sha256_of(student_parts(recipe, is_full=is_full))[:8]
+    seen = replace(recipe, labels=arm.seen(recipe.labels))
+    made_by = sha256_of(student_parts(seen, is_full=is_full))[:8]
     origin = read_origin(run.out / "condensed")
     if arm.images == "condensed" and origin is not None:
         made_by += f"-{origin['sha256'][:8]}"

@@ -23,8 +23,7 @@ from ..networks import zoo
 from ..networks.fit import fit
 from ..networks.score import Labelled, per_class, score
 from ..networks.train_step import Batch, synchronised
-from ..recipe.settings import Labels, Optimization
-from ..recipe.shared import Views
+from ..recipe.settings import Optimization
 from ..recover.formation import shown
 from ..recover.own import own_baseline
 from ..recover.representatives import RULES, Rule, RuleName, representative_images, unread_squares
@@ -37,14 +36,12 @@ from ..teachers.teacher import Teacher
 from ..tensor_files import read_tensors, write_tensors
 from ..user_functions import is_own
 from ..workers.distributed import once, rank, world_size
-from .arms import CONDENSED, Arm
+from .arms import CONDENSED, WHOLE, Arm
 from .closest import closest_images
 from .frozen import FrozenStudent
 from .kept import Student, begin, read_student, student_folder
 from .real_views import RealBatch, real_batches, real_views
 from .task import Task, why_not_captured
-
-WHOLE = Views(crop_scale=(1.0, 1.0), crop_ratio=(1.0, 1.0), flip=0.0)  # the largest central square
 
 
 def train_arm(
@@ -165,7 +162,7 @@ def task_of(run: Run, arm: Arm, seed: int, condensed: CondensedSet, teachers: Se
         return student_loss(logits, wanted, recipe.train)
 
     if arm.images == "full" and arm.labels == "soft":
-        fresh = real_views(run, seed, plain(recipe.labels) if arm.views == "plain" else recipe.labels)
+        fresh = real_views(run, seed, arm.seen(recipe.labels))
 
         label = scheduled(source, recipe.train)
 
@@ -209,7 +206,7 @@ def _replayed(run: Run, arm: Arm, seed: int, condensed: CondensedSet, teachers: 
     """Views of the condensed images, or of real ones."""
     recipe = run.recipe
     pixels, labels = _images_of(run, arm, seed, condensed, teachers)
-    settings = plain(recipe.labels) if arm.views == "plain" else recipe.labels
+    settings = arm.seen(recipe.labels)
     return ReplayedViews(place(pixels, run.device), labels.to(run.device), settings, run.normalize, seed)
 
 
@@ -233,8 +230,3 @@ def _images_of(
 def baseline_rule(arm: Arm, teachers: Sequence[Teacher]) -> Rule:
     """The rule that chooses an arm's real images; teachers: those that label."""
     return Rule(cast(RuleName, arm.images), teachers[0] if teachers else None)
-
-
-def plain(labels: Labels) -> Labels:
-    """The settings of the same labels on whole images, neither changed nor mixed."""
-    return replace(labels, **vars(WHOLE), mix="none", tile_shuffle=1, tile_pick=1, augment=(), rand_augment=(0, 0))
