@@ -24,7 +24,7 @@ from .devices import fastest_arithmetic, versions
 from .files import first_difference, tree_sha256, write_atomic, write_json
 from .loaders.reading import read_file
 from .log import Log
-from .recipe.evaluation import remembered
+from .recipe.evaluation import made_otherwise, remembered
 from .recipe.precision import PARTS, precisions, settled
 from .recipe.recipe import SQUEEZE_PARTS, Recipe, own_recipe
 from .recipe.train import check_fewer
@@ -113,14 +113,11 @@ class Run:
             return
         manifest = read_manifest(path)
         check_classes(manifest["classes"], self.real.classes, path.parent, self.data or self.real.name)
-        made_by: dict[str, Any] = dict(manifest["recipe"])
-        now = self._settled(self._begun()).parts("seed", "dataset", "method", "recover")
-        if now.keys() <= made_by.keys():  # imported images were made by nobody here
-            if difference := first_difference({key: made_by[key] for key in now}, now):
-                raise ValueError(
-                    f"{path.parent} holds images of another recipe ({difference}); choose another --out, or delete "
-                    "that folder"
-                )
+        if difference := made_otherwise(manifest["recipe"], self._settled(self._begun())):
+            raise ValueError(
+                f"{path.parent} holds images of another recipe ({difference}); choose another --out, or delete that "
+                "folder"
+            )
 
     def _has_images(self) -> bool:
         return any(self.out.glob("condensed/shard-*"))

@@ -231,6 +231,8 @@ def test_verify_says_why_not(file, tmp_path, capsys):
     assert "has other weights" in why(other_weights)
     assert "seeds" in why(manifest(replay=lambda replay: replay | {"seeds": [7, 8]}))
     assert "views are made as 'nearest'" in why(manifest(replay=lambda replay: replay | {"transform": "nearest"}))
+    slower = manifest(recipe=lambda made_by: made_by | {"recover": made_by["recover"] | {"lr": 7.0}})
+    assert "images were made by another recipe than its own: recover.lr was 7.0, now" in why(slower)
     assert "classes are in another order" in why(manifest(replay=lambda replay: replay | {"classes": "0" * 64}))
     assert "windows, partners or boxes" in why(manifest(fingerprint=lambda kept: kept | {"tables": "0" * 64}))
 

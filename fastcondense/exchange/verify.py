@@ -21,6 +21,7 @@ from ..labels.fingerprint import Verdict, compare
 from ..labels.relabel import TRANSFORM, num_bytes, specification, take_sample
 from ..log import Log
 from ..networks import zoo
+from ..recipe.evaluation import made_otherwise
 from ..records import Network, TeacherMetadata, checked
 from ..sets import hub
 from ..sets.bundle import Contents, digests_in, first_wrong_class, needed_teachers, read_bundle, read_run, write_bundle
@@ -144,6 +145,8 @@ def disagreement(contents: Contents, sha256_of: Callable[[str], str]) -> str:
         return "the classes are in another order than when they were labelled"
     if inside is not None and inside["recipe_sha256"] != recipe.sha256():
         return "its recipe is not the one that it was bundled with"
+    if difference := made_otherwise(contents.manifest["recipe"], recipe):
+        return f"its images were made by another recipe than its own: {difference}"
     if not all(is_of(result, recipe) for result in contents.results):
         return "its scores are those of another recipe"
     if tuple(replay["teachers"]) != needed_teachers(recipe):

@@ -9,6 +9,7 @@ from typing import Any
 
 import tomli_w
 
+from ..files import first_difference
 from .recipe import Recipe, from_toml, sha256_of
 
 PARTS = ("ipc", "labels", "train", "evaluate")
@@ -44,6 +45,15 @@ def with_evaluation(recipe: Recipe, settings: Mapping[str, Any]) -> Recipe:
     except TypeError as error:
         raise ValueError(f"{source}: {error}") from None
     return from_toml(text, source)
+
+
+def made_otherwise(made_by: Mapping[str, Any], recipe: Recipe) -> str:
+    """In what images were made by other settings, those that their manifest tells, than the recipe's: the first, in
+    words; empty if in nothing, or if nobody here made them: they are imported."""
+    wanted = recipe.parts("seed", "dataset", "method", "recover")
+    if not wanted.keys() <= made_by.keys():
+        return ""
+    return first_difference({key: made_by[key] for key in wanted}, wanted)
 
 
 def remembered(launch: Recipe, own: Recipe) -> Recipe:
