@@ -114,6 +114,24 @@ def test_other_convolutions_are_pytorchs(layers, settings, size):
     assert torch.equal(y, F.conv2d(x.bfloat16(), layer.weight.bfloat16(), layer.bias.bfloat16(), *about(layer)))
 
 
+@pytest.mark.parametrize("name", [*CASES, *GROUPED])
+def test_an_activation_may_take_the_place_of_maps(name):
+    """As those of EfficientNets' squeeze-and-excitation do."""
+    layers, settings, size = {**CASES, **GROUPED}[name][:3]
+    torch.manual_seed(0)
+    layer = nn.Conv2d(*layers, **({"groups": layers[0]} if name in GROUPED else {}) | settings)
+    x = torch.randn(5, layers[0], *size)
+    found = []
+    for is_in_place in (False, True):
+        layer.zero_grad()
+        with mixed("bf16", CPU):
+            y = F.silu(layer(x), inplace=is_in_place)
+        y.float().square().sum().backward()
+        found.append((y, layer.weight.grad))
+    for separate, in_place in zip(*found, strict=True):
+        assert torch.equal(separate, in_place)
+
+
 @pytest.mark.parametrize("layout", [torch.channels_last, torch.contiguous_format])
 @pytest.mark.parametrize(("channels", "groups"), [(6, 6), (6, 3), (5, 1)])
 def test_group_norms_are_of_planes(channels, groups, layout):

@@ -37,12 +37,21 @@ def _is_faster(pairs: int, x: torch.Size, weight: torch.Size, stride: Pair, padd
 
 
 def multiply(x: Tensor, weight: Tensor, bias: Tensor | None, stride: Pair, padding: Pair) -> Tensor:
-    """The convolution of x [N, C, H, W], weight [h, w, C, O] and bias [O], bfloat16: [N, O, H', W'], channels_last."""
+    """The convolution of x [N, C, H, W], weight [h, w, C, O] and bias [O], bfloat16: [N, O, H', W'], channels_last.
+
+    The result is no view, so that an activation may take its place.
+    """
     windows = _windows(x, weight.shape[:2], stride, padding)
-    size, inputs = windows.shape[:3], windows.shape[3:].numel()
+    (count, height, width), inputs = windows.shape[:3], windows.shape[3:].numel()
     rows, matrix = windows.reshape(-1, inputs), weight.reshape(inputs, -1)
-    y = rows @ matrix if bias is None else torch.addmm(bias, rows, matrix)
-    return y.view(*size, -1).permute(0, 3, 1, 2)
+    shape = count, matrix.shape[1], height, width
+    y = torch.empty(shape, dtype=x.dtype, device=x.device, memory_format=torch.channels_last)
+    products = y.permute(0, 2, 3, 1).view(rows.shape[0], -1)
+    if bias is None:
+        torch.mm(rows, matrix, out=products)
+    else:
+        torch.addmm(bias, rows, matrix, out=products)
+    return y
 
 
 def mirrored(weight: Tensor) -> Tensor:
