@@ -49,7 +49,8 @@ def new_folder(path: Path) -> Iterator[Path]:
     Raises ValueError if `path` is there and is not an empty folder. After an error in the block nothing is left.
     """
     if is_filled(path):
-        raise ValueError(f"{path} is not empty; choose another --out")
+        what = "empty" if path.is_dir() else "a folder"
+        raise ValueError(f"{path} is not {what}; choose another --out")
     path = path.resolve()
     path.parent.mkdir(parents=True, exist_ok=True)
     sweep(path.parent, path.name)

@@ -34,6 +34,8 @@ def prepare(options: Options, *, is_worker: bool = False, is_silent: bool = Fals
     Raises ValueError for a recipe or data that cannot be used.
     """
     assert options.out is not None
+    if options.out.exists() and not options.out.is_dir():
+        raise ValueError(f"{options.out} is not a folder; choose another --out")
     device = choose_device("cpu" if options.launch.gpus == 0 else options.device)
     if is_worker:
         device = distributed.join(device)
@@ -41,6 +43,7 @@ def prepare(options: Options, *, is_worker: bool = False, is_silent: bool = Fals
     log = Log(is_silent=is_silent or distributed.rank() > 0)
     run = Run(options.settings, options.out, options.data, device, log, options.track, options.mixed_versions, typed)
     run.check()
+    stages.check_names(run)
     return run
 
 

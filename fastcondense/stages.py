@@ -7,11 +7,13 @@ from collections.abc import Callable
 
 import torch
 
+from . import trust
 from .data.jobs import jobs
 from .devices import choose_device
 from .labels import relabel as labels
 from .labels.relabel import check_teachers
 from .log import Log
+from .networks import zoo
 from .networks.precision import on_threads
 from .options import PlanOptions
 from .plan import table
@@ -31,7 +33,9 @@ from .students.best_subset import train_arms
 from .students.curve import evaluate_sizes
 from .students.evaluate import evaluate as evaluate_set
 from .students.ranking import rank as rank_students
+from .students.students import check_student
 from .teachers.kept import labelling_teachers
+from .user_functions import is_own, source_sha256
 from .workers import distributed
 from .workers.cost import cost
 from .workers.distributed import first_alone, once
@@ -61,6 +65,15 @@ def plan(options: PlanOptions, log: Log) -> None:
     log.console.print(table.tables(made))
 
 
+def check_names(run: Run) -> None:
+    """Raises ValueError for networks and baselines that there are not, long before the last of them is needed."""
+    for architecture in (*run.recipe.squeeze.teachers, run.recipe.train.student):
+        zoo.check_name(architecture)
+    for name in run.recipe.evaluate.baselines:
+        if is_own(name) and trust.is_given(name):
+            source_sha256(name, "evaluate.baselines")
+
+
 def recover(run: Run) -> None:
     """Makes the condensed images, and the teachers that they need; jobs that do not fit in memory are refused first."""
     settle(run)
@@ -69,6 +82,7 @@ def recover(run: Run) -> None:
 
 def train(run: Run) -> None:
     """Trains all students: on the condensed set and on each baseline; several ranks share each batch."""
+    check_student(run)
     squeeze(run)
     teachers = labelling_teachers(run)
     with first_alone():
@@ -132,6 +146,7 @@ def rank(run: Run) -> None:
 
 def everything(run: Run) -> None:
     """Runs all stages in a row."""
+    check_student(run)
     stages: dict[str, Callable[[Run], object]] = {
         "recover": recover,
         "relabel": relabel,

@@ -22,8 +22,8 @@ class Epoch(TypedDict):
 
     epoch: float
     loss: float
-    top1: float
-    top5: float
+    top1: Percent
+    top5: Percent
     seconds: float
 
 

@@ -88,13 +88,14 @@ def bundle(options: BundleOptions, log: Log) -> None:
 def verify(options: VerifyOptions, log: Log) -> int:
     """Says match, drift or mismatch; the exit status is 1 for a mismatch. No real data are needed."""
     path, is_file = options.path, is_bundle(options.path)
-    if is_file and not is_sealed(path):
+    is_whole = is_file and is_sealed(path)
+    if is_file and not is_whole:
         verdict = Verdict("mismatch", "it was changed or damaged: its bytes have not the sha256 that it ends with")
     else:
         contents = read_bundle(path) if is_file else read_run(path)
         _check_use(options.teachers, contents)
         verdict = check(contents, options.teachers, choose_device(options.device))
-    seal = f"; sealed by sha256 {read_seal(path)}" if is_file else ""
+    seal = f"; sealed by sha256 {read_seal(path)}" if is_whole else ""
     log.say(f"{path}: {verdict.kind}: {verdict.reason}{seal}")
     return 1 if verdict.kind == "mismatch" else 0
 

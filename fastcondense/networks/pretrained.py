@@ -18,17 +18,24 @@ from ..recipe.settings import PixelStatistics
 _STATISTICS = "pixel_statistics"  # an attribute of pretrained networks
 
 
-def of_torchvision(name: str, weights: str) -> nn.Module:
-    """The network with the weights of that name, or with torchvision's own choice, "default".
+_WITHOUT_MORE_HEADS = {"googlenet": {"aux_logits": False}, "inception_v3": {"aux_logits": False}}
+"""Networks that, in training mode, give more than logits unless they are told not to."""
 
-    Raises ValueError for a name that there is not, and for weights that can neither be found nor downloaded.
+
+def of_torchvision(name: str, num_classes: int, weights: str | None) -> nn.Module:
+    """The network, untrained, or with the weights of that name or torchvision's own choice, "default".
+
+    Raises ValueError for weights that there are not, and for those that can neither be found nor downloaded.
     """
-    models = vision.torchvision.models
+    models, options = vision.torchvision.models, _WITHOUT_MORE_HEADS.get(name, {})
+    if weights is None:
+        options = options and {**options, "init_weights": True}
+        return models.get_model(name, weights=None, num_classes=num_classes, **options)
     known: Any = models.get_model_weights(name)
     entry = known["DEFAULT" if weights == "default" else nearest(weights, [one.name for one in known], name)]
     folder = Path(torch.hub.get_dir()) / "checkpoints"
     with _downloading(f"torchvision/{name}", str(entry.url), f"put it into {folder} under its own name"):
-        net = models.get_model(name, weights=entry)
+        net = models.get_model(name, weights=entry, **options)
     transform = entry.transforms()
     setattr(net, _STATISTICS, (tuple(transform.mean), tuple(transform.std)))
     return net

@@ -68,29 +68,21 @@ def _build(architecture: str, num_classes: int, weights: str | None = None) -> n
         if not isinstance(net, nn.Module):
             raise ValueError(f"architecture {architecture!r} must give a torch.nn.Module, got {type(net).__name__}")
         return net
+    check_name(architecture)
     source, _, name = architecture.partition("/")
     if source == "zoo":
         if weights is not None:
             raise ValueError(f"{architecture} has no pretrained weights; use train or a checkpoint file")
-        return ZOO[nearest(name, ZOO, "zoo")](num_classes)
+        return ZOO[name](num_classes)
     if source == "torchvision":
-        models = vision.torchvision.models
-        make = nearest(name, models.list_models(module=models), source)
-        if weights is not None:
-            return of_torchvision(make, weights)
-        return models.get_model(make, weights=None, num_classes=num_classes)
-    if source == "timm":
-        if not vision.timm.is_model(name):
-            near = difflib.get_close_matches(name, vision.timm.list_models(), 1, 0.0)[0]
-            raise ValueError(f"timm has no model {name!r}; the nearest is {near!r}")
-        if weights is None:
-            return vision.timm.create_model(name, num_classes=num_classes)
-        net = of_timm(name, weights)
-        anything: Any = net  # torch's annotations know no attributes of timm's networks
-        if getattr(net, "num_classes", None) == 0:  # self-supervised: whoever asks for it trains a probe
-            anything.reset_classifier(num_classes)
-        return net
-    raise ValueError(f"architecture {architecture!r} must be zoo/NAME, torchvision/NAME, timm/NAME or module:function")
+        return of_torchvision(name, num_classes, weights)
+    if weights is None:
+        return vision.timm.create_model(name, num_classes=num_classes)
+    net = of_timm(name, weights)
+    anything: Any = net  # torch's annotations know no attributes of timm's networks
+    if getattr(net, "num_classes", None) == 0:  # self-supervised: whoever asks for it trains a probe
+        anything.reset_classifier(num_classes)
+    return net
 
 
 def tried(net: nn.Module, size: int, what: str) -> Any:
@@ -107,18 +99,33 @@ def black(size: int, device: torch.device | None = None) -> torch.Tensor:
     return torch.zeros(1, 3, size, size, device=device).contiguous(memory_format=torch.channels_last)
 
 
-def check_own(architecture: str, net: nn.Module, num_classes: int, size: int) -> None:
-    """Raises ValueError if a network of the user's own function cannot be trained on images of `size` pixels."""
-    if ":" not in architecture:
-        return
-    what = f"architecture {architecture!r}"
+def check_name(architecture: str) -> None:
+    """Raises ValueError, as `build`, for a name that there is not; a function of the user's own is not loaded."""
+    source, _, name = architecture.partition("/")
+    if source == "zoo":
+        nearest(name, ZOO, source)
+    elif source == "torchvision":
+        nearest(name, vision.torchvision.models.list_models(module=vision.torchvision.models), source)
+    elif source == "timm":
+        if not vision.timm.is_model(name):
+            near = difflib.get_close_matches(name, vision.timm.list_models(), 1, 0.0)[0]
+            raise ValueError(f"timm has no model {name!r}; the nearest is {near!r}")
+    elif ":" not in architecture:
+        raise ValueError(
+            f"architecture {architecture!r} must be zoo/NAME, torchvision/NAME, timm/NAME or module:function"
+        )
+
+
+def trainable(architecture: str, num_classes: int, size: int) -> nn.Module:
+    """An untrained network, as `build`. Raises ValueError too if it cannot be trained on images of `size` pixels."""
+    net, what = build(architecture, num_classes), f"architecture {architecture!r}"
     logits = tried(net, size, what)
     found = tuple(logits.shape) if isinstance(logits, torch.Tensor) else type(logits).__name__
     if found != (1, num_classes):
         raise ValueError(f"{what} must give logits [1, {num_classes}] for an image, got {found}")
     if not any(parameter.requires_grad for parameter in net.parameters()):
         raise ValueError(f"{what} has no weights to train")
-    net.train()
+    return net.train()
 
 
 # --- networks for small images ---------------------------------------------------------------------------------------

@@ -117,7 +117,7 @@ def student_step(
 ) -> Step:
     """A student's update by a batch of so many views, with the labels of these teachers, or hard ones without any."""
     with Stream(recipe.seed, "plan/student").torch_generator():
-        net = zoo.channels_last(zoo.build(recipe.train.student, num_classes), device)
+        net = zoo.channels_last(zoo.trainable(recipe.train.student, num_classes, recipe.dataset.image_size), device)
     train = _with_batch(recipe.train, num_images)
     normalize = Normalization.of(recipe.dataset, device)
     pixels = normalize.pixels(_plain(recipe, num_images, device))
@@ -143,7 +143,7 @@ def student_step(
 def teacher_step(recipe: Recipe, architecture: str, num_images: int, num_classes: int, device: torch.device) -> Step:
     """A teacher's update by a batch of so many real images, which are decoded already."""
     with Stream(recipe.seed, "plan/squeeze").torch_generator():
-        net = zoo.channels_last(zoo.build(architecture, num_classes), device)
+        net = zoo.channels_last(zoo.trainable(architecture, num_classes, recipe.dataset.image_size), device)
     settings = _with_batch(recipe.squeeze, num_images)
     batch = stand_ins.images(recipe, num_images, device), torch.arange(num_images, device=device) % num_classes
     step = TrainStep(net.train(), make_optimizer(net, settings), settings, F.cross_entropy, as_it_is)

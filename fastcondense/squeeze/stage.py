@@ -149,8 +149,7 @@ def _obtain(
     probe = probe_of(settings, number)
     if is_trained:
         with Stream(run.recipe.seed, "squeeze/init").torch_generator(number):
-            net = zoo.build(architecture, len(classes))
-        zoo.check_own(architecture, net, len(classes), run.recipe.dataset.image_size)
+            net = zoo.trainable(architecture, len(classes), run.recipe.dataset.image_size)
         if method == "none":
             return _train(run, net, number, architecture, checkpoint), list(range(len(classes))), True
         net, probe = pretrain(run, net, number, architecture, checkpoint), "train"

@@ -99,6 +99,8 @@ def seen_otherwise(run: Run, arm: Arm, folder: Path) -> str:
     if not path.exists():
         return ""
     before, now = read_checked(path, dict[str, Sha256]), _seen(run, arm)
+    if not before:
+        raise ValueError(f"{path} is damaged: it names nothing that was seen")
     return next((f"other {name}" for name in before if now.get(name, before[name]) != before[name]), "")
 
 

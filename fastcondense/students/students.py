@@ -10,6 +10,7 @@ from typing import Any, cast
 import torch
 from torch import Tensor, nn
 
+from .. import trust
 from ..data.real import EvaluationImages
 from ..devices import stopwatch
 from ..files import write_atomic, write_json
@@ -71,9 +72,15 @@ def _untrained(run: Run) -> tuple[nn.Module, tuple[Labelled, Callable[[Tensor], 
         frozen = FrozenStudent.of(run)
         return frozen.layer(), (frozen.test, lambda features: features)
     name, count = run.recipe.train.student, len(run.real.classes)
-    net = zoo.build(name, count)
-    zoo.check_own(name, net, count, run.recipe.dataset.image_size)
+    net = zoo.trainable(name, count, run.recipe.dataset.image_size)
     return net, (run.test_images, run.normalize)
+
+
+def check_student(run: Run) -> None:
+    """Raises ValueError, long before there is something to train it on, for a student that cannot be trained."""
+    if not run.recipe.train.frozen and (trust.is_given(student := run.recipe.train.student) or not is_own(student)):
+        with Stream(run.recipe.seed, "students/init").torch_generator():
+            _untrained(run)
 
 
 def _student(run: Run, arm: Arm, number: int, condensed: CondensedSet, teachers: Sequence[Teacher]) -> Student:
