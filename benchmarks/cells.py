@@ -21,14 +21,15 @@ COLUMNS = {
 
 
 def table(lines: Iterable[Line]) -> str:
-    """A row for each recipe, IPC and student that has a published accuracy and a whole run; the newest of several.
+    """A row for each recipe, IPC and student that has a whole run, and is published or our own; the newest of several.
 
-    Top-1 in % of the last epoch, mean and deviation over seeds; below each kind of real images the condensed ones minus
+    Our own of the digits, beside which nothing is published, stand elsewhere. Top-1 in % of the last epoch, mean and deviation over seeds; below each kind of real images the condensed ones minus
     it, paired by seed, with the 95 % interval, where the run's line holds that.
     """
     found: dict[tuple[Any, ...], list[Line]] = {}
     for line in lines:
-        if not is_reduced(line) and _published(line) is not None:
+        is_own = line["method"] == "fastcondense" and line["dataset"] != "digits"
+        if not is_reduced(line) and (is_own or _published(line) is not None):
             key = (*place(line["recipe"]), line["recipe"], line["ipc"], line["student"])
             found.setdefault(key, []).append(line)
     rows = []
@@ -36,7 +37,10 @@ def table(lines: Iterable[Line]) -> str:
         line = newest(found[key])
         own = f"**{score(line['top1_last'], line['seeds'])}**" + " *other teacher*" * (fidelity(line) == 1)
         about = f"`{line['recipe']}-ipc{line['ipc']}`", line["student"].rpartition("/")[2]
-        rows.append((*about, f"{_published(line)}", own, *(_beside(line, arm) for arm in COLUMNS)))
+        published = _published(line)
+        rows.append(
+            (*about, "none" if published is None else f"{published}", own, *(_beside(line, arm) for arm in COLUMNS))
+        )
     head = ["recipe", "student", "published", "condensed", *COLUMNS.values()]
     return markdown(head, rows) if rows else ""
 
