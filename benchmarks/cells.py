@@ -23,8 +23,9 @@ COLUMNS = {
 def table(lines: Iterable[Line]) -> str:
     """A row for each recipe, IPC and student that has a whole run, and is published or our own; the newest of several.
 
-    Our own of the digits, beside which nothing is published, stand elsewhere. Top-1 in % of the last epoch, mean and deviation over seeds; below each kind of real images the condensed ones minus
-    it, paired by seed, with the 95 % interval, where the run's line holds that.
+    Our own of the digits, beside which nothing is published, stand elsewhere. Top-1 in % of the last epoch, mean and
+    deviation over seeds; below each kind of real images the condensed ones minus it, paired by seed, with the 95 %
+    interval, where the run's line holds that.
     """
     found: dict[tuple[Any, ...], list[Line]] = {}
     for line in lines:
