@@ -82,7 +82,6 @@ def recover(run: Run) -> None:
 
 def train(run: Run) -> None:
     """Trains all students: on the condensed set and on each baseline; several ranks share each batch."""
-    check_student(run)
     squeeze(run)
     teachers = labelling_teachers(run)
     with first_alone():

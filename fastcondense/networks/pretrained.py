@@ -16,9 +16,7 @@ from .. import vision
 from ..recipe.settings import PixelStatistics
 
 _STATISTICS = "pixel_statistics"  # an attribute of pretrained networks
-
-
-_WITHOUT_MORE_HEADS = {"googlenet": {"aux_logits": False}, "inception_v3": {"aux_logits": False}}
+_AUXILIARY_HEADS = ("googlenet", "inception_v3")
 """Networks that, in training mode, give more than logits unless they are told not to."""
 
 
@@ -27,9 +25,9 @@ def of_torchvision(name: str, num_classes: int, weights: str | None) -> nn.Modul
 
     Raises ValueError for weights that there are not, and for those that can neither be found nor downloaded.
     """
-    models, options = vision.torchvision.models, _WITHOUT_MORE_HEADS.get(name, {})
+    models, options = vision.torchvision.models, {"aux_logits": False} if name in _AUXILIARY_HEADS else {}
     if weights is None:
-        options = options and {**options, "init_weights": True}
+        options |= {"init_weights": True} if options else {}  # torchvision's default, of which it warns
         return models.get_model(name, weights=None, num_classes=num_classes, **options)
     known: Any = models.get_model_weights(name)
     entry = known["DEFAULT" if weights == "default" else nearest(weights, [one.name for one in known], name)]
