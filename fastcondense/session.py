@@ -11,6 +11,7 @@ import torch
 from . import __version__, stages
 from .data.jobs import with_batch_size
 from .devices import choose_device
+from .kernels.common.threads import before_compiling
 from .loaders.reading import check_folder
 from .log import Log
 from .options import Options
@@ -25,6 +26,8 @@ from .workers.cost import cost
 
 _HELPED = {"everything": "recover", "squeeze": "squeeze", "recover": "recover"}
 """Stages of which a second launch on the run takes its part, and that stage: the first does what only one may do."""
+
+_COMPILING = "compiling the CPU's loops for this processor, which takes up to a minute, once"
 
 
 def prepare(options: Options, *, is_worker: bool = False, is_silent: bool = False, typed: str = "") -> Run:
@@ -69,7 +72,8 @@ def carry_out(stage: str, run: Run, options: Options, command: str = "") -> None
                 if published is not None:
                     import_images(published, run.out / "condensed", run.recipe, run.log)
             published = None  # and with it what its pixels lie in
-        with cost(run.log, run.device.type, command or stage):
+        compiling = before_compiling(lambda: run.log.tell(_COMPILING))
+        with compiling, cost(run.log, run.device.type, command or stage):
             function: Callable[[Run], object] = getattr(stages, _HELPED[stage] if is_helper else stage)
             function(run)
         if is_helper:

@@ -16,7 +16,7 @@ from .log import Log
 from .networks import zoo
 from .networks.precision import on_threads
 from .options import PlanOptions
-from .plan import table
+from .plan import stand_ins, table
 from .plan.extent import extent
 from .plan.job_size import settle
 from .plan.plan import PARTS, Plan
@@ -34,6 +34,7 @@ from .students.curve import evaluate_sizes
 from .students.evaluate import evaluate as evaluate_set
 from .students.ranking import rank as rank_students
 from .students.students import check_student
+from .teachers.cut import Cut
 from .teachers.kept import labelling_teachers
 from .user_functions import is_own, source_sha256
 from .workers import distributed
@@ -74,8 +75,18 @@ def check_names(run: Run) -> None:
             source_sha256(name, "evaluate.baselines")
 
 
+def check_matched(run: Run) -> None:
+    """Raises ValueError, before a teacher is trained, if it has no module recover.features.layer to be matched."""
+    recipe = run.recipe
+    if recipe.recover.objective == "features":
+        name = stand_ins.matched(recipe)[0]
+        Cut(stand_ins.teacher(recipe, name, len(run.real.classes), run.device), recipe.recover.features.layer)
+
+
 def recover(run: Run) -> None:
-    """Makes the condensed images, and the teachers that they need; jobs that do not fit in memory are refused first."""
+    """Makes the condensed images, and the teachers that they need; jobs that cannot be, or not in memory, are refused
+    first."""
+    check_matched(run)
     settle(run)
     recover_images(run, squeeze(run))
 

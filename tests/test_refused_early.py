@@ -38,6 +38,14 @@ def test_nothing_is_made_first(tmp_path, capsys, flags, words):
     assert not list(tmp_path.glob("run/teachers/*"))
 
 
+def test_a_layer_to_match_that_the_teacher_has_not(tmp_path, capsys):
+    flags = "--recipe cim/digits --squeeze.gate-images 0 --recover.features.layer layer3 --device cpu".split()
+    assert main(["run", *flags, "--out", str(tmp_path / "run")]) == 1
+    error = capsys.readouterr().err
+    assert "has no module 'layer3' whose input could be matched; near: " in error
+    assert not list(tmp_path.glob("run/teachers/*"))
+
+
 def test_a_plan_refuses_it_too(capsys):
     assert main(["plan", "sre2l/digits-ipc1", "--train.student", "timm/vit_tiny_patch16_224"]) == 1
     assert "'timm/vit_tiny_patch16_224' cannot take 8 x 8 images" in capsys.readouterr().err

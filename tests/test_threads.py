@@ -117,3 +117,14 @@ def test_kept_code_is_not_used_once_what_it_calls_has_changed(tmp_path):
         assert not done.returncode, done.stderr
         found.append(done.stdout.split())
     assert found == [["6.0", "0"], ["6.0", "1"], ["9.0", "0"]]
+
+
+def test_a_run_says_once_that_loops_are_compiled_and_not_where_they_are_loaded(tmp_path):
+    command = [Path(sys.executable).with_name("fastcondense"), "squeeze", "--recipe", "sre2l/digits-ipc1", "--seed"]
+    fast = ["--squeeze.teachers", "zoo/convnet1", "--squeeze.epochs", "1", "--squeeze.batch-size", "1000"]
+    kept, found = os.environ | {"NUMBA_CACHE_DIR": str(tmp_path / "kept")}, []
+    for seed in "12":
+        out = ["--out", str(tmp_path / seed), "--squeeze.gate-images", "0"]
+        done = subprocess.run([*command, seed, *fast, *out], capture_output=True, text=True, env=kept, check=True)
+        found.append(done.stdout.count("compiling the CPU's loops for this processor"))
+    assert found == [1, 0]

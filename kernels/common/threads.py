@@ -6,13 +6,15 @@ numba shares torch's OpenMP pool, so the two do not wait for each other's spinni
 
 from __future__ import annotations
 
-from collections.abc import Callable
+import contextlib
+from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
 
 import numba
 import numpy as np
 import torch
+from numba.core import event
 from torch import Tensor
 
 _config: Any = numba.config  # its settings are not declared
@@ -49,6 +51,27 @@ def _compiled(**options: Any) -> Callable[[Function], Function]:
 kernel = _compiled(parallel=True)
 inline = _compiled(inline="always")
 part = _compiled(error_model="numpy", no_cpython_wrapper=True, no_cfunc_wrapper=True)
+
+
+class _OnStart(event.Listener):
+    def __init__(self, function: Callable[[], None]):
+        self.functions = [function]
+
+    def on_start(self, _: event.Event) -> None:
+        """Calls the function, once."""
+        if self.functions:
+            self.functions.pop()()
+
+    def on_end(self, _: event.Event) -> None:
+        pass
+
+
+@contextlib.contextmanager
+def before_compiling(tell: Callable[[], None]) -> Iterator[None]:
+    """Calls `tell` once, before the first loop that is compiled in the block; loops that are loaded take no time."""
+    with event.install_listener("numba:compile", _OnStart(tell)):
+        yield
+
 
 NUM_CHUNKS = 64
 
