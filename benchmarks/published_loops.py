@@ -1,6 +1,6 @@
 """Training a student as published code does it: image files, workers that decode them, a plain loop.
 
-Written from its description (spec sre2l_cda_scdd_rded_mdc 1.5-1.7). Views: a JPEG is cropped, flipped and normalised by
+Written from its description. Views: a JPEG is cropped, flipped and normalised by
 Pillow and torchvision, drawn anew (`TrainingFiles`) or as FKD files say (`ReplayedFiles`); CutMix takes one box of all
 views from the batch permuted. Labels: the teacher's in evaluation mode, or those of the FKD files. The student learns
 by KL at a temperature, with AdamW, and the loss is read on the host in every step.

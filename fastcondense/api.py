@@ -143,7 +143,7 @@ def load(
 
 
 class Condensation:
-    """A run: its recipe, its folder and its stages, of which each makes what it needs, and keeps what is finished.
+    """A run: its recipe, its folder and its stages, of which each keeps what is finished.
 
     `run` and `load` make it. Stages run in this process; several GPUs are the command line's (--gpus), on the same
     folder. Ctrl-C raises KeyboardInterrupt as ever, and the next call goes on.
@@ -290,8 +290,8 @@ def views(
     """The views and soft labels of a set for a training loop of one's own: the bits that `train` trains on.
 
     condensed: a condensation, or the folder of a run, or a bundle. batch_size, epochs, device: default its own.
-    student: the number of the student that sees them, 0 the first. labels: probabilities at train.temperature, where
-    labels are hard the classes' shares of a mixed view; or the teachers' mean logits, which mse_ce compares. Real
+    student: the number of the student that sees them, 0 the first. labels: probabilities at the epoch's temperature,
+    where labels are hard the classes' shares of a mixed view; or the teachers' mean logits, which mse_ce compares. Real
     images are not needed. Raises ValueError for what is missing, logits of hard labels, and what is not stored.
     """
     from .students.epochs import EpochViews, check_stored

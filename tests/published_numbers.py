@@ -173,7 +173,7 @@ SQUEEZE = rows(
     },
 )
 
-RATES = {  # learning rate and stretch at 1, 10 and 50 images a class (spec fadrm 2.5 and 3.4, sre2l 4.2)
+RATES = {  # learning rate and stretch at 1, 10 and 50 images a class
     ("cvdd/cifar10", "zoo/resnet101"): [(5e-4, 1)] * 3,
     ("cvdd/cifar100", "zoo/resnet50"): [(1e-3, 1), (1e-3, 2), (1e-3, 1)],
     ("sre2l-plus-plus/cifar100", "zoo/resnet101"): [(5e-4, 1)] * 3,

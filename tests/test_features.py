@@ -1,4 +1,4 @@
-"""Recover by features against a float64 transcription of the published loop (spec 4.3) on an unfused network."""
+"""Recover by features against a float64 transcription of the published loop on an unfused network."""
 
 import dataclasses
 

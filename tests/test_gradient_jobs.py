@@ -234,7 +234,7 @@ def test_students_see_a_prefix_of_any_set(tmp_path):
 
 
 def test_a_size_of_a_set_of_scattered_tiles_is_its_first_tiles(tmp_path, capsys):
-    """MDC's subset of n is the first n factor^2 tiles, which lie in many of the set's images (spec 5.2)."""
+    """MDC's subset of n is the first n factor^2 tiles, which lie in many of the set's images."""
     out = tmp_path / "run"
     flags = "--recipe mdc/digits --recover.gradients.factor 2 --recover.iterations 1 --recover.gradients.inner 1"
     flags += " --recover.gradients.net-images 64 --train.epochs 1 --train.seeds 1 --evaluate.baselines random_hard"

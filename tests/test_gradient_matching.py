@@ -1,4 +1,4 @@
-"""Gradient matching, multi-formation and MDC's subsets against float64 and brute-force transcriptions of the spec."""
+"""Gradient matching, multi-formation and MDC's subsets against float64 and brute-force transcriptions of the papers."""
 
 import json
 
@@ -29,7 +29,7 @@ def test_loss_and_image_gradient_equal_double_backward(network, metric):
     label = torch.tensor([2])
     subset, frozen = torch.arange(4), torch.arange(2)
 
-    # As the spec says it: a graph for the set and one for the subset, all parameters, convolutions matched.
+    # As published: a graph for the set and one for the subset, all parameters, convolutions matched.
     images = tiles.clone().requires_grad_()
     seen = torch.cat((images[frozen].detach(), images[2:]))
 
@@ -172,7 +172,7 @@ def test_students_see_the_tiles_of_a_subset(layout, factor):
 
 
 def published_subsets(distances, period, num_iterations):
-    """(matched, frozen) in each iteration: flags and quit times of every size, as spec 5.2 describes the code."""
+    """(matched, frozen) in each iteration: flags and quit times of every size, as the published code has them."""
     sizes = range(1, len(distances[0]) + 1)
     matched, quits, keeps = dict.fromkeys(sizes, False), dict.fromkeys(sizes, -1), dict.fromkeys(sizes, False)
     before, found, measured = None, [], iter(distances)

@@ -95,7 +95,7 @@ def test_priors_weight_the_mean():
     ],
 )
 def test_priors_give_the_published_weights(priors, weights):
-    """CV-DD's table, spec fadrm_cvdd_cim_lpld 2.3; R18, R50, SV2, MBV2, D121."""
+    """CV-DD's table; R18, R50, SV2, MBV2, D121."""
     scales = ensemble_scales(torch.zeros(5, 1, 1), Labels(priors=priors))
     assert scales is not None
     np.testing.assert_allclose(scales.flatten().numpy() / 5, weights, atol=6e-4)

@@ -14,7 +14,7 @@ from fastcondense.teachers.teacher import Teacher
 from fastcondense.vision import torchvision
 
 # Parameters with 1000 classes as their authors state them, and numbers of BatchNorm and of convolution layers (for
-# G-VBSM's and EDC's teachers those of spec gvbsm_edc 1.1).
+# G-VBSM's and EDC's teachers those of their repositories).
 NETWORKS = {
     "torchvision/resnet18": (11_689_512, 20, 20),
     "torchvision/resnet50": (25_557_032, 53, 53),

@@ -39,7 +39,7 @@ def test_linear_and_constant():
 
 
 def test_a_stretched_line_and_the_cosine_end_where_the_specification_says():
-    """spec gvbsm_edc 3, zeta = 2, E = 300: cosine against line at e = 100, 150, 200, 299."""
+    """EDC's schedules, zeta = 2, E = 300: cosine against line at e = 100, 150, 200, 299."""
     cosine, line = (factors(epochs=300, schedule=name, schedule_stretch=2.0) for name in ("cosine", "linear"))
     at = [100, 150, 200, 299]
     assert [round(cosine[e], 3) for e in at] == [0.933, 0.854, 0.75, 0.503]
@@ -48,7 +48,7 @@ def test_a_stretched_line_and_the_cosine_end_where_the_specification_says():
 
 
 def test_cosine_drop_is_the_published_one():
-    """spec gvbsm_edc 3, zeta = 2, E = 300: 0.629 at e = 250, 0.103 at 251, 0.002 at 299."""
+    """EDC's schedules, zeta = 2, E = 300: 0.629 at e = 250, 0.103 at 251, 0.002 at 299."""
     made = factors(epochs=300, schedule="cosine_drop", schedule_stretch=2.0)
     assert [round(made[e], 3) for e in (250, 251, 299)] == [0.629, 0.103, 0.002]
     assert made[:251] == factors(epochs=300, schedule="cosine", schedule_stretch=2.0)[:251]

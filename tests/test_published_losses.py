@@ -105,7 +105,7 @@ class Hooked:
 
 
 class Averages:
-    """Running means e <- a e + (1 - a) s from zero; what is compared has e's value and s's gradient (EDC, spec 1.2)."""
+    """Running means e <- a e + (1 - a) s from zero; what is compared has e's value and s's gradient (EDC)."""
 
     def __init__(self, decay):
         self.decay, self.kept = decay, {}
@@ -163,7 +163,7 @@ ARCHITECTURES = ["zoo/convnet2", "zoo/wrn16_2", "zoo/resnet20"]
 @pytest.mark.parametrize("architecture", ARCHITECTURES)
 @pytest.mark.parametrize("window", WINDOWS)
 def test_sre2l(architecture, window):
-    """CE + r_bn (10 R_1 + R_2 + ...) + TV + L2 of a view (SRe2L, spec 1.2)."""
+    """CE + r_bn (10 R_1 + R_2 + ...) + TV + L2 of a view (SRe2L)."""
     net = network(architecture)
     hooked, teacher = Hooked(net, ("bn",)), teacher_of(net)
     labels = torch.tensor([4, 0, 2, 1, 5])
@@ -190,7 +190,7 @@ def test_sre2l(architecture, window):
 
 @pytest.mark.parametrize("architecture", ARCHITECTURES)
 def test_g_vbsm(architecture):
-    """BatchNorms, channels and patches as running means, convolutions that drop out, densification (spec 1.2, 1.3)."""
+    """BatchNorms, channels and patches as running means, convolutions that drop out, densification."""
     net = network(architecture)
     hooked, teacher = Hooked(net, EVERYTHING), teacher_of(net, EVERYTHING)
     targets = hooked.real(7) | hooked.running()
@@ -220,7 +220,7 @@ def test_g_vbsm(architecture):
 
 
 def test_edc():
-    """Half of the distance from global, half from the batch's categories; teachers take turns; flatness (spec 1.4)."""
+    """Half of the distance from global, half from the batch's categories; teachers take turns; flatness."""
     nets = [network("zoo/wrn16_2"), network("plain")]
     hooks, teachers = [Hooked(net, EVERYTHING) for net in nets], [teacher_of(net, EVERYTHING) for net in nets]
     batches = torch.tensor([[0, 0, 3, 3, 3], [1, 1, 2, 2, 5]])
@@ -265,7 +265,7 @@ def test_edc():
 @pytest.mark.parametrize("architecture", ARCHITECTURES)
 @pytest.mark.parametrize("label", [0, 4])
 def test_lpld(architecture, label):
-    """The images of a class, through BatchNorms whose targets are that class's statistics (LPLD, spec 5.2)."""
+    """The images of a class, through BatchNorms whose targets are that class's statistics (LPLD)."""
     net = network(architecture)
     hooked, teacher = Hooked(net, ("bn",)), teacher_of(net)
     targets = hooked.real(20 + label)
@@ -282,7 +282,7 @@ def test_lpld(architecture, label):
 
 
 def test_cv_dd():
-    """Two teachers look at the same view, weighted by the softmax of their worth (CV-DD, spec 2.3)."""
+    """Two teachers look at the same view, weighted by the softmax of their worth (CV-DD)."""
     nets, priors = [network("zoo/wrn16_2"), network("zoo/resnet20", 1)], torch.tensor([63.0, 65.3]).double()
     images, truth = leaves(6, 4)
     labels = torch.arange(6)
@@ -302,7 +302,7 @@ def test_cv_dd():
 
 
 def test_fadrm_with_a_teacher_without_batch_norm():
-    """It has nothing to match: R = 0, and cross-entropy alone is left (FADRM, spec 3.3)."""
+    """It has nothing to match: R = 0, and cross-entropy alone is left (FADRM)."""
     net = network("plain")
     teacher = teacher_of(net)
     images, truth = leaves(6, 4)

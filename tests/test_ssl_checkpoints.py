@@ -1,4 +1,4 @@
-"""Checkpoints in the layouts of MoCo, SwAV and DINO (spec 3.2): what is taken, what is left, what is refused."""
+"""Checkpoints in the layouts of MoCo, SwAV and DINO: what is taken, what is left, what is refused."""
 
 import argparse
 import os

@@ -16,7 +16,7 @@ InitialImages = Callable[[Job], Tensor]
 
 
 def noise(recipe: Recipe, device: torch.device) -> InitialImages:
-    """Standard normal numbers, which depend on (seed, class, slot) alone (SRe2L, spec 1.2)."""
+    """Standard normal numbers, which depend on (seed, class, slot) alone (SRe2L)."""
     stream, size = Stream(recipe.seed, "recover/noise"), recipe.dataset.image_size
 
     def images(job: Job) -> Tensor:

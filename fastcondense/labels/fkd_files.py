@@ -12,7 +12,7 @@
     patches  EDC only; without effect, since the published code puts every patch back in its place
 
 An image's index is its place in torchvision's ImageFolder: by class, and in a class by the name of its file. So images
-stand in a condensed set, too. Sources: spec sre2l 1.5 and 1.6, gvbsm_edc 2, fadrm 1.3. Images are square here: EDC's
+stand in a condensed set, too. The layout is SRe2L's, G-VBSM's, EDC's and FADRM's. Images are square here: EDC's
 coords, whose divisors are exchanged, need no care. The first file of ours says of what set it is, where torch.load does
 not look.
 """

@@ -158,8 +158,8 @@ def ensemble_scales(logits: Tensor, settings: Labels, norms: Tensor | None = Non
     """Factor of each teacher's logits, float32 [E, 1, 1], such that their plain mean is the ensemble; None for ones.
 
     logits: [E, B, classes]. norm-equalized: z_t / ||z_t|| * mean_s ||z_s||, norms over the training batch and the
-    classes (G-VBSM, spec gvbsm_edc 1.6), those of `logits` if none are given; priors: the mean is weighted by
-    softmax(prior / 10) (CV-DD, spec fadrm_cvdd_cim_lpld 2.4).
+    classes (G-VBSM), those of `logits` if none are given; priors: the mean is weighted by
+    softmax(prior / 10) (CV-DD).
     """
     scales = None
     if settings.ensemble == "norm-equalized":
@@ -248,7 +248,7 @@ def _counted(wanted: Wanted) -> Tensor:
 def student_loss(logits: Tensor, wanted: Wanted, train: Train) -> Tensor:
     """The recipe's loss, as `soft_label_loss` defines it; cross-entropy where there are hard labels only.
 
-    With ce_labels "own" the cross-entropy beside soft labels is that of the base image's class (spec gvbsm_edc 3). With
+    With ce_labels "own" the cross-entropy beside soft labels is that of the base image's class. With
     student_temperature "fitted" the student's softmax is at its own temperature.
     """
     is_own = wanted.logits is not None and train.ce_labels == "own"

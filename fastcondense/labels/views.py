@@ -115,7 +115,7 @@ class ReplayedViews:
         """The spans of the batches of an epoch: all of its own (`split_batches`), or as many drawn from the pool.
 
         The pool is the beginning of all epochs' full batches; LPLD, which draws with replacement too, exchanges an
-        epoch's last batch for the one before, because it has lost the partial batch (spec fadrm_cvdd_cim_lpld 5.4).
+        epoch's last batch for the one before, because it has lost the partial batch.
         Epochs of hard labels need no pool: they have full batches of their own, as many.
         """
         count, size = len(self.images), train.batch_size

@@ -33,7 +33,7 @@ class Divergence(ValueError):
 def learning_rate_factor(optimization: Optimization, epoch: int) -> float:
     """Factor of the learning rate in an epoch: linear warm-up from 0.01, then the schedule over the other epochs.
 
-    Milestones are shares of all epochs, the warm-up included. Schedules: spec gvbsm_edc 3, equation 33 of EDC.
+    Milestones are shares of all epochs, the warm-up included. Schedules: equation 33 of EDC.
     """
     warmup = optimization.warmup_epochs
     if epoch < warmup:

@@ -58,7 +58,7 @@ class Initial(Views):
 
 @dataclass(frozen=True, kw_only=True)
 class Committee:
-    """Several teachers an iteration, each weighted by what it is known to be worth (CV-DD, spec 2.3)."""
+    """Several teachers an iteration, each weighted by what it is known to be worth (CV-DD)."""
 
     size: Count = 1
     """Teachers that look at an image together; 1: the teachers take turns."""
@@ -140,8 +140,8 @@ class Recover(Views):
     precision: Precision = "auto"
     """Arithmetic of the teachers; images and statistics are float32 in any case. auto: bf16 where the device multiplies
     it natively and fast, which are GPUs of compute capability 8.0 or more, CPUs with AMX (amx_bf16) and AMD's with
-    avx512_bf16, else tf32 on a GPU and fp32 on a CPU; it is chosen when a run begins, and stands in its recipe.toml
-    from then on. As published: tf32 on a GPU."""
+    avx512_bf16, else tf32 on a GPU and fp32 on a CPU; fp32 without iterations, and no gradients are matched in bf16. It
+    is chosen when a run begins, and stands in its recipe.toml from then on. As published: tf32 on a GPU."""
     reproducible: Annotated[bool, HOW] = True
     """Whether images are the same from any number of workers and threads, to the bit: one thread a worker on a CPU,
     deterministic algorithms of cuDNN on a GPU. Otherwise all threads, and whatever cuDNN finds to be fastest."""

@@ -239,7 +239,7 @@ class Labels(Views):
     mix_alpha: Annotated[PositiveFloat, ReadIf("mix", ("cutmix", "mixup"))] = 1.0
     """lambda ~ Beta(alpha, alpha)."""
     mix_probability: Annotated[Share, ReadIf("mix", ("cutmix", "mixup"))] = 1.0
-    """Probability that a batch of views is mixed."""
+    """Probability that a view is mixed."""
     tile_shuffle: Annotated[int, Within(1, 64)] = 1
     """Columns, and rows, of tiles an image that are permuted before the crop (RDED)."""
     tile_pick: Annotated[int, Within(1, 64)] = 1

@@ -1,4 +1,4 @@
-"""Recover by features: the tiles of mosaics are pulled towards whole real images, their anchors (CIM; spec 4.3)."""
+"""Recover by features: the tiles of mosaics are pulled towards whole real images, their anchors (CIM)."""
 
 from __future__ import annotations
 

@@ -85,7 +85,7 @@ class ByGradients(Recoverer):
         """The one that is made."""
 
     def advance(self, iteration: int) -> None:
-        """An outer iteration: a network, and `inner` sweeps over the classes (spec 5.1 and 5.2)."""
+        """An outer iteration: a network, and `inner` sweeps over the classes."""
         settings, self.iteration = self.settings, iteration
         self.images.clamp_(0, 1)
         self.networks.begin(iteration)
@@ -182,7 +182,7 @@ class ByGradients(Recoverer):
         images.sub_(velocity, alpha=self.rate)
 
     def _coast(self, row: int, steps: int) -> None:
-        """Applies what `steps` steps of other classes do to a class: its velocity decays and moves it (spec 5.1)."""
+        """Applies what `steps` steps of other classes do to a class: its velocity decays and moves it."""
         momentum = self.settings.momentum
         travelled = sum(momentum**k for k in range(1, steps + 1))
         self.images[row].sub_(self.velocity[row], alpha=self.rate * travelled)

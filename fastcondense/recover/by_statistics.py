@@ -129,8 +129,8 @@ class RecoverStep:
         return self.matching[which].layer_losses()
 
     def enter_stage(self, stage: int) -> None:
-        """Goes on at the stage's size, with a share of real images, the initial or retrieved ones, and a new optimiser
-        (spec 3.2). Between rounds nothing changes but which images have begun.
+        """Goes on at the stage's size, with a share of real images, the initial or retrieved ones, and a new
+        optimiser. Between rounds nothing changes but which images have begun.
         """
         if self.recover.rounds > 1:
             return
@@ -303,7 +303,7 @@ class ByStatistics(Recoverer):
 def check_layers(recipe: Recipe, teachers: Sequence[Teacher]) -> None:
     """Raises ValueError if statistics are to be matched, and no teacher has a layer that keeps them.
 
-    Some teachers may have none, as AlexNet among networks with BatchNorm (FADRM+, spec 3.3): theirs is cross-entropy.
+    Some teachers may have none, as AlexNet among networks with BatchNorm (FADRM+): theirs is cross-entropy.
     """
     recover = recipe.recover
     if recover.iterations and recover.match_weight and not any(teacher.layers for teacher in teachers):

@@ -24,5 +24,5 @@ class Canvas:
 
 
 def resized(images: Tensor, side: int) -> Tensor:
-    """Bilinear, without antialiasing, as FADRM changes sizes (spec 3.2)."""
+    """Bilinear, without antialiasing, as FADRM changes sizes."""
     return images if images.shape[-1] == side else F.interpolate(images, (side, side), mode="bilinear")

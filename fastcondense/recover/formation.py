@@ -1,4 +1,4 @@
-"""Multi-formation: a stored image shows several tiles, and each of them, enlarged, is an image (IDC, spec 5.1)."""
+"""Multi-formation: a stored image shows several tiles, and each of them, enlarged, is an image (IDC)."""
 
 from __future__ import annotations
 
@@ -20,7 +20,7 @@ class Formation:
     """What the images of a class look like to a network, in an order whose beginnings are its subsets.
 
     num_images: K stored images; num_tiles: D tiles that they are seen as. levels: int64 [D], the smallest n in 1 ... K
-    whose subset has the tile. A subset of n is the first n factor^2 tiles (tile-major, spec 5.2), or all tiles of the
+    whose subset has the tile. A subset of n is the first n factor^2 tiles (tile-major), or all tiles of the
     first n images (canvas-major).
     """
 

@@ -1,4 +1,4 @@
-"""MDC's most learnable subset: which size is matched beside the whole set, and what is frozen meanwhile (spec 5.2)."""
+"""MDC's most learnable subset: which size is matched beside the whole set, and what is frozen meanwhile."""
 
 from __future__ import annotations
 

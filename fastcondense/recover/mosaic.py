@@ -1,4 +1,4 @@
-"""Mosaics: of every class the crops that teachers know best, stitched into images (RDED, spec 4.1; EDC, CIM).
+"""Mosaics: of every class the crops that teachers know best, stitched into images (RDED, EDC, CIM).
 
 What is kept in the run's folder is the ranking of a class's crops. It depends on neither ipc nor layout, so a larger
 set goes on from it; the crops themselves are read from the data again when a job asks for them.
@@ -89,7 +89,7 @@ def mosaics(run: Run, teachers: Sequence[Teacher]) -> Mosaics:
 
 
 def ranked(run: Run, teachers: Sequence[Teacher], label: int, folder: Path | None = None) -> Ranked:
-    """The ipc * factor^2 best crops of a class, by the observers' cross-entropy (spec 4.1); ties by sample and crop.
+    """The ipc * factor^2 best crops of a class, by the observers' cross-entropy; ties by sample and crop.
 
     teachers: all of the recipe's; recover.initial.teachers says which observe. Read from the folder of the run's
     rankings, if that is known already, or scored and kept there. Raises ValueError if the class has too few images that
@@ -152,7 +152,7 @@ def stitch(tiles: Tensor, size: int, resize: str) -> Tensor:
 
 
 def frame(crops: Tensor, size: int) -> Tensor:
-    """Crops [N, C, h, w] in the middle of size x size pixels of mean colour, 0 in normalised space (spec 4.1.3)."""
+    """Crops [N, C, h, w] in the middle of size x size pixels of mean colour, 0 in normalised space."""
     rows, columns = size - crops.shape[2], size - crops.shape[3]
     top, left = rows // 2, columns // 2
     return F.pad(crops, (left, columns - left, top, rows - top)).contiguous(memory_format=torch.channels_last)

@@ -47,7 +47,7 @@ def densification(views: Tensor, classes: int | Sequence[int], temperature: floa
     """sum_k KL(softmax(l_k / temperature) || softmax(l_k)), l_k the Gram eigenvalues of class k's views: a scalar.
 
     views: [N, 3, S, S], class by class; averaged to 32 x 32 first, or as they are where S < 32. classes: how many there
-    are, with as many views each, or the views of each. The first softmax is constant (G-VBSM, spec 1.3, step 7). The
+    are, with as many views each, or the views of each. The first softmax is constant (G-VBSM). The
     softmax of eigenvalues in the thousands needs them to absolute precision, so all but the averages is float64. Raises
     ValueError if these are not the numbers of the views.
     """
@@ -70,7 +70,7 @@ def flatness(logits: Tensor, ema_logits: Tensor, temperature: float = 4.0) -> Te
     """KL(p || q) / classes, p and q the softmax of ema_logits and of logits over temperature: a scalar, mean of images.
 
     Both: [N, classes]; p is constant. As published, the sum is divided by N times the classes, and not multiplied by
-    temperature^2 (EDC, spec 1.4). Computed in float64: the two answers are nearly the same.
+    temperature^2 (EDC). Computed in float64: the two answers are nearly the same.
     """
     log_p, log_q = (F.log_softmax(x.double() / temperature, 1) for x in (ema_logits.detach(), logits))
     return (F.kl_div(log_q, log_p, reduction="sum", log_target=True) / logits.numel()).to(logits.dtype)

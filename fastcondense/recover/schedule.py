@@ -27,7 +27,7 @@ def learning_rates(recover: Recover) -> Tensor:
 
 
 def stages(recipe: Recipe) -> list[tuple[int, int]]:
-    """Side of the images and number of iterations of each stage: equal parts of all iterations (FADRM, spec 3.2), or
+    """Side of the images and number of iterations of each stage: equal parts of all iterations (FADRM), or
     rounds (DELT).
     """
     recover = recipe.recover
@@ -39,7 +39,7 @@ def stages(recipe: Recipe) -> list[tuple[int, int]]:
 
 
 def crop_lower_bounds(recover: Recover) -> np.ndarray:
-    """Smallest area share of the crop in each iteration, float64 [T]: constant, or CDA's curriculum (spec 2)."""
+    """Smallest area share of the crop in each iteration, float64 [T]: constant, or CDA's curriculum."""
     low = recover.crop_scale[0]
     t = np.arange(recover.iterations, dtype=np.float64)
     if recover.curriculum == "none":
@@ -58,7 +58,7 @@ def window_table(recipe: Recipe, job: Job) -> Tensor:
 
 
 def live_layers(recipe: Recipe, job: Job, teacher: str, is_droppable: list[bool]) -> Tensor:
-    """Which layers of a teacher are matched in each iteration, bool [T, L] (G-VBSM's drop rate, spec 1.2)."""
+    """Which layers of a teacher are matched in each iteration, bool [T, L] (G-VBSM's drop rate)."""
     stream = Stream(recipe.seed, f"recover/drop/{teacher}")
     layers, rows = np.arange(len(is_droppable))[None, :], np.arange(recipe.recover.iterations)[:, None]
     is_dropped = stream.uniform(layers, rows, job.index)[0] < recipe.recover.drop_rate
@@ -66,7 +66,7 @@ def live_layers(recipe: Recipe, job: Job, teacher: str, is_droppable: list[bool]
 
 
 def turns(recipe: Recipe, num_teachers: int, job: Job) -> list[Turn]:
-    """The turns of iterations 0, 1, ... and again from the first: each teacher alone, or a committee (spec 2.3)."""
+    """The turns of iterations 0, 1, ... and again from the first: each teacher alone, or a committee."""
     committee = recipe.recover.committee
     if committee.size == 1:
         return [((which, 1.0),) for which in range(num_teachers)]

@@ -1,6 +1,6 @@
 """Checkpoints of self-supervised pretraining: which part of them is the backbone, and what is left out, and why.
 
-MoCo v1 to v3, SwAV and DINO in the layouts of their published files (spec 3.2), for any architecture: the backbone is
+MoCo v1 to v3, SwAV and DINO in the layouts of their published files, for any architecture: the backbone is
 found by the names of the network that is wanted, under prefixes that say whose it is.
 """
 

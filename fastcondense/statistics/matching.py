@@ -1,4 +1,4 @@
-"""Matching of a batch's moments with their targets: weighted distances (SRe2L, spec 1.2; G-VBSM and EDC, spec 1.2)."""
+"""Matching of a batch's moments with their targets: weighted distances (SRe2L, G-VBSM and EDC)."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Target statistics in the folders that G-VBSM's and EDC's published code writes (spec 1.1).
+"""Target statistics in the folders that G-VBSM's and EDC's published code writes.
 
 ConvFeatureHook/<network>=<module>/running.npz has the vectors of the whole data set, and <kind>FeatureHook/class_<k>/
 <network>=<module>/running.npz, for kind Conv or BN, those of the class that is the network's output k. <network> is the
@@ -65,7 +65,7 @@ class PublishedStatistics:
     def class_targets(self, image_size: int, log: Log) -> dict[str, tuple[Tensor, ...]]:
         """The published statistics of each class, as Teacher.class_targets; empty without has_classes.
 
-        The published code (spec 6.1.2) writes the patches' means under the variances' key and the reverse: where a
+        The published code writes the patches' means under the variances' key and the reverse: where a
         variance is negative, the log says so, and the two are exchanged.
         """
         if not self.has_classes:

@@ -1,4 +1,4 @@
-"""Target statistics: what the moments of a teacher's layers should be, from real images (G-VBSM and EDC, spec 1.1)."""
+"""Target statistics: what the moments of a teacher's layers should be, from real images (G-VBSM and EDC)."""
 
 from __future__ import annotations
 

@@ -165,7 +165,7 @@ class Teacher:
 
     def category_targets(self, classes: Tensor) -> Moments:
         """What its layers' moments should be for a batch of these classes, int64 [images]: the mean over its images of
-        their classes' vectors (EDC, spec 1.2), on its device.
+        their classes' vectors (EDC), on its device.
 
         Variances that are "full" are pooled: mean_k(v_k + (m_k - m)^2). Raises ValueError if a layer has no class
         targets.

@@ -19,7 +19,7 @@ def strip_bounds(size: int, factor: int) -> np.ndarray:
 
 
 def shuffle_tiles(images: Tensor, factor: int, stream: Stream, ids: np.ndarray, epoch: int) -> Tensor:
-    """Images [N, C, H, W] with their column strips permuted, and their row strips (RDED, spec 4.2); a copy.
+    """Images [N, C, H, W] with their column strips permuted, and their row strips (RDED); a copy.
 
     Both permutations depend on (stream, epoch, sample) alone; ids: int64 [N], the samples.
     """
@@ -39,7 +39,7 @@ def _permuted(keys: np.ndarray, size: int) -> Tensor:
 def pick_tiles(
     factor: int, stream: Stream, ids: Array, epoch: Array, size: int
 ) -> tuple[np.ndarray, np.ndarray, np.ndarray, np.ndarray]:
-    """Top, left, height and width, int64 [N], of the part of each image that a view shows (CIM, spec 4.4).
+    """Top, left, height and width, int64 [N], of the part of each image that a view shows (CIM).
 
     One of factor^2 tiles, row by row; with probability 1 / factor^2 the whole image. ids, epoch: int64 [N] or ints.
     """
