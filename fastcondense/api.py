@@ -20,7 +20,6 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal, cast, get_args
 
 import numpy as np
-import tomli_w
 
 from . import trust
 from .files import read_json
@@ -28,6 +27,7 @@ from .options import Options, take_run
 from .options import of_run as options_of_run
 from .recipe import catalogue
 from .recipe import recipe as shipped
+from .recipe.changed import changed, flat
 from .recipe.protocol import with_protocol
 from .recipe.recipe import Recipe
 from .tracking import TrackerName
@@ -40,7 +40,6 @@ if TYPE_CHECKING:
     from .students.epochs import EpochViews
     from .students.students import Task
 
-_DEEPEST = 9  # tables around a setting
 AnyPath = str | os.PathLike[str]
 Row = dict[str, str | float]
 
@@ -57,29 +56,15 @@ def recipe(name_or_file: AnyPath, protocol: str = "", **settings: Any) -> Recipe
     """A recipe that ships, or of a TOML file, with some settings changed: ``**{"train.epochs": 50, "ipc": 5}``.
 
     protocol: "rd3" as --protocol, with its labels and training instead of the recipe's. train.student brings what the
-    recipe says of that student, as on the command line. Raises ValueError for what there is not, with the nearest name,
-    and for values that no run could mean.
+    recipe says of that student, as on the command line; a table, ``train={"epochs": 50}``, changes what it names.
+    Raises ValueError for what there is not, with the nearest name, for values that no run could mean, and for a setting
+    that is not read beside the others.
     """
-    settings = {key: value.item() if isinstance(value, np.generic) else value for key, value in settings.items()}
+    settings = flat(settings)
     ipc, student = settings.get("ipc"), settings.get("train.student")
     known = student if isinstance(student, str) else "", ipc if isinstance(ipc, int) else None
     found = shipped.load(os.fspath(name_or_file), *known)
-    if protocol:
-        found = with_protocol(found, protocol)
-    tree = dataclasses.asdict(found)
-    for key, value in settings.items():
-        *parts, last = key.split(".")
-        table: Any = tree
-        for part in parts:
-            table = table.setdefault(part, {}) if isinstance(table, dict) else None
-        if value is None or not isinstance(table, dict) or len(parts) > _DEEPEST:
-            raise ValueError(f"recipe {found.name}: {key} cannot be {value!r}")
-        table[last] = os.fspath(value) if isinstance(value, os.PathLike) else value
-    try:
-        text = tomli_w.dumps(tree)
-    except TypeError as error:
-        raise ValueError(f"recipe {found.name}: a setting is of no type that a recipe has: {error}") from None
-    return shipped.from_toml(text, f"recipe {found.name}")
+    return changed(with_protocol(found, protocol) if protocol else found, settings)
 
 
 def run(

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import argparse
+import contextlib
 import dataclasses
 import re
 from dataclasses import dataclass
@@ -124,7 +125,9 @@ def parse_kind(kind: type[StageKind], command: str, description: str, arguments:
         if named.student:
             default = dataclasses.replace(default, settings=_for_student(default.settings, named.student))
     else:
-        ipc = int(named.ipc) if named.ipc.isdecimal() else None
+        ipc = None
+        with contextlib.suppress(ValueError):  # several, or no number: what is parsed below says so
+            ipc = int(named.ipc)
         default = kind(name or "", settings=recipe.load(name, named.student, ipc) if name else Recipe())
     if named.protocol:
         default = dataclasses.replace(default, settings=with_protocol(default.settings, named.protocol))

@@ -26,7 +26,8 @@ _NO_BRACKETS = bytes(set(range(256)) - set(b"[]{}"))
 
 Sha256 = Annotated[str, Meta(pattern="^[0-9a-f]{64}$")]
 Natural = Annotated[int, Meta(ge=0, le=2**53)]
-Name = Annotated[str, Meta(min_length=1, max_length=1000)]
+_LONGEST = 1000
+Name = Annotated[str, Meta(min_length=1, max_length=_LONGEST)]
 Percent = Annotated[float, Meta(ge=0, le=100)]
 NumWorkers = Annotated[int, Meta(ge=1, le=1_000_000)]
 Digits = Annotated[str, Meta(pattern="^[0-9]{1,9}$")]
@@ -268,7 +269,7 @@ def checked(tree: Any, kind: type[Kind], source: object, *, is_text: bool = Fals
     """
     try:
         made = msgspec.convert(tree, kind, strict=not is_text)
-    except (msgspec.ValidationError, RecursionError) as error:
+    except (msgspec.ValidationError, RecursionError, UnicodeError) as error:
         what, _, where = str(error).partition(" - at `$")
         field = where.strip("`.") or "the whole"
         raise ValueError(f"{source} is damaged: field {field}: {what[:1].lower()}{what[1:]}") from None
@@ -316,12 +317,14 @@ def read_data(run: Path) -> Path | None:
 
 
 def check_names(classes: Iterable[str], source: str) -> None:
-    """Raises ValueError that begins with `source` for a class whose name no file or terminal can hold as text."""
+    """Raises ValueError that begins with `source` for a class whose name is no text, empty or too long."""
     for name in classes:
         try:
             name.encode()
         except UnicodeEncodeError:
             raise ValueError(f"{source}: the name {name!r} is no UTF-8") from None
+        if not 1 <= len(name) <= _LONGEST:
+            raise ValueError(f"{source}: a name needs 1 to {_LONGEST} characters, got {len(name)}: {name[:40]!r}")
 
 
 def check_manifest(tree: Any, source: object) -> Manifest:

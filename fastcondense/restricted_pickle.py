@@ -13,6 +13,7 @@ import math
 import pickle
 import pickletools
 import re
+import struct
 import threading
 import warnings
 import zipfile
@@ -29,6 +30,7 @@ from .loaders.reading import open_file
 
 _ONE_AT_A_TIME = threading.Lock()  # torch keeps the list of allowed names in a global
 _DEEPEST = 1000  # containers in containers; hashing tuples a hundred times deeper overflows the stack of C
+_MOST = 10_000_000  # values, those that several containers share counted in each: who walks them meets each so often
 _ROOM = 200_000_000  # bytes of tensors beyond twice the file
 
 
@@ -75,7 +77,10 @@ def load_plain(path: Path) -> Any:
 
 def _check(path: Path) -> None:
     """Raises ValueError for a file whose reading could take the process down, or more memory than the file is long."""
-    if zipfile.is_zipfile(path):
+    with open_file(path) as file:
+        is_zip = file.read(4) == b"PK\3\4"  # as torch decides
+    if is_zip:
+        _check_end(path)
         with zipfile.ZipFile(path) as archive:
             entries = archive.infolist()
         if any(entry.compress_type != zipfile.ZIP_STORED for entry in entries):
@@ -89,12 +94,41 @@ def _check(path: Path) -> None:
             _check_depth(file)
 
 
+def _check_end(path: Path) -> None:
+    """Raises ValueError for a zip file that ends otherwise than torch.save's: readers may find different entries."""
+    with open_file(path) as file:
+        end = file.seek(0, 2) - 22
+        file.seek(max(0, end - 76))
+        tail = file.read()
+    if len(tail) >= 22 and tail[-22:-18] == b"PK\5\6" and tail[-2:] == b"\0\0":
+        size, begin = struct.unpack("<LL", tail[-10:-2])
+        if len(tail) == 98 and tail[56:60] == b"PK\6\7":  # of 64 bits: a longer record, and where it begins
+            end -= 76
+            size, begin = struct.unpack("<QQ", tail[40:56])
+            if tail[:4] != b"PK\6\6" or struct.unpack("<Q", tail[64:72]) != (end,):
+                begin = -1
+        if begin + size == end:
+            return
+    raise ValueError("it is no zip file as torch.save writes it")
+
+
+class _Scanned:
+    """What a pickle makes: how deep it is, of how many values, and whether it is in another."""
+
+    __slots__ = ("count", "depth", "is_inside")
+
+    def __init__(self, depth: int = 0, count: int = 1):
+        self.depth, self.count, self.is_inside = depth, count, False
+
+
 def _check_depth(file: BinaryIO) -> None:
-    """Scans a pickle, without making anything of it, for containers that are nested too deep and for numbers of its
-    memo that would make that a table of gigabytes."""
-    stack: list[int] = []
+    """Scans a pickle, without making anything of it, for containers that are nested too deep, for more values than
+    anybody could walk, for calls that take memory, and for numbers of its memo that would make that a table of
+    gigabytes."""
+    stack: list[_Scanned] = []
     marks: list[int] = []
-    memo: dict[int, int] = {}
+    memo: dict[int, _Scanned] = {}
+    one = _Scanned()
     for position, (opcode, argument, _) in enumerate(pickletools.genops(file)):
         name, before = opcode.name, opcode.stack_before
         if name == "MARK":
@@ -103,23 +137,37 @@ def _check_depth(file: BinaryIO) -> None:
             number = len(memo) if argument is None else int(argument or 0)
             if number > position:
                 raise _Refused(f"it numbers its objects from {number} on")
-            memo[number] = stack[-1] if stack else 0
+            memo[number] = stack[-1] if stack else one
         elif name in ("GET", "BINGET", "LONG_BINGET"):
-            stack.append(memo.get(int(argument or 0), 0))
+            stack.append(memo.get(int(argument or 0), one))
         elif name == "DUP":
-            stack.append(stack[-1] if stack else 0)
+            stack.append(stack[-1] if stack else one)
+        elif not before and not name.startswith("EMPTY"):
+            if name == "GLOBAL" and str(argument).partition(" ")[2] == "bytearray":
+                raise _Refused("it asks for bytearray, which may take any memory")
+            stack += [one] * len(opcode.stack_after)
         else:
             count = len(before)
             if pickletools.markobject in before:
                 count = before.index(pickletools.markobject) + len(stack) - (marks.pop() if marks else 0)
             taken = stack[max(0, len(stack) - count) :]
             del stack[max(0, len(stack) - count) :]
-            # what is changed in place is as deep as it was, or as what is put into it; all else is one deeper
-            first = taken[:1] if "APPEND" in name or "ITEM" in name or name == "ADDITEMS" else []
-            depth = max([*first, *(1 + inner for inner in taken[len(first) :])], default=0)
-            if depth > _DEEPEST:
+            # what is changed in place is itself, with what is put into it; all else is new, and one deeper
+            is_changed = bool(taken) and name in _CHANGES
+            made = taken[0] if is_changed and taken[0] is not one else _Scanned()
+            if is_changed and made.is_inside:
+                raise _Refused("it changes what is in a container already")
+            for inner in taken[is_changed:]:
+                made.depth, made.count = max(made.depth, 1 + inner.depth), made.count + inner.count
+                inner.is_inside = inner is not one and bool(opcode.stack_after)
+            if made.depth > _DEEPEST:
                 raise _Refused(f"it nests containers more than {_DEEPEST} deep")
-            stack += [depth] * len(opcode.stack_after)
+            if made.count > _MOST:
+                raise _Refused(f"it has more than {_MOST:,} values, with those that are shared")
+            stack += [made] * len(opcode.stack_after)
+
+
+_CHANGES = {"APPEND", "APPENDS", "SETITEM", "SETITEMS", "ADDITEMS", "BUILD"}
 
 
 class _Refused(Exception):

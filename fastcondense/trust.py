@@ -7,6 +7,7 @@ are used only where the command line says them too; those of `--recipe` are the 
 from __future__ import annotations
 
 import contextlib
+import contextvars
 from collections.abc import Iterable, Iterator
 from pathlib import Path
 from typing import Any
@@ -31,21 +32,21 @@ PATHS = (
 )
 """Settings that may be paths of files and folders."""
 
-_given: frozenset[str] | None = None
-"""Names of code and paths that may be used; None: a program that calls the library answers for its own recipes."""
-_folder: Path | None = None
+_allowed: contextvars.ContextVar[tuple[frozenset[str] | None, Path | None]] = contextvars.ContextVar(
+    "allowed", default=(None, None)
+)
+"""Names of code and paths that may be used, and the folder whose own paths may be: of each thread of a program its own.
+None: a program that calls the library answers for its own recipes."""
 
 
 @contextlib.contextmanager
 def only(given: Iterable[str], folder: Path | None = None) -> Iterator[None]:
     """Within it, no code runs and no path of a recipe is opened that is not `given`, or a path in `folder`."""
-    global _given, _folder
-    before = _given, _folder
-    _given, _folder = frozenset(given), folder
+    before = _allowed.set((frozenset(given), folder))
     try:
         yield
     finally:
-        _given, _folder = before
+        _allowed.reset(before)
 
 
 def said(recipe: Any, arguments: Iterable[str]) -> frozenset[str]:
@@ -67,7 +68,8 @@ def all_of(recipe: Any, keys: Iterable[str] = (*CODE, *PATHS)) -> frozenset[str]
 
 def is_given(name: str) -> bool:
     """Whether a name of code, a path or a network is the user's own word."""
-    return _given is None or name in _given
+    given = _allowed.get()[0]
+    return given is None or name in given
 
 
 def code(reference: str, purpose: str) -> str:
@@ -83,8 +85,8 @@ def code(reference: str, purpose: str) -> str:
 
 def path(name: str, setting: str) -> Path:
     """The path that a setting is, which may be opened. Raises ValueError if nobody gave it."""
-    found = Path(name)
-    is_inside = _folder is not None and found.resolve().is_relative_to(_folder.resolve())
+    found, folder = Path(name), _allowed.get()[1]
+    is_inside = folder is not None and found.resolve().is_relative_to(folder.resolve())
     if is_given(name) or is_inside:
         return found
     raise ValueError(

@@ -48,12 +48,26 @@ def _naming(function: Callable[..., Any], what: str) -> Callable[..., Any]:
 
 
 def source_sha256(reference: str, purpose: str) -> str:
-    """Hash of the file that the function stands in, not of what it imports. Raises ValueError as `load_function`."""
+    """Hash of the file that the function stands in, not of what it imports.
+
+    Raises ValueError as `load_function`, and for a file that is another one than was imported.
+    """
     load_function(reference, purpose)
     file = _module(reference, purpose).__file__
     if file is None:
         raise ValueError(f"{purpose} {reference!r} is in no file")
+    found = _digest(file)
+    if _imported.get(file, found) != found:
+        raise ValueError(f"{purpose} {reference!r}: {file} was changed after it was imported; start again")
+    return found
+
+
+def _digest(file: str) -> str:
     return hashlib.sha256(Path(file).read_bytes()).hexdigest()
+
+
+_imported: dict[str, str] = {}
+"""Hashes of the files of modules, as they were when they were first asked for."""
 
 
 def _module(reference: str, purpose: str) -> ModuleType:
@@ -68,7 +82,12 @@ def _module(reference: str, purpose: str) -> ModuleType:
     if name.endswith(".py") and not Path(name).is_file():
         raise ValueError(f"there is no file {name}")
     try:
-        return _module_of_file(Path(name)) if name.endswith(".py") else import_module(name)
+        if name.endswith(".py"):
+            return _module_of_file(Path(name))
+        module = import_module(name)
+        if module.__file__ is not None and module.__file__ not in _imported:
+            _imported[module.__file__] = _digest(module.__file__)
+        return module
     except ImportError as error:
         raise ValueError(f"{purpose} {reference!r} cannot be imported: {error}") from None
     except (Exception, SystemExit) as error:  # whatever its lines do
@@ -77,15 +96,19 @@ def _module(reference: str, purpose: str) -> ModuleType:
 
 
 def _module_of_file(path: Path) -> ModuleType:
-    """The module in a file, under a name of its own: two files of one name do not get in each other's way."""
-    name = f"fastcondense_user_{hashlib.sha256(str(path.resolve()).encode()).hexdigest()[:16]}"
+    """The module in a file, under a name of its own: two files of one name, or one that was changed, do not get in each
+    other's way."""
+    source = path.read_bytes()
+    name = f"fastcondense_user_{hashlib.sha256(str(path.resolve()).encode() + source).hexdigest()[:16]}"
     if name not in sys.modules:
         specification = importlib.util.spec_from_file_location(name, path)
         if specification is None or specification.loader is None:
             raise ValueError(f"{path} is no Python file")
         sys.modules[name] = importlib.util.module_from_spec(specification)
         try:
-            specification.loader.exec_module(sys.modules[name])
+            exec(
+                compile(source, path, "exec", dont_inherit=True), vars(sys.modules[name])
+            )  # not what is cached beside the file
         except BaseException:
             del sys.modules[name]  # half of a module is none
             raise

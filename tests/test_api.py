@@ -3,6 +3,7 @@
 import json
 import shutil
 import sys
+from dataclasses import replace
 from types import SimpleNamespace
 
 import numpy as np
@@ -160,6 +161,17 @@ def test_wrong_settings_are_one_line(settings, message):
     with pytest.raises(ValueError, match=r"^recipe sre2l/digits-ipc10: ") as caught:
         fc.recipe("sre2l/digits-ipc10", **settings)
     assert message in str(caught.value) and "\n" not in str(caught.value)
+
+
+def test_a_table_of_settings_changes_what_it_names_alone():
+    plain = fc.recipe("fastcondense/digits-ipc1")
+    by_table = fc.recipe(
+        "fastcondense/digits-ipc1", train={"epochs": np.int64(3)}, recover={"initial": {"kind": "real"}}
+    )
+    assert by_table == fc.recipe("fastcondense/digits-ipc1", **{"train.epochs": 3, "recover.initial.kind": "real"})
+    assert by_table.train == replace(plain.train, epochs=3) != plain.train
+    with pytest.raises(ValueError, match=r"labels.mix_alpha is read where labels.mix is cutmix or mixup"):
+        fc.recipe("fastcondense/digits-ipc1", labels={"mix": "none", "mix_alpha": 0.3})
 
 
 def test_a_number_of_images_brings_its_table():

@@ -19,7 +19,7 @@ CLASSES = ("a", "b", "c")
     [[0, 2, 1, 0], np.array([0, 2, 1, 0], np.uint8), np.array([0.0, 2.0, 1.0, 0.0]), np.array([[0], [2], [1], [0]])],
 )
 def test_whole_numbers_of_any_type_are_labels(labels):
-    split = checked_split(IMAGES, np.asarray(labels), CLASSES, "x.npz")
+    split = checked_split(IMAGES, labels, CLASSES, "x.npz")
     assert split.labels.dtype == np.int64 and split.labels.tolist() == [0, 2, 1, 0] and split.images is IMAGES
 
 
@@ -33,6 +33,7 @@ def test_whole_numbers_of_any_type_are_labels(labels):
         ([0, 1.5, 1, 0], "needs whole numbers as labels, got 1.5"),
         ([0, np.nan, 1, 0], "has labels that are not finite"),
         (np.eye(4)[:, :3], r"got float64 \(4, 3\): one-hot"),
+        ([[1], 2, [1], 2], "needs a class number for each image, got lists of several lengths"),
         (["a", "b", "c", "a"], "needs whole numbers as labels, got <U1, such as"),
         ([True, False, True, True], "needs whole numbers as labels, got bool"),
         (np.full(4, 2**63, np.uint64), "needs labels that are class numbers, got 9223372036854775808"),
@@ -40,7 +41,7 @@ def test_whole_numbers_of_any_type_are_labels(labels):
 )
 def test_other_labels_are_refused_by_name(labels, words):
     with pytest.raises(ValueError, match=rf"^x\.npz .*{words}"):
-        checked_split(IMAGES, np.asarray(labels), CLASSES, "x.npz")
+        checked_split(IMAGES, labels, CLASSES, "x.npz")
 
 
 @pytest.mark.parametrize(
@@ -51,6 +52,7 @@ def test_other_labels_are_refused_by_name(labels, words):
         (IMAGES.transpose(1, 2, 3, 0), r"axes in the order H, W, 3, N"),
         (IMAGES[..., 0], r"got uint8 \(4, 2, 2\)"),
         (IMAGES[:0], "holds no images"),
+        (IMAGES[:, :0], r"holds images without pixels, \(4, 0, 2, 3\)"),
         ((IMAGES / 255 > 0.1).astype(np.uint8), "no value above 1 in its images, nearly black: are they pixels in"),
     ],
 )

@@ -266,3 +266,18 @@ def test_a_folder_without_cifar_says_what_was_looked_for(tmp_path):
     (tmp_path / "readme.txt").touch()
     with pytest.raises(ValueError, match=r"holds no cifar100: .*train\.npz.*cifar-100-python.*cifar-100-binary"):
         load(Dataset(name="cifar100"), tmp_path)
+
+
+@pytest.mark.parametrize("names", [5, None, [*range(10)], [["x"]] * 10, np.arange(10), {}, []])
+def test_names_that_are_no_text_are_refused(tmp_path, names):
+    write_python(tmp_path, "cifar10", make_arrays("cifar10"), python3_pickle)
+    path = next(tmp_path.rglob("batches.meta"))
+    path.write_bytes(pickle.dumps({"label_names": names}))
+    with pytest.raises(ValueError, match=r"batches.meta has no label_names; is it really cifar10\?"):
+        load(Dataset(name="cifar10", image_size=32, resize=32), tmp_path)
+
+
+def test_names_that_are_bytes_are_text(tmp_path):
+    write_python(tmp_path, "cifar10", make_arrays("cifar10"), python3_pickle)
+    next(tmp_path.rglob("batches.meta")).write_bytes(pickle.dumps({"label_names": [name.encode() for name in CIFAR10]}))
+    assert list(load(Dataset(name="cifar10", image_size=32, resize=32), tmp_path).classes) == CIFAR10

@@ -220,7 +220,12 @@ def test_the_last_of_two_sizes_counts():
 def test_a_number_of_images_brings_its_table():
     """As the name does: --ipc 50 is -ipc50, but for the name of the folder."""
     of_name = load("cvdd/cifar10-ipc50")
-    for words in ("cvdd/cifar10-ipc10 --ipc 50", "cvdd/cifar10 --ipc=50"):
+    for words in (
+        "cvdd/cifar10-ipc10 --ipc 50",
+        "cvdd/cifar10 --ipc=50",
+        "cvdd/cifar10 --ipc +50",
+        "cvdd/cifar10 --ipc 5_0",
+    ):
         found = parse_stage("run", "", ["--recipe", *words.split()]).settings
         assert dataclasses.replace(found, name=of_name.name) == of_name
     resnet = ["--recipe", "cvdd/cifar10-ipc10", "--ipc", "50", "--train.student", "zoo/resnet50"]

@@ -75,6 +75,7 @@ def test_image_folder_of_torchvision_sees_the_same_pixels_and_classes(run, image
 def test_folders_are_numbered_where_sorted_names_are_not_in_class_order():
     assert folder_names(("ant", "bee"), False) == ["ant", "bee"]
     assert folder_names(("bee", "ant"), False) == folder_names(("ant/x", "bee"), False) == ["00000", "00001"]
+    assert folder_names(("ant", "classes.json"), False) == ["00000", "00001"]
     assert folder_names(tuple("0 1 10 2".split()), False) == ["0", "1", "10", "2"]
     assert folder_names(tuple("0 1 2 10".split()), False)[-1] == "00003"
 

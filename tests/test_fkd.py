@@ -161,6 +161,11 @@ def test_an_index_needs_no_sampler(tmp_path):
     assert torch.equal(found.table(found.spans(2, run.recipe.train)).ids, ids)
 
 
+def test_one_epoch_is_enough(tmp_path):
+    (tmp_path / "epoch_0").mkdir()
+    assert is_fkd(tmp_path)
+
+
 def test_other_entries_of_the_folder_are_no_epochs(tmp_path):
     assert not is_fkd(tmp_path) and not is_fkd(tmp_path / "none")
     write(tmp_path)

@@ -19,8 +19,9 @@ from fastcondense.loaders.reading import check_folder, open_file
 from fastcondense.log import Log
 from fastcondense.networks import zoo
 from fastcondense.networks.fit import fit
-from fastcondense.recipe.recipe import Recipe
+from fastcondense.recipe.recipe import Recipe, from_toml
 from fastcondense.recipe.settings import Dataset, Optimization
+from fastcondense.records import MOST_SEEDS, check_names, checked
 from fastcondense.recover.unfinished import Unfinished, remaining
 from fastcondense.report import plots
 from fastcondense.rng import Stream
@@ -59,6 +60,25 @@ def test_a_class_name_that_is_no_utf_8_is_told_before_anything_is_made(tmp_path,
     more = ["--dataset.name", "folder", "--data", str(root), "--out", str(tmp_path / "o"), "--device", "cpu"]
     assert main(["squeeze", "--recipe", "sre2l/digits-ipc1", *more]) == 1
     assert "the name '\\udcff' is no UTF-8" in capsys.readouterr().err and not (tmp_path / "o").exists()
+
+
+@pytest.mark.parametrize("name", ["", "x" * 1001])
+def test_a_class_name_that_no_manifest_can_hold_is_told(name):
+    with pytest.raises(ValueError, match=rf"^the data: a name needs 1 to 1000 characters, got {len(name)}"):
+        check_names(["ant", name], "the data")
+    check_names(["ant", "x" * 1000], "the data")
+
+
+def test_a_lone_surrogate_in_a_record_is_named():
+    with pytest.raises(ValueError, match=r"^student.json is damaged: field .*surrogates"):
+        checked({"seconds": "\ud800"}, dict[str, float], "student.json")
+
+
+def test_students_are_no_more_than_a_result_can_hold():
+    most = from_toml(f"[train]\nseeds = {MOST_SEEDS}", "S")
+    assert most.train.seeds == MOST_SEEDS
+    with pytest.raises(ValueError, match=r"train\.seeds"):
+        from_toml(f"[train]\nseeds = {MOST_SEEDS + 1}", "S")
 
 
 # --- folders of runs, and large networks -----------------------------------------------------------------------------

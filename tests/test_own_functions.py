@@ -1,5 +1,7 @@
 """The user's own functions that fail or give something else: one line that names the setting and the function."""
 
+import hashlib
+import os
 from types import SimpleNamespace
 
 import pytest
@@ -9,6 +11,7 @@ from small import FLAGS, said
 
 from fastcondense.cli import main
 from fastcondense.labels.labels import OwnLabels
+from fastcondense.user_functions import load_function, source_sha256
 
 FILE = """
 import sys
@@ -221,3 +224,28 @@ def test_a_file_that_is_no_module_is_one_line_each_time(tmp_path, monkeypatch, c
     for _ in range(2):
         assert main(["squeeze", *FLAGS, "--out", "run", "--squeeze.teachers", "own.py:network"]) == 1
         assert f"architecture 'own.py:network' cannot be imported: {words}" in said(capsys)
+
+
+def test_a_file_that_was_changed_is_another_module(tmp_path, monkeypatch):
+    """In one program: the code that runs is that of the hash, even of two files of one size and second."""
+    monkeypatch.chdir(tmp_path)
+    path, found = tmp_path / "lab.py", []
+    for answer in (3, 7):
+        path.write_text(f"def f():\n    return {answer}\n")
+        os.utime(path, (10**9, 10**9))
+        digest = source_sha256("lab.py:f", "labels.source")
+        assert digest == hashlib.sha256(path.read_bytes()).hexdigest()
+        found.append(load_function("lab.py:f", "labels.source")())
+    assert found == [3, 7]
+
+
+def test_a_module_that_was_changed_after_its_import_is_refused(tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    path = tmp_path / "imported_once.py"
+    path.write_text("def f():\n    return 3\n")
+    before = source_sha256("imported_once:f", "labels.source")
+    path.write_text("def f():\n    return 4\n")
+    with pytest.raises(ValueError, match=r"imported_once.py was changed after it was imported; start again"):
+        source_sha256("imported_once:f", "labels.source")
+    path.write_text("def f():\n    return 3\n")
+    assert source_sha256("imported_once:f", "labels.source") == before

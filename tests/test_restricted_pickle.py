@@ -2,12 +2,15 @@
 
 import os
 import pickle
+import struct
+import zipfile
+from argparse import Namespace
 
 import numpy as np
 import pytest
 import torch
 
-from fastcondense.restricted_pickle import load
+from fastcondense.restricted_pickle import load, load_plain
 from fastcondense.tensor_files import read_checkpoint
 
 
@@ -128,3 +131,79 @@ def test_the_names_are_allowed_for_the_one_reading_alone(tmp_path):
         torch.load(path, weights_only=True)
     with pytest.raises(ValueError, match=r"none\.tar cannot be read: there is no such file"):
         load(tmp_path / "none.tar")
+
+
+def as_torch_saves(pickled, path, tail=b""):
+    """A zip file of that pickle, as torch.save's are laid out, and some bytes behind it."""
+    with zipfile.ZipFile(path, "w") as archive:
+        for name, content in (("data.pkl", pickled), ("byteorder", b"little"), ("version", b"3\n")):
+            archive.writestr(f"archive/{name}", content)
+    path.write_bytes(path.read_bytes() + tail)
+    return path
+
+
+NEW = b"\x80\x02"
+TUPLES = NEW + b"})" + b"".join(b"q\x01h\x01\x86" for _ in range(70)) + b"K\x01s."
+"""Seventy times t = (t, t), as a key: its hash takes 2^70 steps."""
+LISTS = NEW + b"]q\x00K\x01a" + b"".join(b"]q%ch%cah%ca" % (k + 1, k, k) for k in range(40)) + b"."
+"""Forty times l = [l, l]."""
+LATE = (
+    NEW
+    + b"".join(b"]q%c" % k for k in range(40))
+    + b"".join(b"h%ch%cah%cah%c" % (k, k - 1, k - 1, k) for k in range(39, 0, -1))
+    + b"."
+)
+"""The same, of lists that are filled when they are in others already."""
+
+
+@pytest.mark.parametrize(
+    ("pickled", "words"),
+    [
+        (NEW + b"cbuiltins\nbytearray\n\x8a\x08" + (10**12).to_bytes(8, "little") + b"\x85R.", "asks for bytearray"),
+        (NEW + b"c__builtin__\nbytearray\n\x8a\x08" + (10**12).to_bytes(8, "little") + b"\x85R.", "for bytearray"),
+        (TUPLES, "more than 10,000,000 values"),
+        (LISTS, "more than 10,000,000 values"),
+        (LATE, "changes what is in a container already"),
+        (NEW + b"}" + b")" + b"\x85" * 5000 + b"K\x01s.", "nests containers more than 1000 deep"),
+    ],
+)
+@pytest.mark.parametrize("is_zip", [True, False])
+def test_what_a_few_bytes_could_make_is_refused_before(tmp_path, pickled, words, is_zip):
+    path = tmp_path / "x.pth"
+    if is_zip:
+        as_torch_saves(pickled, path)
+    else:
+        path.write_bytes(pickled)
+    with pytest.raises(ValueError, match=words):
+        load(path)
+    if not is_zip and "bytearray" not in words:
+        with pytest.raises(ValueError, match=words):
+            load_plain(path)
+
+
+@pytest.mark.parametrize("tail", [b"PK\5\6", b"PK\5\6" + bytes(18), b"\0", b"more"])
+def test_a_zip_file_that_readers_may_see_differently_is_refused(tmp_path, tail):
+    assert load(as_torch_saves(NEW + b"K\x07.", tmp_path / "good.pth")) == 7
+    with pytest.raises(ValueError, match="no zip file as torch"):
+        load(as_torch_saves(NEW + b"K\x07.", tmp_path / "x.pth", tail))
+
+
+def test_a_second_list_of_entries_is_refused(tmp_path):
+    """torch goes by the offset that the end names, zipfile by what stands before the end."""
+    path = as_torch_saves(NEW + b"K\x07.", tmp_path / "x.pth")
+    content = path.read_bytes()
+    size, begin = struct.unpack("<LL", content[-10:-2])
+    path.write_bytes(content[:-22] + content[begin : begin + size] + content[-22:])
+    with pytest.raises(ValueError, match="no zip file as torch"):
+        load(path)
+
+
+def test_files_of_torch_pass_what_is_looked_at_before(tmp_path):
+    """Shared tensors, lists that grow by parts of a thousand, and the attributes of a state_dict."""
+    shared = torch.arange(3)
+    state = torch.nn.Sequential(torch.nn.Linear(2, 3), torch.nn.BatchNorm1d(3)).state_dict()
+    content = {"state": state, "many": [*range(5000)], "twice": [shared, shared, (shared,)], "space": Namespace(a=[1])}
+    for is_zip in (True, False):
+        found = load(save(content, tmp_path / f"{is_zip}.pth", is_zip))
+        assert found["many"] == content["many"] and torch.equal(found["twice"][2][0], shared)
+        assert list(found["state"]) == list(state) and found["space"] == content["space"]

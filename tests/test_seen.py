@@ -85,6 +85,25 @@ def test_students_of_another_teacher_are_trained_again(runs, tmp_path, capsys):
     assert scores(run) == scores(fresh)
 
 
+def test_images_and_students_of_another_class_order_are_not_kept(runs, tmp_path, capsys):
+    """Two classes were exchanged in the names of a teacher's outputs, and no gate looked at them."""
+    path, names, run, fresh = (tmp_path / name for name in ("given.safetensors", "names.txt", "run", "fresh"))
+    given = [*FAST, "--squeeze.weights", str(path), "--squeeze.classes-file", str(names)]
+    write_tensors(path, weights(runs[0]), {})
+    names.write_text("\n".join("0 1 2 5 4 3 6 7 8 9".split()))
+    assert fastcondense("run", run, *given) == 0
+    names.write_text("\n".join("0 1 2 3 4 5 6 7 8 9".split()))
+    shutil.rmtree(run / "teachers")
+    capsys.readouterr()
+    assert fastcondense("run", run, *given) == 1
+    assert "teachers" in (words := capsys.readouterr().err) and len(words.splitlines()) == 1
+    shutil.rmtree(run / "condensed")
+    assert fastcondense("run", run, *given) == 0
+    assert trained(capsys.readouterr().out) == ["condensed", "random_soft"]
+    assert fastcondense("run", fresh, *given) == 0
+    assert scores(run) == scores(fresh)
+
+
 def test_a_shard_of_another_run_is_refused(pair, capsys):
     run, other = pair
     shutil.copy(other / "condensed" / "shard-00000.safetensors", run / "condensed")

@@ -124,7 +124,7 @@ def test_batches_epochs_and_temperature_count_where_labels_depend_on_them(labels
     recipe = dataclasses.replace(recipe, labels=dataclasses.replace(recipe.labels, source="stored", **labels))
     recipe = dataclasses.replace(recipe, train=dataclasses.replace(recipe.train, batch_size=8))
     other = dataclasses.replace(recipe, train=dataclasses.replace(recipe.train, **train))
-    teachers = [SimpleNamespace(name="t", sha256="0")]
+    teachers = [SimpleNamespace(name="t", identity="0")]
     one, two = (json.dumps(replay_specification(r, ("a", "b"), "digest", teachers, 0)) for r in (recipe, other))
     assert (one != two) == decides
 

@@ -276,6 +276,23 @@ def test_a_teachers_hash_is_that_of_its_weights(trained):
     assert first.sha256 == Teacher.of(trained, "b", "01", [3, 2], DIGITS).sha256 != other.sha256
 
 
+def test_a_teachers_identity_is_that_of_its_answers(trained):
+    """Weights, which output is of which class, and what inputs are normalised by."""
+    order, swapped, statistics = [*range(10)], [0, 1, 2, 5, 4, 3, *range(6, 10)], ((0.2, 0.4, 0.6), (0.5, 0.25, 2.0))
+    made = [
+        Teacher.of(net, "a", "0123456789", outputs, DIGITS, statistics_of_pixels=pixels)
+        for net, outputs, pixels in [
+            (trained, order, None),
+            (network(0), order, None),
+            (trained, swapped, None),
+            (trained, order, statistics),
+        ]
+    ]
+    assert len({teacher.identity for teacher in made}) == 4
+    again = Teacher.of(trained, "b", "abcdefghij", order, DIGITS, statistics_of_pixels=(DIGITS.mean, DIGITS.std))
+    assert again.identity == made[0].identity
+
+
 def test_running_targets_are_the_running_statistics(trained):
     targets = Teacher.of(trained, "a", "0123456789", list(range(10)), DIGITS).matched_targets()
     assert len(targets) == len(trained.norms) == 3

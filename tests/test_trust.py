@@ -6,7 +6,9 @@ import json
 import re
 import shutil
 import sys
+import threading
 import typing
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import Any
 
@@ -17,6 +19,7 @@ from test_bundle import rewritten, said
 from fastcondense import trust
 from fastcondense.cli import main
 from fastcondense.recipe.recipe import Recipe, from_toml
+from fastcondense.recover.background import Ahead, Writer
 
 PLAIN = {  # free text that is neither code nor a path
     "name",
@@ -178,3 +181,37 @@ def test_trust_ends_with_its_block():
     with contextlib.suppress(KeyError), trust.only(()):
         raise KeyError
     assert trust.code("x.py:net", "student") == "x.py:net"
+
+
+def test_threads_do_not_lend_each_other_their_trust():
+    """One enters while another is in its block, and goes on when that one has left."""
+    first_in, second_in, first_out, seen = threading.Event(), threading.Event(), threading.Event(), []
+
+    def first():
+        with trust.only(()):
+            first_in.set()
+            second_in.wait(10)
+        first_out.set()
+
+    def second():
+        first_in.wait(10)
+        with trust.only(()):
+            second_in.set()
+            first_out.wait(10)
+            seen.append(trust.is_given("evil.py:f"))
+
+    threads = [threading.Thread(target=target) for target in (first, second)]
+    for thread in threads:
+        thread.start()
+    for thread in threads:
+        thread.join()
+    assert seen == [False] and trust.is_given("x.py:net")
+
+
+def test_what_is_made_beside_a_job_is_allowed_what_the_job_is():
+    with trust.only(("mine.py:f",)), ThreadPoolExecutor(1) as thread, Writer() as write:
+        ahead, written = Ahead(trust.is_given, thread), []
+        ahead.prepare("theirs.py:f")
+        assert (ahead("theirs.py:f"), ahead("mine.py:f")) == (False, True)
+        write(lambda: written.append(trust.is_given("theirs.py:f")))
+    assert written == [False]

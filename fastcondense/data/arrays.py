@@ -27,6 +27,8 @@ def checked_split(images: np.ndarray, labels: np.ndarray, classes: tuple[str, ..
         hint = f": axes in the order {found}?" if found else ""
         raise ValueError(f"{where} needs images uint8 [N, H, W, 3], got {images.dtype} {images.shape}{hint}")
     numbers = labels_of_classes(labels, len(images), classes, where)
+    if not images.size:
+        raise ValueError(f"{where} holds images without pixels, {images.shape}")
     if images.max() <= 1:
         raise ValueError(f"{where} has no value above 1 in its images, nearly black: are they pixels in [0, 1]?")
     return Split(numbers, images)
@@ -53,7 +55,10 @@ def labels_of_classes(labels: np.ndarray, count: int, classes: tuple[str, ...], 
 
 def checked_labels(labels: np.ndarray, count: int, where: str) -> np.ndarray:
     """Labels as int64 [count]. Raises ValueError that names `where` if they are others than `count` whole numbers."""
-    labels = np.asarray(labels)
+    try:
+        labels = np.asarray(labels)
+    except ValueError:  # lists of several lengths
+        raise ValueError(f"{where} needs a class number for each image, got lists of several lengths") from None
     if labels.ndim == 2 and 1 in labels.shape and count == labels.size:
         labels = labels.reshape(-1)
     if labels.ndim == 2 and labels.shape[0] == count:

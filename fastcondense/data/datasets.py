@@ -180,9 +180,10 @@ def _cifar_python(folder: Path, name: str) -> tuple[tuple[str, ...], Split, Spli
         if name == "cifar10"
         else ("meta", ["train"], "test", "fine_labels", "fine_label_names")
     )
-    classes = tuple(_unpickle(_required(folder / meta)).get(names_key, ()))
-    if not classes:
+    names = _unpickle(_required(folder / meta)).get(names_key)
+    if not (isinstance(names, list | tuple) and names and all(isinstance(one, str | bytes) for one in names)):
         raise ValueError(f"{folder / meta} has no {names_key}; is it really {name}?")
+    classes = tuple(one.decode(errors="surrogateescape") if isinstance(one, bytes) else one for one in names)
 
     def read(paths: list[str]) -> Split:
         parts = []

@@ -125,7 +125,7 @@ def _write_folder(condensed: CondensedSet, folder: Path, jpeg: int, has_numbers:
 def folder_names(classes: tuple[str, ...], has_numbers: bool) -> list[str]:
     """Folders whose sorted order is class order: the classes' names where that is so, otherwise 00000, 00001, ..."""
     is_plain = all(name.isprintable() and not is_hidden(name) and not set(name) & set('/\\:*?"<>|') for name in classes)
-    if has_numbers or not is_plain or list(classes) != sorted(classes):
+    if has_numbers or not is_plain or CLASSES_FILE in classes or list(classes) != sorted(classes):
         return [f"{k:05d}" for k in range(len(classes))]
     return list(classes)
 

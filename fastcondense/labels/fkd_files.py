@@ -135,7 +135,7 @@ class FKDBatch:
 
 def is_fkd(folder: Path) -> bool:
     """Whether the folder holds FKD files."""
-    return any(epoch_numbers(folder))
+    return bool(epoch_numbers(folder))
 
 
 def num_bytes(folder: Path, epochs: int) -> int:

@@ -178,7 +178,7 @@ def replay_specification(
         "mean": list(recipe.dataset.mean),
         "std": list(recipe.dataset.std),
         "labels": labels,
-        "teachers": {teacher.name: teacher.sha256 for teacher in teachers},
+        "teachers": {teacher.name: teacher.identity for teacher in teachers},
         "batch_size": train.batch_size if is_batched else None,
         "epochs": train.epochs if is_pooled else None,
         "temperature": _temperature(train) if recipe.labels.top_k else None,

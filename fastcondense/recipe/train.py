@@ -5,7 +5,7 @@ from __future__ import annotations
 from dataclasses import dataclass
 from typing import Annotated, Literal
 
-from .bounds import HOW, Count, CountOrZero, Decay, NonNegativeFloat, PositiveFloat, ShareAboveZero
+from .bounds import HOW, Count, CountOrZero, Decay, NonNegativeFloat, PositiveFloat, ShareAboveZero, Within
 from .optimization import Optimization
 from .unread import ReadIf
 
@@ -40,7 +40,7 @@ class Train(Optimization):
     a labels.pool (HALD's soft, hard, soft)."""
     hard_smoothing: Annotated[Decay, ReadIf("hard_share")] = 0.0
     """Share of the label that all classes have alike in those epochs; HALD's is 0.8."""
-    seeds: Count = 1
+    seeds: Annotated[int, Within(1, 10_000)] = 1
     """Students, each from another seed."""
     frozen: bool = False
     """Whether the student is the teacher of that name, frozen, with a new linear layer that learns the classes from

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextvars
 from collections.abc import Callable
 from concurrent.futures import Future, ThreadPoolExecutor
 from types import TracebackType
@@ -34,7 +35,7 @@ class Writer:
     def __call__(self, write: Callable[[], None]) -> None:
         """Begins to write, once the call before has ended."""
         self.settle()
-        self.pending = self.thread.submit(write)
+        self.pending = self.thread.submit(contextvars.copy_context().run, write)
 
     def settle(self) -> None:
         """Waits for the end of the last call."""
@@ -55,14 +56,18 @@ class Ahead(Generic[Key, Value]):
 
     def prepare(self, key: Key) -> None:
         """Begins to make the value of `key`."""
-        self.prepared = key, self.thread.submit(self.function, key)
+        self.prepared = key, self._begun(key)
 
     def __call__(self, key: Key) -> Value:
         """The prepared value if it is that of `key`, which is then forgotten; else it is made now, in the thread."""
         prepared, self.prepared = self.prepared, None
         if prepared is not None and prepared[0] == key:
             return prepared[1].result()
-        return self.thread.submit(self.function, key).result()
+        return self._begun(key).result()
+
+    def _begun(self, key: Key) -> Future[Value]:
+        """In the thread is allowed what is allowed here."""
+        return self.thread.submit(contextvars.copy_context().run, self.function, key)
 
 
 def beside(device: torch.device, *functions: Callable[[Key], Value] | None) -> list[Any]:

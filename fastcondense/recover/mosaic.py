@@ -252,7 +252,7 @@ def _folder(run: Run, teachers: Sequence[Teacher]) -> Path:
     return run.folder_of(
         "initial",
         squeeze=run.identity("squeeze"),
-        observers={teacher.name: teacher.sha256 for teacher in observers},
+        observers={teacher.name: teacher.identity for teacher in observers},
         initial={key: value for key, value in initial.items() if key not in left_out},
     )
 

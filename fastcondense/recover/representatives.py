@@ -167,6 +167,6 @@ def _path(folder: Path, label: int) -> Path:
 
 def _folder(run: Run, rule: Rule) -> Path:
     """The folder where choices are kept, named after all that decides them."""
-    teacher = None if rule.teacher is None else [rule.teacher.name, rule.teacher.sha256]
+    teacher = None if rule.teacher is None else [rule.teacher.name, rule.teacher.identity]
     more = {"patterns": PATTERNS} if rule.kind == "bps" else {}
     return run.folder_of("initial", rule=rule.kind, teacher=teacher, **more)

@@ -51,7 +51,7 @@ def recover(run: Run, teachers: list[Teacher]) -> None:
     manifest = {
         "classes": list(run.real.classes),
         "recipe": identity,
-        "teachers": {teacher.name: teacher.sha256 for teacher in teachers},
+        "teachers": {teacher.name: teacher.identity for teacher in teachers},
     }
     begun_with = open_folder(folder, manifest, versions())
     made = Made(run, identity_of(manifest))

@@ -92,7 +92,10 @@ def _choose(run: Run, teacher: Teacher, path: Path) -> None:
 
 def _path(run: Run, teacher: Teacher) -> Path:
     """The file of the choice, beside the teacher's weights, named after all that decides it."""
-    identity = run.identity("squeeze") | {"teacher": teacher.sha256, "recover": run.recipe.parts("recover")["recover"]}
+    identity = run.identity("squeeze") | {
+        "teacher": teacher.identity,
+        "recover": run.recipe.parts("recover")["recover"],
+    }
     return teacher_path(run.out, teacher.name).with_name(f"pruning-{tree_sha256(identity)[:8]}.json")
 
 

@@ -6,7 +6,7 @@ import shutil
 from dataclasses import dataclass, replace
 from pathlib import Path
 
-from ..files import slug, write_json
+from ..files import slug, tree_sha256, write_json
 from ..labels.fkd_files import is_fkd, sampled_sha256
 from ..labels.stored_labels import stored_folder
 from ..recipe.evaluation import student_parts
@@ -117,7 +117,9 @@ def _seen(run: Run, arm: Arm) -> dict[str, str]:
     no_teacher = recipe.needs_no_teacher or (arm.labels == "hard" and arm.images in ("random", "full"))
     for name in recipe.squeeze.teachers if recipe.train.frozen or not no_teacher else ():
         if (path := teacher_path(run.out, name)).exists():
-            found[f"teacher {name}"] = read_teacher(path)["sha256"]
+            kept = read_teacher(path)
+            answers = {key: kept.get(key) for key in ("sha256", "outputs", "pixel_statistics")}
+            found[f"teacher {name}"] = tree_sha256(answers)
     return found
 
 

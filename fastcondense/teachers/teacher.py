@@ -13,6 +13,7 @@ from torch import Tensor, nn
 
 from .. import vision
 from ..data.real import Normalization
+from ..files import tree_sha256
 from ..networks.precision import cast
 from ..networks.zoo import black, channels_last, tried
 from ..recipe.settings import Dataset, PixelStatistics
@@ -97,6 +98,13 @@ class Teacher:
             made.normalization = own
             made.adaptation = factor[:, None, None], (own.offset - given.offset * factor)[:, None, None]
         return made
+
+    @functools.cached_property
+    def identity(self) -> str:
+        """SHA-256 of all that its answers depend on: weights, the output of each class, how inputs are normalised."""
+        own = self.normalization
+        inputs = None if own is None else [own.gain.tolist(), own.offset.tolist()]
+        return tree_sha256({"weights": self.sha256, "outputs": self.outputs.tolist(), "inputs": inputs})
 
     @functools.cached_property
     def keepers(self) -> list[Keeper]:
