@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import argparse
 import contextlib
+import encodings.aliases
 import math
 import pickle
 import pickletools
@@ -106,19 +107,21 @@ def _check_end(path: Path) -> None:
             end -= 76
             size, begin = struct.unpack("<QQ", tail[40:56])
             if tail[:4] != b"PK\6\6" or struct.unpack("<Q", tail[64:72]) != (end,):
-                begin = -1
-        if begin + size == end:
+                size = -1
+        if size >= 0 and begin + size == end:
             return
     raise ValueError("it is no zip file as torch.save writes it")
 
 
 class _Scanned:
-    """What a pickle makes: how deep it is, of how many values, and whether it is in another."""
+    """What a pickle makes: how deep it is, of how many values, whether it is in another, and the name of a function, or
+    whether one has made it or something in it."""
 
-    __slots__ = ("count", "depth", "is_inside")
+    __slots__ = ("count", "depth", "is_inside", "is_made", "name")
 
-    def __init__(self, depth: int = 0, count: int = 1):
-        self.depth, self.count, self.is_inside = depth, count, False
+    def __init__(self, name: str = ""):
+        self.depth, self.count, self.name = 0, 1, name
+        self.is_inside = self.is_made = False
 
 
 def _check_depth(file: BinaryIO) -> None:
@@ -129,6 +132,7 @@ def _check_depth(file: BinaryIO) -> None:
     marks: list[int] = []
     memo: dict[int, _Scanned] = {}
     one = _Scanned()
+    transforms, has_encode = set[str](), False
     for position, (opcode, argument, _) in enumerate(pickletools.genops(file)):
         name, before = opcode.name, opcode.stack_before
         if name == "MARK":
@@ -140,12 +144,18 @@ def _check_depth(file: BinaryIO) -> None:
             memo[number] = stack[-1] if stack else one
         elif name in ("GET", "BINGET", "LONG_BINGET"):
             stack.append(memo.get(int(argument or 0), one))
-        elif name == "DUP":
-            stack.append(stack[-1] if stack else one)
+        elif name in ("DUP", "POP", "POP_MARK"):
+            raise _Refused(f"it holds {name}, which no pickle of tensors and numbers needs")
         elif not before and not name.startswith("EMPTY"):
-            if name == "GLOBAL" and str(argument).partition(" ")[2] == "bytearray":
-                raise _Refused("it asks for bytearray, which may take any memory")
-            stack += [one] * len(opcode.stack_after)
+            asked = str(argument).partition(" ")[2] if name == "GLOBAL" else ""
+            if asked in _BY_NUMBER:
+                raise _Refused(f"it asks for {asked}, which may take any memory")
+            has_encode |= asked == "encode"
+            if isinstance(argument, str) and len(argument) < _LONGEST_CODEC and _codec(argument) in _TRANSFORMS:
+                transforms.add(argument)
+            if has_encode and transforms:
+                raise _Refused(f"it asks for bytes encoded as {min(transforms)!r}")
+            stack += [_Scanned(asked) if asked else one] * len(opcode.stack_after)
         else:
             count = len(before)
             if pickletools.markobject in before:
@@ -157,9 +167,13 @@ def _check_depth(file: BinaryIO) -> None:
             made = taken[0] if is_changed and taken[0] is not one else _Scanned()
             if is_changed and made.is_inside:
                 raise _Refused("it changes what is in a container already")
+            if name == "REDUCE" and taken and taken[0].name in _WALKERS and any(inner.is_made for inner in taken[1:]):
+                raise _Refused(f"it makes a {taken[0].name} of what is none of plain values")
             for inner in taken[is_changed:]:
                 made.depth, made.count = max(made.depth, 1 + inner.depth), made.count + inner.count
-                inner.is_inside = inner is not one and bool(opcode.stack_after)
+                made.is_made |= inner.is_made
+                inner.is_inside |= inner is not one
+            made.is_made |= name in ("REDUCE", "NEWOBJ", "OBJ", "INST")
             if made.depth > _DEEPEST:
                 raise _Refused(f"it nests containers more than {_DEEPEST} deep")
             if made.count > _MOST:
@@ -167,7 +181,20 @@ def _check_depth(file: BinaryIO) -> None:
             stack += [made] * len(opcode.stack_after)
 
 
+def _codec(name: str) -> str:
+    """The name of a codec as Python looks it up."""
+    name = encodings.normalize_encoding(name).lower()
+    return encodings.aliases.aliases.get(name, name)
+
+
 _CHANGES = {"APPEND", "APPENDS", "SETITEM", "SETITEMS", "ADDITEMS", "BUILD"}
+_BY_NUMBER = {"bytearray", "_rebuild_device_tensor_from_cpu_tensor", "_rebuild_device_tensor_from_numpy"}
+"""Functions of torch's list that take the memory that a number names."""
+_WALKERS = {"set", "frozenset", "Counter", "Size"}
+"""Functions of torch's list that walk what they are given: a tensor may claim any length."""
+_TRANSFORMS = {"base64_codec", "bz2_codec", "hex_codec", "quopri_codec", "rot_13", "uu_codec", "zlib_codec"}
+"""Codecs from bytes to bytes, which can be applied again and again."""
+_LONGEST_CODEC = 50
 
 
 class _Refused(Exception):

@@ -53,13 +53,19 @@ def source_sha256(reference: str, purpose: str) -> str:
     Raises ValueError as `load_function`, and for a file that is another one than was imported.
     """
     load_function(reference, purpose)
-    file = _module(reference, purpose).__file__
-    if file is None:
+    file = _file_of(_module(reference, purpose))
+    if not file:
         raise ValueError(f"{purpose} {reference!r} is in no file")
     found = _digest(file)
     if _imported.get(file, found) != found:
         raise ValueError(f"{purpose} {reference!r}: {file} was changed after it was imported; start again")
     return found
+
+
+def _file_of(module: ModuleType) -> str:
+    """The file that the module was read from; empty if there is none, as for those of archives and of prompts."""
+    file = getattr(module, "__file__", None) or ""
+    return file if Path(file).is_file() else ""
 
 
 def _digest(file: str) -> str:
@@ -85,8 +91,8 @@ def _module(reference: str, purpose: str) -> ModuleType:
         if name.endswith(".py"):
             return _module_of_file(Path(name))
         module = import_module(name)
-        if module.__file__ is not None and module.__file__ not in _imported:
-            _imported[module.__file__] = _digest(module.__file__)
+        if (file := _file_of(module)) and file not in _imported:
+            _imported[file] = _digest(file)
         return module
     except ImportError as error:
         raise ValueError(f"{purpose} {reference!r} cannot be imported: {error}") from None

@@ -170,6 +170,10 @@ def test_a_table_of_settings_changes_what_it_names_alone():
     )
     assert by_table == fc.recipe("fastcondense/digits-ipc1", **{"train.epochs": 3, "recover.initial.kind": "real"})
     assert by_table.train == replace(plain.train, epochs=3) != plain.train
+    assert fc.recipe("fastcondense/digits-ipc1", train={}) == plain
+    for settings in ({"trian": {}}, {"train": {"xyz": {}}}, {"train": {"epochs": {}}}):
+        with pytest.raises(ValueError, match=r"unknown key '(trian|train.xyz)'|train.epochs must be of type int"):
+            fc.recipe("fastcondense/digits-ipc1", **settings)
     with pytest.raises(ValueError, match=r"labels.mix_alpha is read where labels.mix is cutmix or mixup"):
         fc.recipe("fastcondense/digits-ipc1", labels={"mix": "none", "mix_alpha": 0.3})
 

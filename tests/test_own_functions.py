@@ -239,6 +239,12 @@ def test_a_file_that_was_changed_is_another_module(tmp_path, monkeypatch):
     assert found == [3, 7]
 
 
+def test_functions_of_modules_without_files_are_found():
+    assert load_function("builtins:len", "labels.source")([1, 2]) == 2
+    with pytest.raises(ValueError, match=r"^labels.source 'builtins:len' is in no file"):
+        source_sha256("builtins:len", "labels.source")
+
+
 def test_a_module_that_was_changed_after_its_import_is_refused(tmp_path, monkeypatch):
     monkeypatch.chdir(tmp_path)
     path = tmp_path / "imported_once.py"

@@ -164,6 +164,9 @@ LATE = (
         (TUPLES, "more than 10,000,000 values"),
         (LISTS, "more than 10,000,000 values"),
         (LATE, "changes what is in a container already"),
+        (NEW + b"c_codecs\nencode\n(X\x02\x00\x00\x00abX\x03\x00\x00\x00HextR.", "bytes encoded as 'Hex'"),
+        (NEW + b"cbuiltins\nset\n(ctorch._utils\n_rebuild_tensor_v2\n(tRtR.", "makes a set of what is none"),
+        (NEW + b"(0K\x01.", "holds POP"),
         (NEW + b"}" + b")" + b"\x85" * 5000 + b"K\x01s.", "nests containers more than 1000 deep"),
     ],
 )
@@ -176,7 +179,7 @@ def test_what_a_few_bytes_could_make_is_refused_before(tmp_path, pickled, words,
         path.write_bytes(pickled)
     with pytest.raises(ValueError, match=words):
         load(path)
-    if not is_zip and "bytearray" not in words:
+    if not is_zip and not words.startswith(("asks", "for bytearray", "bytes", "makes")):
         with pytest.raises(ValueError, match=words):
             load_plain(path)
 
@@ -196,6 +199,18 @@ def test_a_second_list_of_entries_is_refused(tmp_path):
     path.write_bytes(content[:-22] + content[begin : begin + size] + content[-22:])
     with pytest.raises(ValueError, match="no zip file as torch"):
         load(path)
+
+
+def test_a_record_of_64_bits_that_is_none_is_refused(tmp_path):
+    """zipfile passes over it, to a list of entries before the end; torch follows the locator."""
+    path = as_torch_saves(NEW + b"K\x07.", tmp_path / "x.pth")
+    content = path.read_bytes()
+    end = len(content) - 22
+    for size in (end + 1, end, 0):
+        record = b"none" + bytes(36) + struct.pack("<QQ", size, 0) + b"PK\6\7" + bytes(16)
+        path.write_bytes(content[:-22] + record + content[-22:])
+        with pytest.raises(ValueError, match="no zip file as torch"):
+            load(path)
 
 
 def test_files_of_torch_pass_what_is_looked_at_before(tmp_path):

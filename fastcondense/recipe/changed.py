@@ -21,7 +21,7 @@ def flat(settings: Mapping[str, Any]) -> dict[str, Any]:
     """The settings, those of tables too, by dotted names; numbers of numpy become Python's."""
     found: dict[str, Any] = {}
     for key, value in settings.items():
-        if isinstance(value, Mapping) and key.count(".") < _DEEPEST:
+        if isinstance(value, Mapping) and value and key.count(".") < _DEEPEST:
             found |= flat({f"{key}.{name}": inner for name, inner in value.items()})
         else:
             found[key] = value.item() if isinstance(value, np.generic) else value
@@ -42,6 +42,8 @@ def changed(recipe: Recipe, settings: Mapping[str, Any]) -> Recipe:
             table = table.setdefault(part, {}) if isinstance(table, dict) else None
         if value is None or not isinstance(table, dict) or len(parts) > _DEEPEST:
             raise ValueError(f"recipe {recipe.name}: {key} cannot be {value!r}")
+        if value == {} and isinstance(table.get(last), dict):
+            continue
         table[last] = os.fspath(value) if isinstance(value, os.PathLike) else value
     try:
         text = tomli_w.dumps(tree)
