@@ -65,7 +65,7 @@ def load_plain(path: Path) -> Any:
     """
     with open_file(path) as file:
         try:
-            _check_depth(file)
+            _scan(file)
             file.seek(0)
             return _Plain(file, encoding="latin1").load()
         except Exception as error:  # as above
@@ -88,11 +88,11 @@ def _check(path: Path) -> None:
             raise ValueError("it is compressed, as torch.save writes no file")
         if sum(entry.file_size for entry in entries) > path.stat().st_size:
             raise ValueError("it claims more bytes than it has")
-        _check_depth(BytesIO(torch._C.PyTorchFileReader(str(path)).get_record("data.pkl")))
+        _scan(BytesIO(torch._C.PyTorchFileReader(str(path)).get_record("data.pkl")))
         return
     with open_file(path) as file, contextlib.suppress(ValueError):  # what is no pickle is torch's to refuse
         for _ in range(5):  # an old file begins with so many
-            _check_depth(file)
+            _scan(file)
 
 
 def _check_end(path: Path) -> None:
@@ -124,7 +124,7 @@ class _Scanned:
         self.is_inside = self.is_made = False
 
 
-def _check_depth(file: BinaryIO) -> None:
+def _scan(file: BinaryIO) -> None:
     """Scans a pickle, without making anything of it, for containers that are nested too deep, for more values than
     anybody could walk, for calls that take memory, and for numbers of its memo that would make that a table of
     gigabytes."""
